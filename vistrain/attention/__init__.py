@@ -1,0 +1,1 @@
+"""One file per attention operator or token mixer. Pure torch."""

@@ -1,0 +1,1 @@
+"""Safe loading of weights and declarative key maps."""

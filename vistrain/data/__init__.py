@@ -1,0 +1,1 @@
+"""Datamodules, datasets, transforms, collation, generated demo data."""

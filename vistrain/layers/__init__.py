@@ -1,0 +1,1 @@
+"""The ground: boxes, position encodings, deformable sampling, padding, normalisation layers. Pure torch."""

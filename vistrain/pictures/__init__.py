@@ -1,0 +1,1 @@
+"""Pictures for people: annotated images, grids, curves."""

@@ -1,0 +1,1 @@
+"""LightningModules, one per task; they never name a paper."""

@@ -1,0 +1,1 @@
+"""The DETR family's toolbox: deformable layers, query selection, denoising. Pure torch."""
