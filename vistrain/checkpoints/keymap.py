@@ -1,0 +1,97 @@
+"""Names of weights in somebody else's files, as a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vistrain.errors import WeightsError
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """How one naming of a network's weights turns into ours. Plain data: a paper's file writes it as a literal.
+
+    Attributes:
+        name: of the naming, for messages (`official`, `detrex`).
+        marker: regular expression; a file has this naming if some key contains a match.
+        rules: `(pattern, replacement)`, applied with `re.sub` one after the other to each foreign key.
+        drop: patterns of foreign keys that carry nothing for us.
+        aliases: `(pattern, replacement)`, applied after the rules: a key that changes is a second spelling of the key
+            it changes to. Both hold one tensor; a difference is an error.
+        exports: `(pattern, replacements)`, applied one after the other to each of our keys; several replacements give
+            several names. Only needed by `export`.
+    """
+
+    name: str
+    marker: str
+    rules: tuple[tuple[str, str], ...] = ()
+    drop: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+    exports: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def matches(self, keys: Iterable[str]) -> bool:
+        """Whether these keys (a state dict will do) have this naming."""
+        marker = re.compile(self.marker)
+        return any(marker.search(key) for key in keys)
+
+    def rename(self, key: str) -> str | None:
+        """Our name of a foreign key before aliases; None if it carries nothing."""
+        if any(re.search(pattern, key) for pattern in self.drop):
+            return None
+        return _substitute(key, self.rules)
+
+    def apply(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same tensors under our names.
+
+        Raises:
+            WeightsError: two foreign keys become one of ours, or two spellings of one key hold different tensors.
+        """
+        ours: dict[str, Tensor] = {}
+        origin: dict[str, str] = {}
+        second: dict[str, str] = {}
+        for key in state_dict:
+            renamed = self.rename(key)
+            if renamed is None:
+                continue
+            if (target := _substitute(renamed, self.aliases)) != renamed:
+                second[key] = target
+                continue
+            if renamed in ours:
+                raise WeightsError(self.name, f"'{origin[renamed]}' and '{key}' both become '{renamed}'")
+            ours[renamed], origin[renamed] = state_dict[key], key
+        for key, target in second.items():
+            # A file that has only the second spelling is as good as one that has only the first.
+            value, first = state_dict[key], ours.setdefault(target, state_dict[key])
+            if value.shape != first.shape or not torch.equal(value, first):
+                raise WeightsError(self.name, f"'{key}' should equal '{origin.get(target, target)}', but differs")
+        return ours
+
+    def export(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our tensors under the foreign names, second spellings included.
+
+        Raises:
+            WeightsError: the map has no `exports`, or two of our keys become one foreign key.
+        """
+        if not self.exports:
+            raise WeightsError(self.name, "this key map cannot write the foreign names", "give it `exports`")
+        foreign: dict[str, Tensor] = {}
+        for key, value in state_dict.items():
+            names = [key]
+            for pattern, replacements in self.exports:
+                names = [re.sub(pattern, new, name) for name in names for new in replacements]
+            for name in dict.fromkeys(names):  # a pattern that does not match yields the same name several times
+                if name in foreign:
+                    raise WeightsError(self.name, f"two weights become '{name}'", "mend `exports`")
+                foreign[name] = value
+        return foreign
+
+
+def _substitute(key: str, rules: Iterable[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key

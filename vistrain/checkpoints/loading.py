@@ -1,0 +1,191 @@
+"""Strict loading of weights into a network."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from vistrain.checkpoints.files import load_file
+from vistrain.checkpoints.keymap import KeyMap
+from vistrain.errors import WeightsError
+
+log = logging.getLogger(__name__)
+
+# Where training programs put the state dict, averaged weights first: published numbers are theirs. mmengine's
+# `ema_state_dict` is missing on purpose: its hook swaps the two before saving, `state_dict` holds the average.
+_WRAPPERS = (
+    *("params_ema", "model_ema", "ema_model", "state_dict_ema", "ema", "teacher"),
+    *("state_dict", "model", "model_state_dict", "params", "net", "network", "module", "weights", "student"),
+)
+_SHOWN = 4  # names listed per kind of disagreement before a count follows
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A class layer that was not loaded since its shape depends on the number of classes.
+
+    Attributes:
+        name: our parameter name.
+        file_shape, model_shape: the shapes that disagreed.
+    """
+
+    name: str
+    file_shape: tuple[int, ...]
+    model_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_weights` did.
+
+    Attributes:
+        source: the file, or `state dict`.
+        picked: dotted place of the state dict within the file; empty if it was the whole.
+        key_map: name of the key map that was recognised; None if the names were ours already.
+        loaded: number of tensors loaded.
+        left_out: class layers that kept their initial values.
+    """
+
+    source: str
+    picked: str
+    key_map: str | None
+    loaded: int
+    left_out: tuple[LeftOut, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"{self.source}: {self.loaded} tensors"
+        text += f" of '{self.picked}'" if self.picked else ""
+        text += f", {self.key_map} names" if self.key_map else ""
+        for item in self.left_out:
+            text += f"\n  left out {item.name}: {list(item.file_shape)} in the file, {list(item.model_shape)} here"
+        return text
+
+
+def load_weights(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Any],
+    *,
+    key_maps: Sequence[KeyMap] = (),
+    class_layers: Sequence[str] = (),
+) -> LoadReport:
+    """Loads weights strictly: every tensor of the model comes from the file, every tensor of the file is used.
+
+    Two things are excused. Parameters that match `class_layers` and whose shape differs keep their initial values,
+    since a detector of other classes is still a good start. `num_batches_tracked` may be absent on either side: frozen
+    and older batch norms do not count batches.
+
+    Args:
+        model: receives the weights in place.
+        source: a file (see `load_file`), or a dictionary, wrapped or not.
+        key_maps: namings to recognise; the first that matches is used, unless the names are the model's own.
+        class_layers: regular expressions (`re.search`) of parameters whose shape depends on the number of classes.
+
+    Returns:
+        What was loaded and what was left out.
+
+    Raises:
+        WeightsError: the file cannot be read, or names or shapes disagree; the first few are listed.
+    """
+    where = "state dict" if isinstance(source, Mapping) else str(source)
+    content = source if isinstance(source, Mapping) else load_file(source)
+    foreign, picked = find_state_dict(content, where)
+    own = model.state_dict()
+    foreign = _strip_prefixes(foreign, own)
+    recognised: KeyMap | None = None
+    if not _counted(foreign).keys() == _counted(own).keys():
+        recognised = next((key_map for key_map in key_maps if key_map.matches(foreign)), None)
+    try:
+        weights = recognised.apply(foreign) if recognised else dict(foreign)
+    except WeightsError as error:
+        raise WeightsError(where, f"{error.where} names: {error.problem}", error.remedy) from error
+
+    left_out, problems = _compare(weights, own, class_layers)
+    if problems:
+        naming = f"{recognised.name} names" if recognised else "names of vistrain"
+        tried = "" if recognised or not key_maps else f" (not the names of {', '.join(m.name for m in key_maps)})"
+        raise WeightsError(
+            where,
+            f"does not fit {type(model).__name__}, read with {naming}{tried}: {'; '.join(problems)}",
+            "is the config the one that these weights were trained with?",
+        )
+    skipped = {item.name for item in left_out}
+    complete = {name: weights[name] if name in weights and name not in skipped else own[name] for name in own}
+    model.load_state_dict(complete)
+    report = LoadReport(where, picked, recognised.name if recognised else None, len(own) - len(skipped), left_out)
+    log.info("%s", report)
+    return report
+
+
+def find_state_dict(content: Mapping[str, Any], where: str = "state dict") -> tuple[dict[str, Tensor], str]:
+    """Finds the state dict within what a training program saved.
+
+    Args:
+        content: a state dict, or nested dictionaries around one.
+        where: the file, for the message.
+
+    Returns:
+        The state dict (tensors alone) and its dotted place, empty for the top level.
+
+    Raises:
+        WeightsError: no tensors in any of the usual places.
+    """
+    for name in _WRAPPERS:
+        inner = content.get(name)
+        if isinstance(inner, Mapping) and _has_tensors(inner):
+            state_dict, place = find_state_dict(inner, where)
+            return state_dict, f"{name}.{place}".rstrip(".")
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        found = ", ".join(map(repr, list(content)[:8])) or "nothing"
+        raise WeightsError(where, f"no state dict in it; it holds {found}", "save `model.state_dict()` alone")
+    return tensors, ""
+
+
+def _has_tensors(content: Mapping[str, Any]) -> bool:
+    return any(
+        isinstance(value, Tensor) or (isinstance(value, Mapping) and _has_tensors(value)) for value in content.values()
+    )
+
+
+def _counted(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the batch counters, which no inference and no training with a fixed momentum reads."""
+    return {key: value for key, value in state_dict.items() if not key.endswith("num_batches_tracked")}
+
+
+def _strip_prefixes(state_dict: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Removes what wrappers put before names: torch.compile, DDP, AveragedModel, LightningModule."""
+    state_dict = {key.replace("_orig_mod.", ""): value for key, value in state_dict.items()}
+    if all(key.startswith("module.") for key in state_dict if key != "n_averaged"):
+        state_dict.pop("n_averaged", None)  # AveragedModel's counter
+    for prefix in ("module.", "model."):
+        if all(key.startswith(prefix) for key in state_dict) and not any(key.startswith(prefix) for key in own):
+            state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
+    return state_dict
+
+
+def _compare(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], class_layers: Sequence[str]
+) -> tuple[tuple[LeftOut, ...], list[str]]:
+    """What may be left out, and what is wrong, in words."""
+    left_out, misshaped = [], []
+    for name, value in weights.items():
+        if name not in own or value.shape == own[name].shape:
+            continue
+        if any(re.search(pattern, name) for pattern in class_layers):
+            left_out.append(LeftOut(name, tuple(value.shape), tuple(own[name].shape)))
+        else:
+            misshaped.append(f"{name} {list(value.shape)} for {list(own[name].shape)}")
+    missing = [name for name in _counted(own) if name not in weights]
+    unexpected = [name for name in _counted(weights) if name not in own]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
+    return tuple(left_out), [f"{len(names)} {kind}: {_few(names)}" for kind, names in kinds if names]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
