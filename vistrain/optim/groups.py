@@ -1,0 +1,172 @@
+"""Parameter groups: which parameters learn at which pace, and which are decayed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from vistrain.errors import ConfigError
+
+WHERE = "optimizer.groups"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Parameters that a pattern matches, and what is special about them.
+
+    Args:
+        match: one or more shell patterns on parameter names (`backbone.*`, `*.sampling_offsets.*`; `*` crosses dots).
+        lr_scale: factor on the learning rate.
+        weight_decay: replaces the optimizer's weight decay, also on norms and biases; None leaves it.
+    """
+
+    match: tuple[str, ...]
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
+
+    @classmethod
+    def from_config(cls, node: dict[str, Any], where: str) -> Rule:
+        """Check one rule as a config gives it.
+
+        Raises:
+            ConfigError: a key is unknown, `match` is missing or a value has the wrong type.
+        """
+        known = [f.name for f in fields(cls)]
+        for key in node:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                raise ConfigError(f"{where}.{key}", "no such key", f"did you mean {(near or known)[0]!r}?")
+        match = node.get("match")
+        patterns = [match] if isinstance(match, str) else match
+        if not isinstance(patterns, list | tuple) or not patterns or not all(isinstance(p, str) for p in patterns):
+            raise ConfigError(f"{where}.match", f"{match!r} is neither a pattern nor a list of patterns")
+        for key in ("lr_scale", "weight_decay"):
+            value = node.get(key)
+            wrong = not isinstance(value, int | float) or isinstance(value, bool) or value < 0
+            if key in node and wrong and not (key == "weight_decay" and value is None):
+                raise ConfigError(f"{where}.{key}", f"{value!r} is not a number of 0 or more")
+        return cls(**{**node, "match": tuple(patterns)})
+
+
+class ParameterGroups:
+    """Sorts a network's trainable parameters into groups for a torch optimizer.
+
+    Args:
+        rules: each with `match` (a pattern or a list of them, on names as `model.named_parameters()` gives them) and
+            `lr_scale` and `weight_decay` where they differ; the first rule that matches a parameter decides.
+        no_decay_norms: leave the parameters of normalisation layers undecayed.
+        no_decay_bias: leave every bias undecayed.
+        layer_decay: each layer of `model.backbone.body` learns this much slower than the one above it (BEiT,
+            Bao et al. 2022); layers are timm's (`group_matcher`), everything above the body counts as the top.
+
+    Raises:
+        ConfigError: a rule is malformed.
+    """
+
+    def __init__(
+        self,
+        rules: list[dict[str, Any]] | None = None,
+        no_decay_norms: bool = True,
+        no_decay_bias: bool = False,
+        layer_decay: float | None = None,
+    ) -> None:
+        self.rules = [Rule.from_config(rule, f"{WHERE}.rules.{i}") for i, rule in enumerate(rules or [])]
+        self.no_decay_norms, self.no_decay_bias = no_decay_norms, no_decay_bias
+        if layer_decay is not None and not 0 < layer_decay <= 1:
+            raise ConfigError(f"{WHERE}.layer_decay", f"{layer_decay} is not in 0..1")
+        self.layer_decay = layer_decay
+
+    def __call__(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The groups of one network.
+
+        Args:
+            model: the network; frozen parameters (`requires_grad` false) are left out.
+            lr: base learning rate.
+            weight_decay: base weight decay.
+
+        Returns:
+            Groups as torch optimizers take them: `params`, `lr`, `weight_decay`, and `name` for logs, which tells
+            what is special about the group.
+
+        Raises:
+            ConfigError: a pattern matches no parameter, nothing is trainable, or the body has no layers to decay by.
+        """
+        self._check_patterns([name for name, _ in model.named_parameters()])
+        norms = _norm_parameters(model) if self.no_decay_norms else set()
+        depth = _layer_scales(model, self.layer_decay) if self.layer_decay is not None else {}
+        groups: dict[tuple[float, float], dict[str, Any]] = {}
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            rule = next((r for r in self.rules if any(fnmatchcase(name, p) for p in r.match)), None)
+            scale = (rule.lr_scale if rule else 1.0) * depth.get(name, 1.0)
+            decay = weight_decay
+            if name in norms or (self.no_decay_bias and name.endswith("bias")):
+                decay = 0.0
+            if rule and rule.weight_decay is not None:
+                decay = rule.weight_decay
+            title = f"lr x{scale:.4g}" + ("" if decay == weight_decay else f", decay {decay:g}")
+            group = {"params": [], "lr": lr * scale, "weight_decay": decay, "name": title}
+            groups.setdefault((scale, decay), group)["params"].append(parameter)
+        if not groups:
+            raise ConfigError(WHERE, "the network has no trainable parameter", "unfreeze some")
+        return list(groups.values())
+
+    def _check_patterns(self, names: list[str]) -> None:
+        for i, rule in enumerate(self.rules):
+            for pattern in rule.match:
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    near = difflib.get_close_matches(pattern.replace("*", ""), names, 3, cutoff=0.0)
+                    raise ConfigError(
+                        f"{WHERE}.rules.{i}.match", f"{pattern!r} matches no parameter", f"nearest: {', '.join(near)}"
+                    )
+
+
+def _norm_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters that belong to normalisation layers, of torch, of timm or of anyone.
+
+    By class name, because such layers share no base class; one-dimensional, because a larger parameter of a module
+    that also normalises is a weight like any other.
+    """
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if "norm" in type(module).__name__.lower()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim <= 1
+    }
+
+
+class _NamesAndTop:
+    """The parameters of a body and one name that no matcher knows: timm gives it the layer above all others."""
+
+    top = "\0top"
+
+    def __init__(self, body: nn.Module) -> None:
+        self.body = body
+
+    def named_parameters(self) -> Iterator[tuple[str, Any]]:
+        yield from self.body.named_parameters()
+        yield self.top, None
+
+
+def _layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+    """Learning-rate factor `decay ** (top - layer)` for each parameter of `model.backbone.body`.
+
+    `top` is where timm puts a classifier; a detector's or segmenter's head stands there, so the body's last block
+    gets `decay ** 1` with and without a classifier (as ViTDet's and BEiT's recipes have it).
+    """
+    body = getattr(getattr(model, "backbone", None), "body", None)
+    matcher = getattr(body, "group_matcher", None)
+    if not isinstance(body, nn.Module) or not callable(matcher):
+        raise ConfigError(f"{WHERE}.layer_decay", "the backbone does not say what its layers are", "use a timm model")
+    from timm.models import group_parameters  # timm takes seconds to import, and few recipes need it
+
+    layers = group_parameters(_NamesAndTop(body), matcher(coarse=False), reverse=True)
+    top = layers[_NamesAndTop.top]
+    return {f"backbone.body.{name}": decay ** (top - layer) for name, layer in layers.items()}
