@@ -1,1 +1,6 @@
 """Losses and criteria. Pure torch."""
+
+from vistrain.losses.focal import focal_loss_sums
+from vistrain.losses.set_criterion import SetCriterion, SetPrediction, average_over_processes
+
+__all__ = ["SetCriterion", "SetPrediction", "average_over_processes", "focal_loss_sums"]

@@ -1,1 +1,29 @@
 """The DETR family's toolbox: deformable layers, query selection, denoising. Pure torch."""
+
+from vistrain.transformer.attention import QuerySelfAttention
+from vistrain.transformer.deformable import (
+    DeformableDecoder,
+    DeformableDecoderLayer,
+    DeformableEncoder,
+    DeformableEncoderLayer,
+    encoder_reference_points,
+    valid_extents,
+)
+from vistrain.transformer.denoising import ContrastiveDenoising, DenoisingNoise, DenoisingQueries
+from vistrain.transformer.two_stage import box_position, token_proposals, top_proposals
+
+__all__ = [
+    "ContrastiveDenoising",
+    "DeformableDecoder",
+    "DeformableDecoderLayer",
+    "DeformableEncoder",
+    "DeformableEncoderLayer",
+    "DenoisingNoise",
+    "DenoisingQueries",
+    "QuerySelfAttention",
+    "box_position",
+    "encoder_reference_points",
+    "token_proposals",
+    "top_proposals",
+    "valid_extents",
+]

@@ -1,0 +1,43 @@
+"""The small perceptron of box heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them (DETR's box head).
+
+    Args:
+        in_features, hidden, out_features: widths.
+        num_layers: number of linear layers.
+        initial: `[out_features]` values that the perceptron gives for every input before training; None leaves the
+            usual random start.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int,
+        out_features: int,
+        num_layers: int = 3,
+        initial: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        widths = [in_features, *[hidden] * (num_layers - 1), out_features]
+        linears = [nn.Linear(a, b) for a, b in pairwise(widths)]
+        self.layers = nn.ModuleList(linears)
+        if initial is not None:
+            nn.init.zeros_(linears[-1].weight)
+            with torch.no_grad():
+                linears[-1].bias.copy_(torch.tensor(initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in_features]` -> `[..., out_features]`."""
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x)

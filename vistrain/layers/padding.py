@@ -1,0 +1,67 @@
+"""From uint8 batches to what networks compute with: normalisation on the device and padding masks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vistrain.structures import Preprocessing
+
+
+def padding_mask(size: Tensor, height: int, width: int) -> Tensor:
+    """Where a batch is padding.
+
+    Args:
+        size: `[B, 2]` int64, (h, w) of each unpadded image; padding is bottom and right.
+        height, width: of the padded batch.
+
+    Returns:
+        `[B, height, width]` bool, True on padding.
+    """
+    rows = torch.arange(height, device=size.device)[None, :, None] >= size[:, 0, None, None]
+    columns = torch.arange(width, device=size.device)[None, None, :] >= size[:, 1, None, None]
+    return rows | columns
+
+
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour resize of a `[B, H, W]` bool mask to `[B, *size]`, as DETR does for its feature levels."""
+    return F.interpolate(mask[None].float(), size=size)[0].to(torch.bool)
+
+
+class Normalize(nn.Module):
+    """Raw images -> normalised float32 images whose padding is zero, and the padding mask.
+
+    Images come in RGB order; weights that want BGR get their channels turned here.
+
+    Args:
+        preprocessing: mean, std (brightest pixel = 1, in the weights' own channel order) and channel order.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.bgr = preprocessing.channel_order == "bgr"
+        # Not persistent: they come with the preprocessing, and official checkpoints do not have them.
+        self.register_buffer("mean", torch.tensor(preprocessing.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalise one batch.
+
+        Args:
+            images: `[B, C, H, W]` uint8 (0..255), uint16 (0..65535) or floating point (brightest pixel = 1).
+            size: `[B, 2]` int64, (h, w) of each unpadded image.
+
+        Returns:
+            images `[B, C, H, W]` float32, zero on padding, and the mask `[B, H, W]` bool, True on padding.
+        """
+        brightest = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(images.dtype, 1.0)
+        mask = padding_mask(size, images.shape[-2], images.shape[-1])
+        with torch.autocast(images.device.type, enabled=False):
+            pixels = images.flip(1) if self.bgr else images
+            pixels = (pixels.float() - brightest * self.mean.float()) / (brightest * self.std.float())
+            # After normalising: a black border would be -2.1 and leak through the first convolutions.
+            return pixels.masked_fill(mask[:, None], 0.0), mask

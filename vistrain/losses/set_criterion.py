@@ -1,0 +1,137 @@
+"""The set prediction loss of the DETR family: focal classification, L1 and GIoU on matched pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vistrain.layers.boxes import cxcywh_to_xyxy, giou
+from vistrain.losses.focal import focal_loss_sums
+
+# `matching.HungarianMatcher.__call__`: (logits, boxes, class-agnostic) per set, labels, boxes -> matched pairs per set
+Matcher = Callable[[Sequence[tuple[Tensor, Tensor, bool]], Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class SetPrediction:
+    """Predictions of L layers that share their shape.
+
+    Attributes:
+        logits: `[L, B, Q, K]`.
+        boxes: `[L, B, Q, 4]` (cx, cy, w, h) in 0..1.
+        suffixes: one per layer, appended to the names of its losses ("" for the last, "_0", "_enc", "_dn" ...).
+        class_agnostic: every object counts as class 0 (the binary scores of two-stage proposals).
+        match: a fixed `[3, P]` assignment (image, query, object) shared by the layers, instead of the matcher's.
+        groups: the normaliser is multiplied by it (denoising repeats every object in each group).
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    suffixes: tuple[str, ...]
+    class_agnostic: bool = False
+    match: Tensor | None = None
+    groups: int = 1
+
+
+class SetCriterion:
+    """Weighted losses `loss_class`, `loss_bbox` and `loss_giou` of every layer.
+
+    Sums over all queries (class) or matched pairs (boxes), divided by the number of objects averaged over the processes
+    of a distributed run (at least 1). Computed in float32 under autocast too.
+
+    Args:
+        class_weight, box_weight, giou_weight: weights of the three losses.
+        focal_alpha, focal_gamma: of the classification loss.
+        giou_eps: 0 in the official code, 1e-6 in detrex.
+    """
+
+    def __init__(
+        self,
+        class_weight: float = 2.0,
+        box_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+        giou_eps: float = 0.0,
+    ) -> None:
+        self.class_weight, self.box_weight, self.giou_weight = class_weight, box_weight, giou_weight
+        self.focal_alpha, self.focal_gamma, self.giou_eps = focal_alpha, focal_gamma, giou_eps
+
+    def __call__(
+        self,
+        predictions: Sequence[SetPrediction],
+        labels: Sequence[Tensor],
+        boxes: Sequence[Tensor],
+        matcher: Matcher,
+        num_targets: float | Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses of all predictions.
+
+        Args:
+            predictions: sets of layers.
+            labels: per image `[N_b]` int64, below K.
+            boxes: per image `[N_b, 4]` (cx, cy, w, h) in 0..1.
+            matcher: assigns where a prediction has no fixed match.
+            num_targets: objects that the losses are divided by; None counts this batch.
+
+        Returns:
+            scalar tensors by name, already weighted.
+
+        Raises:
+            FloatingPointError: predictions are NaN or infinite (from the matcher).
+        """
+        device = predictions[0].logits.device
+        own = sum(len(x) for x in labels)
+        normalizer = average_over_processes(own if num_targets is None else num_targets, device)
+        matched = iter(
+            matcher([(p.logits, p.boxes, p.class_agnostic) for p in predictions if p.match is None], labels, boxes)
+        )
+        label, box = torch.cat(list(labels)), torch.cat(list(boxes)).float()
+        losses: dict[str, Tensor] = {}
+        for prediction in predictions:
+            pairs = next(matched) if prediction.match is None else _repeat(prediction.match, len(prediction.suffixes))
+            with torch.autocast(device.type, enabled=False):
+                terms = self._terms(prediction, pairs, label, box)
+            for name, sums in terms.items():
+                values = (sums / (normalizer * prediction.groups)).unbind()
+                losses |= {name + suffix: value for suffix, value in zip(prediction.suffixes, values, strict=True)}
+        return losses
+
+    def _terms(self, prediction: SetPrediction, pairs: Tensor, label: Tensor, box: Tensor) -> dict[str, Tensor]:
+        """Weighted sums `[L]` of the three losses."""
+        layer, image, query, target = pairs
+        wanted = torch.zeros_like(target) if prediction.class_agnostic else label[target]
+        sums = focal_loss_sums(
+            prediction.logits.float(), (layer, image, query, wanted), self.focal_alpha, self.focal_gamma
+        )
+        predicted, true = prediction.boxes[layer, image, query].float(), box[target]
+        overlap = giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true), self.giou_eps)
+        # [M] pairs lie layer by layer, equally many in each
+        shape = (len(sums), len(target) // len(sums))
+        distance = (predicted - true).abs().sum(-1).view(shape).sum(1)
+        miss = (1 - overlap).view(shape).sum(1)
+        return {
+            "loss_class": self.class_weight * sums,
+            "loss_bbox": self.box_weight * distance,
+            "loss_giou": self.giou_weight * miss,
+        }
+
+
+def average_over_processes(count: float | Tensor, device: torch.device) -> Tensor:
+    """Mean of a count over the processes of a distributed run, at least 1, as a float32 scalar on the device."""
+    mean = torch.as_tensor(count, dtype=torch.float32, device=device)
+    if dist.is_available() and dist.is_initialized():
+        mean = mean.clone()
+        dist.all_reduce(mean)
+        mean = mean / dist.get_world_size()
+    return mean.clamp(min=1)
+
+
+def _repeat(match: Tensor, layers: int) -> Tensor:
+    """`[3, P]` -> `[4, layers * P]` with the layer in front."""
+    layer = torch.arange(layers, device=match.device).repeat_interleave(match.shape[1])
+    return torch.cat((layer[None], match.repeat(1, layers)))
