@@ -2,7 +2,7 @@
 
 from vistrain.data.coco2017 import Coco2017
 from vistrain.data.collate import Sample, collate
-from vistrain.data.detection import CocoDetection, Split
+from vistrain.data.detection import CocoDetection, CocoSplit
 from vistrain.data.images import read_image
 from vistrain.data.module import DataModule
 from vistrain.data.shapes import GeneratedShapes
@@ -11,12 +11,12 @@ from vistrain.data.transforms import DetrAugment, EvalResize
 __all__ = [
     "Coco2017",
     "CocoDetection",
+    "CocoSplit",
     "DataModule",
     "DetrAugment",
     "EvalResize",
     "GeneratedShapes",
     "Sample",
-    "Split",
     "collate",
     "read_image",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vistrain.data.detection import CocoDetection, Exif, LabelSpaceName, SizeRule, Split
+from vistrain.data.detection import CocoDetection, CocoSplit, Exif, LabelSpaceName, SizeRule
 from vistrain.data.module import SplitName, default_root
 from vistrain.data.transforms import DetrAugment
 from vistrain.structures import LabelSpace
@@ -55,7 +55,7 @@ class Coco2017(CocoDetection):
     ) -> None:
         folder = Path(default_root() if root is None else root)
         folder = folder if (folder / "annotations").is_dir() else folder / "coco"
-        train, val = (Split(name, f"annotations/instances_{name}.json") for name in ("train2017", "val2017"))
+        train, val = (CocoSplit(name, f"annotations/instances_{name}.json") for name in ("train2017", "val2017"))
         super().__init__(
             train, val, None, str(folder), labels, batch_size, per_device, workers, seed, eval_batch_size, augment,
             eval_short_side, eval_long_side, resize, keep_empty, masks, exif,

@@ -28,7 +28,7 @@ SizeRule = Literal["detr", "detectron2"]
 
 
 @dataclass(frozen=True)
-class Split:
+class CocoSplit:
     """Where a split lies, relative to the data set's root.
 
     Attributes:
@@ -128,9 +128,9 @@ class CocoDetection(DataModule):
 
     def __init__(
         self,
-        train: Split,
-        val: Split,
-        test: Split | None = None,
+        train: CocoSplit,
+        val: CocoSplit,
+        test: CocoSplit | None = None,
         root: str | None = None,
         labels: LabelSpaceName = "contiguous",
         batch_size: int = 16,
@@ -148,7 +148,7 @@ class CocoDetection(DataModule):
     ) -> None:
         super().__init__(batch_size, per_device, workers, seed, eval_batch_size)
         self.root = Path(default_root() if root is None else root)
-        self.splits: dict[SplitName, Split] = {"train": train, "val": val, "test": test or val}
+        self.splits: dict[SplitName, CocoSplit] = {"train": train, "val": val, "test": test or val}
         self.label_space = labels
         self.augment = DetrAugment() if augment is None else augment
         self.eval_short_side, self.eval_long_side, self.resize = eval_short_side, eval_long_side, resize

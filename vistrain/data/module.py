@@ -68,7 +68,7 @@ class DataModule(LightningDataModule, ABC):
         given = (batch_size, per_device, workers, seed, eval_batch_size)
         for (name, bound), value in zip(least.items(), given, strict=True):
             if value is not None and value < bound:
-                raise ConfigError(f"data.{name}", f"{value} is too small", f"use {bound} or more")
+                raise ConfigError(name, f"{value} is too small", f"use {bound} or more")
         self.batch_size, self.per_device, self.workers = batch_size, per_device, workers
         self.seed, self.eval_batch_size = seed, eval_batch_size
         self.preprocessing = Preprocessing()

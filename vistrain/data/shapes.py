@@ -26,7 +26,7 @@ from pycocotools import mask as mask_tools
 from rich.console import Console
 from rich.progress import track
 
-from vistrain.data.detection import CocoDetection, Exif, LabelSpaceName, SizeRule, Split
+from vistrain.data.detection import CocoDetection, CocoSplit, Exif, LabelSpaceName, SizeRule
 from vistrain.data.images import ORIENTATION
 from vistrain.data.module import SplitName, default_root
 from vistrain.data.transforms import DetrAugment
@@ -79,14 +79,14 @@ class GeneratedShapes(CocoDetection):
         masks: bool = False,
         exif: Exif = "auto",
     ) -> None:
-        if train_images < 1 or val_images < 1 or shapes_seed < 0 or scale <= 0:
-            raise ConfigError(
-                "data", f"{train_images} + {val_images} images of scale {scale}, seed {shapes_seed}: too small"
-            )
+        least = {"train_images": (train_images, 1), "val_images": (val_images, 1), "scale": (scale, 0.5)}
+        for name, (value, bound) in {**least, "shapes_seed": (shapes_seed, 0)}.items():
+            if value < bound:
+                raise ConfigError(name, f"{value} is too small", f"use {bound} or more")
         self.counts: dict[str, int] = {"train": train_images, "val": val_images}
         self.shapes_seed, self.scale = shapes_seed, scale
-        name = f"shapes-v{VERSION}-{train_images}-{val_images}-seed{shapes_seed}-x{scale:g}"
-        folder = Path(default_root() if root is None else root) / name
+        folder_name = f"shapes-v{VERSION}-{train_images}-{val_images}-seed{shapes_seed}-x{scale:g}"
+        folder = Path(default_root() if root is None else root) / folder_name
         short = round(128 * scale)
         if augment is None:
             step = max(round(16 * scale), 1)
@@ -97,8 +97,8 @@ class GeneratedShapes(CocoDetection):
                 crop_range=(round(80 * scale), round(128 * scale)),
             )
         super().__init__(
-            Split("train", "annotations/train.json"), Split("val", "annotations/val.json"), None, str(folder), labels,
-            batch_size, per_device, workers, seed, eval_batch_size, augment, eval_short_side or short,
+            CocoSplit("train", "annotations/train.json"), CocoSplit("val", "annotations/val.json"), None, str(folder),
+            labels, batch_size, per_device, workers, seed, eval_batch_size, augment, eval_short_side or short,
             eval_long_side or round(216 * scale), resize, keep_empty, masks, exif,
         )  # fmt: skip
 

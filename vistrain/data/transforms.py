@@ -140,11 +140,11 @@ class DetrAugment:
     ) -> None:
         for name, value in (("flip", flip), ("crop", crop), ("color", color)):
             if not 0 <= value <= 1:
-                raise ConfigError(f"data.augment.{name}", f"{value} is not in 0..1")
+                raise ConfigError(name, f"{value} is not in 0..1")
         if not scales or (crop > 0 and not crop_resize):
-            raise ConfigError("data.augment.scales", "no size to resize to", "give at least one short side in pixels")
+            raise ConfigError("scales", "no size to resize to", "give at least one short side in pixels")
         if crop_range[0] > crop_range[1] or crop_range[0] < 1:
-            raise ConfigError("data.augment.crop_range", f"{list(crop_range)} is not [least, greatest] side in pixels")
+            raise ConfigError("crop_range", f"{list(crop_range)} is not [least, greatest] side in pixels")
         self.scales, self.long_side, self.flip, self.crop = tuple(scales), long_side, flip, crop
         self.crop_resize, self.crop_range, self.color = tuple(crop_resize), tuple(crop_range), color
         self.arithmetic: Literal["detr", "detectron2"] = arithmetic
