@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NewType, TypeVar
 
 from vistrain.errors import ConfigError
 
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+
+# Image channels of the data set; a constructor that annotates a parameter with it receives the number.
+Channels = NewType("Channels", int)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ class LabelSpace:
         if self.name not in ("contiguous", "coco_ids"):
             raise ConfigError("data.labels", f"unknown label space {self.name!r}", "use 'contiguous' or 'coco_ids'")
         if len(self.names) != len(self.ids) or len(set(self.ids)) != len(self.ids):
-            raise ConfigError("data.labels", f"{len(self.names)} names and {len(set(self.ids))} distinct ids do not pair up")
+            raise ConfigError(
+                "data.labels", f"{len(self.names)} names and {len(set(self.ids))} distinct ids do not pair up"
+            )
         if self.name == "coco_ids" and min(self.ids, default=0) < 0:
             raise ConfigError("data.labels", "negative category ids cannot number channels", "use 'contiguous'")
 
