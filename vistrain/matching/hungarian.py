@@ -79,7 +79,7 @@ class HungarianMatcher:
         return pairs
 
     def _costs(self, logits: Tensor, boxes: Tensor, label: Tensor, target: Tensor) -> Tensor:
-        """`[L, B, Q, N]` costs of queries with their image's (padded) objects: `label` `[B, N]`, `target` `[B, N, 4]`."""
+        """`[L, B, Q, N]` costs of queries with their image's padded objects: `label` `[B, N]`, `target` `[B, N, 4]`."""
         layers, _, queries, _ = logits.shape
         logits = logits.gather(3, label[None, :, None].expand(layers, -1, queries, -1))
         probability = logits.sigmoid()

@@ -1,0 +1,75 @@
+"""Counts the parity tests: the last lines of a run say how many of them were run, and a run that lost some fails."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from parity import fixtures
+
+PARITY = Path(__file__).parent / "parity"
+EXPECTED = PARITY / "expected.txt"
+
+
+class ParityCount:
+    """Which parity tests ran, were skipped and were deselected."""
+
+    def __init__(self) -> None:
+        self.ran: set[str] = set()
+        self.skipped: set[str] = set()
+        self.deselected: set[str] = set()
+        self.lost: list[str] = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Everything below tests/parity is a parity test."""
+        for item in items:
+            if PARITY in item.path.parents:
+                item.add_marker("parity")
+
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        """`-k` and `-m` leave tests out on purpose."""
+        self.deselected |= {item.nodeid for item in items}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A test ran if its body did, whatever came of it."""
+        if "parity" not in report.keywords:
+            return
+        if report.skipped:
+            self.skipped.add(report.nodeid)
+        elif report.when == "call":
+            self.ran.add(report.nodeid)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Fail a whole run that had the fixtures and did not run everything on the committed list."""
+        if fixtures.folder() is None or not _whole(session.config):
+            return
+        expected = [line for line in EXPECTED.read_text().splitlines() if line and not line.startswith("#")]
+        self.lost = [name for name in expected if name not in self.ran | self.deselected]
+        if self.lost and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
+        """Outermost, so that only pytest's closing line comes after it."""
+        yield
+        for name in self.lost:
+            terminalreporter.write_line(f"parity: did not run {name}", red=True)
+        terminalreporter.write_line(f"parity: {len(self.ran)} run, {len(self.skipped)} skipped")
+
+
+def _whole(config: pytest.Config) -> bool:
+    """Whether all tests were asked for, and none were only listed."""
+    asked = [Path(config.invocation_params.dir, argument.split("::")[0]).resolve() for argument in config.args]
+    tests = Path(__file__).parent.resolve()
+    covers = any("::" not in a and path in (tests, *tests.parents) for a, path in zip(config.args, asked, strict=True))
+    return covers and not config.option.collectonly and not config.option.ignore
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers the counter; an environment variable that points nowhere is an error, not a reason to skip."""
+    config.addinivalue_line("markers", "parity: equality with stored results of the authors' code")
+    if (problem := fixtures.problem()) is not None:
+        raise pytest.UsageError(problem)
+    config.pluginmanager.register(ParityCount(), "parity-count")

@@ -1,0 +1,1 @@
+"""Parity with the authors' own code, by stored fixtures."""
