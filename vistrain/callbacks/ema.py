@@ -1,0 +1,82 @@
+"""An exponential moving average of the weights."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+
+from vistrain.errors import ConfigError
+
+
+class EMA(WeightAveraging):
+    """Averages the weights after each optimizer step; evaluation and the checkpoints' `state_dict` use the average.
+
+    `averaged = d_t averaged + (1 - d_t) current` with `d_t = min(decay, (1 + t) / (10 + t))`, t = 0 at the first step:
+    the average soon forgets the first, random weights (the ramp of TensorFlow's ExponentialMovingAverage and of timm).
+
+    Built on the same base as Lightning's `EMAWeightAveraging`, so swapping, layout of checkpoints (`state_dict` is the
+    average, `current_model_state` the trained weights) and exact resume are Lightning's. That class fixes a constant
+    decay, and its update asks the device for a counter at each step, which makes the processor wait for the step to
+    end; here nothing is read back.
+
+    Args:
+        decay: the highest decay, in 0..1.
+        buffers: `copy` gives the average the current buffers (batch statistics as trained), `average` averages floating
+            ones as the weights. Whole-number buffers are always copied.
+        ramp: whether the decay rises as above, or is constant.
+
+    Raises:
+        ConfigError: the decay is not in 0..1.
+    """
+
+    def __init__(self, decay: float = 0.9997, buffers: Literal["copy", "average"] = "copy", ramp: bool = True) -> None:
+        if not 0 <= decay <= 1:
+            raise ConfigError("callbacks.ema.decay", f"{decay} is not in 0..1")
+        super().__init__(use_buffers=buffers == "average")
+        self.decay, self.buffers, self.ramp = decay, buffers, ramp
+        self._pairs: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+
+    def decay_at(self, updates: int) -> float:
+        """The decay after `updates` updates."""
+        return min(self.decay, (1 + updates) / (10 + updates)) if self.ramp else self.decay
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Pair up the tensors once all are on their device."""
+        assert self._average_model is not None
+        ours, theirs = self._average_model.module, pl_module
+        pairs: list[tuple[Tensor, Tensor]] = list(zip(ours.parameters(), theirs.parameters(), strict=True))
+        copied: list[tuple[Tensor, Tensor]] = list(zip(ours.buffers(), theirs.buffers(), strict=True))
+        if self.buffers == "average":
+            pairs += [(a, b) for a, b in copied if a.is_floating_point()]
+            copied = [(a, b) for a, b in copied if not a.is_floating_point()]
+        self._pairs = {
+            name: ([a.detach() for a, _ in group], [b.detach() for _, b in group])
+            for name, group in (("average", pairs), ("copy", copied))
+        }
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update, if this batch ended an optimizer step."""
+        step = trainer.global_step
+        if step <= self._latest_update_step:
+            return
+        averaged, current = self._pairs["average"]
+        torch._foreach_lerp_(averaged, current, 1 - self.decay_at(step - 1))
+        averaged, current = self._pairs["copy"]
+        if averaged:
+            torch._foreach_copy_(averaged, current)
+        self._latest_update_step = step
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: the base class would offer an update for each epoch, too."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the average in the network."""
+        super().on_train_end(trainer, pl_module)
+        self._pairs = {}
