@@ -222,12 +222,12 @@ def test_yaml_written_is_read_back(tmp_path):
     made = {
         "seed": 1,
         "run": {"name": "1e-4", "folder": "a: b"},
-        "metrics": ["x", "5"],
+        "callbacks": ["x", "5"],
         "optimizer": {"lr": 1e-5, "eps": 1e-8},
     }
     (tmp_path / "a.yaml").write_text(config.to_yaml(made))
     assert compose([tmp_path / "a.yaml"]) == made
-    assert "metrics: [x, '5']" in config.to_yaml(made)
+    assert "callbacks: [x, '5']" in config.to_yaml(made)
 
 
 def test_a_config_with_an_old_class_name_still_composes_and_builds(monkeypatch, tmp_path):

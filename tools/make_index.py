@@ -26,6 +26,7 @@ from vistrain import building, config, index
 
 TARGET = Path(vistrain.__file__).parent / "index.json"
 ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
+SECTIONS = ("versions", "classes", "backbones", "protocols", "configs")
 PACKAGES = ("lightning", "timm", "torch", "torchvision")
 # Leaf files that are a start for a user's own data, not a result: nothing to measure.
 IMAGE_SIZE = (800, 1280)
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the index is stale")
     arguments = parser.parse_args(argv)
     if not TARGET.exists():
-        TARGET.write_text(json.dumps({"versions": {}, "classes": {}, "configs": {}, "backbones": {}}))
+        TARGET.write_text(json.dumps({section: {} for section in SECTIONS}))
     made = make(measure=not arguments.check)
     if arguments.check:
         fresh = made == json.loads(TARGET.read_text(encoding="utf-8"))
@@ -55,11 +56,14 @@ def make(measure: bool) -> dict[str, Any]:
         measure: build the model of each config and count its parameters and multiply-adds; otherwise both are taken
             over from the committed index (a test of its own compares them).
     """
+    from vistrain.metrics import PROTOCOLS
+
     classes = {**our_classes(), **foreign_classes()}
     made: dict[str, Any] = {
         "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
         "classes": dict(sorted(classes.items())),
         "backbones": backbones(),
+        "protocols": {name: cls.__name__ for name, cls in sorted(PROTOCOLS.items())},
         "configs": {},
     }
     # Composing checks configs against the index, so the names must be there first.

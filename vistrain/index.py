@@ -36,19 +36,32 @@ SECTIONS = {
     "stages": "runs that follow one another, each a change to this config",
     "reference": "the published result that this config stands for",
 }
+# Sections that are nodes, and the type hint that they stand under; where it names no class, the node names one.
+SECTION_HINTS = {
+    **dict.fromkeys(("task", "model", "data", "optimizer", "schedule"), ""),
+    "trainer": "Trainer",
+    "callbacks": "dict[str, Callback]",
+    "logger": "dict[str, Logger]",
+}
 PLAIN_SECTIONS = {
     "run": ("folder", "name", "weights"),
     "reference": ("paper", "metric", "value", "tolerance", "weights", "source", "note"),
 }
 TRAINER = "lightning.pytorch.Trainer"
-# Keys that would contradict what the config says elsewhere.
+# Keys that a constructor takes but the run gives: written there they would contradict what stands elsewhere.
 ELSEWHERE = {
     "trainer.accumulate_grad_batches": "it follows from data.batch_size, data.per_device and the number of devices",
     "trainer.use_distributed_sampler": "vistrain has its own samplers, which resume exactly",
     "trainer.callbacks": "write them in the section callbacks",
     "trainer.logger": "write them in the section logger",
     "trainer.default_root_dir": "the run is kept in run.folder",
+    "trainer.enable_checkpointing": "write callbacks.checkpoints",
+    "trainer.enable_progress_bar": "progress is a bar on terminals and lines elsewhere",
     "optimizer.params": "the network's parameters are given by the run",
+    "data.seed": "write seed, at the top",
+    "task.seed": "write seed, at the top",
+    "task.groups": "write optimizer.groups",
+    **{f"task.{name}": f"write the section {name}" for name in ("model", "optimizer", "schedule", "metrics")},
 }
 CLASS_COUNTS = ("num_classes", "n_classes", "num_labels", "nb_classes", "num_channels", "in_channels", "in_chans")
 
@@ -127,23 +140,12 @@ def check(config: Mapping[str, Any]) -> None:
         for key in section if isinstance(section, dict) else ():
             if key not in keys:
                 raise unknown_key(name, str(key), keys)
-    for name in ("task", "model", "data", "schedule"):
-        _check_value(config.get(name), name, "")
-    optimizer = config.get("optimizer")
-    if isinstance(optimizer, dict):
-        _check_value(optimizer.get("groups"), "optimizer.groups", "ParameterGroups")
-        _check_value({k: v for k, v in optimizer.items() if k != "groups"}, "optimizer", "")
-    trainer = config.get("trainer")
-    if isinstance(trainer, dict):
-        for key in trainer:
-            if f"trainer.{key}" in ELSEWHERE:
-                raise unknown_key("trainer", key, ())
-        _check_value({"type": TRAINER, **trainer}, "trainer", "")
-    for name in ("callbacks", "logger"):
-        section = config.get(name)
-        parts = section.items() if isinstance(section, dict) and "type" not in section else [("", section)]
-        for key, node in parts:
-            _check_value(node, f"{name}.{key}" if key else name, "")
+    protocols = load()["protocols"]
+    for name in config.get("metrics") or ():
+        if name not in protocols:
+            raise ConfigError("metrics", f"unknown protocol {name!r}", nearest(name, protocols))
+    for name, hint in SECTION_HINTS.items():
+        _check_value(config.get(name), name, hint)
     for i, stage in enumerate(config.get("stages") or ()):
         if isinstance(stage, dict):
             try:
@@ -152,35 +154,73 @@ def check(config: Mapping[str, Any]) -> None:
                 raise ConfigError(f"stages[{i}].{error.where}", error.problem, error.remedy) from None
 
 
-def _check_value(value: Any, where: str, hint: str) -> None:
-    if isinstance(value, list):
-        for i, item in enumerate(value):
-            _check_value(item, f"{where}[{i}]", hint)
-    elif isinstance(value, dict) and "type" not in value and re.match(r"(dict|Mapping)\[", hint):
-        for key, item in value.items():
-            _check_value(item, f"{where}.{key}", hint.partition("[")[2])
-    elif isinstance(value, dict):
-        _check_node(value, where, hint)
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with every default of every class that the index knows written out; it composes as the original does.
+
+    Defaults that are objects are left out: their class decides them.
+    """
+    return {k: _complete(v, k, SECTION_HINTS[k]) if k in SECTION_HINTS else v for k, v in config.items()}
 
 
-def _check_node(node: dict[str, Any], where: str, hint: str) -> None:
+def entry_of_node(node: Mapping[str, Any], where: str, hint: str) -> dict[str, Any] | None:
+    """The index entry of a node's class: of its `type`, or of the class of ours that its parameter's hint names."""
     if "type" in node:
         entry = entry_of(str(node["type"]), where)
     else:
         entry = next((e for word in re.findall(r"\w+", hint) if (e := _by_class_name().get(word))), None)
+    if where == "optimizer":  # the one section with a key that is not its class's
+        entry = entry or {"path": "", "parameters": {}, "open": True}
+        entry = {**entry, "parameters": {**entry["parameters"], "groups": {"hint": "ParameterGroups"}}}
+    return entry
+
+
+def _inner(value: Any, where: str, hint: str) -> list[tuple[Any, Any, str, str]] | None:
+    """Items of a list, or of a mapping of named parts, as `(key, item, where, hint)`; None for nodes and scalars."""
+    if isinstance(value, list):
+        return [(i, item, f"{where}[{i}]", hint) for i, item in enumerate(value)]
+    if isinstance(value, dict) and "type" not in value and re.match(r"(dict|Mapping)\[", hint):
+        return [(key, item, f"{where}.{key}", hint.partition("[")[2]) for key, item in value.items()]
+    return None
+
+
+def _check_value(value: Any, where: str, hint: str) -> None:
+    items = _inner(value, where, hint)
+    if items is not None:
+        for _, item, path, item_hint in items:
+            _check_value(item, path, item_hint)
+        return
+    entry = entry_of_node(value, where, hint) if isinstance(value, dict) else None
     if entry is None:
         return
     ours, parameters = entry["path"].startswith("vistrain."), entry["parameters"]
-    for key, value in node.items():
+    for key, item in value.items():
+        path = f"{where}.{key}"
         if key == "type":
             continue
-        if key not in parameters:
-            if entry.get("open"):
-                continue
+        if path in ELSEWHERE or (key not in parameters and not entry.get("open")):
             raise unknown_key(where, str(key), parameters, ours)
-        _check_value(value, f"{where}.{key}", parameters[key].get("hint", ""))
-    if entry["path"].startswith("vistrain.backbones.") and isinstance(node.get("name"), str):
-        _check_backbone(node["name"], f"{where}.name")
+        item_hint = parameters.get(key, {}).get("hint", "")
+        if ours and re.search(r"\b(LabelSpace|Channels)\b", item_hint):
+            raise ConfigError(path, "is not set by hand", "it comes from the data set; remove the key")
+        _check_value(item, path, item_hint)
+    if entry["path"].startswith("vistrain.backbones.") and isinstance(value.get("name"), str):
+        _check_backbone(value["name"], f"{where}.name")
+
+
+def _complete(value: Any, where: str, hint: str) -> Any:
+    items = _inner(value, where, hint)
+    if items is not None:
+        done = {key: _complete(item, path, item_hint) for key, item, path, item_hint in items}
+        return list(done.values()) if isinstance(value, list) else done
+    entry = entry_of_node(value, where, hint) if isinstance(value, dict) else None
+    if entry is None:
+        return value
+    parameters = entry["parameters"]
+    filled = {k: _complete(v, f"{where}.{k}", parameters.get(k, {}).get("hint", "")) for k, v in value.items()}
+    for name, parameter in parameters.items():
+        if name not in filled and "default" in parameter and f"{where}.{name}" not in ELSEWHERE:
+            filled[name] = parameter["default"]
+    return filled
 
 
 def _check_backbone(name: str, where: str) -> None:
@@ -199,6 +239,6 @@ def _check_backbone(name: str, where: str) -> None:
 
 @functools.cache
 def _by_class_name() -> dict[str, dict[str, Any]]:
-    """Our classes by their bare names, which are unique in the house."""
-    ours = {n: e for n, e in load()["classes"].items() if e["path"].startswith("vistrain.")}
-    return {name.rpartition(".")[2]: entry for name, entry in ours.items()}
+    """Our classes, and Lightning's Trainer, by their bare names, which are unique in the house."""
+    classes = load()["classes"]
+    return {n.rpartition(".")[2]: e for n, e in classes.items() if e["path"].startswith("vistrain.") or n == TRAINER}
