@@ -220,7 +220,7 @@ def _wandb(run_folder: str | Path, options: dict[str, Any], config: Mapping[str,
 
 def quiet() -> None:
     """Silence what Lightning says to everyone: advertisements, and a warning about torch's own data structures."""
-    warnings.filterwarnings("ignore", message=r".*_pytree.*")
+    warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
 
 

@@ -100,9 +100,9 @@ class RunFolder(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Draw the first batch of a new run."""
         if batch_idx == 0 and trainer.global_step == 0 and trainer.current_epoch == 0 and trainer.is_global_zero:
-            names = _names(pl_module)
+            style = _style(pl_module)
             shown = [self._prepare(batch, i, None) for i in range(min(len(batch["id"]), self.images))]
-            drawn = [pictures.draw_boxes(s.image, s.boxes, s.labels, names=names) for s in shown]
+            drawn = [pictures.draw_boxes(s.image, s.boxes, s.labels, **style) for s in shown]
             rows = [drawn[i : i + 3] for i in range(0, len(drawn), 3)]
             captions = [[s.title for s in shown[i : i + 3]] for i in range(0, len(drawn), 3)]
             self._write("first_batch.png", lambda path: _save(pictures.grid(rows, captions), path))
@@ -144,13 +144,13 @@ class RunFolder(Callback):
             self._after_evaluation(pl_module, "eval/test.png")
 
     def _after_evaluation(self, pl_module: LightningModule, name: str) -> None:
-        names = _names(pl_module)
+        style = _style(pl_module)
         rows, captions = [], []
         for s in self._shown:
             found = pictures.draw_boxes(
-                s.image, s.found_boxes, s.found_labels, s.found_scores, names=names, threshold=self.threshold
+                s.image, s.found_boxes, s.found_labels, s.found_scores, threshold=self.threshold, **style
             )
-            rows.append([pictures.draw_boxes(s.image, s.boxes, s.labels, names=names), found])
+            rows.append([pictures.draw_boxes(s.image, s.boxes, s.labels, **style), found])
             captions.append([f"{s.title}: truth", "prediction"])
         self._shown = []
         if rows:
@@ -224,9 +224,10 @@ def _allowed(name: str) -> bool:
     return listed and not any(part in name for part in SECRETS)
 
 
-def _names(pl_module: LightningModule) -> Any:
+def _style(pl_module: LightningModule) -> dict[str, Any]:
+    """Class names and colours for drawing, where the network has labels."""
     labels = getattr(getattr(pl_module, "model", None), "labels", None)
-    return labels.name_of if labels is not None else None
+    return {} if labels is None else {"names": labels.name_of, "colours": pictures.class_colours(labels)}
 
 
 def _save(image: np.ndarray, path: Path) -> None:
