@@ -1,1 +1,7 @@
-"""Pictures for people: annotated images, grids, curves."""
+"""Pictures that people look at: boxes on images, images side by side, curves and bars. All draw without a display."""
+
+from vistrain.pictures.boxes import class_colours, draw_boxes, stable_colour
+from vistrain.pictures.charts import bars, curves, histogram
+from vistrain.pictures.grids import grid
+
+__all__ = ["bars", "class_colours", "curves", "draw_boxes", "grid", "histogram", "stable_colour"]

@@ -1,0 +1,303 @@
+"""Pictures: what is drawn, where, in which colour; and that nothing of any size breaks them."""
+
+from __future__ import annotations
+
+import colorsys
+import csv
+import itertools
+import math
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vistrain.errors import DataError
+from vistrain.pictures import bars, class_colours, curves, draw_boxes, grid, histogram, stable_colour
+from vistrain.pictures.text import font, shorten
+from vistrain.structures import LabelSpace
+
+NAMES = {1: "cell", 5: "Blutplättchen", 9: "клетка"}
+
+
+def blank(height: int = 120, width: int = 160, value: int = 200) -> np.ndarray:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def changed(picture: np.ndarray, value: int = 200) -> np.ndarray:
+    return (picture != value).any(axis=2)
+
+
+def test_a_box_is_outlined_in_its_class_colour_and_its_inside_is_left_alone() -> None:
+    image = blank()
+    picture = draw_boxes(image, [[30, 40, 110, 100]], [5], names=NAMES)
+    colour = np.array(stable_colour(1))  # the second of the names
+    assert (picture[40:100, 30] == colour).all()
+    assert (picture[40:100, 109] == colour).all()
+    assert (picture[99, 30:110] == colour).all()
+    assert (picture[60:95, 35:105] == 200).all()
+    assert (image == 200).all()  # drawn on a copy
+    assert picture.shape == image.shape
+    assert picture.dtype == np.uint8
+
+
+def test_the_label_stands_above_its_box_with_the_text_in_contrast() -> None:
+    picture = draw_boxes(blank(), [[30, 40, 110, 100]], [1], [0.87], NAMES)
+    label = picture[:40][changed(picture[:40])]
+    background = np.array(stable_colour(0))
+    assert (label == background).all(axis=1).mean() > 0.5
+    luminance = background @ [0.299, 0.587, 0.114]
+    ink = np.array([0, 0, 0] if luminance > 128 else [255, 255, 255])
+    assert (label == ink).all(axis=1).sum() > 5
+    between = ~((label == background) | (label == ink)).all(axis=1)
+    assert between.sum() > 10  # anti-aliased
+
+
+def test_labels_differ_with_class_and_score_also_outside_ascii() -> None:
+    pictures = [
+        draw_boxes(
+            blank(),
+            [[10, 40, 150, 100]],
+            [label],
+            [score],
+            NAMES,
+            colours={1: (0, 0, 0)} | {5: (0, 0, 0), 9: (0, 0, 0)},
+        )
+        for label, score in ((1, 0.87), (1, 0.88), (5, 0.87), (9, 0.87), (7, 0.87))
+    ]
+    assert all(not np.array_equal(a, b) for a, b in itertools.combinations(pictures, 2))
+    glyphs = {
+        font(12).getmask(letter).getbbox() and bytes(font(12).getmask(letter)) for letter in ["ä", "к", "ę", "\uffff"]
+    }
+    assert len(glyphs) == 4  # all there: none drawn as the box of a missing one
+
+
+def test_scores_below_the_threshold_are_not_drawn_and_the_best_is_on_top() -> None:
+    boxes = [[20, 40, 100, 100], [20, 40, 100, 100], [120, 60, 150, 80]]
+    picture = draw_boxes(blank(), boxes, [1, 5, 9], [0.4, 0.9, 0.29], NAMES, threshold=0.3)
+    assert tuple(picture[70, 20]) == stable_colour(1)
+    assert not changed(picture)[:, 115:].any()
+    kept = draw_boxes(blank(), boxes, [1, 5, 9], [0.4, 0.9, 0.3], NAMES, threshold=0.3)
+    assert changed(kept)[:, 115:].any()
+
+
+def test_boxes_reach_to_the_border_and_those_outside_or_broken_are_left_out() -> None:
+    picture = draw_boxes(blank(), [[-50, -50, 500, 500]], [1], names=NAMES)
+    colour = stable_colour(0)
+    assert all(tuple(picture[y, x]) == colour for y, x in ((119, 0), (119, 159), (60, 0), (60, 159)))
+    wrong = [
+        [200, 10, 220, 30],
+        [-9, -9, 0, 0],
+        [50, 50, 50, 60],
+        [60, 60, 50, 50],
+        [math.nan, 0, 9, 9],
+        [0, 0, math.inf, 9],
+    ]
+    untouched = draw_boxes(blank(), wrong, [1] * 6, [0.9] * 6, NAMES)
+    assert not changed(untouched).any()
+    assert not changed(draw_boxes(blank(), [[10, 40, 50, 80]], [1], [math.nan], NAMES)).any()
+    assert not changed(draw_boxes(blank(), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))).any()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (480, 640), (2160, 3840), (9, 300), (1, 1)])
+def test_any_size_of_image(size: tuple[int, int]) -> None:
+    height, width = size
+    box = torch.tensor([[0.2 * width, 0.4 * height, 0.9 * width, 0.9 * height]])
+    picture = draw_boxes(blank(*size), box, torch.tensor([1]), torch.tensor([0.5]), NAMES)
+    assert picture.shape == (height, width, 3)
+    share = changed(picture).mean()
+    assert 0.005 < share <= (1.0 if min(size) < 64 else 0.5)
+
+
+def test_lines_and_letters_grow_with_the_image() -> None:
+    def line_width(height: int, width: int) -> int:
+        box = [[0.1 * width, 0.3 * height, 0.9 * width, 0.9 * height]]
+        picture = draw_boxes(blank(height, width), box, [1], names={1: ""})
+        return int((picture[height // 2, : width // 2] == stable_colour(0)).all(axis=1).sum())
+
+    assert [line_width(*s) for s in ((64, 64), (480, 640), (2160, 3840))] == [1, 2, 10]
+
+
+def test_labels_do_not_cover_each_other_where_there_is_room() -> None:
+    boxes = [[60, 100, 160, 180], [62, 102, 162, 182], [64, 104, 164, 184]]
+    together = draw_boxes(blank(300, 300), boxes, [0, 1, 2], [0.9, 0.8, 0.7], ["a", "b", "c"])
+    text = [int((together == np.array(stable_colour(i))).all(axis=2).sum()) for i in range(3)]
+    alone = [
+        int((draw_boxes(blank(300, 300), [b], [0], [s], ["a"]) == np.array(stable_colour(0))).all(axis=2).sum())
+        for b, s in zip(boxes, (0.9, 0.8, 0.7), strict=True)
+    ]
+    assert all(t > 0.6 * a for t, a in zip(text, alone, strict=True))
+
+
+@pytest.mark.parametrize("bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((3, 4, 4), np.uint8)])
+def test_what_is_no_picture_is_refused(bad: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"uint8 \[H, W, 3\]"):
+        draw_boxes(bad, [], [])
+    with pytest.raises(ValueError, match="do not pair up"):
+        draw_boxes(blank(), [[0, 0, 1, 1]], [1, 2])
+
+
+def test_colours_are_stable_distinct_and_the_same_in_both_label_spaces() -> None:
+    assert stable_colour(0) == (255, 38, 77)  # of the first class; must never change
+    colours = [stable_colour(i) for i in range(80)]
+    assert len(set(colours)) == 80
+    hues = sorted(colorsys.rgb_to_hsv(*(v / 255 for v in c))[0] for c in colours[:12])
+    assert min(np.diff([*hues, hues[0] + 1])) > 0.03
+    contiguous, raw = (LabelSpace(("a", "b", "c"), (3, 1, 90), name=n) for n in ("contiguous", "coco_ids"))
+    assert class_colours(contiguous) == {0: colours[0], 1: colours[1], 2: colours[2]}
+    assert class_colours(raw) == {3: colours[0], 1: colours[1], 90: colours[2]}
+    palette = ((1, 2, 3), (4, 5, 6), (7, 8, 9))
+    assert class_colours(LabelSpace(("a", "b", "c"), (3, 1, 90), palette=palette))[2] == (7, 8, 9)
+
+
+def test_long_text_ends_in_an_ellipsis_and_line_breaks_become_spaces() -> None:
+    short = shorten("a very long caption", 60, 12)
+    assert short.endswith("…")
+    assert font(12).getlength(short) <= 60
+    assert shorten("two\nlines", 500, 12) == "two lines"
+    assert shorten("anything", 1, 12) == ""
+
+
+def test_a_grid_keeps_each_image_whole_and_apart() -> None:
+    red, green, blue = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+    images = [
+        [np.full((h, w, 3), c, np.uint8) for h, w, c in row]
+        for row in (((80, 200, red), (200, 100, green)), ((200, 200, blue),))
+    ]
+    picture = grid(images)
+    areas = [int((picture == np.array(c)).all(axis=2).sum()) for c in (red, green, blue)]
+    assert areas == [80 * 200, 200 * 100, 200 * 200]
+    captioned = grid(images, [["truth", "prediction"], ["third"]])
+    assert captioned.shape[0] > picture.shape[0]
+    assert captioned.shape[1] == picture.shape[1]
+    assert (captioned[:22] < 100).all(axis=2).sum() > 20  # ink above the first row
+    with pytest.raises(ValueError, match="do not pair up"):
+        grid(images, [["truth"], ["third"]])
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3000, 2000), (40, 2, 400, 300), (3, 12, 64, 64), (40, 1, 20, 30)])
+def test_a_grid_stays_within_its_largest_size(shape: tuple[int, int, int, int]) -> None:
+    rows, columns, height, width = shape
+    picture = grid([[blank(height, width)] * columns] * rows, [["x"] * columns] * rows, max_width=1000, max_height=1200)
+    assert picture.shape[1] <= 1000
+    assert picture.shape[0] <= 1200
+    assert (picture == 200).all(axis=2).sum() > 1000
+
+
+def test_a_grid_takes_grey_images_and_none_at_all() -> None:
+    grey = grid([[np.full((200, 200), 90, np.uint8), np.full((200, 200, 1), 90, np.uint8)]])
+    assert (grey == 90).all(axis=2).sum() == 2 * 200 * 200
+    assert grid([]).shape == (64, 64, 3)
+    assert grid([[]]).shape == (64, 64, 3)
+
+
+def write_csv(path, steps: int = 80) -> None:
+    losses = [f"train/loss_{k}{s}" for k in ("class", "bbox") for s in ("", "_0", "_enc", "_dn_1")]
+    columns = [
+        "step",
+        "epoch",
+        "lr",
+        "train/loss",
+        *losses,
+        "val/coco/AP",
+        "val/coco/APs",
+        "val/coco/AR100",
+        "val/psnr",
+    ]
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, [*columns, "perf/images_per_s"], restval="")
+        writer.writeheader()
+        for step in range(1, steps + 1):
+            writer.writerow({"step": step, "lr": 1e-4, "train/loss": 9 / step, **dict.fromkeys(losses, 1 / step)})
+            if step % 20 == 0:
+                writer.writerow(
+                    {"step": step, "val/coco/AP": step / 99, "val/coco/APs": -1, "val/coco/AR100": 0.5, "val/psnr": 30}
+                )
+
+
+def panel_titles(monkeypatch: pytest.MonkeyPatch, table, png) -> dict[str, list[str]]:
+    """Draws, and gives the titles of the panels with their legends."""
+    from matplotlib.figure import Figure
+
+    seen: dict[str, list[str]] = {}
+    original = Figure.savefig
+
+    def spy(self: Figure, *args: object, **kwargs: object) -> None:
+        for axes in self.axes:
+            if axes.get_visible():
+                seen[axes.get_title(loc="left")] = [t.get_text() for t in axes.get_legend().get_texts()]
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    assert curves(table, png) == png
+    return seen
+
+
+def test_curves_sort_a_runs_columns_into_panels(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_csv(tmp_path / "metrics.csv")
+    panels = panel_titles(monkeypatch, tmp_path / "metrics.csv", tmp_path / "plots" / "curves.png")
+    assert list(panels) == [
+        "loss",
+        "loss parts",
+        "val/coco: average precision",
+        "val/coco: average recall",
+        "val",
+        "learning rate",
+    ]
+    assert panels["loss"] == ["train/loss  0.1125"]
+    assert [t.split("  ")[0] for t in panels["loss parts"]] == ["loss_class", "loss_bbox", "inner layers (6)"]
+    assert panels["val/coco: average precision"] == ["AP  0.8081"]  # -1 says "no such objects" and is not drawn
+    with Image.open(tmp_path / "plots" / "curves.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert pixels.shape[0] > 700
+    assert pixels.shape[1] > 1500
+    assert (pixels == np.array([0x1F, 0x77, 0xB4])).all(axis=2).sum() > 500  # lines were drawn
+    assert [p.name for p in (tmp_path / "plots").iterdir()] == ["curves.png"]
+
+
+def test_curves_of_an_unfinished_or_odd_file(tmp_path) -> None:
+    table, png = tmp_path / "metrics.csv", tmp_path / "curves.png"
+    for text in ("", "step,lr\n", "step,lr\n1,\n2,nan\n", "step,lr\n1,word\n"):
+        table.write_text(text)
+        assert curves(table, png) is None
+        assert not png.exists()
+    table.write_text("epoch,train/loss\n0,3\n1,inf\n2,1\n3")  # without steps; the last line is cut off
+    assert curves(table, png) == png
+    assert Image.open(png).size[0] > 500
+    with pytest.raises(DataError, match=r"absent\.csv"):
+        curves(tmp_path / "absent.csv", png)
+    with pytest.raises(DataError, match="cannot be written"):
+        curves(table, table / "curves.png")
+
+
+def test_bars_and_histograms_are_written_for_any_numbers(tmp_path) -> None:
+    few = bars({"cell": 3.0, "nothing": 0.0}, tmp_path / "few.png", "objects per class", "objects")
+    many = bars({f"class {i}": 10.0**i for i in range(120)}, tmp_path / "many.png", "classes")
+    none = bars({}, tmp_path / "none.png")
+    heights = [Image.open(p).size[1] for p in (few, many, none)]
+    assert heights[1] > 5 * heights[0]
+    blue = (np.asarray(Image.open(few).convert("RGB")) == np.array([0x1F, 0x77, 0xB4])).all(axis=2)
+    assert blue.any(axis=1).sum() > 10
+    rows = np.flatnonzero(blue.any(axis=1))
+    assert np.diff(rows).max() == 1  # one bar: of the class that has objects
+    for name, values in {"wide": [1, 10, 1e4], "one": [5, 5], "empty": [], "odd": [0, -3, math.nan, math.inf]}.items():
+        path = histogram(values, tmp_path / f"{name}.png", "sizes", "pixels")
+        assert np.asarray(Image.open(path)).std() > 0
+
+
+def test_nothing_global_is_touched(tmp_path) -> None:
+    before = dict(mpl.rcParams)
+    write_csv(tmp_path / "metrics.csv", 3)
+    curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
+    assert dict(mpl.rcParams) == before
+    import subprocess
+    import sys
+
+    script = (
+        "import sys, vistrain.pictures as p; p.bars({'a': 1}, sys.argv[1]); print('matplotlib.pyplot' in sys.modules)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "b.png")], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "False"

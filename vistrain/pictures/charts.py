@@ -1,0 +1,276 @@
+"""Curves of a run, and bars and histograms of a data set.
+
+Drawn with matplotlib's objects and not with pyplot: no global state, no display.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vistrain.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 110
+GROUND = "#888888"
+PALETTE = ("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22")
+SMOOTH_FROM = 60  # points from which a training curve is smoothed (the raw one stays, faint)
+MOST_BARS = 100
+# What a loss's name may end in beyond its kind: a decoder layer, the encoder's proposals, denoising queries
+_AUXILIARY = re.compile(r"(_\d+|_enc|_dn|_aux|_interm)+$")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One column: x and y `[N]` float64, the cells that hold finite numbers."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+def curves(metrics_csv: str | Path, png: str | Path) -> Path | None:
+    """Draw a run's `metrics.csv`: losses, their parts, precision, recall, further metrics, learning rate.
+
+    Any CSV with a header does; blank cells are normal (losses and metrics are logged at different steps), and what is
+    not a finite number is left out, as is a negative AP or AR (COCO's "no such objects"). The horizontal axis is
+    `step`, else `epoch`, else the row. Losses of inner layers (`loss_bbox_0`, `loss_bbox_enc`, `loss_bbox_dn_3`) share
+    the colour of their kind and are thin.
+
+    Args:
+        metrics_csv: read as it is, also while a run writes it.
+        png: written whole or not at all.
+
+    Returns:
+        `png`, or None when there is nothing to draw yet (nothing is written then).
+
+    Raises:
+        DataError: the CSV is missing or the picture cannot be written.
+    """
+    series, axis = _read(metrics_csv)
+    panels = _panels(series)
+    if not panels:
+        return None
+    columns = min(len(panels), 2 if len(panels) <= 4 else 3)
+    rows = -(-len(panels) // columns)
+    figure, axes = _figure(5.6 * columns, 3.6 * rows, rows, columns)
+    for place, (title, names) in zip(axes, panels.items(), strict=False):
+        if title == "loss parts":
+            _draw_parts(place, {n: series[n] for n in names})
+        else:
+            _draw_lines(place, {n: series[n] for n in names}, smooth=title == "loss")
+        if title == "learning rate":
+            _log_if_wide(place, [series[n] for n in names])
+        place.set_title(title, fontsize=11, loc="left")
+        place.set_xlabel(axis)
+    for place in axes[len(panels) :]:
+        place.set_visible(False)
+    return _save(figure, png)
+
+
+def bars(values: Mapping[str, float], png: str | Path, title: str = "", xlabel: str = "") -> Path:
+    """Horizontal bars with their values, from top to bottom in the order given; of more than 100 the first 100.
+
+    Args:
+        values: name -> length. The axis is logarithmic when the largest is more than 100 times the smallest above zero.
+        png: written whole or not at all.
+        title, xlabel: texts; the unit belongs into `xlabel`.
+
+    Raises:
+        DataError: the picture cannot be written.
+    """
+    names, lengths = list(values)[:MOST_BARS], np.array(list(values.values())[:MOST_BARS], dtype=np.float64)
+    figure, (place,) = _figure(7.5, 1.2 + 0.22 * max(len(names), 3), 1, 1)
+    at = np.arange(len(names))
+    place.barh(at, lengths, height=0.75, color=PALETTE[0])
+    positive = lengths[lengths > 0]
+    if positive.size and positive.max() > 100 * positive.min():
+        place.set_xscale("log")
+        place.set_xlim(positive.min() / 2, positive.max() * 2)
+    else:
+        place.set_xlim(0, 1.12 * max(lengths.max(initial=0.0), 1e-12))
+    shortest = place.get_xlim()[0]
+    for y, length in zip(at, lengths, strict=True):
+        place.annotate(
+            f"{length:g}", (max(length, shortest), y), (3, 0), textcoords="offset points", va="center", fontsize=7
+        )
+    place.set_yticks(at, [name if len(name) <= 40 else name[:39] + "…" for name in names], fontsize=8)
+    place.set_ylim(len(names) - 0.4, -0.6)
+    place.grid(axis="y", visible=False)
+    hidden = len(values) - len(names)
+    place.set_title(title + (f" (first {MOST_BARS} of {len(values)})" if hidden else ""), fontsize=11, loc="left")
+    place.set_xlabel(xlabel)
+    return _save(figure, png)
+
+
+def histogram(values: Sequence[float], png: str | Path, title: str = "", xlabel: str = "", bins: int = 40) -> Path:
+    """How often values occur; finite ones alone, counted in the title.
+
+    Args:
+        values: any numbers. Bins are spaced logarithmically when all are above zero and span more than 100 times.
+        png: written whole or not at all.
+        title, xlabel: texts; the unit belongs into `xlabel`.
+        bins: how many.
+
+    Raises:
+        DataError: the picture cannot be written.
+    """
+    numbers = np.asarray(values, dtype=np.float64).reshape(-1)
+    numbers = numbers[np.isfinite(numbers)]
+    figure, (place,) = _figure(6.4, 3.8, 1, 1)
+    if numbers.size:
+        low, high = float(numbers.min()), float(numbers.max())
+        if low > 0 and high > 100 * low:
+            place.set_xscale("log")
+            edges = np.geomspace(low, high, bins + 1)
+        else:
+            edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+        place.hist(numbers, edges.tolist(), color=PALETTE[0], edgecolor="white", linewidth=0.3)
+    place.set_title(f"{title} ({numbers.size})", fontsize=11, loc="left")
+    place.set_xlabel(xlabel)
+    place.set_ylabel("count")
+    return _save(figure, png)
+
+
+def _read(path: str | Path) -> tuple[dict[str, Series], str]:
+    """The CSV's columns of numbers, and the name of the horizontal axis."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise DataError(str(path), f"cannot be read ({error.strerror})") from error
+    names = [n for n in (rows[0] if rows else {}) if n]
+    axis = next((n for n in ("step", "epoch") if n in names), "row")
+    points: dict[str, list[tuple[float, float]]] = {n: [] for n in names if n not in ("step", "epoch")}
+    for i, row in enumerate(rows):
+        x = float(i) if axis == "row" else _number(row.get(axis))
+        for name, found in points.items():
+            y = _number(row.get(name))
+            if math.isfinite(x) and math.isfinite(y) and not (y < 0 and re.search(r"/A[PR]\w*$", name)):
+                found.append((x, y))
+    return {n: Series(*np.array(found).T) for n, found in points.items() if found}, axis
+
+
+def _number(cell: str | None) -> float:
+    try:
+        return float(cell or "nan")
+    except ValueError:
+        return math.nan
+
+
+def _panels(series: Mapping[str, Series]) -> dict[str, list[str]]:
+    """Title -> columns. Speeds and memory (`perf/...`) are for the loggers, not for this picture."""
+    panels: dict[str, list[str]] = {"loss": [], "loss parts": []}
+    rates: list[str] = []
+    for name in series:
+        folder, _, last = name.rpartition("/")
+        if last == "loss":
+            panels["loss"].append(name)
+        elif last.startswith("loss") or folder == "train":
+            panels["loss parts"].append(name)
+        elif name == "lr" or name.startswith(("lr-", "lr/")):
+            rates.append(name)
+        elif re.match(r"AP\w*$", last):
+            panels.setdefault(f"{folder}: average precision", []).append(name)
+        elif re.match(r"AR\w*$", last):
+            panels.setdefault(f"{folder}: average recall", []).append(name)
+        elif folder and folder != "perf":
+            panels.setdefault(folder, []).append(name)
+    panels["learning rate"] = rates
+    return {title: names for title, names in panels.items() if names}
+
+
+def _draw_lines(place: Axes, series: Mapping[str, Series], smooth: bool) -> None:
+    """Lines with their last value (and the best, for metrics) in the legend."""
+    for i, (name, line) in enumerate(series.items()):
+        colour = PALETTE[i % len(PALETTE)]
+        last = f"{line.y[-1]:.4g}"
+        label = f"{name if smooth else name.rpartition('/')[2]}  {last}"
+        if "/A" in name and line.y.max() > line.y[-1]:
+            label += f"  (best {line.y.max():.4g})"
+        marker = "o" if len(line.x) < 30 else ""
+        if smooth and len(line.x) >= SMOOTH_FROM:
+            place.plot(line.x, line.y, color=colour, alpha=0.25, linewidth=0.8)
+            place.plot(line.x, _smoothed(line.y), color=colour, label=label, linewidth=1.6)
+        else:
+            place.plot(line.x, line.y, color=colour, label=label, linewidth=1.6, marker=marker, markersize=3)
+    place.legend(fontsize=7.5, frameon=False, ncols=1 if len(series) <= 6 else 2)
+
+
+def _draw_parts(place: Axes, series: Mapping[str, Series]) -> None:
+    """Loss parts by kind: the last layer's line strong, the inner ones' thin in the same colour."""
+    kinds = list(dict.fromkeys(_AUXILIARY.sub("", name) for name in series))
+    for name, line in series.items():
+        kind = _AUXILIARY.sub("", name)
+        colour = PALETTE[kinds.index(kind) % len(PALETTE)]
+        y = _smoothed(line.y) if len(line.y) >= SMOOTH_FROM else line.y
+        if name == kind:
+            label = f"{name.rpartition('/')[2]}  {line.y[-1]:.4g}"
+            place.plot(line.x, y, color=colour, linewidth=1.6, label=label, zorder=3, marker="o" if len(y) == 1 else "")
+        else:
+            place.plot(line.x, y, color=colour, linewidth=0.6, alpha=0.45)
+    inner = len(series) - sum(name in series for name in kinds)
+    if inner:
+        place.plot([], [], color=GROUND, linewidth=0.6, label=f"inner layers ({inner})")
+    place.legend(fontsize=7.5, frameon=False, ncols=1 if len(kinds) <= 6 else 2)
+
+
+def _smoothed(y: np.ndarray) -> np.ndarray:
+    """Exponential moving average over about a fiftieth of the curve, corrected for its start."""
+    decay = 1 - 1 / max(len(y) / 50, 2)
+    total, weight, smooth = 0.0, 0.0, np.empty_like(y)
+    for i, value in enumerate(y):
+        total, weight = decay * total + value, decay * weight + 1
+        smooth[i] = total / weight
+    return smooth
+
+
+def _log_if_wide(place: Axes, series: Sequence[Series]) -> None:
+    values = np.concatenate([line.y for line in series])
+    positive = values[values > 0]
+    if positive.size and positive.max() > 100 * positive.min():
+        place.set_yscale("log")
+
+
+def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure in inches with its axes, row by row, in the house's look."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for place in axes:
+        place.grid(color="#dddddd", linewidth=0.6)
+        place.set_axisbelow(True)
+        place.tick_params(labelsize=8, color=GROUND)
+        for side in ("top", "right"):
+            place.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            place.spines[side].set_color(GROUND)
+    return figure, axes
+
+
+def _save(figure: Figure, png: str | Path) -> Path:
+    path = Path(png)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(partial, format="png")
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(str(path), f"cannot be written ({error.strerror})") from error
+    finally:
+        if partial.parent.is_dir():
+            partial.unlink(missing_ok=True)
+    return path
