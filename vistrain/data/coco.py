@@ -244,9 +244,8 @@ def _fill_area(where: str, entry: dict[str, Any], image: dict[str, Any]) -> None
     if isinstance(area, int | float) and math.isfinite(area):
         return
     if entry.get("segmentation"):
-        entry["area"] = float(
-            mask_tools.area(encode_mask(where, entry["segmentation"], image["height"], image["width"]))
-        )
+        mask = encode_mask(where, entry["segmentation"], image["height"], image["width"])
+        entry["area"] = float(mask_tools.area(mask))
     else:
         entry["area"] = entry["bbox"][2] * entry["bbox"][3]
 
@@ -254,25 +253,36 @@ def _fill_area(where: str, entry: dict[str, Any], image: dict[str, Any]) -> None
 def encode_mask(where: str, segmentation: Any, height: int, width: int) -> dict[str, Any]:
     """A segmentation (polygons, or run lengths plain or compressed) as pycocotools' compressed run lengths.
 
+    Polygons of fewer than three points or an odd number of coordinates are left out, as detectron2 does.
+
     Args:
         where: named in errors.
         segmentation: the entry's value.
         height, width: of the image, pixels.
 
     Raises:
-        DataError: it is none of these, or its run lengths are for another size.
+        DataError: it is none of these, or its run lengths do not fill the image (pycocotools would not notice).
     """
     size = [int(height), int(width)]
-    try:
-        if isinstance(segmentation, list):
-            return mask_tools.merge(mask_tools.frPyObjects(segmentation, *size))
-        if list(segmentation["size"]) != size:
-            raise DataError(where, f"run lengths are for size {segmentation['size']}, the image has {size}")
-        if isinstance(segmentation["counts"], list):
-            return mask_tools.frPyObjects(segmentation, *size)
-        return segmentation
-    except (TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
-        raise DataError(where, f"unreadable segmentation: {error}", "polygons or run lengths are needed") from error
+    if isinstance(segmentation, list) and all(isinstance(p, list) for p in segmentation):
+        polygons = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0 and _finite(p)]
+        if not polygons:  # pycocotools cannot draw none
+            return mask_tools.frPyObjects({"size": size, "counts": [size[0] * size[1]]}, *size)
+        return mask_tools.merge(mask_tools.frPyObjects(polygons, *size))
+    counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
+    if not isinstance(counts, str | bytes | list) or not isinstance(segmentation.get("size"), list):
+        raise DataError(where, "unreadable segmentation", "polygons or run lengths (size and counts) are needed")
+    if segmentation["size"] != size:
+        raise DataError(where, f"run lengths are for size {segmentation['size']}, the image has {size}")
+    if isinstance(counts, list):
+        if not all(isinstance(n, int) and n >= 0 for n in counts) or sum(counts) != size[0] * size[1]:
+            raise DataError(where, f"run lengths do not add up to {size[0]} x {size[1]} pixels")
+        return mask_tools.frPyObjects(segmentation, *size)
+    return {"size": size, "counts": counts}
+
+
+def _finite(values: list[Any]) -> bool:
+    return all(isinstance(v, int | float) and math.isfinite(v) for v in values)
 
 
 @dataclass(frozen=True)

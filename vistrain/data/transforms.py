@@ -35,7 +35,7 @@ def output_size(
         short, long: pixels; no limit for None.
         arithmetic: `detr`: as facebookresearch/detr `datasets/transforms.py: get_size_with_aspect_ratio` (also
             Deformable-DETR, DINO): a capped short side is rounded first (half to even), then the other side is cut off
-            (so it may be one pixel less than `long`). `detectron2`: as `ResizeShortestEdge.get_output_shape` (also
+            (so it may miss `long` by a few pixels, even exceed it). `detectron2`: as `ResizeShortestEdge.get_output_shape` (also
             detrex): both sides in floating point, rounded half up at the end.
 
     Returns:
@@ -44,14 +44,14 @@ def output_size(
     low, high = min(height, width), max(height, width)
     if arithmetic == "detr":
         if long is not None and high / low * short > long:
-            short = round(long * low / high)
+            short = max(round(long * low / high), 1)  # official fails on slivers
         other = short if low == high else int(short * high / low)
     else:
         exact_short, exact_other = float(short), short / low * high
         if long is not None and max(exact_short, exact_other) > long:
             shrink = long / max(exact_short, exact_other)
             exact_short, exact_other = exact_short * shrink, exact_other * shrink
-        short, other = int(exact_short + 0.5), int(exact_other + 0.5)
+        short, other = max(int(exact_short + 0.5), 1), int(exact_other + 0.5)
     return (short, other) if height <= width else (other, short)
 
 
@@ -207,7 +207,8 @@ def _replace_image(sample: Sample, image: np.ndarray) -> Sample:
     (old_h, old_w), (h, w) = sample.image.shape[:2], image.shape[:2]
     if (old_h, old_w) == (h, w):
         return sample
-    boxes = sample.boxes * np.array([w / old_w, h / old_h] * 2, np.float32)
+    # In float64: float32's 80 * (96 / 80) is 96.00001, outside the image.
+    boxes = (sample.boxes * np.array([w / old_w, h / old_h] * 2)).astype(np.float32)
     masks = sample.masks
     if masks is not None:
         resized = [cv2.resize(m.view(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST_EXACT) for m in masks]
