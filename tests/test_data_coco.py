@@ -179,7 +179,7 @@ def test_what_is_refused_is_named_in_one_line(tmp_path: Path, data: Any, message
 )
 def test_unreadable_segmentations_are_refused(tmp_path: Path, segmentation: Any) -> None:
     bad = without("area", entry(1, [1, 1, 2, 2], segmentation=segmentation))
-    with pytest.raises(DataError, match="annotation 1: (unreadable segmentation|run lengths)"):
+    with pytest.raises(DataError, match=r"annotation 1: (unreadable segmentation|run lengths)"):
         read_coco(write(tmp_path, content([bad])))
 
 

@@ -43,9 +43,14 @@ def make(folder: Path, **arguments: Any) -> CocoDetection:
     val = CocoSplit("val", "val.json")
     if not (folder / "train").exists():
         train, val = write_set(folder, "train", 24), write_set(folder, "val", 10)
-    defaults: dict[str, Any] = dict(
-        root=str(folder), batch_size=4, workers=0, augment=AUGMENT, eval_short_side=32, eval_long_side=64
-    )
+    defaults: dict[str, Any] = {
+        "root": str(folder),
+        "batch_size": 4,
+        "workers": 0,
+        "augment": AUGMENT,
+        "eval_short_side": 32,
+        "eval_long_side": 64,
+    }
     return CocoDetection(train, val, **{**defaults, **arguments})
 
 

@@ -59,7 +59,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
             )
         self.used = length // batch_size * batch_size
         self.length, self.seed, self.rank, self.world, self.resume = length, seed, rank, world, resume
-        self.epoch = 0
+        self.epoch = resume[0]  # Lightning starts the loader's workers before it first calls `set_epoch`
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the permutation; Lightning calls it at the start of every epoch."""

@@ -35,8 +35,8 @@ def output_size(
         short, long: pixels; no limit for None.
         arithmetic: `detr`: as facebookresearch/detr `datasets/transforms.py: get_size_with_aspect_ratio` (also
             Deformable-DETR, DINO): a capped short side is rounded first (half to even), then the other side is cut off
-            (so it may miss `long` by a few pixels, even exceed it). `detectron2`: as `ResizeShortestEdge.get_output_shape` (also
-            detrex): both sides in floating point, rounded half up at the end.
+            (so it may miss `long` by a few pixels, even exceed it). `detectron2`: as
+            `ResizeShortestEdge.get_output_shape` (also detrex): both sides in floating point, rounded at the end.
 
     Returns:
         height, width.
