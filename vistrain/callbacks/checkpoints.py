@@ -65,7 +65,8 @@ class Checkpoints(Callback):
     When the disk is full, the files that were there stay valid, the failure is logged, and training goes on: someone
     may make room. If the last save of the run fails too, the run ends with `WeightsError`, as its result is nowhere.
 
-    It must come last among the callbacks, so that it saves what the others have done to the step.
+    It must come last among the callbacks, so that it saves what the others have done to the step. Gradients are not
+    stored, so an evaluation inside an accumulation group may give a best file, but never the `last.ckpt` to resume from.
 
     Args:
         monitor: what to rank by (`val/coco/AP`); None: the first number of the evaluation.
@@ -167,29 +168,33 @@ class Checkpoints(Callback):
             return
         assert self.folder is not None
         step, before = trainer.global_step, self.best
+        inside_group = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches != 0
         if value is not None:
             ranked = [entry for entry in before if entry[1] != step] + [(value, step)]
             ranked.sort(key=lambda entry: entry[0], reverse=self.mode == "max")  # stable: of equals, the older
             self.best = ranked[: self.keep_best]  # before saving, so that the file knows of itself
-        named = step in (entry[1] for entry in self.best)
+        named = value is not None and step in (entry[1] for entry in self.best)
+        if inside_group and not trainer.strategy.broadcast(named):
+            return
         target: Path = trainer.strategy.broadcast(self._path(step) if named else self.folder / "last.ckpt")
         trainer.save_checkpoint(target, weights_only=False)
         done = self._io.failure is None
         if trainer.is_global_zero and done and named:
-            done = self._rename(target, step, before)
+            done = self._rename(target, step, before, renew_last=not inside_group)
         self._unsaved = not trainer.strategy.broadcast(done)
         if self._unsaved:
             self.best = before
         else:
             self._saved_step = step
 
-    def _rename(self, target: Path, step: int, before: list[tuple[float, int]]) -> bool:
+    def _rename(self, target: Path, step: int, before: list[tuple[float, int]], renew_last: bool) -> bool:
         """Give a named state its other names, then let go of what fell out of the ranking."""
         assert self.folder is not None
         try:
             if self.best[0][1] == step:
                 _link(target, self.folder / "best.ckpt")
-            _link(target, self.folder / "last.ckpt")
+            if renew_last:
+                _link(target, self.folder / "last.ckpt")
         except OSError as error:
             self._io.failure = WeightsError(str(target), f"saved, but not as best or last ({error.strerror})")
             log.error("%s", self._io.failure)

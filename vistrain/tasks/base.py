@@ -256,7 +256,7 @@ class Task(LightningModule):
             "preprocessing": preprocessing.to_dict() if preprocessing is not None else None,
             **self.checkpoint_facts,
         }
-        if self.trainer.training:
+        if self.trainer.state.fn == TrainerFn.FITTING:
             checkpoint["vistrain"]["progress"] = self._progress()
 
     def _progress(self) -> dict[str, int]:
