@@ -170,13 +170,14 @@ class CocoDetection(DataModule):
         """Reads what a stage (`fit`, `validate`, `test`) needs: whatever is missing is missed before the run."""
         needed: dict[str, tuple[SplitName, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
         for split in needed.get(stage, ()):
-            self._load(split)
+            self.dataset(split)
 
     def dataset(self, split: SplitName) -> CocoDataset:
         """The samples of a split: augmented for `train`, resized for evaluation otherwise."""
         loaded = self._load(split)
+        _refuse_missing(loaded.annotations.files, self.folder(split), self.annotation_file(split))
         transform = self.augment if split == "train" else self.eval_resize
-        return CocoDataset(loaded.annotations, self.folder(split), self._agreeing(split), transform, self.exif)
+        return CocoDataset(loaded.annotations, self.folder(split), self.agreed_labels(split), transform, self.exif)
 
     @property
     def eval_resize(self) -> EvalResize:
@@ -233,14 +234,13 @@ class CocoDetection(DataModule):
             self.require(split)
             coco = read_coco(self.annotation_file(split), annotations=split != "test")
             annotations = targets(coco, keep_empty=self.keep_empty or split != "train", masks=self.masks)
-            _refuse_missing(annotations.files, self.folder(split), self.annotation_file(split))
             self.problems[split] = coco.problems
             if coco.problems and self.rank == 0:
                 log.warning("%s: %s", self.annotation_file(split), coco.problems)
             self._loaded[split] = _Loaded(annotations, coco.categories, coco.problems)
         return self._loaded[split]
 
-    def _agreeing(self, split: SplitName) -> LabelSpace:
+    def agreed_labels(self, split: SplitName) -> LabelSpace:
         """The label space, once it is sure that a split's file numbers and names the classes alike."""
         known = dict(zip(self.labels.ids, self.labels.names, strict=True))
         for category, name in self._load(split).categories.items():
