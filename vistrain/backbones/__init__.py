@@ -1,1 +1,5 @@
-"""Backbones: timm models behind one dense wrapper, and ours registered with timm. Pure torch."""
+"""Backbones: timm's models behind one dense contract, and name tables for ResNet weights of other libraries."""
+
+from vistrain.backbones.backbone import Backbone
+
+__all__ = ["Backbone"]

@@ -1,8 +1,17 @@
-"""Safe reading, strict loading and durable writing of checkpoints; a paper's key table lives in the paper's own file."""
+"""Safe reading, strict loading, durable writing of checkpoints; a paper's key table lives in the paper's own file."""
 
 from vistrain.checkpoints.files import load_file
 from vistrain.checkpoints.keymap import KeyMap
-from vistrain.checkpoints.loading import LeftOut, LoadReport, find_state_dict, load_weights
+from vistrain.checkpoints.loading import LeftOut, LoadReport, find_state_dict, load_weights, read_state_dict
 from vistrain.checkpoints.saving import save_durably
 
-__all__ = ["KeyMap", "LeftOut", "LoadReport", "find_state_dict", "load_file", "load_weights", "save_durably"]
+__all__ = [
+    "KeyMap",
+    "LeftOut",
+    "LoadReport",
+    "find_state_dict",
+    "load_file",
+    "load_weights",
+    "read_state_dict",
+    "save_durably",
+]

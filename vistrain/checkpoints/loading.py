@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 # Where training programs put the state dict, averaged weights first: published numbers are theirs. mmengine's
 # `ema_state_dict` is missing on purpose: its hook swaps the two before saving, `state_dict` holds the average.
 _WRAPPERS = (
-    *("params_ema", "model_ema", "ema_model", "state_dict_ema", "ema", "teacher"),
-    *("state_dict", "model", "model_state_dict", "params", "net", "network", "module", "weights", "student"),
+    *("params_ema", "model_ema", "ema_model", "state_dict_ema", "ema"),
+    *("state_dict", "model", "model_state_dict", "params", "net", "network", "module", "weights"),
 )
 _SHOWN = 4  # names listed per kind of disagreement before a count follows
 
@@ -73,6 +73,7 @@ def load_weights(
     *,
     key_maps: Sequence[KeyMap] = (),
     class_layers: Sequence[str] = (),
+    where: str = "",
 ) -> LoadReport:
     """Loads weights strictly: every tensor of the model comes from the file, every tensor of the file is used.
 
@@ -85,6 +86,7 @@ def load_weights(
         source: a file (see `load_file`), or a dictionary, wrapped or not.
         key_maps: namings to recognise; the first that matches is used, unless the names are the model's own.
         class_layers: regular expressions (`re.search`) of parameters whose shape depends on the number of classes.
+        where: what messages call the source; default its path, or `state dict`.
 
     Returns:
         What was loaded and what was left out.
@@ -92,13 +94,13 @@ def load_weights(
     Raises:
         WeightsError: the file cannot be read, or names or shapes disagree; the first few are listed.
     """
-    where = "state dict" if isinstance(source, Mapping) else str(source)
+    where = where or ("state dict" if isinstance(source, Mapping) else str(source))
     content = source if isinstance(source, Mapping) else load_file(source)
     foreign, picked = find_state_dict(content, where)
     own = model.state_dict()
     foreign = _strip_prefixes(foreign, own)
     recognised: KeyMap | None = None
-    if not _counted(foreign).keys() == _counted(own).keys():
+    if _counted(foreign).keys() != _counted(own).keys():
         recognised = next((key_map for key_map in key_maps if key_map.matches(foreign)), None)
     try:
         weights = recognised.apply(foreign) if recognised else dict(foreign)
@@ -122,6 +124,15 @@ def load_weights(
     return report
 
 
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a file, under the file's names without what training wrappers put before them.
+
+    Raises:
+        WeightsError: the file cannot be read, or holds no state dict.
+    """
+    return _strip_prefixes(find_state_dict(load_file(path), str(path))[0], {})
+
+
 def find_state_dict(content: Mapping[str, Any], where: str = "state dict") -> tuple[dict[str, Tensor], str]:
     """Finds the state dict within what a training program saved.
 
@@ -135,22 +146,20 @@ def find_state_dict(content: Mapping[str, Any], where: str = "state dict") -> tu
     Raises:
         WeightsError: no tensors in any of the usual places.
     """
+    found = _search(content)
+    if found is None:
+        keys = ", ".join(map(repr, list(content)[:8])) or "nothing"
+        raise WeightsError(where, f"no state dict in it; it holds {keys}", "save `model.state_dict()` alone")
+    return found
+
+
+def _search(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], str] | None:
     for name in _WRAPPERS:
         inner = content.get(name)
-        if isinstance(inner, Mapping) and _has_tensors(inner):
-            state_dict, place = find_state_dict(inner, where)
-            return state_dict, f"{name}.{place}".rstrip(".")
+        if isinstance(inner, Mapping) and (found := _search(inner)):
+            return found[0], f"{name}.{found[1]}".rstrip(".")
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        found = ", ".join(map(repr, list(content)[:8])) or "nothing"
-        raise WeightsError(where, f"no state dict in it; it holds {found}", "save `model.state_dict()` alone")
-    return tensors, ""
-
-
-def _has_tensors(content: Mapping[str, Any]) -> bool:
-    return any(
-        isinstance(value, Tensor) or (isinstance(value, Mapping) and _has_tensors(value)) for value in content.values()
-    )
+    return (tensors, "") if tensors else None
 
 
 def _counted(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

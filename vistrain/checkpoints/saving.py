@@ -27,8 +27,8 @@ def save_durably(content: Any, path: str | Path) -> None:
         WeightsError: the file cannot be written (disk full, no permission); an older file of that name is untouched.
     """
     path = Path(path)
-    # The process id keeps two runs that share a folder from writing into one temporary file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # One fixed name, so that what a killed run left behind is overwritten and never piles up.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -40,9 +40,8 @@ def save_durably(content: Any, path: str | Path) -> None:
     except (OSError, RuntimeError) as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        # torch's zip writer turns the OSError of a failed write into a RuntimeError; the cause is on its chain.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
+        cause = _cause(error)
+        if cause is None:
             raise
         raise WeightsError(
             str(path),
@@ -53,6 +52,13 @@ def save_durably(content: Any, path: str | Path) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def _cause(error: BaseException | None) -> OSError | None:
+    """The failed write behind an error: torch's zip writer turns it into a RuntimeError and keeps it on the chain."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,0 +1,175 @@
+"""A timm model as a dense backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from vistrain.backbones.build import create
+from vistrain.backbones.sizes import fit, size_rule
+from vistrain.errors import ConfigError
+from vistrain.layers.norms import freeze_batch_norms
+from vistrain.structures import Channels, Preprocessing
+
+
+class Backbone(nn.Module):
+    """Maps of chosen strides from any timm model.
+
+    Levels are chosen by stride, never by index: the last stage of that stride is taken. In models whose stages all
+    have one stride (plain ViTs) the final norm is applied, since it is the norm that the weights were trained with; in
+    pyramids it is not, as timm's `features_only` and the dense models of their papers leave it out. What comes after
+    the coarsest chosen stage, that norm and the classifier are removed: every trainable parameter is used.
+
+    Args:
+        name: timm's name, with the tag of the weights (`resnet50.tv_in1k`).
+        pretrained: load timm's weights of that name; or a file of classification weights.
+        strides: of the maps wanted, ascending.
+        freeze_at_stride: freeze everything up to and including the stage of this stride, batch norms too (ResNet: 2 is
+            the stem, 4 the stem and `layer1`). None freezes nothing.
+        frozen_norm: replace batch norms by ones whose statistics and weights never change.
+        args: timm's own arguments (`{drop_path_rate: 0.2}`); unknown ones are refused.
+        image_channels: of the data set's images.
+
+    Attributes:
+        strides, channels: of the maps given out, fine to coarse.
+        preprocessing: how images must be prepared for these weights.
+        body: the timm model; its parameters have the names that they have in classification.
+
+    Raises:
+        ConfigError: unknown name, stride or argument.
+        WeightsError: the weights cannot be had, or do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: bool | str = False,
+        strides: tuple[int, ...] = (8, 16, 32),
+        freeze_at_stride: int | None = None,
+        frozen_norm: bool = False,
+        args: dict[str, Any] | None = None,
+        image_channels: Channels = Channels(3),  # noqa: B008 - an int
+    ) -> None:
+        super().__init__()
+        body, flexible = create(name, pretrained, args or {}, image_channels)
+        stages = _stages(body, name)
+        last_of = {stage["reduction"]: index for index, stage in enumerate(stages)}  # a later one replaces an earlier
+        _check_strides(name, strides, last_of)
+        self._indices = [last_of[stride] for stride in strides]
+        self.strides = tuple(strides)
+        self.channels = tuple(stages[index]["num_chs"] for index in self._indices)
+        self._norm = len(last_of) == 1
+        self._size_rule = size_rule(body, list(last_of), flexible)
+        self.preprocessing = _preprocessing(body, image_channels, self._size_rule.divisor)
+
+        frozen = _modules_up_to(body, name, stages, freeze_at_stride)
+        body.prune_intermediate_layers(self._indices, prune_norm=not self._norm, prune_head=True)
+        self._frozen_names = [path for path in frozen if path in dict(body.named_modules())]
+        self.body: Any = freeze_batch_norms(body) if frozen_norm else body
+        if freeze_at_stride is not None:
+            for module in self._frozen_modules():
+                module.requires_grad_(False)
+            for parameter in self.body.parameters(recurse=False):  # class tokens, position tables: before any stage
+                parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Computes the maps.
+
+        Args:
+            images: `[B, C, H, W]` float, normalised, any height and width that the model allows.
+
+        Returns:
+            One `[B, C_i, ceil(H / stride_i), ceil(W / stride_i)]` per stride, fine to coarse.
+
+        Raises:
+            ConfigError: the model takes images of one size only, and these are larger.
+        """
+        padded = self._size_rule.pad(images)
+        maps = self.body.forward_intermediates(
+            padded,
+            indices=self._indices,
+            norm=self._norm,
+            stop_early=True,
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
+        before, after = (images.shape[-2], images.shape[-1]), (padded.shape[-2], padded.shape[-1])
+        return [fit(x, stride, before, after) for x, stride in zip(maps, self.strides, strict=True)]
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Like `nn.Module.train`; frozen stages stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory in training: activations are computed again in the backward pass."""
+        self.body.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that the model's authors exempt from weight decay (position tables, tokens)."""
+        names = self.body.no_weight_decay() if hasattr(self.body, "no_weight_decay") else ()
+        return {f"body.{name}" for name in names}
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        return f"strides={self.strides}, channels={self.channels}"
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        return [self.body.get_submodule(path) for path in self._frozen_names]
+
+
+def _stages(body: Any, name: str) -> list[dict[str, Any]]:
+    """timm's description of the stages: `reduction`, `num_chs`, `module` of each."""
+    if not hasattr(body, "forward_intermediates") or not hasattr(body, "prune_intermediate_layers"):
+        raise ConfigError("name", f"timm's {name} gives no intermediate maps", "see docs/backbones.md")
+    return list(getattr(body.feature_info, "info", body.feature_info))
+
+
+def _check_strides(name: str, strides: Sequence[int], known: dict[int, int]) -> None:
+    there = ", ".join(map(str, sorted(known)))
+    for stride in strides:
+        if stride not in known:
+            remedy = f"it has {there}; a neck adds coarser ones" if len(known) > 1 else f"it has {there} alone"
+            raise ConfigError("strides", f"{name} has no stride {stride}", remedy)
+    if not strides or list(strides) != sorted(set(strides)):
+        raise ConfigError("strides", f"{list(strides)} is not a list of ascending strides", f"{name} has {there}")
+
+
+def _modules_up_to(body: nn.Module, name: str, stages: Sequence[dict[str, Any]], stride: int | None) -> list[str]:
+    """Paths of the modules that run no later than the last stage of a stride.
+
+    timm registers modules in the order in which they run, so these are all that come before the stage's end.
+    """
+    if stride is None:
+        return []
+    reductions = [stage["reduction"] for stage in stages]
+    if stride not in reductions:
+        there = ", ".join(map(str, sorted(set(reductions))))
+        raise ConfigError("freeze_at_stride", f"{name} has no stage of stride {stride}", f"it has {there}")
+    end = stages[len(reductions) - 1 - reductions[::-1].index(stride)]["module"]
+    paths = [path for path, _ in body.named_modules()]
+    if not end or end not in paths:
+        raise ConfigError("freeze_at_stride", f"timm does not say where the stage of stride {stride} of {name} ends")
+    last = max(i for i, path in enumerate(paths) if path == end or path.startswith(f"{end}."))
+    ancestors = {".".join(end.split(".")[:depth]) for depth in range(end.count(".") + 1)}
+    return [path for path in paths[: last + 1] if path not in ancestors]
+
+
+def _preprocessing(body: Any, channels: int, divisor: int) -> Preprocessing:
+    cfg = body.pretrained_cfg
+    mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
+    if len(mean) != channels:  # as timm spreads the weights of the first convolution: no channel is special
+        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
+    return Preprocessing(
+        mean=mean,
+        std=std,
+        interpolation=cfg["interpolation"],
+        crop_pct=cfg["crop_pct"],
+        size_divisor=divisor,
+        input_size=(cfg["input_size"][-2], cfg["input_size"][-1]),
+    )

@@ -1,0 +1,196 @@
+"""Building a timm model by name: names, arguments and weights are checked before anything silently goes another way."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg, model_entrypoint
+from torch import nn
+
+from vistrain.backbones.resnet_keys import DETECTRON2
+from vistrain.checkpoints import load_weights, read_state_dict
+from vistrain.errors import ConfigError, WeightsError
+
+# timm's arguments that the wrapper decides, and what to write instead.
+_DECIDED = {
+    "num_classes": "a dense backbone has no classifier",
+    "features_only": "use `strides`",
+    "out_indices": "use `strides`",
+    "output_stride": "use `strides`",
+    "in_chans": "the data set says how many channels its images have",
+    "pretrained": "use `pretrained` beside `args`",
+    "pretrained_cfg": "put the tag into the name, as in `resnet50.tv_in1k`",
+    "pretrained_cfg_overlay": "use `pretrained: /path/to/file` beside `args`",
+    "pretrained_strict": "weights are always loaded strictly",
+    "checkpoint_path": "use `pretrained: /path/to/file` beside `args`",
+    "cache_dir": "set the environment variable HF_HOME",
+}
+_CANARY = "vistrain_checks_that_unknown_arguments_are_refused"
+# How timm's families are asked to take any image size; the first that a family knows is used.
+_FLEXIBLE: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+
+
+def create(name: str, pretrained: bool | str, args: Mapping[str, Any], channels: int) -> tuple[Any, bool]:
+    """Builds a timm model without its classifier.
+
+    Args:
+        name: timm's name, with a tag (`resnet50.tv_in1k`) where it matters which weights are meant.
+        pretrained: timm's weights for that name; or a file of weights under timm's, torchvision's, detectron2's or
+            (where timm can convert them) the authors' names.
+        args: timm's own arguments.
+        channels: of the images.
+
+    Returns:
+        The model (`Any`: timm's models share methods, but no class), and whether it agreed to take images of any
+        size.
+
+    Raises:
+        ConfigError: unknown name, tag or argument.
+        WeightsError: the weights cannot be had, or do not fit.
+    """
+    _check_name(name)
+    _check_args(name, args)
+    arguments = dict(args) | ({"in_chans": channels} if channels != 3 else {})
+    # With weights, the classifier stays until they are in: timm checks names strictly only if all classes are there.
+    if pretrained is False:
+        body, flexible = _build(name, arguments | {"num_classes": 0})
+    elif pretrained is True:
+        body, flexible = _build_pretrained(name, arguments)
+    else:
+        body, flexible = _build(name, arguments)
+        _load_file(body, name, Path(pretrained))
+    if getattr(body, "num_classes", 0) != 0:
+        body.reset_classifier(0)
+    return body, flexible
+
+
+def nearest(name: str, names: Collection[str], count: int = 3) -> str:
+    """`did you mean ...?` with the names most like a wrong one; empty if none is like it."""
+    close = difflib.get_close_matches(name, list(names), count, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+def _check_name(name: str) -> None:
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        remedy = nearest(architecture, timm.list_models()) or "`vistrain list backbones` shows them all"
+        raise ConfigError("name", f"no backbone {name!r}", remedy)
+    if tag and get_pretrained_cfg(name, allow_unregistered=False) is None:
+        tags = timm.list_pretrained(f"{architecture}.*")
+        remedy = f"there are {', '.join(tags)}" if tags else f"write {architecture!r}"
+        raise ConfigError("name", f"no weights {tag!r} of {architecture}", remedy)
+
+
+def _check_args(name: str, args: Mapping[str, Any]) -> None:
+    """Refuses arguments that timm would drop without a word, or meet with a traceback."""
+    if not args:
+        return
+    for key, value in args.items():
+        if key in _DECIDED:
+            raise ConfigError(f"args.{key}", "is not an argument of the backbone", _DECIDED[key])
+        if value is None:
+            raise ConfigError(f"args.{key}", "is null, which timm ignores", "remove the key, or give it a value")
+    # An argument that nothing can know: if even that is accepted, the family swallows whatever it is given. If it is
+    # refused, the refusal names the first (or every) unknown argument, and a wrong one of the user's comes before it.
+    try:
+        with torch.device("meta"):
+            swallowing = timm.create_model(name, num_classes=0, **args, **{_CANARY: 0})
+    except TypeError as error:
+        unknown = [key for key in args if re.search(rf"'{re.escape(key)}'", str(error))]
+        known = _parameters_in(name, str(error))
+    except (AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, ValueError):
+        return  # known names with unfit values, or a family that cannot be built on `meta`: the true build will tell
+    else:
+        known = _parameters(type(swallowing))
+        unknown = [key for key in args if key not in known]
+    if unknown:
+        raise ConfigError(f"args.{unknown[0]}", f"timm's {name} has no such argument", nearest(unknown[0], known))
+
+
+def _parameters_in(name: str, message: str) -> set[str]:
+    """Arguments of the class that a message like `SwinTransformer.__init__() got an unexpected ...` names."""
+    found = re.search(r"(\w+)\.__init__\(\)", message)
+    cls = getattr(_module_of(name), found[1], None) if found else None
+    return _parameters(cls) if isinstance(cls, type) else set()
+
+
+def _parameters(cls: type) -> set[str]:
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if base is nn.Module or "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base).parameters.values()
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if dataclasses.is_dataclass(base) or not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return names - set(_DECIDED)
+
+
+def _build(name: str, arguments: dict[str, Any], pretrained: bool = False) -> tuple[Any, bool]:
+    for flexible in _FLEXIBLE:
+        try:
+            body = timm.create_model(name, pretrained=pretrained, **{**flexible, **arguments})
+        except TypeError as error:
+            if any(f"'{key}'" in str(error) for key in flexible):
+                continue  # not an argument of this family; it says so before it has built anything
+            raise ConfigError("args", f"timm cannot build {name} with {arguments}: {error}") from error
+        except OSError:  # a download that failed, and in some versions of its library a ValueError too
+            raise
+        except (AssertionError, LookupError, ValueError) as error:
+            if not arguments.keys() - {"num_classes"}:
+                raise
+            raise ConfigError("args", f"timm cannot build {name} with {arguments}: {error}") from error
+        return body, bool(flexible)
+    raise AssertionError("the last way asks for nothing")
+
+
+def _build_pretrained(name: str, arguments: dict[str, Any]) -> tuple[Any, bool]:
+    try:
+        return _build(name, arguments, pretrained=True)
+    except OSError as error:  # what downloads fail with, offline and online
+        cfg = get_pretrained_cfg(name)
+        source = (cfg and (cfg.hf_hub_id or cfg.url)) or name
+        raise WeightsError(
+            f"pretrained weights of {name}",
+            f"{source} is not in the cache and cannot be downloaded ({str(error).splitlines()[0][:100]})",
+            "download it where there is a network and set `pretrained: /path/to/file`, or `pretrained: false`",
+        ) from error
+    except RuntimeError as error:
+        # timm's own message for a model that has none, and load_state_dict's for `args` that change shapes.
+        problem = " ".join(str(error).split())[:300]
+        raise WeightsError(f"pretrained weights of {name}", problem, "set `pretrained: false`") from error
+
+
+def _load_file(body: Any, name: str, path: Path) -> None:
+    """Loads a file of classification weights strictly; its classifier may be of any classes, or absent."""
+    weights = read_state_dict(path)
+    if DETECTRON2.matches(weights):
+        weights = DETECTRON2.apply(weights)
+    # timm's converter of the authors' names, by timm's convention a function of this name beside the family.
+    convert = getattr(_module_of(name), "checkpoint_filter_fn", None)
+    if convert is not None:
+        try:
+            weights = convert(weights, body)
+        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise WeightsError(str(path), f"timm cannot read it as {name} ({error})", f"is it a {name}?") from error
+    classifiers = body.pretrained_cfg.get("classifier") or ()
+    classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    if not any(key.startswith(f"{classifier}.") for key in weights for classifier in classifiers):
+        body.reset_classifier(0)
+    class_layers = [rf"^{re.escape(classifier)}\." for classifier in classifiers]
+    load_weights(body, weights, class_layers=class_layers, where=str(path))
+
+
+def _module_of(name: str) -> ModuleType:
+    """timm's module in which a model's family lives."""
+    return sys.modules[model_entrypoint(name.partition(".")[0]).__module__]
