@@ -1,0 +1,270 @@
+"""From a composed config to a finished run: builds the parts in their order and hands them to Lightning's Trainer.
+
+The order is the only logic here: the data's facts (labels, channels) build the network, the network's facts
+(preprocessing) reach the transforms, and both are stored in every checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import nn
+from torch.optim import Optimizer
+
+from vistrain.callbacks import default_callbacks, make_loggers
+from vistrain.checkpoints import load_file, load_weights
+from vistrain.config import compose
+from vistrain.building import build
+from vistrain.data import DataModule
+from vistrain.errors import ConfigError, WeightsError
+from vistrain.optim import ParameterGroups, Schedule
+from vistrain.structures import Channels, Factory, LabelSpace, Preprocessing
+from vistrain.tasks import Task
+
+log = logging.getLogger(__name__)
+
+# What `--debug` changes: everything in this process, every operation checked, every step reported.
+DEBUG = {"data": {"workers": 0}, "trainer": {"detect_anomaly": True, "log_every_n_steps": 1}}
+
+
+@dataclass
+class Parts:
+    """What a config builds before anything runs."""
+
+    data: DataModule
+    model: nn.Module
+    task: Task
+
+
+def fit(config: dict[str, Any], *, resume: Path | None = None, debug: bool = False, allow: Collection[str] = ()) -> int:
+    """Train as the config says.
+
+    Args:
+        config: composed and resolved (see `vistrain.config.compose`).
+        resume: run folder to continue from its `last.ckpt`, or None for a new run.
+        debug: anomaly detection, no worker processes, a line for every step.
+        allow: packages beyond the default ones whose classes the config may name.
+
+    Returns:
+        0; a run that does not finish raises.
+
+    Raises:
+        ConfigError, DataError, WeightsError: something is the user's to mend.
+    """
+    if debug:
+        config = compose([], start=config, changes=DEBUG)
+    folder = run_folder(config, resume)
+    seed_everything(config.get("seed", 0), workers=True, verbose=False)
+    parts = build_parts(config, allow)
+    weights = config.get("run", {}).get("weights")
+    if weights and resume is None:
+        log.info("%s", load_weights(parts.model, weights, **_naming(parts.model)))
+    trainer = build_trainer(config, parts, folder, allow)
+    trainer.fit(parts.task, datamodule=parts.data, ckpt_path=str(resume / "last.ckpt") if resume else None)
+    return 0
+
+
+def test(
+    config: dict[str, Any] | None = None,
+    *,
+    checkpoint: Path | None = None,
+    overrides: Collection[str] = (),
+    weights: str | None = None,
+    allow: Collection[str] = (),
+) -> dict[str, float]:
+    """Evaluate a checkpoint of ours, or a config with foreign weights, on the test split.
+
+    Args:
+        config: composed config; None takes the checkpoint's.
+        checkpoint: a file that `fit` wrote.
+        overrides: `dotted.key=value` changes to the checkpoint's config (other data, another batch size).
+        weights: an official checkpoint for the config's network.
+        allow: see `fit`.
+
+    Returns:
+        The numbers by name, such as `test/coco/AP`.
+
+    Raises:
+        ConfigError, DataError, WeightsError: something is the user's to mend; among it a checkpoint whose classes are
+            not those of the data.
+    """
+    facts: dict[str, Any] = {}
+    if checkpoint is not None:
+        facts = load_checkpoint(checkpoint)
+        config = compose([], overrides, start=facts["config"], changes=config)
+    if config is None:
+        raise ConfigError("test", "nothing to evaluate", "give --ckpt, or --config with --weights")
+    parts = build_parts(_without_pretrained(config), allow)
+    if checkpoint is not None:
+        _same_labels(checkpoint, LabelSpace.from_dict(facts["labels"]), parts.data.labels)
+        load_weights(parts.model, facts["state_dict"])
+        parts.data.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
+    elif weights or config.get("run", {}).get("weights"):
+        log.info("%s", load_weights(parts.model, weights or config["run"]["weights"], **_naming(parts.model)))
+    folder = Path(checkpoint).parent if checkpoint is not None else run_folder(config, None)
+    trainer = build_trainer(config, parts, folder, allow, evaluate_only=True)
+    trainer.test(parts.task, datamodule=parts.data, verbose=False)
+    return dict(parts.task.numbers)
+
+
+def build_parts(config: Mapping[str, Any], allow: Collection[str] = ()) -> Parts:
+    """Build data, network and task of a composed config; touches no data file but for the label space.
+
+    Raises:
+        ConfigError, DataError, WeightsError: something is the user's to mend.
+    """
+    seed = config.get("seed", 0)
+    data = build(_section(config, "data"), DataModule, where="data", allow=allow, given={"seed": seed})
+    model = build_model(config, data.labels, data.channels, allow)
+    data.preprocessing = getattr(model, "preprocessing", data.preprocessing)
+    optimizer = dict(_section(config, "optimizer"))
+    groups = build(optimizer.pop("groups", {}), ParameterGroups, where="optimizer.groups", allow=allow)
+    given = {
+        "model": model,
+        "optimizer": build(optimizer, Factory[Optimizer], where="optimizer", allow=allow),
+        "groups": groups,
+        "schedule": build(config["schedule"], Schedule, where="schedule", allow=allow) if config.get("schedule") else None,
+        "metrics": tuple(config.get("metrics") or ()),
+        "seed": seed,
+    }
+    task: Task = build(_section(config, "task"), Task, where="task", allow=allow, given=given)
+    task.checkpoint_facts = {"config": dict(config)}
+    return Parts(data, model, task)
+
+
+def build_model(config: Mapping[str, Any], labels: LabelSpace, channels: int = 3, allow: Collection[str] = ()) -> nn.Module:
+    """Build the network alone, for a label space.
+
+    Raises:
+        ConfigError, WeightsError: something is the user's to mend.
+    """
+    facts = {LabelSpace: labels, Channels: channels}
+    model: nn.Module = build(_section(config, "model"), nn.Module, facts, "model", allow=allow)
+    return model
+
+
+def build_trainer(
+    config: Mapping[str, Any], parts: Parts, folder: Path, allow: Collection[str] = (), *, evaluate_only: bool = False
+) -> Trainer:
+    """Lightning's Trainer with the config's arguments, our callbacks and loggers, and accumulation from the batch sizes.
+
+    Raises:
+        ConfigError: the global batch does not divide into what the devices take.
+    """
+    arguments = dict(config.get("trainer") or {})
+    if arguments.get("precision") == "auto":
+        arguments["precision"] = best_precision(arguments.get("accelerator", "auto"))
+    callbacks = [
+        build(node, Callback, where=f"callbacks.{name}", allow=allow)
+        for name, node in (config.get("callbacks") or {}).items()
+        if node is not None
+    ]
+    trainer = Trainer(
+        **{"num_sanity_val_steps": 0, **arguments},
+        callbacks=default_callbacks(folder, callbacks, evaluate_only=evaluate_only),
+        logger=False if evaluate_only else make_loggers(config.get("logger"), folder),
+        default_root_dir=str(folder),
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    trainer.accumulate_grad_batches = parts.data.accumulation(trainer.world_size)
+    return trainer
+
+
+def best_precision(accelerator: str) -> str:
+    """`bf16-mixed` on accelerators that have bfloat16 arithmetic, else `32-true`."""
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def run_folder(config: Mapping[str, Any], resume: Path | None) -> Path:
+    """The folder of this run; a new run never writes into that of an older one.
+
+    Raises:
+        ConfigError: it holds a run already, or there is nothing to resume.
+    """
+    if resume is not None:
+        if not (resume / "last.ckpt").is_file():
+            raise ConfigError("--resume", f"{resume} has no last.ckpt", "it must be the folder of an interrupted run")
+        return resume
+    run = config.get("run") or {}
+    folder = Path(run.get("folder") or Path("runs") / (run.get("name") or "run"))
+    is_first = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    if is_first and any((folder / name).exists() for name in ("last.ckpt", "best.ckpt")):
+        raise ConfigError(
+            "run.folder", f"{folder} holds a run already", f"continue it with --resume {folder}, or set run.folder"
+        )
+    return folder
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint of ours carries beside its weights: `state_dict`, `config`, `labels`, `preprocessing`, `version`.
+
+    Raises:
+        WeightsError: it cannot be read, or another program wrote it.
+    """
+    content = load_file(path)
+    facts = content.get("vistrain")
+    if not isinstance(facts, dict):
+        raise WeightsError(
+            str(path), "not a checkpoint that vistrain wrote", "give the network's config with --config and this file with --weights"
+        )
+    prefix = "model."
+    state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    return {**facts, "state_dict": state}
+
+
+def load(path: str | Path, allow: Collection[str] = ()) -> tuple[nn.Module, dict[str, Any]]:
+    """Rebuild the network of a checkpoint from the checkpoint alone, in evaluation mode.
+
+    Returns:
+        The network and what `load_checkpoint` says.
+
+    Raises:
+        ConfigError, WeightsError: something is the user's to mend.
+    """
+    facts = load_checkpoint(Path(path))
+    config = _without_pretrained(facts["config"])
+    model = build_model(config, LabelSpace.from_dict(facts["labels"]), facts.get("channels", 3), allow)
+    load_weights(model, facts["state_dict"])
+    return model.eval(), facts
+
+
+def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section = config.get(name)
+    if not isinstance(section, dict):
+        raise ConfigError(name, "this section is missing", "take it from a base, such as `base: vistrain:_base_/coco_detection`")
+    return section
+
+
+def _naming(model: nn.Module) -> dict[str, Any]:
+    """The key maps and class layers that a network declares."""
+    return {"key_maps": getattr(model, "key_maps", ()), "class_layers": getattr(model, "class_layers", ())}
+
+
+def _without_pretrained(config: dict[str, Any]) -> dict[str, Any]:
+    """A config whose network starts without weights, since all of them are about to be loaded."""
+    model = config.get("model", {})
+    if not isinstance(model.get("backbone"), dict):
+        return config
+    return {**config, "model": {**model, "backbone": {**model["backbone"], "pretrained": False}}}
+
+
+def _same_labels(path: Path, trained: LabelSpace, data: LabelSpace) -> None:
+    if (trained.names, trained.ids, trained.name) != (data.names, data.ids, data.name):
+        missing = [name for name in trained.names if name not in data.names][:3]
+        raise WeightsError(
+            str(path),
+            f"it was trained on {len(trained.names)} classes ({trained.name}), the data has {len(data.names)} ({data.name})"
+            + (f"; not in the data: {', '.join(missing)}" if missing else ""),
+            "evaluate on data of the same classes, or fine-tune with run.weights",
+        )
