@@ -81,15 +81,15 @@ def config_root() -> Path:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?`, or, where nothing is near, the names that exist (the first twelve)."""
-    names = list(known)
-    folded = {n.lower(): n for n in names}
-    # The last part alone decides for dotted names that share their first part.
-    near = difflib.get_close_matches(str(name).lower(), folded, 1) or [
-        n for n in folded if n.rpartition(".")[2] == str(name).lower().rpartition(".")[2]
-    ]
-    if near:
-        return f"did you mean {folded[near[0]]!r}?"
-    listed = ", ".join(sorted(names)[:12])
+    names = sorted(known)
+    wanted = str(name).lower()
+    # By the whole name; for dotted names also by the last part alone.
+    for part in (str.lower, lambda n: re.split(r"[./]", n.lower())[-1]):
+        folded = {part(n): n for n in reversed(names)}
+        near = difflib.get_close_matches(part(wanted), folded, 1)
+        if near:
+            return f"did you mean {folded[near[0]]!r}?"
+    listed = ", ".join(names[:12])
     return f"there are: {listed}{', ...' if len(names) > 12 else ''}" if names else ""
 
 
