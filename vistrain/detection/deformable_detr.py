@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vistrain.backbones import Backbone
 from vistrain.detection.deformable_detr_keys import DETREX, OFFICIAL
 from vistrain.detection.targets import relative_targets, top_detections
 from vistrain.errors import ConfigError
@@ -100,7 +101,7 @@ class DeformableDETR(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone | nn.Module,
         labels: LabelSpace,
         *,
         neck: Factory[nn.Module] | None = None,
