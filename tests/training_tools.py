@@ -27,6 +27,7 @@ class TinyDetector(nn.Module):
 
     def __init__(self, dropout: float = 0.0, norm: bool = False, poison: frozenset[int] = frozenset()) -> None:
         super().__init__()
+        torch.manual_seed(0)
         self.labels, self.preprocessing = LABELS, Preprocessing()
         self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4) if norm else nn.Identity(), nn.GELU())
         self.dropout = nn.Dropout(dropout)
@@ -151,7 +152,6 @@ class Watch(Callback):
 
 
 def make_task(model: nn.Module | None = None, lr: float = 0.05, schedule: Schedule | None = None, **more: Any) -> Any:
-    torch.manual_seed(0)
     optimizer: Factory[Any] = Factory(torch.optim.AdamW, lr=lr, weight_decay=0.01)
     arguments: dict[str, Any] = {"metrics": ("coco_box",), **more}
     return DetectionTask(model or TinyDetector(), optimizer, ParameterGroups(), schedule, **arguments)

@@ -65,8 +65,8 @@ class Checkpoints(Callback):
     When the disk is full, the files that were there stay valid, the failure is logged, and training goes on: someone
     may make room. If the last save of the run fails too, the run ends with `WeightsError`, as its result is nowhere.
 
-    It must come last among the callbacks, so that it saves what the others have done to the step. Gradients are not
-    stored, so an evaluation inside an accumulation group may give a best file, but never the `last.ckpt` to resume from.
+    It must come last among the callbacks, so that it saves what the others have done to the step. As gradients are not
+    stored, an evaluation inside an accumulation group may give a best file, but no `last.ckpt` to resume from.
 
     Args:
         monitor: what to rank by (`val/coco/AP`); None: the first number of the evaluation.

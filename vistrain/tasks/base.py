@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -96,6 +97,7 @@ class Task(LightningModule):
         self._collected: dict[str, list[Record]] = {}
         self._gatherer: Gatherer | None = None
         self._to_log: list[dict[str, Tensor]] = []
+        self._logged_rate = 0.0
 
     def build_metrics(self, split: str) -> dict[str, Metric]:
         """The metrics of one split (`val` or `test`) by protocol name; the subclass knows what facts they need."""
@@ -123,8 +125,10 @@ class Task(LightningModule):
             raise ConfigError("optimizer.lr", "the learning rate is missing", "give a number")
         parameters = self.groups(self.model, arguments["lr"], arguments.get("weight_decay", 0.0))
         optimizer = self.optimizer(parameters)
+        self.trainer.fit_loop.setup_data()  # a run that is limited by steps would not know yet how long an epoch is
         total = self.trainer.estimated_stepping_batches
-        per_epoch = max(1, -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches))
+        batches = self.trainer.num_training_batches
+        per_epoch = 1 if math.isinf(batches) else max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
         schedule = self.schedule
         scheduler = LambdaLR(optimizer, lambda step: schedule.factor(step, total, per_epoch))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -156,6 +160,8 @@ class Task(LightningModule):
 
         Here and not in `on_train_batch_end`, because callbacks write checkpoints there, before the module's hook.
         """
+        if self._to_log:
+            self._logged_rate = self.learning_rate  # before the schedule moves it on
         super().optimizer_step(*args, **kwargs)
         hook = getattr(self.model, "on_step_end", None)
         if hook is not None:
@@ -176,7 +182,7 @@ class Task(LightningModule):
         rows = [torch.stack([losses.get(name, zero).reshape(()) for name in names]) for losses in group]
         values = torch.stack(rows).mean(0).tolist()
         numbers = {f"train/{name}": value for name, value in zip(names, values, strict=True)}
-        numbers = {"train/loss": sum(values), **numbers, "lr": self.learning_rate, "epoch": self.current_epoch}
+        numbers = {"train/loss": sum(values), **numbers, "lr": self._logged_rate, "epoch": self.current_epoch}
         self.log("train/loss", numbers["train/loss"], logger=False)  # for callbacks that monitor it
         self._write(numbers, step)
 
@@ -242,8 +248,10 @@ class Task(LightningModule):
                     computed.update(metric.compute(records))
             numbers |= {f"{split}/{key}": float(value) for key, value in computed.items()}
         self.numbers = numbers
-        self.log_dict(numbers, logger=False)  # for callbacks that monitor them
-        self._write({**numbers, "epoch": self.current_epoch}, self.trainer.global_step)
+        in_test = split == "test"
+        self.log_dict(numbers, logger=in_test)  # for callbacks that monitor them, and as what `trainer.test` returns
+        if not in_test:
+            self._write({**numbers, "epoch": self.current_epoch}, self.trainer.global_step)
 
     # ---------------------------------------------------------------- checkpoints
 
