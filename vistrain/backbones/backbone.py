@@ -134,7 +134,8 @@ def _check_strides(name: str, strides: Sequence[int], known: dict[int, int]) -> 
     there = ", ".join(map(str, sorted(known)))
     for stride in strides:
         if stride not in known:
-            remedy = f"it has {there}; a neck adds coarser ones" if len(known) > 1 else f"it has {there} alone"
+            more = "a neck adds coarser ones" if len(known) > 1 else "the neck SimplePyramid makes others of it"
+            remedy = f"it has {there}; {more}"
             raise ConfigError("strides", f"{name} has no stride {stride}", remedy)
     if not strides or list(strides) != sorted(set(strides)):
         raise ConfigError("strides", f"{list(strides)} is not a list of ascending strides", f"{name} has {there}")

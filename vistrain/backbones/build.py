@@ -85,10 +85,12 @@ def _check_name(name: str) -> None:
     if not timm.is_model(architecture):
         remedy = nearest(architecture, timm.list_models()) or "`vistrain list backbones` shows them all"
         raise ConfigError("name", f"no backbone {name!r}", remedy)
-    if tag and get_pretrained_cfg(name, allow_unregistered=False) is None:
+    try:
+        get_pretrained_cfg(name)
+    except RuntimeError as error:  # timm's for a tag that it does not know
         tags = timm.list_pretrained(f"{architecture}.*")
         remedy = f"there are {', '.join(tags)}" if tags else f"write {architecture!r}"
-        raise ConfigError("name", f"no weights {tag!r} of {architecture}", remedy)
+        raise ConfigError("name", f"no weights {tag!r} of {architecture}", remedy) from error
 
 
 def _check_args(name: str, args: Mapping[str, Any]) -> None:

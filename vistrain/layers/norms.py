@@ -1,10 +1,26 @@
-"""Normalisation whose statistics and weights never change."""
+"""Normalisations of maps `[B, C, H, W]` that torch does not have."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer normalisation over the channels of each cell: `[B, C, H, W]` -> `[B, C, H, W]`.
+
+    Args:
+        num_features: number of channels C.
+        eps: added to the variance; 1e-6 in the vision codes that use this norm (ConvNeXt, ViTDet, SAM).
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-6) -> None:
+        super().__init__(num_features, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` -> `[B, C, H, W]`."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class FrozenBatchNorm2d(nn.Module):

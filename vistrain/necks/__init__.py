@@ -1,5 +1,6 @@
 """Feature pyramids and channel mappers. Pure torch."""
 
 from vistrain.necks.channel_mapper import ChannelMapper
+from vistrain.necks.simple_pyramid import SimplePyramid
 
-__all__ = ["ChannelMapper"]
+__all__ = ["ChannelMapper", "SimplePyramid"]
