@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ VARIABLE = "VISTRAIN_PARITY"
 
 
 def folder() -> Path | None:
-    """The fixtures' folder: `VISTRAIN_PARITY`, else `shared/parity` beside the main work tree; None if there is none."""
+    """The fixtures: `VISTRAIN_PARITY`, else `shared/parity` beside the main work tree; None if there are none."""
     if os.environ.get(VARIABLE):
         return Path(os.environ[VARIABLE])
     beside = main_work_tree(Path(__file__).resolve().parents[2]).parent / "shared" / "parity"
@@ -46,13 +47,15 @@ def load(name: str) -> dict[str, Any]:
     """One fixture, or a skip that says why.
 
     Args:
-        name: path within the folder, with its suffix.
+        name: path within the folder, with its suffix (`.pt`, `.json`).
     """
     place = folder()
     if place is None:
         pytest.skip(f"no parity fixtures: set {VARIABLE}, or put them at ../shared/parity beside the work tree")
     if not (place / name).is_file():
         pytest.skip(f"{name} is not among the fixtures of {place}")
+    if name.endswith(".json"):
+        return json.loads((place / name).read_text())
     import torch  # here: finding fixtures must not cost torch's import
 
     return torch.load(place / name, weights_only=True)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from parity import fixtures
 from parity.compare import assert_detections, assert_losses, assert_outputs
 from parity.models import as_batch, detrex_deformable_detr, official_deformable_detr
-from torch import Tensor
-
 from vistrain.checkpoints import load_weights
 from vistrain.detection import DeformableDETR
 from vistrain.detection.targets import top_detections

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from parity import fixtures
 
+from parity import fixtures
 from vistrain.layers.deformable import CORES, MSDeformAttn
 
 

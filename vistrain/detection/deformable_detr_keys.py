@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
+from vistrain.backbones.resnet_keys import COUNTERS, detectron2_rules
 from vistrain.checkpoints import KeyMap
 
-# detectron2's ResNet -> torchvision's and timm's
-DETECTRON2_RESNET = (
-    (r"^backbone\.stem\.conv1\.norm\.", "backbone.body.bn1."),
-    (r"^backbone\.stem\.conv1\.", "backbone.body.conv1."),
-    *((rf"^backbone\.res{stage + 1}\.", f"backbone.body.layer{stage}.") for stage in (1, 2, 3, 4)),
-    (r"^(backbone\.body\.layer\d\.\d+)\.conv(\d)\.norm\.", r"\1.bn\2."),
-    (r"^(backbone\.body\.layer\d\.\d+)\.shortcut\.norm\.", r"\1.downsample.1."),
-    (r"^(backbone\.body\.layer\d\.\d+)\.shortcut\.", r"\1.downsample.0."),
-)
-COUNTERS = (r"\.num_batches_tracked$",)
 # The decoder holds the heads a second time where it uses them: boxes with refinement, classes too in two-stage models.
 SHARED_HEADS = ((r"^decoder\.(class|bbox)_embed\.", r"\1_embed."),)
 
@@ -37,7 +28,7 @@ DETREX = KeyMap(
     name="detrex",
     marker=r"^transformer\.level_embeds$",
     rules=(
-        *DETECTRON2_RESNET,
+        *detectron2_rules("backbone.", "backbone.body."),
         (r"^query_embedding\.", "query_embed."),
         (r"^transformer\.", ""),
         (r"^level_embeds$", "level_embed"),

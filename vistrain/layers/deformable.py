@@ -22,23 +22,21 @@ Shapes = Sequence[tuple[int, int]]
 def choose_core(device: torch.device, needs_grad: bool) -> str:
     """Which core is fastest (`tools/benchmark_msda.py`).
 
-    Eager: `embedding_bag` to evaluate on CPU, `grid_sample` otherwise. Under `torch.compile`, where inductor fuses the
-    index arithmetic but has no good `grid_sample`: `embedding_bag` to evaluate, `gather` to train.
+    Eager: `embedding_bag` on CPU, `grid_sample` elsewhere. Under `torch.compile`, where inductor fuses the index arithmetic
+    but has no good `grid_sample`: `embedding_bag` to evaluate, `gather` to train.
     """
     if torch.compiler.is_compiling():
         return "gather" if needs_grad else "embedding_bag"
-    return "embedding_bag" if device.type == "cpu" and not needs_grad else "grid_sample"
+    return "embedding_bag" if device.type == "cpu" else "grid_sample"
 
 
-def deformable_sampling(
-    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, core: str = "auto"
-) -> Tensor:
+def deformable_sampling(value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor, core: str = "auto") -> Tensor:
     """Weighted sum of bilinear samples over levels and points, per head; zero outside the maps.
 
     Args:
         value: `[B, N, H, D]`, N tokens of all levels (fine to coarse, each row-major), H heads of D channels.
         shapes: (height, width) of each of the L levels; their products sum to N.
-        locations: `[B, Q, H, L, P, 2]`, (x, y) in 0..1 of each level's map (0 and 1 are its outer borders).
+        points: `[B, Q, H, L, P, 2]`, (x, y) in pixels of each level's map; 0 is the centre of the first pixel.
         weights: `[B, Q, H, L, P]`.
         core: one of `CORES`.
 
@@ -46,24 +44,24 @@ def deformable_sampling(
         `[B, Q, H * D]`.
     """
     if core == "auto":
-        needs_grad = torch.is_grad_enabled() and (value.requires_grad or locations.requires_grad)
+        needs_grad = torch.is_grad_enabled() and (value.requires_grad or points.requires_grad)
         core = choose_core(value.device, needs_grad)
     if core == "grid_sample":
-        return _grid_sample(value, shapes, locations, weights)
-    index, corner_weights = _corners(value.shape, shapes, locations, weights)
+        return _grid_sample(value, shapes, points, weights)
+    index, corner_weights = _corners(value.shape, shapes, points, weights)
     rows = value.reshape(-1, value.shape[-1])
     if core == "embedding_bag":
-        bags = index.shape[:3]
-        index, corner_weights = index.flatten(0, 2).flatten(1), corner_weights.flatten(0, 2).flatten(1)
         out = F.embedding_bag(index, rows, per_sample_weights=corner_weights, mode="sum")
-        return out.unflatten(0, bags).flatten(2)
-    return _gather(rows, index, corner_weights)
+    else:
+        out = (rows[index] * corner_weights[..., None]).sum(1)  # compiled, the samples are never stored
+    return out.view(*points.shape[:2], -1)
 
 
-def _grid_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+def _grid_sample(value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
     batch, _, heads, depth = value.shape
-    queries = locations.shape[1]
-    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # [B * H, Q, L, P, 2]
+    queries = points.shape[1]
+    scale = 2 / _extents(shapes, points)
+    grids = torch.addcmul(scale / 2 - 1, points, scale).transpose(1, 2).flatten(0, 1)  # [B * H, Q, L, P, 2]
     weights = weights.transpose(1, 2).flatten(0, 1)  # [B * H, Q, L, P]
     out = value.new_zeros(())
     for level, tokens in enumerate(value.split([h * w for h, w in shapes], 1)):
@@ -74,41 +72,54 @@ def _grid_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tens
     return out.reshape(batch, heads * depth, queries).transpose(1, 2)
 
 
-def _corners(value_shape: torch.Size, shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _corners(value_shape: torch.Size, shapes: Shapes, points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The four neighbours of every sampling point as rows of the table `value.reshape(B * N * H, D)`.
 
     Returns:
-        index `[B, Q, H, L, P, 2, 2]` and weight of the same shape (corner y, corner x last), 0 outside the map.
+        index and weight, both `[B * Q * H, 4 * L * P]`; the weight is 0 outside the map.
     """
     batch, tokens, heads, _ = value_shape
-    device = locations.device
-    # int32 halves the traffic; the table would need 2 billion rows to overflow it.
+    # int32 halves the traffic; the table would need 2 billion rows to overflow it
     kind = torch.int32 if batch * tokens * heads < 2**31 else torch.int64
-    extent = torch.tensor([(w, h) for h, w in shapes], device=device, dtype=locations.dtype)[:, None]  # [L, 1, 2]
-    starts = torch.tensor([0, *[h * w for h, w in shapes]], device=device)[:-1].cumsum(0)
-    pixels = locations * extent - 0.5
-    low = pixels.floor()
-    fraction = pixels - low
-    inside_low = (low >= 0) & (low < extent)
-    inside_high = (low >= -1) & (low < extent - 1)
-    axis_weights = torch.stack(((1 - fraction) * inside_low, fraction * inside_high), -1)  # [..., xy, corner]
-    # Clamped before the cast: far-away points would overflow integers. fmin and fmax also turn NaN into a valid row;
-    # its weight stays NaN, so a diverged network gives NaN and not a crash.
-    last, zero = extent - 1, extent.new_zeros(())
-    cells = torch.stack((low.fmax(zero).fmin(last), (low + 1).fmax(zero).fmin(last)), -1).to(kind)
-    corner_weights = (axis_weights[..., 1, :] * weights[..., None])[..., None] * axis_weights[..., 0, None, :]
-    width = torch.tensor([w for _, w in shapes], device=device, dtype=kind)[:, None, None]
-    images = torch.arange(batch, device=device, dtype=kind)[:, None] * tokens + starts.to(kind)  # [B, L]
-    first = images[:, None, None] * heads + torch.arange(heads, device=device, dtype=kind)[:, None]  # [B, 1, H, L]
-    row_start = (cells[..., 1, :] * width) * heads + first[..., None, None]
-    index = row_start[..., None] + cells[..., 0, None, :] * heads
-    return index, corner_weights
+    per_level = {"device": points.device, "dtype": kind}
+    repeats = points.shape[-2]
+    starts = [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
+    width, start = (
+        torch.tensor(numbers, **per_level).repeat_interleave(repeats, output_size=len(shapes) * repeats)
+        for numbers in ([w * heads for _, w in shapes], [s * heads for s in starts])
+    )
+    last = (_extents(shapes, points) - 1).expand(-1, repeats, -1).flatten(0, 1)  # [L * P, 2]
+    x, y = points.flatten(3, 4).unbind(-1)
+    columns, x_weights = _neighbours(x, last[:, 0])  # [B, Q, H, 2, L * P]
+    rows, y_weights = _neighbours(y, last[:, 1])
+    head = torch.arange(heads, **per_level)[:, None]
+    image = torch.arange(batch, **per_level)[:, None, None, None] * (tokens * heads)
+    rows = rows.to(kind) * width + (image + (head + start))[:, :, :, None]
+    index = rows[..., None, :] + (columns.to(kind) * heads)[..., None, :, :]
+    corner_weights = (y_weights * weights.flatten(3)[..., None, :])[..., None, :] * x_weights[..., None, :, :]
+    return index.flatten(3).flatten(0, 2), corner_weights.flatten(3).flatten(0, 2)
 
 
-def _gather(rows: Tensor, index: Tensor, corner_weights: Tensor) -> Tensor:
-    samples = rows[index.long()]  # [B, Q, H, L, P, 2, 2, D]; compiled, it is never stored
-    out = (samples * corner_weights[..., None]).sum((3, 4, 5, 6))
-    return out.flatten(2)
+def _neighbours(position: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower and upper neighbour of positions `[B, Q, H, K]` on an axis of cells 0 to `last` `[K]`.
+
+    Returns:
+        cells (clamped to the axis) and weights (0 where clamped), both `[B, Q, H, 2, K]`.
+    """
+    # A diverged network must give NaN and not a crash: its value and attention weights still do.
+    position = position.nan_to_num(nan=-2.0)
+    low = position.floor()
+    high = low + 1
+    fraction = position - low
+    zero = torch.zeros_like(last)
+    cells = (torch.clamp(low, zero, last), torch.clamp(high, zero, last))
+    weights = (torch.where(cells[0] == low, 1 - fraction, 0.0), torch.where(cells[1] == high, fraction, 0.0))
+    return torch.stack(cells, -2), torch.stack(weights, -2)
+
+
+def _extents(shapes: Shapes, like: Tensor) -> Tensor:
+    """`[L, 1, 2]` (width, height) of the levels."""
+    return torch.tensor([(w, h) for h, w in shapes], device=like.device, dtype=like.dtype)[:, None]
 
 
 class MSDeformAttn(nn.Module):
@@ -177,17 +188,19 @@ class MSDeformAttn(nn.Module):
         points = (batch, queries, self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).view(*points, 2)
         weights = self.attention_weights(query).view(batch, queries, self.num_heads, -1)
-        # Locations decide which pixel is read: bfloat16 has 8 bits of them, so sampling is at least float32.
+        # Points decide which pixel is read: bfloat16 has 8 bits of them, so sampling is at least float32.
         with torch.autocast(query.device.type, enabled=False):
             at_least = torch.promote_types(value.dtype, torch.float32)
             weights = weights.to(at_least).softmax(-1).view(points)
-            locations = self._locations(reference_points.to(at_least), offsets.to(at_least), shapes)
-            out = deformable_sampling(value.to(at_least), shapes, locations, weights, self.core)
+            pixels = self._points(reference_points.to(at_least), offsets.to(at_least), shapes)
+            out = deformable_sampling(value.to(at_least), shapes, pixels, weights, self.core)
         return self.output_proj(out.to(value.dtype))
 
-    def _locations(self, reference_points: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
-        reference = reference_points[:, :, None, :, None]
+    def _points(self, reference_points: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
+        """Sampling points in pixels of each level; offsets are in pixels, or in parts of a reference box."""
+        extents = _extents(shapes, offsets)
+        centre = reference_points[:, :, None, :, None, :2] * extents - 0.5
         if reference_points.shape[-1] == 2:
-            extent = torch.tensor([(w, h) for h, w in shapes], device=offsets.device, dtype=offsets.dtype)
-            return reference + offsets / extent[:, None]
-        return reference[..., :2] + offsets / self.num_points * reference[..., 2:] * 0.5
+            return centre + offsets
+        size = reference_points[:, :, None, :, None, 2:] * extents
+        return torch.addcmul(centre, offsets, size * (0.5 / self.num_points))
