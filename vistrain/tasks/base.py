@@ -160,7 +160,7 @@ class Task(LightningModule):
 
         Here and not in `on_train_batch_end`, because callbacks write checkpoints there, before the module's hook.
         """
-        if self._to_log:
+        if self._logs_at(self.trainer.global_step + 1):
             self._logged_rate = self.learning_rate  # before the schedule moves it on
         super().optimizer_step(*args, **kwargs)
         hook = getattr(self.model, "on_step_end", None)
