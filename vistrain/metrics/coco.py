@@ -8,7 +8,6 @@ that rule: DETR-like models give 300, and practically all of them count.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from vistrain.metrics.coco_engine import (
     curve_arrays,
     mean_where_defined,
 )
-from vistrain.metrics.files import check_ground_truth, check_results, read_json, write_lines
+from vistrain.metrics.files import check_ground_truth, check_results, read_json, write_results
 from vistrain.structures import LabelSpace
 
 if TYPE_CHECKING:
@@ -266,9 +265,8 @@ def write_predictions(records: Iterable[Mapping[str, Any]], path: str | Path) ->
     Raises:
         DataError: the file cannot be written.
     """
-    results = (r for record in sorted(records, key=lambda record: record["id"]) for r in _results(record))
-    lines = ((",\n" if i else "\n") + json.dumps(result) for i, result in enumerate(results))
-    return write_lines((line for part in (["["], lines, ["\n]\n"]) for line in part), path)
+    ordered = sorted(records, key=lambda record: record["id"])
+    return write_results((result for record in ordered for result in _results(record)), path)
 
 
 def evaluate_file(predictions: str | Path, annotations: str | Path, backend: str = "auto") -> CocoResult:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from vistrain.errors import DataError
+from vistrain.files import whole_file
 
 
 def read_json(path: str | Path) -> Any:
@@ -31,29 +30,21 @@ def read_json(path: str | Path) -> Any:
         raise DataError(str(path), f"is not JSON ({error})", "is the file complete?") from error
 
 
-def write_lines(lines: Iterable[str], path: str | Path) -> Path:
-    """Write text whole or not at all: into a neighbouring file that then takes the name.
+def write_results(results: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
+    """Write COCO results, one a line; the file appears whole or not at all, and its folder is made.
 
-    Returns:
-        The path written.
+    Numbers are written in full: reading them gives the same floats.
 
     Raises:
-        DataError: the file cannot be written (a full disk, no permission); an older one of that name is left as it was.
+        DataError: the file cannot be written.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # where even its folder cannot be made, there is nothing to remove
-            partial.unlink(missing_ok=True)
-        raise DataError(str(path), f"cannot be written ({error.strerror})") from error
-    return path
+    with whole_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        separator = "[\n"
+        for result in results:
+            file.write(separator + json.dumps(result))
+            separator = ",\n"
+        file.write("[]\n" if separator == "[\n" else "\n]\n")
+    return Path(path)
 
 
 def check_ground_truth(truth: Any, where: str = "ground truth") -> dict[str, list[dict[str, Any]]]:

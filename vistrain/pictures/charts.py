@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vistrain.errors import DataError
+from vistrain.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -262,15 +262,6 @@ def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Figur
 
 
 def _save(figure: Figure, png: str | Path) -> Path:
-    path = Path(png)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(png) as partial:
         figure.savefig(partial, format="png")
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(str(path), f"cannot be written ({error.strerror})") from error
-    finally:
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)
-    return path
+    return Path(png)

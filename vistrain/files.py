@@ -1,0 +1,34 @@
+"""Writing a file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vistrain.errors import DataError
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A neighbouring path to write to, which takes the name `path` when the block ends; its folder is made.
+
+    A reader finds the old file or the new one, never half of one; after an error the old one is as it was.
+
+    Raises:
+        DataError: the file cannot be written (a full disk, no permission, a file where a folder should be).
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(str(path), f"cannot be written ({error.strerror or error})") from error
+    finally:
+        with suppress(OSError):  # where even the folder cannot be made, there is nothing to remove
+            partial.unlink(missing_ok=True)
