@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from parity import fixtures
 from parity.models import contiguous
-
 from vistrain.backbones import Backbone
 from vistrain.checkpoints import load_weights
 from vistrain.detection import DeformableDETR

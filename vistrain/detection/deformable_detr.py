@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from vistrain.backbones import Backbone
-from vistrain.backbones import Backbone
 from vistrain.detection.deformable_detr_keys import DETREX, OFFICIAL
 from vistrain.detection.targets import relative_targets, top_detections
 from vistrain.errors import ConfigError
@@ -72,8 +71,8 @@ class DeformableDETR(nn.Module):
     `detections_per_image=300`. For the single-scale model give `num_levels=1` (the coarsest map is used).
 
     Args:
-        backbone: gives maps `[B, C_i, H_i, W_i]` fine to coarse. From Python, any module with `.strides` and `.channels`
-            (and perhaps `.preprocessing`) will do.
+        backbone: gives maps `[B, C_i, H_i, W_i]` fine to coarse. From Python, any module with `.strides` and
+            `.channels` (and perhaps `.preprocessing`) will do.
         labels: the label space; its `num_classes` is the number of logits K (91 for COCO's raw ids).
         neck: maps the backbone's maps to `num_levels` maps of `embed_dim`; default `necks.ChannelMapper`.
         num_levels: L.

@@ -22,8 +22,8 @@ Shapes = Sequence[tuple[int, int]]
 def choose_core(device: torch.device, needs_grad: bool) -> str:
     """Which core is fastest (`tools/benchmark_msda.py`).
 
-    Eager: `embedding_bag` on CPU, `grid_sample` elsewhere. Under `torch.compile`, where inductor fuses the index arithmetic
-    but has no good `grid_sample`: `embedding_bag` to evaluate, `gather` to train.
+    Eager: `embedding_bag` on CPU, `grid_sample` elsewhere. Under `torch.compile`, where inductor fuses the index
+    arithmetic but has no good `grid_sample`: `embedding_bag` to evaluate, `gather` to train.
     """
     if torch.compiler.is_compiling():
         return "gather" if needs_grad else "embedding_bag"
@@ -81,19 +81,18 @@ def _corners(value_shape: torch.Size, shapes: Shapes, points: Tensor, weights: T
     batch, tokens, heads, _ = value_shape
     # int32 halves the traffic; the table would need 2 billion rows to overflow it
     kind = torch.int32 if batch * tokens * heads < 2**31 else torch.int64
-    per_level = {"device": points.device, "dtype": kind}
-    repeats = points.shape[-2]
+    device, repeats = points.device, points.shape[-2]
     starts = [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
     width, start = (
-        torch.tensor(numbers, **per_level).repeat_interleave(repeats, output_size=len(shapes) * repeats)
-        for numbers in ([w * heads for _, w in shapes], [s * heads for s in starts])
+        torch.tensor([n * heads for n in numbers for _ in range(repeats)], device=device, dtype=kind)  # [L * P]
+        for numbers in ([w for _, w in shapes], starts)
     )
     last = (_extents(shapes, points) - 1).expand(-1, repeats, -1).flatten(0, 1)  # [L * P, 2]
     x, y = points.flatten(3, 4).unbind(-1)
     columns, x_weights = _neighbours(x, last[:, 0])  # [B, Q, H, 2, L * P]
     rows, y_weights = _neighbours(y, last[:, 1])
-    head = torch.arange(heads, **per_level)[:, None]
-    image = torch.arange(batch, **per_level)[:, None, None, None] * (tokens * heads)
+    head = torch.arange(heads, device=device, dtype=kind)[:, None]
+    image = torch.arange(batch, device=device, dtype=kind)[:, None, None, None] * (tokens * heads)
     rows = rows.to(kind) * width + (image + (head + start))[:, :, :, None]
     index = rows[..., None, :] + (columns.to(kind) * heads)[..., None, :, :]
     corner_weights = (y_weights * weights.flatten(3)[..., None, :])[..., None, :] * x_weights[..., None, :, :]
