@@ -128,12 +128,12 @@ def load_file(path: str | Path) -> dict[str, Any]:
     head = _read_head(path)
     if head.startswith(b"PK"):
         content = _load_zip(path)
+    elif head[4:9] == b"\0\0\0\0{":  # length of the header in 8 bytes, which may begin like a pickle; then JSON
+        content = _load_safetensors(path)
     elif _LEGACY_TORCH.match(head):
         content = _load_torch(path)
     elif head.startswith(b"\x80"):
         content = _load_numpy_pickle(path)
-    elif head[8:9] == b"{":  # 8 bytes of header length, then JSON
-        content = _load_safetensors(path)
     else:
         raise WeightsError(str(path), "is not a checkpoint in any known format", "known: torch, safetensors, npz, pkl")
     if not isinstance(content, dict):
