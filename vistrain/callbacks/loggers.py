@@ -200,9 +200,10 @@ def _wandb(run_folder: str | Path, options: dict[str, Any], config: Mapping[str,
     run = None
     if mode == "online":
         try:
-            # Without a key, `init` would ask for one on a terminal.
-            ask = {"prompt": False} if "prompt" in inspect.signature(wandb.login).parameters else {"timeout": 10}
-            if wandb.login(**ask):
+            # Without a key, `init` would ask for one on a terminal; without a network, verifying it would take long.
+            arguments_of_login = inspect.signature(wandb.login).parameters
+            ask = {"prompt": False} if "prompt" in arguments_of_login else {"timeout": 10}
+            if wandb.login(verify=False, **ask):
                 run = wandb.init(mode="online", settings=settings, **arguments)
             else:
                 log.warning("W&B: no API key (`wandb login`); the run is recorded offline, `wandb sync` uploads it")

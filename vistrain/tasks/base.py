@@ -97,7 +97,7 @@ class Task(LightningModule):
         self._collected: dict[str, list[Record]] = {}
         self._gatherer: Gatherer | None = None
         self._to_log: list[dict[str, Tensor]] = []
-        self._logged_rate = 0.0
+        self._logged_rate, self._stepped = 0.0, False
 
     def build_metrics(self, split: str) -> dict[str, Metric]:
         """The metrics of one split (`val` or `test`) by protocol name; the subclass knows what facts they need."""
@@ -163,6 +163,7 @@ class Task(LightningModule):
         if self._logs_at(self.trainer.global_step + 1):
             self._logged_rate = self.learning_rate  # before the schedule moves it on
         super().optimizer_step(*args, **kwargs)
+        self._stepped = True
         hook = getattr(self.model, "on_step_end", None)
         if hook is not None:
             hook(self.trainer.global_step + 1)
@@ -173,10 +174,10 @@ class Task(LightningModule):
         Lightning's `self.log` would look at every loss of every batch; this touches them, and waits for the device,
         only where a line is written. Losses are the mean over the accumulated micro-batches of rank 0.
         """
-        step = self.trainer.global_step
-        if not self._to_log or not self._logs_at(step):
+        if not (self._stepped and self._to_log):
+            self._stepped = False
             return
-        group, self._to_log = self._to_log, []
+        group, self._to_log, self._stepped = self._to_log, [], False
         names = list(dict.fromkeys(name for losses in group for name in losses))
         zero = group[0][names[0]].new_zeros(())
         rows = [torch.stack([losses.get(name, zero).reshape(()) for name in names]) for losses in group]
@@ -184,7 +185,7 @@ class Task(LightningModule):
         numbers = {f"train/{name}": value for name, value in zip(names, values, strict=True)}
         numbers = {"train/loss": sum(values), **numbers, "lr": self._logged_rate, "epoch": self.current_epoch}
         self.log("train/loss", numbers["train/loss"], logger=False)  # for callbacks that monitor it
-        self._write(numbers, step)
+        self._write(numbers, self.trainer.global_step)
 
     @property
     def learning_rate(self) -> float:
