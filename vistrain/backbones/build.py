@@ -26,7 +26,6 @@ _DECIDED = {
     "num_classes": "a dense backbone has no classifier",
     "features_only": "use `strides`",
     "out_indices": "use `strides`",
-    "output_stride": "use `strides`",
     "in_chans": "the data set says how many channels its images have",
     "pretrained": "use `pretrained` beside `args`",
     "pretrained_cfg": "put the tag into the name, as in `resnet50.tv_in1k`",
