@@ -242,15 +242,21 @@ def describe_config(name: str, path: Path, measure: bool, old: dict[str, Any]) -
 
 
 def measure_model(composed: dict[str, Any]) -> dict[str, Any]:
-    """Parameters, and multiply-adds (10^9) of one image of `IMAGE_SIZE`, on the meta device: nothing is computed."""
+    """Parameters, and multiply-adds (10^9) of one image of `IMAGE_SIZE`; on fake tensors, so nothing is computed.
+
+    Multiply-adds are those of convolutions and matrix products, as torch counts them; sampling is not among them.
+    """
     import torch
+    from torch._subclasses import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = build_on_meta(composed)
     height, width = IMAGE_SIZE
-    counter = FlopCounterMode(display=False)
-    with torch.device("meta"), torch.no_grad(), counter:
-        model(torch.zeros(1, 3, height, width), torch.zeros(1, height, width, dtype=torch.bool))
+    with FakeTensorMode():
+        # torch's counter fails on parameters that want a gradient where none is computed
+        model = build_model(composed).requires_grad_(False)
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            model(torch.zeros(1, 3, height, width), torch.zeros(1, height, width, dtype=torch.bool))
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "gmacs": round(counter.get_total_flops() / 2e9, 1),
@@ -258,9 +264,8 @@ def measure_model(composed: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def build_on_meta(composed: dict[str, Any]) -> Any:
-    """The network of a composed config, in evaluation mode, without memory and without fetching weights."""
-    import torch
+def build_model(composed: dict[str, Any]) -> Any:
+    """The network of a composed config, in evaluation mode, without fetching weights."""
     from torch import nn
 
     from vistrain.data import DataModule
@@ -268,8 +273,7 @@ def build_on_meta(composed: dict[str, Any]) -> Any:
 
     data = config.build(composed["data"], DataModule, {}, "data")
     changed = config.merge(composed["model"], {"backbone": {"pretrained": False}})
-    with torch.device("meta"):
-        model = config.build(changed, nn.Module, {LabelSpace: data.labels, Channels: data.channels}, "model")
+    model = config.build(changed, nn.Module, {LabelSpace: data.labels, Channels: data.channels}, "model")
     return model.eval()
 
 

@@ -118,7 +118,12 @@ def locate(address: str, beside: Path | None = None) -> Path:
 
 def _read(address: str, parents: tuple[Path, ...]) -> dict[str, Any]:
     """A file over its bases, references unresolved; `parents` are the files that led here."""
-    path = locate(address, parents[-1].parent if parents else None).resolve()
+    try:
+        path = locate(address, parents[-1].parent if parents else None).resolve()
+    except ConfigError as error:
+        raise (
+            ConfigError(f"{parents[-1]}: base {address}", error.problem, error.remedy) if parents else error
+        ) from None
     if path in parents:
         raise ConfigError(str(parents[-1]), f"`base: {address}` closes a circle", "remove one of the bases")
     try:
