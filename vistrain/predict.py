@@ -323,14 +323,16 @@ def _entry(number: int, name: str, image: np.ndarray, found: Detections, labels:
 
 
 def _write_json(entries: Sequence[dict[str, Any]], summary: Summary, labels: LabelSpace, threshold: float) -> None:
-    content = {
-        "threshold": threshold,
-        "categories": [{"id": i, "name": n} for i, n in zip(labels.ids, labels.names, strict=True)],
-        "images": entries,
-        "failed": [{"file": name, "reason": reason} for name, reason in summary.failed],
-    }
+    def rows(items: Sequence[Any]) -> str:  # one a line: to be read by people, too
+        return "[" + ",".join(f"\n {json.dumps(item, ensure_ascii=False)}" for item in items) + "\n]"
+
+    categories = [{"id": i, "name": n} for i, n in zip(labels.ids, labels.names, strict=True)]
+    failed = [{"file": name, "reason": reason} for name, reason in summary.failed]
+    parts = {"threshold": json.dumps(threshold), "categories": rows(categories), "images": rows(entries)}
+    parts["failed"] = rows(failed)
     with whole_file(summary.output / "predictions.json") as partial:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = ",\n".join(f'"{key}": {value}' for key, value in parts.items())
+        partial.write_text("{" + text + "}\n", encoding="utf-8")
     results = (
         {"image_id": entry["id"], "category_id": d["category_id"], "bbox": d["box_xywh"], "score": d["score"]}
         for entry in entries
