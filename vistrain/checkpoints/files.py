@@ -7,19 +7,18 @@ a file asks for; a name is either on the short list below or the file is refused
 from __future__ import annotations
 
 import argparse
-import io
 import pickle
 import re
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from vistrain.checkpoints import numpy_pickle
 from vistrain.errors import WeightsError
 
 # What damaged or hostile bytes make the readers raise, each from deep inside a parser that assumes sound input.
@@ -205,43 +204,12 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
 
 def _load_numpy_pickle(path: Path) -> Any:
     try:
-        content = _NumpyUnpickler(io.BytesIO(path.read_bytes()), path).load()
+        content = numpy_pickle.loads(path.read_bytes())
+    except numpy_pickle.ForbiddenName as error:
+        raise _refused(path, str(error)) from error
     except _DAMAGED as error:
         raise _damaged(path, error) from error
     return _tensors(content, "", path)
-
-
-class _NumpyUnpickler(pickle.Unpickler):
-    """A pickle reader to which NumPy arrays and plain containers are the whole world."""
-
-    def __init__(self, file: io.BytesIO, path: Path) -> None:
-        super().__init__(file, encoding="latin1")  # arrays pickled by Python 2, as detectron2's model zoo has them
-        self.path = path
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Resolves the few names that array pickles use; refuses every other without importing it."""
-        module = module.replace("numpy._core.", "numpy.core.")
-        known: dict[str, Callable[..., Any]] = {
-            "numpy.core.multiarray._reconstruct": np.empty(0).__reduce__()[0],  # type: ignore[dict-item]
-            "numpy.core.multiarray.scalar": np.float64(0).__reduce__()[0],  # type: ignore[dict-item]
-            "numpy.ndarray": np.ndarray,
-            "numpy.dtype": np.dtype,
-            "collections.OrderedDict": OrderedDict,
-            # Python functions are made anew at each look-up: a pickle may set attributes on what it is given.
-            "numpy.core.numeric._frombuffer": lambda data, dtype, shape, order: np.frombuffer(data, dtype).reshape(
-                shape, order=order
-            ),
-            "_codecs.encode": lambda text, encoding="latin1": _latin1(text, encoding),
-        }
-        if f"{module}.{name}" not in known:
-            raise _refused(self.path, f"{module}.{name}")
-        return known[f"{module}.{name}"]
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":  # the only one that array pickles use; others run registered codecs
-        raise pickle.UnpicklingError(f"codec {encoding!r}")
-    return text.encode("latin1")
 
 
 def _tensors(content: Any, name: str, path: Path) -> Any:
