@@ -9,19 +9,17 @@ last bit, or the exit code is 1. Writes `coco_eval.json` and `coco_eval.png` int
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import sys
-import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarking import alternate, medians, write
 
 from vistrain.metrics.coco import CocoBox
-from vistrain.pictures import bars
 from vistrain.structures import LabelSpace
 
 SIZE = 640.0  # pixels of an image's side
@@ -85,40 +83,29 @@ def main() -> int:
     arguments = parser.parse_args()
 
     truth, labels, records = synthetic(arguments.images, arguments.detections, arguments.classes, arguments.seed)
-    seconds: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
     numbers: dict[str, dict[str, float]] = {}
-    for _ in range(arguments.repeats):
-        for backend in BACKENDS:
-            metric = CocoBox(truth, labels, backend)
-            start = time.process_time()  # processor time: other programs on the machine do not count
-            numbers[backend] = metric.compute(records)
-            seconds[backend].append(time.process_time() - start)
 
-    slow, fast = (statistics.median(seconds[backend]) for backend in BACKENDS)
-    ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
+    def run(backend: str) -> None:
+        numbers[backend] = CocoBox(truth, labels, backend).compute(records)
+
+    times = alternate({backend: partial(run, backend) for backend in BACKENDS}, arguments.repeats, warm_up=0)
+    ratio = statistics.median(slow / fast for slow, fast in zip(*times.values(), strict=True))
     equal = numbers[BACKENDS[0]] == numbers[BACKENDS[1]]
     report = {
         "images": arguments.images,
         "detections": arguments.images * arguments.detections,
         "objects": len(truth["annotations"]),
         "classes": arguments.classes,
-        "processor_seconds": seconds,
-        "ratio": statistics.median(ratios),
+        "seconds": times,
+        "median_seconds": medians(times),
+        "ratio": ratio,
         "numbers_equal_to_the_last_bit": equal,
         "numbers": numbers[BACKENDS[0]],
         "versions": {name: version(name) for name in ("pycocotools", "faster-coco-eval", "numpy")},
-        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
     }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "coco_eval.json").write_text(json.dumps(report, indent=1) + "\n")
-    title = f"COCO evaluation of {report['detections']:,} detections: {report['ratio']:.1f}x"
-    bars(
-        {"pycocotools": round(slow, 2), "faster-coco-eval": round(fast, 2)},
-        arguments.output / "coco_eval.png",
-        title,
-        "processor seconds (median), numbers " + ("equal to the last bit" if equal else "DIFFER"),
-    )
-    print(f"{title} ({slow:.2f} s against {fast:.2f} s)")
+    title = f"COCO evaluation, {report['detections']:,} detections, pycocotools / faster-coco-eval (time)"
+    write(arguments.output, "coco_eval", report, {"evaluation": ratio}, title)
+    print(f"{title}: {ratio:.1f}; median seconds {medians(times)}")
     print("numbers equal to the last bit" if equal else f"numbers differ: {numbers}")
     return 0 if equal else 1
 
