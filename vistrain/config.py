@@ -82,12 +82,13 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(
     str, lambda d, s: d.represent_scalar("tag:yaml.org,2002:str", s, style="'" if re.match(r"[-+.\d]*\de", s) else None)
 )
-_Dumper.add_representer(
-    list,
-    lambda d, v: d.represent_sequence(
-        "tag:yaml.org,2002:seq", v, flow_style=not any(isinstance(item, dict | list) for item in v)
-    ),
-)
+for _kind in (list, tuple):
+    _Dumper.add_representer(
+        _kind,
+        lambda d, v: d.represent_sequence(
+            "tag:yaml.org,2002:seq", v, flow_style=not any(isinstance(item, dict | list | tuple) for item in v)
+        ),
+    )
 
 
 def to_yaml(config: Mapping[str, Any]) -> str:

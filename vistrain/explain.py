@@ -121,7 +121,7 @@ def _parameter_table(entry: dict[str, Any]) -> str:
     rows = []
     for key, parameter in entry["parameters"].items():
         hint = parameter.get("hint", "")
-        if re.search(r"\b(LabelSpace|Channels)\b", hint):
+        if index.FACTS.search(hint):
             default = "given by the data"
         elif "default" in parameter:
             default = f"= {_yaml(parameter['default'])}"

@@ -56,6 +56,7 @@ ELSEWHERE = {
     "trainer.logger": "write them in the section logger",
     "trainer.default_root_dir": "the run is kept in run.folder",
     "trainer.enable_checkpointing": "write callbacks.checkpoints",
+    "trainer.enable_model_summary": "--print-config full counts the parameters",
     "trainer.enable_progress_bar": "progress is a bar on terminals and lines elsewhere",
     "optimizer.params": "the network's parameters are given by the run",
     "data.seed": "write seed, at the top",
@@ -63,6 +64,7 @@ ELSEWHERE = {
     "task.groups": "write optimizer.groups",
     **{f"task.{name}": f"write the section {name}" for name in ("model", "optimizer", "schedule", "metrics")},
 }
+FACTS = re.compile(r"\b(LabelSpace|Channels)\b")  # hints of what the data says
 CLASS_COUNTS = ("num_classes", "n_classes", "num_labels", "nb_classes", "num_channels", "in_channels", "in_chans")
 
 
@@ -200,7 +202,7 @@ def _check_value(value: Any, where: str, hint: str) -> None:
         if path in ELSEWHERE or (key not in parameters and not entry.get("open")):
             raise unknown_key(where, str(key), parameters, ours)
         item_hint = parameters.get(key, {}).get("hint", "")
-        if ours and re.search(r"\b(LabelSpace|Channels)\b", item_hint):
+        if ours and FACTS.search(item_hint):
             raise ConfigError(path, "is not set by hand", "it comes from the data set; remove the key")
         _check_value(item, path, item_hint)
     if entry["path"].startswith("vistrain.backbones.") and isinstance(value.get("name"), str):
@@ -218,7 +220,8 @@ def _complete(value: Any, where: str, hint: str) -> Any:
     parameters = entry["parameters"]
     filled = {k: _complete(v, f"{where}.{k}", parameters.get(k, {}).get("hint", "")) for k, v in value.items()}
     for name, parameter in parameters.items():
-        if name not in filled and "default" in parameter and f"{where}.{name}" not in ELSEWHERE:
+        settable = f"{where}.{name}" not in ELSEWHERE and not FACTS.search(parameter.get("hint", ""))
+        if name not in filled and "default" in parameter and settable:
             filled[name] = parameter["default"]
     return filled
 
