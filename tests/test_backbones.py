@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torchvision
 from parity import fixtures
 from torch import Tensor, nn
 
@@ -330,6 +331,19 @@ def test_timms_own_weights_load_strictly(monkeypatch: pytest.MonkeyPatch) -> Non
     del state["layer2.0.conv1.weight"]
     with pytest.raises(WeightsError, match=r"Missing key.*layer2\.0\.conv1\.weight"):
         Backbone("resnet10t.c3_in1k", pretrained=True)
+
+
+@pytest.mark.parametrize("dilated", [False, True], ids=["plain", "DC5"])
+def test_torchvisions_file_computes_what_torchvision_computes(tmp_path: Path, dilated: bool) -> None:
+    theirs = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, dilated]).eval()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    strides, args = ((16,), {"output_stride": 16}) if dilated else ((32,), {})
+    ours = Backbone("resnet50", pretrained=str(tmp_path / "w.pth"), strides=strides, args=args, frozen_norm=True).eval()
+    images = torch.randn(1, 3, 75, 61)
+    with torch.no_grad():
+        expected = nn.Sequential(*list(theirs.children())[:-2])(images)
+        torch.testing.assert_close(ours(images)[0], expected, rtol=1e-4, atol=1e-4)
+    assert ours.channels == (2048,)
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
