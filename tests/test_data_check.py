@@ -99,5 +99,5 @@ def test_a_broken_set(shapes: GeneratedShapes, tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(shapes: GeneratedShapes, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be made"):
+    with pytest.raises(DataError, match="cannot be written"):
         check(shapes, tmp_path / "file" / "out")

@@ -330,6 +330,7 @@ def test_what_is_skipped_is_reported_once(tmp_path: Path, caplog: pytest.LogCapt
     assert not data.problems["val"]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_too_little_shared_memory_is_refused_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
         free = 64 * 2**20  # what Docker gives

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,12 +22,13 @@ from statistics import median
 import cv2
 import numpy as np
 import torch
+from benchmarking import machine
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as v2
 
 from vistrain.data.collate import Sample, collate
-from vistrain.data.images import read_image
+from vistrain.data.images import read_image, simplejpeg
 from vistrain.data.transforms import DetrAugment, output_size
 from vistrain.pictures import bars
 
@@ -120,13 +120,6 @@ def check_equal(paths: list[Path], augment: DetrAugment) -> int:
     return worst
 
 
-def processor() -> str:
-    """The processor's name, where the system says it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -145,15 +138,10 @@ def main() -> None:
             difference = check_equal(paths, augment)
             results[name] = {**measure(paths, augment, arguments.repeats), "largest_difference": difference}
     arguments.output.mkdir(parents=True, exist_ok=True)
-    machine = {"processor": processor(), "system": platform.platform(), "python": platform.python_version()}
-    packages = {p: version(p) for p in ("torch", "torchvision", "opencv-python-headless", "pillow", "simplejpeg")}
-    content = {
-        "results": results,
-        "machine": machine,
-        "packages": packages,
-        "images": arguments.images,
-        "repeats": arguments.repeats,
-    }
+    packages = {p: version(p) for p in ("torchvision", "opencv-python-headless", "pillow")}
+    packages["decoder"] = "torchvision" if simplejpeg is None else f"simplejpeg {version('simplejpeg')}"
+    rounds = {"images": arguments.images, "repeats": arguments.repeats}
+    content = {"machine": {**machine(), **packages}, **rounds, "results": results}
     (arguments.output / "benchmark_data.json").write_text(json.dumps(content, indent=1))
     speeds = {}
     for name, result in results.items():

@@ -23,6 +23,7 @@ from vistrain.data.detection import CocoDataset, CocoDetection
 from vistrain.data.images import read_listed_image
 from vistrain.data.module import SplitName, available_cores
 from vistrain.errors import DataError
+from vistrain.files import whole_file
 from vistrain.pictures import bars, class_colours, draw_boxes, grid, histogram
 
 SMALL, LARGE = 32**2, 96**2  # pixels; pycocotools' bounds between small, medium and large objects
@@ -102,10 +103,6 @@ def check(data: CocoDetection, output: str | Path) -> Report:
         DataError: an annotation file is missing or refused (see `data.coco`), or the output cannot be written.
     """
     output = Path(output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(str(output), f"cannot be made: {error.strerror}") from error
     names: list[SplitName] = ["train", "val"]
     if data.splits["test"] != data.splits["val"]:
         names.append("test")
@@ -126,7 +123,8 @@ def check(data: CocoDetection, output: str | Path) -> Report:
             report.leaks.append(files)
         elif len(files) > 1:
             report.splits[where.pop()].repeated.append([file.split(": ", 1)[1] for file in files])
-    _write(output / "report.json", json.dumps(report.to_dict(), indent=1))
+    with whole_file(output / "report.json") as partial:
+        partial.write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
     return report
 
 
@@ -214,18 +212,9 @@ def _samples(data: CocoDetection, name: SplitName, found: Annotations, split: Sp
         captions.append(found.files[index])
     starts = range(0, len(tiles), 4)
     picture = grid([tiles[i : i + 4] for i in starts], [captions[i : i + 4] for i in starts])
-    try:
-        Image.fromarray(picture).save(path)
-    except OSError as error:
-        raise DataError(str(path), f"cannot be written: {error.strerror}") from error
+    with whole_file(path) as partial:
+        Image.fromarray(picture).save(partial, format="png")
     return path
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(str(path), f"cannot be written: {error.strerror}") from error
 
 
 def _summary(splits: dict[str, SplitReport]) -> Table:

@@ -135,8 +135,8 @@ class DataModule(LightningDataModule, ABC):
         return share // per_device
 
     def train_dataloader(self) -> Loader:
-        """Shuffled, augmented batches with `num_targets`: the mean number of targets per micro-batch of the optimizer
-        step.
+        """Shuffled, augmented batches with `num_targets`: this process's mean number of targets per micro-batch of the
+        optimizer step (losses average it over processes).
 
         Raises:
             ConfigError, DataError: see `accumulation`, `ResumableSampler`, and too little shared memory.
