@@ -151,7 +151,8 @@ class RunFolder(Callback):
                 s.image, s.found_boxes, s.found_labels, s.found_scores, threshold=self.threshold, **style
             )
             rows.append([pictures.draw_boxes(s.image, s.boxes, s.labels, **style), found])
-            captions.append([f"{s.title}: truth", "prediction"])
+            above = int((s.found_scores >= self.threshold).sum())
+            captions.append([f"{s.title}: truth", f"prediction: {above} of {len(s.found_scores)} >= {self.threshold:g}"])
         self._shown = []
         if rows:
             self._write(name, lambda path: _save(pictures.grid(rows, captions), path))
