@@ -1,0 +1,84 @@
+"""What the benchmarks share: alternating measurements, the machine in words, results as JSON and as a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def alternate(sides: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each side, run in turns so that what else the machine does hits all of them alike.
+
+    Args:
+        sides: what to measure, by name.
+        repeats: measurements of each side.
+        warm_up: runs of each side before the first measurement.
+    """
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for step in range(warm_up + repeats):
+        for name, run in sides.items():
+            start = time.perf_counter()
+            run()
+            if step >= warm_up:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
+    """Median seconds of each side."""
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers belong to."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_before": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def write(folder: Path, name: str, content: Mapping[str, Any], bars: Mapping[str, float], title: str) -> None:
+    """Writes `name.json`, and `name.png` with one bar for each ratio and a line at 1.
+
+    Args:
+        folder: made if it is not there.
+        name: of the files.
+        content: goes into the JSON, beside the machine.
+        bars: ratios by what they compare.
+        title: of the picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps({"machine": machine(), **content}, indent=2) + "\n")
+    figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.5 * len(bars)), layout="constrained")
+    drawn = axes.barh(list(bars), list(bars.values()), color="#4477aa")
+    axes.bar_label(drawn, fmt="%.2f", padding=3)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_title(title)
+    figure.savefig(folder / f"{name}.png", dpi=150)
+    pyplot.close(figure)
+    print(f"written: {folder / name}.json, {folder / name}.png")
