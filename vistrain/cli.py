@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vistrain import __version__, index
@@ -264,9 +265,8 @@ def fit(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         return _print_config(config, arguments.print_config == "full", arguments.allow)
     _start_logging()
-    from vistrain import run
-
-    return run.fit(config, resume=arguments.resume, debug=arguments.debug, allow=arguments.allow)
+    code: int = _import_run().fit(config, resume=arguments.resume, debug=arguments.debug, allow=arguments.allow)
+    return code
 
 
 def test(arguments: argparse.Namespace) -> int:
@@ -280,9 +280,9 @@ def test(arguments: argparse.Namespace) -> int:
         config = compose(arguments.config) if arguments.config else None
         overrides = arguments.overrides
     _start_logging()
-    from vistrain import run
-
-    run.test(config, checkpoint=arguments.ckpt, overrides=overrides, weights=arguments.weights, allow=arguments.allow)
+    _import_run().test(
+        config, checkpoint=arguments.ckpt, overrides=overrides, weights=arguments.weights, allow=arguments.allow
+    )
     return 0
 
 
@@ -381,6 +381,8 @@ def _compose(arguments: argparse.Namespace) -> dict[str, Any]:
     files, resume = arguments.config, getattr(arguments, "resume", None)
     if not files and resume is not None:
         files = [resume / "config.yaml"]
+        if not files[0].is_file():
+            raise ConfigError("--resume", f"{resume} has no config.yaml", "it must be the folder of a run")
     if not files:
         raise ConfigError(
             arguments.command, "which config?", "give --config FILE; `vistrain list configs` shows those shipped"
@@ -438,8 +440,18 @@ def _how_to_resume(arguments: argparse.Namespace | None) -> str:
 
 
 def _start_logging() -> None:
-    """Messages of ours on stderr, from one process; Lightning's own chatter only from warnings on."""
+    """Messages of ours on stderr, from one process of a run."""
     is_first = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if is_first else logging.ERROR, format="%(message)s")
+    logger = logging.getLogger("vistrain")
+    logger.setLevel(logging.INFO if is_first else logging.ERROR)
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+
+
+def _import_run() -> ModuleType:
+    """`vistrain.run`, with Lightning's chatter off: importing Lightning sets its level, so it is changed after that."""
+    from vistrain import run
+
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    return run
