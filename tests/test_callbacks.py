@@ -202,9 +202,15 @@ def test_a_torn_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
 # -------------------------------------------------------------------- progress
 
 
+def plain(**arguments: Any) -> tuple[Progress, io.StringIO]:
+    """Progress into a file, as on a cluster."""
+    progress, out = Progress(**arguments), io.StringIO()
+    progress.console = Console(file=out, soft_wrap=True)
+    return progress, out
+
+
 def test_plain_lines_say_what_a_person_asks(tmp_path: Path) -> None:
-    out = io.StringIO()
-    progress = Progress(every_n_steps=3, console=Console(file=out, soft_wrap=True))
+    progress, out = plain(every_n_steps=3)
     fit(tmp_path, make_task(), TinyData(), [progress])
     lines = out.getvalue().splitlines()
     steps = [line for line in lines if line.startswith("epoch")]
@@ -219,8 +225,7 @@ def test_plain_lines_say_what_a_person_asks(tmp_path: Path) -> None:
 
 
 def test_the_shown_loss_is_the_mean_of_the_steps(tmp_path: Path) -> None:
-    out = io.StringIO()
-    progress = Progress(every_n_steps=6, console=Console(file=out, soft_wrap=True))
+    progress, out = plain(every_n_steps=6)
     data = TinyData(per_device=2)
     fit(tmp_path, make_task(), data, [progress], max_epochs=1, log_every_n_steps=1)
     losses = [float(row["train/loss"]) for row in CSVMetrics(tmp_path).read() if row["train/loss"]]
@@ -230,7 +235,8 @@ def test_the_shown_loss_is_the_mean_of_the_steps(tmp_path: Path) -> None:
 
 def test_a_terminal_gets_a_live_line(tmp_path: Path) -> None:
     out = io.StringIO()
-    progress = Progress(console=Console(file=out, force_terminal=True, width=160))
+    progress = Progress()
+    progress.console = Console(file=out, force_terminal=True, width=160)
     fit(tmp_path, make_task(), TinyData(), [progress], max_epochs=1)
     assert "\x1b" in out.getvalue()
     assert "val/coco/AP" in out.getvalue()
@@ -249,7 +255,7 @@ def test_steps_do_not_wait_for_the_device(tmp_path: Path, monkeypatch: pytest.Mo
             return original(self)
 
         monkeypatch.setattr(torch.Tensor, name, counted)
-    callbacks = [EMA(), Progress(console=Console(file=io.StringIO()))]
+    callbacks = [EMA(), plain()[0]]
     task = make_task(metrics=())
     task.optimizer = Factory(torch.optim.SGD, lr=0.1)  # AdamW reads its step counters, which lie on the processor
     fit(tmp_path, task, TinyData(count=80), callbacks, max_epochs=1, log_every_n_steps=10, limit_val_batches=0)

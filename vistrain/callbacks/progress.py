@@ -29,13 +29,15 @@ class Progress(Callback):
 
     Args:
         every_n_steps: optimizer steps between plain lines; the trainer's `log_every_n_steps` if None.
-        console: where to show it; standard output if None. Whether it is a terminal decides the kind.
+
+    Attributes:
+        console: where to show it: standard output, unless set otherwise. Whether it is a terminal decides the kind.
     """
 
-    def __init__(self, every_n_steps: int | None = None, console: Console | None = None) -> None:
+    def __init__(self, every_n_steps: int | None = None) -> None:
         super().__init__()
         self.every_n_steps = every_n_steps
-        self.console = console or Console(soft_wrap=True)
+        self.console = Console(soft_wrap=True)
         self._enabled = True
         self._live: RichProgress | None = None
         self._task: Any = None

@@ -152,7 +152,9 @@ class RunFolder(Callback):
             )
             rows.append([pictures.draw_boxes(s.image, s.boxes, s.labels, **style), found])
             above = int((s.found_scores >= self.threshold).sum())
-            captions.append([f"{s.title}: truth", f"prediction: {above} of {len(s.found_scores)} >= {self.threshold:g}"])
+            captions.append(
+                [f"{s.title}: truth", f"prediction: {above} of {len(s.found_scores)} >= {self.threshold:g}"]
+            )
         self._shown = []
         if rows:
             self._write(name, lambda path: _save(pictures.grid(rows, captions), path))

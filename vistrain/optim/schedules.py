@@ -13,8 +13,6 @@ from typing import Literal
 
 from vistrain.errors import ConfigError
 
-Unit = Literal["epoch", "step"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -89,7 +87,7 @@ class MultiStep(Schedule):
 
     milestones: Sequence[float]
     gamma: float = 0.1
-    unit: Unit = "epoch"
+    unit: Literal["epoch", "step"] = "epoch"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,7 +111,7 @@ class _Falling(Schedule):
     """
 
     final_factor: float = 0.0
-    unit: Unit = "step"
+    unit: Literal["epoch", "step"] = "step"
     decay_after_warmup: bool = False
 
     def _decay(self, step: int, total_steps: float, steps_per_epoch: int) -> float:
