@@ -21,7 +21,7 @@ demo: install ## train the demo detector, evaluate it, write pictures, say where
 	rm -rf $(RUN)
 	$(BIN)/vistrain fit --config configs/demo/detection.yaml run.folder=$(RUN)
 	$(BIN)/vistrain test --ckpt $(RUN)/best.ckpt
-	$(BIN)/vistrain predict --ckpt $(RUN)/best.ckpt --input 'data/shapes/val/*1.*' --output $(RUN)/predictions
+	$(BIN)/vistrain predict --ckpt $(RUN)/best.ckpt --input 'data/shapes-*/val/*1.jpg' --output $(RUN)/predictions
 	@echo
 	@echo "curves          $(RUN)/curves.png"
 	@echo "training batch  $(RUN)/first_batch.png"

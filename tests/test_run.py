@@ -114,7 +114,9 @@ def test_predict_writes_pictures_and_boxes(finished: Path, tmp_path: Path) -> No
 def test_written_predictions_evaluate_to_the_runs_numbers(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = load_checkpoint(finished / "best.ckpt")["config"]
     data = GeneratedShapes(config["data"]["root"], train_images=20, val_images=6, scale=0.5)
-    assert main(["evaluate", str(finished / "predictions.json"), "--annotations", str(data.annotation_file("val"))]) == 0
+    assert (
+        main(["evaluate", str(finished / "predictions.json"), "--annotations", str(data.annotation_file("val"))]) == 0
+    )
     assert "AP" in capsys.readouterr().out
 
 

@@ -6,6 +6,7 @@ The order is the only logic here: the data's facts (labels, channels) build the 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Collection, Mapping
@@ -18,12 +19,13 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
 from torch.optim import Optimizer
 
+from vistrain.building import build
 from vistrain.callbacks import default_callbacks, make_loggers
 from vistrain.checkpoints import load_file, load_weights
 from vistrain.config import compose
-from vistrain.building import build
 from vistrain.data import DataModule
 from vistrain.errors import ConfigError, WeightsError
+from vistrain.files import whole_file
 from vistrain.optim import ParameterGroups, Schedule
 from vistrain.structures import Channels, Factory, LabelSpace, Preprocessing
 from vistrain.tasks import Task
@@ -62,7 +64,7 @@ def fit(config: dict[str, Any], *, resume: Path | None = None, debug: bool = Fal
         config = compose([], start=config, changes=DEBUG)
     folder = run_folder(config, resume)
     seed_everything(config.get("seed", 0), workers=True, verbose=False)
-    parts = build_parts(config, allow)
+    parts = build_parts(config, allow, stage="fit")
     weights = config.get("run", {}).get("weights")
     if weights and resume is None:
         log.info("%s", load_weights(parts.model, weights, **_naming(parts.model)))
@@ -101,7 +103,7 @@ def test(
         config = compose([], overrides, start=facts["config"], changes=config)
     if config is None:
         raise ConfigError("test", "nothing to evaluate", "give --ckpt, or --config with --weights")
-    parts = build_parts(_without_pretrained(config), allow)
+    parts = build_parts(_without_pretrained(config), allow, stage="test")
     if checkpoint is not None:
         _same_labels(checkpoint, LabelSpace.from_dict(facts["labels"]), parts.data.labels)
         load_weights(parts.model, facts["state_dict"])
@@ -111,26 +113,44 @@ def test(
     folder = Path(checkpoint).parent if checkpoint is not None else run_folder(config, None)
     trainer = build_trainer(config, parts, folder, allow, evaluate_only=True)
     trainer.test(parts.task, datamodule=parts.data, verbose=False)
-    return dict(parts.task.numbers)
+    numbers = dict(parts.task.numbers)
+    if trainer.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {"checkpoint": str(checkpoint or weights), "metrics": config.get("metrics"), "numbers": numbers}
+        with whole_file(folder / "test.json") as path:
+            path.write_text(json.dumps(record, indent=2) + "\n")
+    return numbers
 
 
-def build_parts(config: Mapping[str, Any], allow: Collection[str] = ()) -> Parts:
-    """Build data, network and task of a composed config; touches no data file but for the label space.
+def build_parts(config: Mapping[str, Any], allow: Collection[str] = (), stage: str | None = None) -> Parts:
+    """Build data, network and task of a composed config.
+
+    Args:
+        config: composed.
+        allow: see `fit`.
+        stage: `fit` or `test` reads that stage's annotations first: what is missing is said before weights are fetched.
+            None touches no data file but for the label space.
 
     Raises:
         ConfigError, DataError, WeightsError: something is the user's to mend.
     """
     seed = config.get("seed", 0)
     data = build(_section(config, "data"), DataModule, where="data", allow=allow, given={"seed": seed})
+    if stage is not None:
+        data.prepare_data()
+        data.setup(stage)
     model = build_model(config, data.labels, data.channels, allow)
     data.preprocessing = getattr(model, "preprocessing", data.preprocessing)
     optimizer = dict(_section(config, "optimizer"))
     groups = build(optimizer.pop("groups", {}), ParameterGroups, where="optimizer.groups", allow=allow)
+    schedule = config.get("schedule")
     given = {
         "model": model,
         "optimizer": build(optimizer, Factory[Optimizer], where="optimizer", allow=allow),
         "groups": groups,
-        "schedule": build(config["schedule"], Schedule, where="schedule", allow=allow) if config.get("schedule") else None,
+        "schedule": build(config["schedule"], Schedule, where="schedule", allow=allow)
+        if config.get("schedule")
+        else None,
         "metrics": tuple(config.get("metrics") or ()),
         "seed": seed,
     }
@@ -139,7 +159,9 @@ def build_parts(config: Mapping[str, Any], allow: Collection[str] = ()) -> Parts
     return Parts(data, model, task)
 
 
-def build_model(config: Mapping[str, Any], labels: LabelSpace, channels: int = 3, allow: Collection[str] = ()) -> nn.Module:
+def build_model(
+    config: Mapping[str, Any], labels: LabelSpace, channels: int = 3, allow: Collection[str] = ()
+) -> nn.Module:
     """Build the network alone, for a label space.
 
     Raises:
@@ -153,7 +175,7 @@ def build_model(config: Mapping[str, Any], labels: LabelSpace, channels: int = 3
 def build_trainer(
     config: Mapping[str, Any], parts: Parts, folder: Path, allow: Collection[str] = (), *, evaluate_only: bool = False
 ) -> Trainer:
-    """Lightning's Trainer with the config's arguments, our callbacks and loggers, and accumulation from the batch sizes.
+    """Lightning's Trainer with the config's arguments, our callbacks and loggers, accumulating as the batch sizes say.
 
     Raises:
         ConfigError: the global batch does not divide into what the devices take.
@@ -207,7 +229,7 @@ def run_folder(config: Mapping[str, Any], resume: Path | None) -> Path:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint of ours carries beside its weights: `state_dict`, `config`, `labels`, `preprocessing`, `version`.
+    """What a checkpoint of ours carries: `state_dict`, `config`, `labels`, `preprocessing`, `version`.
 
     Raises:
         WeightsError: it cannot be read, or another program wrote it.
@@ -216,7 +238,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     facts = content.get("vistrain")
     if not isinstance(facts, dict):
         raise WeightsError(
-            str(path), "not a checkpoint that vistrain wrote", "give the network's config with --config and this file with --weights"
+            str(path),
+            "not a checkpoint that vistrain wrote",
+            "give the network's config with --config and this file with --weights",
         )
     prefix = "model."
     state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
@@ -242,7 +266,9 @@ def load(path: str | Path, allow: Collection[str] = ()) -> tuple[nn.Module, dict
 def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     section = config.get(name)
     if not isinstance(section, dict):
-        raise ConfigError(name, "this section is missing", "take it from a base, such as `base: vistrain:_base_/coco_detection`")
+        raise ConfigError(
+            name, "this section is missing", "take it from a base, such as `base: vistrain:_base_/coco_detection`"
+        )
     return section
 
 
@@ -264,7 +290,8 @@ def _same_labels(path: Path, trained: LabelSpace, data: LabelSpace) -> None:
         missing = [name for name in trained.names if name not in data.names][:3]
         raise WeightsError(
             str(path),
-            f"it was trained on {len(trained.names)} classes ({trained.name}), the data has {len(data.names)} ({data.name})"
+            f"it was trained on {len(trained.names)} classes ({trained.name}), "
+            f"the data has {len(data.names)} ({data.name})"
             + (f"; not in the data: {', '.join(missing)}" if missing else ""),
             "evaluate on data of the same classes, or fine-tune with run.weights",
         )
