@@ -148,9 +148,7 @@ def build_parts(config: Mapping[str, Any], allow: Collection[str] = (), stage: s
         "model": model,
         "optimizer": build(optimizer, Factory[Optimizer], where="optimizer", allow=allow),
         "groups": groups,
-        "schedule": build(config["schedule"], Schedule, where="schedule", allow=allow)
-        if config.get("schedule")
-        else None,
+        "schedule": build(schedule, Schedule, where="schedule", allow=allow) if schedule else None,
         "metrics": tuple(config.get("metrics") or ()),
         "seed": seed,
     }
