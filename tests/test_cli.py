@@ -144,6 +144,7 @@ def test_print_config_is_composed_yaml_that_composes_to_the_same(calls, file, ca
     ("words", "message"),
     [
         (["fit"], "fit: which config? - give --config FILE"),
+        (["fit", "mine.yaml"], "mine.yaml: stands alone - write --config mine.yaml"),
         (["fit", "--resume", "runs/none"], "--resume: runs/none has no config.yaml"),
         (["fit", "-c", "nothing.yaml"], "nothing.yaml: no such file"),
         (

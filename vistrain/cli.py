@@ -131,6 +131,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         if word in overrides and hasattr(arguments, "overrides"):
             continue
         option = word.lstrip("-").partition("=")[0]
+        if word.endswith((".yaml", ".yml")) or word.startswith("vistrain:"):
+            raise ConfigError(word, "stands alone", f"write --config {word}")
         if word.startswith("-") and ("." in option or option in index.SECTIONS):
             raise ConfigError(
                 word, "is not an option", f"a key of the config is changed by {option}=VALUE, without dashes"

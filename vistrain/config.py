@@ -184,4 +184,14 @@ def _resolve(merged: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(where, "must be given", f"add {where}=... or write it in a config") from None
         remedy = "only ${dotted.key} is resolved, no functions" if "Unsupported interpolation" in message else ""
         raise ConfigError(where, message, remedy) from None
+    _refuse_objects(resolved, "")
     return typing.cast(dict[str, Any], resolved)
+
+
+def _refuse_objects(value: Any, where: str) -> None:
+    """YAML tags can make bytes and paths, which neither a checkpoint nor a strict type can hold."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_objects(item, f"{where}.{key}".lstrip("."))
+    elif value is not None and not isinstance(value, str | int | float):
+        raise ConfigError(where, f"holds a {type(value).__name__}", "write plain YAML, without tags")
