@@ -6,9 +6,11 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import vistrain
 from vistrain.cli import main
 from vistrain.data import GeneratedShapes
 from vistrain.run import load, load_checkpoint
@@ -146,3 +148,9 @@ def test_a_config_without_its_data_says_what_to_download(tmp_path: Path, capsys:
     assert error.count("\n") == 1
     assert "train2017" in error
     assert str(tmp_path) in error
+
+
+def test_python_users_load_and_predict_in_two_lines(finished: Path) -> None:
+    found = vistrain.load(finished / "best.ckpt").predict(np.full((50, 70, 3), 128, np.uint8))
+    assert found.boxes.shape == (len(found.scores), 4)
+    assert bool((found.boxes[:, 2] <= 70.001).all())
