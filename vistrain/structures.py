@@ -1,4 +1,4 @@
-"""What crosses floors: the label space, the preprocessing, predictions and unbuilt parts. Imports no torch at run time."""
+"""What crosses floors: the label space, the preprocessing, predictions and unbuilt parts. Runs without torch."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class LabelSpace:
     Attributes:
         names: class names, in the order of `ids`.
         ids: the data set's own category ids, any integers.
-        name: `contiguous` (channel i is the i-th class) or `coco_ids` (channel i is category id i, some channels unused,
-            as in models trained with COCO's 91 raw ids).
+        name: `contiguous` (channel i is the i-th class) or `coco_ids` (channel i is category id i, some channels
+            unused, as in models trained with COCO's 91 raw ids).
         ignore_index: label value that carries no supervision (segmentation), or None.
         things: positions in `names` of countable classes (panoptic), or None when the distinction does not apply.
         regions: named unions of classes (BraTS: WT, TC, ET) as `(name, positions)`, or None.

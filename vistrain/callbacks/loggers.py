@@ -45,14 +45,17 @@ class CSVMetrics(Logger):
 
     @property
     def name(self) -> str:
+        """As Lightning shows this logger."""
         return "csv"
 
     @property
     def version(self) -> int:
+        """One file per run: there are no versions."""
         return 0
 
     @property
     def log_dir(self) -> str:
+        """The run folder."""
         return str(self.path.parent)
 
     @rank_zero_only

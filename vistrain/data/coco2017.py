@@ -67,6 +67,7 @@ class Coco2017(CocoDetection):
         return LabelSpace(NAMES, IDS, self.label_space)
 
     def remedy(self, split: SplitName) -> str:
+        """What to download, and where to put it."""
         return (
             "download train2017.zip, val2017.zip and annotations_trainval2017.zip from https://cocodataset.org/#download"
             f" and unpack all three in {self.root}/ (or point VISTRAIN_DATA or data.root at the folder with coco/)"

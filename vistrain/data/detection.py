@@ -186,6 +186,7 @@ class CocoDetection(DataModule):
         return EvalResize(self.eval_short_side, self.eval_long_side, self.resize, interpolation)  # type: ignore[arg-type]
 
     def largest(self, split: SplitName) -> tuple[int, int]:
+        """Upper bounds of the short and long side of the transformed images, in pixels."""
         return (self.augment if split == "train" else self.eval_resize).largest
 
     def folder(self, split: SplitName) -> Path:

@@ -114,10 +114,12 @@ class GeneratedShapes(CocoDetection):
             write_shapes(self.root, self.counts, self.shapes_seed, self.scale)
 
     def require(self, split: SplitName) -> None:
+        """Generate the set first if it is not there."""
         self.prepare_data()
         super().require(split)
 
     def remedy(self, split: SplitName) -> str:
+        """How to have the set made again."""
         return f"delete {self.root} to have it generated again"
 
 

@@ -211,9 +211,11 @@ class Task(LightningModule):
     # ---------------------------------------------------------------- evaluation
 
     def on_validation_epoch_start(self) -> None:
+        """Start collecting records."""
         self._collected = {name: [] for name in self.evaluators["val"]}
 
     def on_test_epoch_start(self) -> None:
+        """Start collecting records."""
         self._collected = {name: [] for name in self.evaluators["test"]}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -229,10 +231,12 @@ class Task(LightningModule):
         return self._evaluate(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
+        """Gather, compute, log."""
         if not self.trainer.sanity_checking:  # a few batches for the sake of errors, not for numbers
             self._finish("val")
 
     def on_test_epoch_end(self) -> None:
+        """Gather, compute, log, and print the tables."""
         self._finish("test")
         if self.trainer.is_global_zero:
             for metric in self.evaluators["test"].values():
