@@ -154,3 +154,24 @@ def test_python_users_load_and_predict_in_two_lines(finished: Path) -> None:
     found = vistrain.load(finished / "best.ckpt").predict(np.full((50, 70, 3), 128, np.uint8))
     assert found.boxes.shape == (len(found.scores), 4)
     assert bool((found.boxes[:, 2] <= 70.001).all())
+
+
+def test_stages_follow_one_another(tmp_path: Path) -> None:
+    stages = "stages=[{trainer: {max_steps: 1}}, {optimizer: {lr: 1e-9}, trainer: {max_steps: 2}}]"
+    more = ["trainer.limit_val_batches=0", "trainer.max_epochs=-1", "callbacks.ema=null", stages]
+    assert main(arguments(tmp_path / "run", *more)) == 0
+    first, second = (load_checkpoint(tmp_path / "run" / name / "last.ckpt") for name in ("stage_1", "stage_2"))
+    assert load_steps(tmp_path / "run" / "stage_2" / "last.ckpt") == 2
+    moved = max(float((first["state_dict"][k] - second["state_dict"][k]).abs().max()) for k in ("level_embed",))
+    assert moved < 1e-7  # it started from the first stage's weights, and its own learning rate is tiny
+
+
+def test_a_run_of_stages_resumes_in_its_last_stage(tmp_path: Path) -> None:
+    stages = "stages=[{trainer: {max_steps: 1}}, {trainer: {max_steps: 1}}]"
+    more = ["trainer.limit_val_batches=0", "trainer.max_epochs=-1", stages]
+    assert main(arguments(tmp_path / "run", *more)) == 0
+    first = (tmp_path / "run" / "stage_1" / "last.ckpt").stat().st_mtime_ns
+    longer = "stages=[{trainer: {max_steps: 1}}, {trainer: {max_steps: 2}}]"
+    assert main(["fit", "--resume", str(tmp_path / "run"), longer]) == 0
+    assert (tmp_path / "run" / "stage_1" / "last.ckpt").stat().st_mtime_ns == first
+    assert load_steps(tmp_path / "run" / "stage_2" / "last.ckpt") == 2

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from vistrain.building import build
 from vistrain.callbacks import default_callbacks, make_loggers
 from vistrain.checkpoints import load_file, load_weights
-from vistrain.config import compose
+from vistrain.config import compose, to_yaml
 from vistrain.data import DataModule
 from vistrain.errors import ConfigError, WeightsError
 from vistrain.files import whole_file
@@ -60,6 +60,8 @@ def fit(config: dict[str, Any], *, resume: Path | None = None, debug: bool = Fal
     Raises:
         ConfigError, DataError, WeightsError: something is the user's to mend.
     """
+    if config.get("stages"):
+        return _fit_stages(config, resume, debug, allow)
     if debug:
         config = compose([], start=config, changes=DEBUG)
     folder = run_folder(config, resume)
@@ -70,6 +72,25 @@ def fit(config: dict[str, Any], *, resume: Path | None = None, debug: bool = Fal
         log.info("%s", load_weights(parts.model, weights, **_naming(parts.model)))
     trainer = build_trainer(config, parts, folder, allow)
     trainer.fit(parts.task, datamodule=parts.data, ckpt_path=str(resume / "last.ckpt") if resume else None)
+    return 0
+
+
+def _fit_stages(config: dict[str, Any], resume: Path | None, debug: bool, allow: Collection[str]) -> int:
+    """One run per stage, in `stage_1`, `stage_2` ... of the run folder; each starts from the last one's weights."""
+    folder = resume or run_folder(config, None)
+    with whole_file(folder / "config.yaml") as path:
+        path.write_text(to_yaml(config))
+    weights = config.get("run", {}).get("weights")
+    common = {key: value for key, value in config.items() if key != "stages"}
+    folders = [folder / f"stage_{number}" for number in range(1, len(config["stages"]) + 1)]
+    for own, following, changes in zip(folders, [*folders[1:], None], config["stages"], strict=True):
+        is_done = resume is not None and following is not None and (following / "last.ckpt").is_file()
+        if not is_done:
+            run = {"run": {"folder": str(own), "weights": weights}}
+            stage = compose([], start=compose([], start=common, changes=changes), changes=run)
+            begun = resume is not None and (own / "last.ckpt").is_file()
+            fit(stage, resume=own if begun else None, debug=debug, allow=allow)
+        weights = str(own / "last.ckpt")
     return 0
 
 
@@ -219,7 +240,7 @@ def run_folder(config: Mapping[str, Any], resume: Path | None) -> Path:
     run = config.get("run") or {}
     folder = Path(run.get("folder") or Path("runs") / (run.get("name") or "run"))
     is_first = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
-    if is_first and any((folder / name).exists() for name in ("last.ckpt", "best.ckpt")):
+    if is_first and any((folder / name).exists() for name in ("last.ckpt", "best.ckpt", "stage_1")):
         raise ConfigError(
             "run.folder", f"{folder} holds a run already", f"continue it with --resume {folder}, or set run.folder"
         )
