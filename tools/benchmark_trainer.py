@@ -71,10 +71,11 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scratch = Path(tempfile.mkdtemp())
     changes = [
-        f"data.train_images={8 * arguments.steps}", "data.val_images=8", f"data.workers={arguments.workers}",
-        f"data.root={scratch}", "data.keep_empty=true", "trainer.max_epochs=1", "trainer.limit_val_batches=0",
+        "data.val_images=8", f"data.workers={arguments.workers}", f"data.root={scratch}", "data.keep_empty=true",
+        "trainer.max_epochs=1", "trainer.limit_val_batches=0", *arguments.overrides,
     ]  # fmt: skip
-    config = compose([arguments.config], [*changes, *arguments.overrides])
+    images = compose([arguments.config], changes)["data"]["batch_size"] * arguments.steps
+    config = compose([arguments.config], [*changes, f"data.train_images={images}"])
     processor: dict[str, list[float]] = {"bare loop": [], "vistrain": []}
     measured: dict[str, list[float]] = {"bare loop": [], "vistrain": []}
     steps = 0
