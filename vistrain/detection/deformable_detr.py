@@ -226,9 +226,6 @@ class DeformableDETR(nn.Module):
         Returns:
             scalars `loss_class`, `loss_bbox`, `loss_giou`; with suffix `_0`, `_1` ... of earlier decoder layers, `_enc`
             of the proposals, `_dn`, `_dn_0` ... of denoising. Their gradients reach every trainable parameter.
-
-        Raises:
-            FloatingPointError: the predictions are NaN or infinite.
         """
         images, mask = self.normalize(batch["image"], batch["size"])
         labels, boxes = relative_targets(batch)

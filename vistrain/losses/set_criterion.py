@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from torch import Tensor
 from vistrain.layers.boxes import cxcywh_to_xyxy, giou
 from vistrain.losses.focal import focal_loss_sums
 
+log = logging.getLogger(__name__)
+
+LOSSES = ("loss_class", "loss_bbox", "loss_giou")
 # `matching.HungarianMatcher.__call__`: (logits, boxes, class-agnostic) per set, labels, boxes -> matched pairs per set
 Matcher = Callable[[Sequence[tuple[Tensor, Tensor, bool]], Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
 
@@ -79,17 +83,18 @@ class SetCriterion:
             num_targets: objects that the losses are divided by; None counts this batch.
 
         Returns:
-            scalar tensors by name, already weighted.
-
-        Raises:
-            FloatingPointError: predictions are NaN or infinite (from the matcher).
+            scalar tensors by name, already weighted. Where predictions are NaN or infinite nothing can be matched: then
+            all losses are NaN, for the run's guard to stop at, and the log names the image.
         """
         device = predictions[0].logits.device
         own = sum(len(x) for x in labels)
         normalizer = average_over_processes(own if num_targets is None else num_targets, device)
-        matched = iter(
-            matcher([(p.logits, p.boxes, p.class_agnostic) for p in predictions if p.match is None], labels, boxes)
-        )
+        to_match = [(p.logits, p.boxes, p.class_agnostic) for p in predictions if p.match is None]
+        try:
+            matched = iter(matcher(to_match, labels, boxes))
+        except FloatingPointError as error:
+            log.warning("%s", error)
+            return _not_a_number(predictions)
         label, box = torch.cat(list(labels)), torch.cat(list(boxes)).float()
         losses: dict[str, Tensor] = {}
         for prediction in predictions:
@@ -114,11 +119,8 @@ class SetCriterion:
         shape = (len(sums), len(target) // len(sums))
         distance = (predicted - true).abs().sum(-1).view(shape).sum(1)
         miss = (1 - overlap).view(shape).sum(1)
-        return {
-            "loss_class": self.class_weight * sums,
-            "loss_bbox": self.box_weight * distance,
-            "loss_giou": self.giou_weight * miss,
-        }
+        weighted = (self.class_weight * sums, self.box_weight * distance, self.giou_weight * miss)
+        return dict(zip(LOSSES, weighted, strict=True))
 
 
 def average_over_processes(count: float | Tensor, device: torch.device) -> Tensor:
@@ -129,6 +131,12 @@ def average_over_processes(count: float | Tensor, device: torch.device) -> Tenso
         dist.all_reduce(mean)
         mean = mean / dist.get_world_size()
     return mean.clamp(min=1)
+
+
+def _not_a_number(predictions: Sequence[SetPrediction]) -> dict[str, Tensor]:
+    """NaN for every loss, with a gradient, so that the backward pass runs as always."""
+    value = torch.stack([p.logits.float().sum() + p.boxes.float().sum() for p in predictions]).sum() * torch.nan
+    return {f"{name}{suffix}": value for name in LOSSES for p in predictions for suffix in p.suffixes}
 
 
 def _repeat(match: Tensor, layers: int) -> Tensor:

@@ -57,6 +57,8 @@ class HungarianMatcher:
         Raises:
             FloatingPointError: a cost is NaN or infinite, so the predictions (or boxes) are.
         """
+        if not predictions:
+            return []
         counts = [len(x) for x in labels]
         device = predictions[0][0].device
         if max(counts, default=0) == 0:
