@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -138,7 +138,8 @@ class DeformableDETR(nn.Module):
         if decoder_layers < 1:
             raise ConfigError("model.decoder_layers", "the decoder needs a layer", "at least 1")
         self.backbone, self.labels = backbone, labels
-        self.preprocessing: Preprocessing = getattr(backbone, "preprocessing", Preprocessing())
+        # The authors resize bilinearly, whatever the backbone's weights were trained with.
+        self.preprocessing = replace(getattr(backbone, "preprocessing", Preprocessing()), interpolation="bilinear")
         self.normalize = Normalize(self.preprocessing)
         neck = neck or Factory(ChannelMapper)
         self.neck = neck(

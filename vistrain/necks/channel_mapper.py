@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from vistrain.errors import ConfigError
+from vistrain.layers.norms import LayerNorm2d
 
 
 class ConvNorm(nn.Module):
@@ -22,7 +24,9 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` -> `[B, embed_dim, ceil(H / stride), ceil(W / stride)]`."""
-        return self.norm(self.conv(x))
+        norm = self.norm
+        # Not norm(x): the module refuses groups of a single value, which is what a tiny image has on a coarse level.
+        return torch.group_norm(self.conv(x), norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 class ChannelMapper(nn.Module):
@@ -36,6 +40,8 @@ class ChannelMapper(nn.Module):
         num_levels: levels to give out.
         embed_dim: their width.
         num_groups: of the group normalisation.
+        input_norm: layer normalisation over the channels of each of the backbone's maps, which timm's pyramids give
+            out as they are. The authors' dense Swin has these norms (in its backbone).
 
     Attributes:
         channels, strides: of the levels given out, fine to coarse.
@@ -51,6 +57,7 @@ class ChannelMapper(nn.Module):
         num_levels: int = 4,
         embed_dim: int = 256,
         num_groups: int = 32,
+        input_norm: bool = False,
     ) -> None:
         super().__init__()
         if embed_dim % num_groups:
@@ -62,6 +69,7 @@ class ChannelMapper(nn.Module):
         self.num_maps = min(num_levels, len(channels))
         channels, strides = channels[-self.num_maps :], strides[-self.num_maps :]
         extra = num_levels - self.num_maps
+        self.norms = nn.ModuleList(LayerNorm2d(c, eps=1e-5) for c in channels if input_norm)
         self.convs = nn.ModuleList(ConvNorm(c, embed_dim, 1, 1, num_groups) for c in channels)
         self.extra_convs = nn.ModuleList(
             ConvNorm(channels[-1] if i == 0 else embed_dim, embed_dim, 3, 2, num_groups) for i in range(extra)
@@ -72,6 +80,8 @@ class ChannelMapper(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Backbone maps `[B, C_i, H_i, W_i]` -> `num_levels` maps `[B, embed_dim, H_l, W_l]`, fine to coarse."""
         maps = maps[-self.num_maps :]
+        if self.norms:
+            maps = [norm(x) for norm, x in zip(self.norms, maps, strict=True)]
         levels = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
         x = maps[-1]
         for conv in self.extra_convs:
