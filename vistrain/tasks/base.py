@@ -261,7 +261,8 @@ class Task(LightningModule):
             numbers |= {f"{split}/{key}": float(value) for key, value in computed.items()}
         self.numbers = numbers
         in_test = split == "test"
-        self.log_dict(numbers, logger=in_test)  # for callbacks that monitor them, and as what `trainer.test` returns
+        # For callbacks that monitor them; with a logger also as what `trainer.test` returns.
+        self.log_dict(numbers, logger=in_test and bool(self.trainer.loggers))
         if not in_test:
             self._write({**numbers, "epoch": self.current_epoch}, self.trainer.global_step)
 
