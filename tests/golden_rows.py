@@ -1,0 +1,123 @@
+"""Golden rows: sampled outputs of ours under weights that a formula gives, so that they run everywhere, for ever.
+
+A row is written once a model equals its authors' code (`tests/parity`); `python tests/golden_rows.py` writes those that
+are missing. A row that differs afterwards is a changed model, and is mended there and not here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from parity.models import TinyBackbone, TinyBody, as_batch, contiguous
+from torch import Tensor, nn
+
+from vistrain.detection import DeformableDETR
+from vistrain.transformer import ContrastiveDenoising, DenoisingNoise
+
+FOLDER = Path(__file__).parent / "golden"
+SAMPLES = 8
+
+
+def wave(shape: tuple[int, ...], name: str) -> Tensor:
+    """Float32 numbers in -1..1 that depend on nothing but the name; no random generator, whose streams may change."""
+    phase = zlib.crc32(name.encode()) % 10_000 / 1000
+    steps = torch.arange(math.prod(shape), dtype=torch.float64)
+    return (12.9898 * steps + phase).sin().mul(43758.5453).frac().reshape(shape).float()
+
+
+@torch.no_grad()
+def fill(module: nn.Module) -> nn.Module:
+    """Every floating-point tensor by formula: variances and norm weights near 1, matrices scaled to their fan-in."""
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if not tensor.is_floating_point():
+            continue
+        values = wave(tuple(tensor.shape), name)
+        if tensor.dim() > 1:
+            values *= 1.7 / math.sqrt(tensor[0].numel())
+        elif name.endswith("running_var") or ("norm" in name and name.endswith("weight")):
+            values = 1 + 0.3 * values
+        else:
+            values *= 0.3
+        tensor.copy_(values)
+    return module
+
+
+def sampled(tensor: Tensor) -> list[float]:
+    """A few values spread over a tensor, to six digits."""
+    flat = tensor.detach().double().flatten()
+    index = torch.linspace(0, len(flat) - 1, min(SAMPLES, len(flat))).long()
+    return [float(f"{value:.6g}") for value in flat[index].tolist()]
+
+
+def detector_batch() -> dict[str, Any]:
+    """Two uint8 images of different sizes with three objects."""
+    images = [wave((3, h, w), f"image {h}").add(1).mul(127.5).to(torch.uint8) for h, w in ((96, 128), (72, 80))]
+    boxes = [torch.tensor([[8.0, 10.0, 60.0, 70.0], [50.0, 20.0, 120.0, 90.0]]), torch.tensor([[5.0, 5.0, 40.0, 60.0]])]
+    return as_batch(images, [torch.tensor([1, 4]), torch.tensor([0])], boxes, scale=2)
+
+
+def deformable_detr(**changes: Any) -> Callable[[], dict[str, Any]]:
+    """Outputs, losses and detections of a small Deformable-DETR."""
+
+    def row() -> dict[str, Any]:
+        widths = [8, 12, 16, 20]
+        sizes = {"embed_dim": 32, "num_heads": 4, "num_queries": 10, "encoder_layers": 2, "decoder_layers": 2}
+        backbone = TinyBackbone(TinyBody(widths), tuple(widths[1:]))
+        model = DeformableDETR(backbone, contiguous(5), ffn_dim=48, dropout=0.0, **sizes, **changes)
+        fill(model).eval()
+        batch = detector_batch()
+        with torch.no_grad():
+            outputs = model(*model.normalize(batch["image"], batch["size"]))
+            losses = model.losses(batch, denoising_noise() if model.denoising else None)
+        found = model.predict(batch)
+        return {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "logits": sampled(outputs["pred_logits"]),
+            "boxes": sampled(outputs["pred_boxes"]),
+            "detected scores": sampled(found[0].scores),
+            "detected boxes": sampled(found[0].boxes),
+            "losses": {name: float(f"{value.item():.6g}") for name, value in losses.items()},
+        }
+
+    return row
+
+
+def denoising_noise() -> DenoisingNoise:
+    """Draws for three objects, at most two in an image, and six positives: three groups."""
+    count = 2 * 3 * 3
+    return DenoisingNoise(
+        label_draw=wave((count,), "draw").abs(),
+        new_labels=wave((count,), "labels").abs().mul(5).long(),
+        signs=wave((count, 4), "signs").sign(),
+        magnitudes=wave((count, 4), "magnitudes").abs(),
+    )
+
+
+ROWS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "deformable_detr": deformable_detr(),
+    "deformable_detr_single_scale": deformable_detr(num_levels=1),
+    "deformable_detr_refine": deformable_detr(box_refinement=True),
+    "deformable_detr_two_stage": deformable_detr(box_refinement=True, two_stage=True),
+    "deformable_detr_denoising": deformable_detr(
+        box_refinement=True, two_stage=True, denoising=ContrastiveDenoising(number=6)
+    ),
+}
+
+
+def write_missing() -> None:
+    """Writes the rows that are not there yet."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, row in ROWS.items():
+        path = FOLDER / f"{name}.json"
+        if not path.exists():
+            path.write_text(json.dumps(row(), separators=(",", ":")) + "\n")
+
+
+if __name__ == "__main__":
+    write_missing()
