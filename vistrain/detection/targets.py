@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vistrain.errors import DataError
 from vistrain.layers.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from vistrain.structures import Detections
+from vistrain.structures import Detections, LabelSpace
 
 
 def relative_targets(batch: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
@@ -25,6 +26,26 @@ def relative_targets(batch: Mapping[str, Any]) -> tuple[list[Tensor], list[Tenso
         for target, extent in zip(batch["target"], extents, strict=True)
     ]
     return labels, boxes
+
+
+def check_labels(labels: Sequence[Tensor], space: LabelSpace) -> None:
+    """Refuse labels that no class channel has; only where they are on the CPU, for elsewhere it would take a wait.
+
+    Args:
+        labels: per image `[N_b]` int64.
+        space: of the network.
+
+    Raises:
+        DataError: a label is negative, or not below the number of channels.
+    """
+    for index, label in enumerate(labels):
+        if label.device.type == "cpu" and len(label) and not 0 <= label.min() <= label.max() < space.num_classes:
+            wrong = sorted({x for x in label.tolist() if not 0 <= x < space.num_classes})
+            raise DataError(
+                f"target {index} of the batch",
+                f"label {wrong[0]} is not among the {space.num_classes} channels of the label space",
+                "labels are channels (`LabelSpace.channel_of`), not category ids",
+            )
 
 
 def top_detections(

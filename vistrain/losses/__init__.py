@@ -1,6 +1,14 @@
 """Losses and criteria. Pure torch."""
 
 from vistrain.losses.focal import focal_loss_sums
+from vistrain.losses.foreground import foreground_loss, foreground_targets
 from vistrain.losses.set_criterion import SetCriterion, SetPrediction, average_over_processes
 
-__all__ = ["SetCriterion", "SetPrediction", "average_over_processes", "focal_loss_sums"]
+__all__ = [
+    "SetCriterion",
+    "SetPrediction",
+    "average_over_processes",
+    "focal_loss_sums",
+    "foreground_loss",
+    "foreground_targets",
+]

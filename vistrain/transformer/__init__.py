@@ -1,6 +1,7 @@
 """The DETR family's toolbox: deformable layers, query selection, denoising. Pure torch."""
 
 from vistrain.transformer.attention import QuerySelfAttention
+from vistrain.transformer.box_decoder import BoxDecoder
 from vistrain.transformer.deformable import (
     DeformableDecoder,
     DeformableDecoderLayer,
@@ -10,9 +11,11 @@ from vistrain.transformer.deformable import (
     valid_extents,
 )
 from vistrain.transformer.denoising import ContrastiveDenoising, DenoisingNoise, DenoisingQueries
+from vistrain.transformer.pyramid import Pyramid, flatten_pyramid
 from vistrain.transformer.two_stage import box_position, token_proposals, top_proposals
 
 __all__ = [
+    "BoxDecoder",
     "ContrastiveDenoising",
     "DeformableDecoder",
     "DeformableDecoderLayer",
@@ -20,9 +23,11 @@ __all__ = [
     "DeformableEncoderLayer",
     "DenoisingNoise",
     "DenoisingQueries",
+    "Pyramid",
     "QuerySelfAttention",
     "box_position",
     "encoder_reference_points",
+    "flatten_pyramid",
     "token_proposals",
     "top_proposals",
     "valid_extents",

@@ -66,10 +66,12 @@ class ContrastiveDenoising:
     less than half a side) and M negatives (by half a side to a whole one), so about `2 * number` queries in all.
 
     Args:
-        number: positives per image over all groups (`dn_number`).
+        number: positives per image over all groups (`dn_number`); 0 makes none.
         label_noise_ratio: twice the share of labels that are redrawn.
         box_noise_scale: noise in half sides of the box.
         inverse_sigmoid_eps: 1e-3 in DINO.
+        group_threshold: where `2 * number` is less, it is the number of groups itself, however many objects there are:
+            an oddity of the authors' code (100), which detrex's has not (0).
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class ContrastiveDenoising:
         label_noise_ratio: float = 0.5,
         box_noise_scale: float = 1.0,
         inverse_sigmoid_eps: float = 1e-3,
+        group_threshold: int = 0,
     ) -> None:
+        self.group_threshold = group_threshold
         self.number, self.inverse_sigmoid_eps = number, inverse_sigmoid_eps
         self.label_noise_ratio, self.box_noise_scale = label_noise_ratio, box_noise_scale
 
@@ -102,9 +106,11 @@ class ContrastiveDenoising:
         """
         counts = [len(x) for x in labels]
         slots = max(counts, default=0)
-        if slots == 0:
+        if slots == 0 or self.number < 1:
             return None
         groups = max(1, self.number // slots)
+        if 2 * self.number < self.group_threshold:
+            groups = 2 * self.number
         label, box = torch.cat(list(labels)), torch.cat(list(boxes))
         objects, device = len(label), box.device
         noise = noise or self._draw(2 * groups * objects, num_classes, device)

@@ -1,0 +1,86 @@
+"""DINO's weights under the names of the authors' code and of detrex.
+
+The tables depend on the configuration: level 3 comes from the backbone in a 5-scale model and is made by the neck in a
+4-scale one, and shared heads stand in files as often as there are layers.
+"""
+
+from __future__ import annotations
+
+from vistrain.backbones.resnet_keys import COUNTERS, detectron2_exports
+from vistrain.backbones.swin_keys import TABLES, swin_exports, swin_rules
+from vistrain.checkpoints import KeyMap
+from vistrain.detection.deformable_detr_keys import DETREX, SHARED_HEADS
+
+Exports = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def official_names(maps: int, decoder_layers: int) -> KeyMap:
+    """IDEA-Research/DINO.
+
+    Args:
+        maps: number of the backbone's maps.
+        decoder_layers: number of the decoder's layers, which share their heads.
+    """
+    copies = [f"{place}{{}}_embed.{i}." for i in range(decoder_layers) for place in ("", "transformer.decoder.")]
+    return KeyMap(
+        name="official DINO",
+        marker=r"^transformer\.enc_out_class_embed\.",
+        rules=(
+            (r"^backbone\.0\.body\.", "backbone.body."),
+            *swin_rules("backbone.0.", "backbone.body.", maps),
+            (r"^transformer\.", ""),
+            *((rf"^input_proj\.{i}\.", f"neck.convs.{i}.") for i in range(maps)),
+            *((rf"^input_proj\.{maps + i}\.", f"neck.extra_convs.{i}.") for i in range(6)),
+            (r"^(neck\.\w*convs\.\d)\.0\.", r"\1.conv."),
+            (r"^(neck\.\w*convs\.\d)\.1\.", r"\1.norm."),
+        ),
+        drop=(*COUNTERS, *TABLES),
+        aliases=(*SHARED_HEADS, (r"^(class|bbox)_embed\.\d+\.", r"\1_embed.0.")),
+        exports=(
+            *swin_exports("backbone.0.", "backbone.body.", maps),
+            (r"^backbone\.body\.", ("backbone.0.body.",)),
+            (r"^(level_embed$|(encoder|decoder|tgt_embed|enc_out\w*)\.)", (r"transformer.\1",)),
+            (r"^(neck\.\w*convs\.\d)\.conv\.", (r"\1.0.",)),
+            (r"^(neck\.\w*convs\.\d)\.norm\.", (r"\1.1.",)),
+            *((rf"^neck\.convs\.{i}\.", (f"input_proj.{i}.",)) for i in range(maps)),
+            *((rf"^neck\.extra_convs\.{i}\.", (f"input_proj.{maps + i}.",)) for i in range(6)),
+            *((rf"^{kind}_embed\.0\.", tuple(c.format(kind) for c in copies)) for kind in ("class", "bbox")),
+        ),
+    )
+
+
+def detrex_names(maps: int) -> KeyMap:
+    """detrex, projects/dino; `maps` as in `official_names`."""
+    return KeyMap(
+        name="detrex",
+        marker=DETREX.marker,
+        rules=(*swin_rules("backbone.", "backbone.body.", maps), *DETREX.rules),
+        drop=(*COUNTERS, *TABLES),
+        aliases=SHARED_HEADS,
+        exports=(*detrex_exports(maps), BOTH_HEADS),
+    )
+
+
+# The decoder holds the heads a second time.
+BOTH_HEADS = (r"^((class|bbox)_embed\.)", (r"\1", r"transformer.decoder.\1"))
+
+
+def detrex_exports(maps: int) -> Exports:
+    """The inverse of the rules of `detrex_names`, without the heads; `maps` as in `official_names`."""
+    encoder, decoder = r"^(encoder\.layers\.\d+)\.", r"^(decoder\.layers\.\d+)\."
+    return (
+        *detectron2_exports("backbone.", "backbone.body."),
+        *swin_exports("backbone.", "backbone.body.", maps),
+        (r"^level_embed$", ("transformer.level_embeds",)),
+        (rf"{encoder}self_attn\.", (r"\1.attentions.0.",)),
+        (rf"{encoder}norm1\.", (r"\1.norms.0.",)),
+        (rf"{encoder}norm2\.", (r"\1.norms.1.",)),
+        (rf"{decoder}self_attn\.", (r"\1.attentions.0.attn.",)),
+        (rf"{decoder}cross_attn\.", (r"\1.attentions.1.",)),
+        (rf"{decoder}norm2\.", (r"\1.norms.0.",)),
+        (rf"{decoder}norm1\.", (r"\1.norms.1.",)),
+        (rf"{decoder}norm3\.", (r"\1.norms.2.",)),
+        (r"^(\w+\.layers\.\d+)\.linear1\.", (r"\1.ffns.0.layers.0.0.",)),
+        (r"^(\w+\.layers\.\d+)\.linear2\.", (r"\1.ffns.0.layers.1.",)),
+        (r"^((encoder|decoder|tgt_embed|enc_output\w*)\.)", (r"transformer.\1",)),
+    )

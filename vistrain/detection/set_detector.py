@@ -1,0 +1,189 @@
+"""What every detector does that predicts a set of boxes from queries: losses of a batch, detections of a batch."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vistrain.detection.targets import check_labels, relative_targets, top_detections
+from vistrain.layers.padding import Normalize
+from vistrain.losses import SetCriterion, SetPrediction
+from vistrain.matching import HungarianMatcher
+from vistrain.structures import Detections, LabelSpace, Preprocessing
+from vistrain.transformer import ContrastiveDenoising, DenoisingNoise, DenoisingQueries
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a detector computes for a batch.
+
+    Attributes:
+        logits: `[L, B, Q, K]` of the decoder's layers; denoising queries, if any, come first in Q.
+        boxes: `[L, B, Q, 4]` (cx, cy, w, h) in 0..1 of the unpadded image.
+        proposals: two-stage: logits `[B, P, K]` and boxes `[B, P, 4]` of the encoder.
+        shapes: (height, width) of the levels.
+        extras: further outputs by name.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    proposals: tuple[Tensor, Tensor] | None = None
+    shapes: Sequence[tuple[int, int]] = ()
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+class SetDetector(nn.Module, abc.ABC):
+    """Base of the DETR family: a subclass says how queries become boxes, in `decode`.
+
+    Args:
+        labels: the label space; its `num_classes` is the number of logits K.
+        preprocessing: of the backbone's weights. The DETR family resizes bilinearly, whatever the weights saw.
+        matcher, criterion: assignment and losses.
+        denoising: noised objects as extra training queries, or None.
+        aux_loss: losses on every decoder layer.
+        detections_per_image: (query, class) pairs kept.
+        clip_boxes: cut detections at the image's border and drop empty ones (detectron2, detrex).
+        mask_padding_in_eval: hide padding from the transformer in evaluation too; detrex does in training only.
+    """
+
+    class_agnostic_proposals = False
+
+    def __init__(
+        self,
+        labels: LabelSpace,
+        preprocessing: Preprocessing,
+        matcher: HungarianMatcher,
+        criterion: SetCriterion,
+        denoising: ContrastiveDenoising | None,
+        aux_loss: bool,
+        detections_per_image: int,
+        clip_boxes: bool,
+        mask_padding_in_eval: bool,
+    ) -> None:
+        super().__init__()
+        self.labels = labels
+        self.preprocessing = replace(preprocessing, interpolation="bilinear")
+        self.normalize = Normalize(self.preprocessing)
+        self.matcher, self.criterion, self.denoising, self.aux_loss = matcher, criterion, denoising, aux_loss
+        self.detections_per_image, self.clip_boxes = detections_per_image, clip_boxes
+        self.mask_padding_in_eval = mask_padding_in_eval
+
+    @abc.abstractmethod
+    def decode(
+        self,
+        images: Tensor,
+        padding_mask: Tensor | None,
+        extra: DenoisingQueries | None = None,
+        last_only: bool = False,
+    ) -> Decoded:
+        """Run the network.
+
+        Args:
+            images: `[B, 3, H, W]` normalised, zero on padding.
+            padding_mask: `[B, H, W]` bool, True on (bottom, right) padding; None if nothing is padded.
+            extra: denoising queries to put in front.
+            last_only: only the last layer is wanted; what only losses read may be left out.
+        """
+
+    @abc.abstractmethod
+    def idle_parameters(self, extra: DenoisingQueries | None) -> list[nn.Parameter]:
+        """Trainable parameters that the losses of a batch with these denoising queries do not reach."""
+
+    def further_losses(self, decoded: Decoded, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Weighted losses beyond those of the set criterion; none unless a subclass has some."""
+        return {}
+
+    def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> dict[str, Any]:
+        """All outputs of the network.
+
+        Args:
+            images: `[B, 3, H, W]` normalised, zero on padding.
+            padding_mask: `[B, H, W]` bool, True on (bottom, right) padding; None if nothing is padded.
+
+        Returns:
+            `pred_logits` `[B, Q, K]` and `pred_boxes` `[B, Q, 4]` (cx, cy, w, h in 0..1 of the unpadded image) of the
+            last layer; `aux_outputs`, the same of the earlier layers (with `aux_loss`); `enc_outputs`, the same of the
+            encoder's proposals (two-stage); and what the subclass adds.
+        """
+        decoded = self.decode(images, padding_mask)
+        layers = [{"pred_logits": x, "pred_boxes": y} for x, y in zip(decoded.logits, decoded.boxes, strict=True)]
+        outputs: dict[str, Any] = layers.pop()
+        if self.aux_loss:
+            outputs["aux_outputs"] = layers
+        if decoded.proposals is not None:
+            outputs["enc_outputs"] = dict(zip(("pred_logits", "pred_boxes"), decoded.proposals, strict=True))
+        return outputs | decoded.extras
+
+    def losses(self, batch: Mapping[str, Any], noise: DenoisingNoise | None = None) -> dict[str, Tensor]:
+        """Weighted training losses.
+
+        Args:
+            batch: `image`, `size`, `target`, and `num_targets` where gradients are accumulated.
+            noise: stored draws for the denoising queries; None draws new ones.
+
+        Returns:
+            scalars `loss_class`, `loss_bbox`, `loss_giou`; with suffix `_0`, `_1` ... of earlier decoder layers, `_enc`
+            of the proposals, `_dn`, `_dn_0` ... of denoising (zeros where no image has an object); and what the
+            subclass adds. Their gradients reach every trainable parameter. All are NaN if the predictions are not finite.
+
+        Raises:
+            DataError: a label is outside the label space (checked where labels are on the CPU: elsewhere the check
+                would wait for the device).
+        """
+        images, mask = self.normalize(batch["image"], batch["size"])
+        labels, boxes = relative_targets(batch)
+        check_labels(labels, self.labels)
+        extra = None if self.denoising is None else self.denoising(labels, boxes, self.labels.num_classes, noise)
+        decoded = self.decode(images, mask, extra)
+        predictions = self._predictions(decoded, extra)
+        losses = self.criterion(predictions, labels, boxes, self.matcher, batch.get("num_targets"))
+        if self.denoising is not None and extra is None:
+            zero = decoded.logits.new_zeros((), dtype=torch.float32)
+            losses |= {_denoised(name): zero for name in list(losses) if not name.endswith("_enc")}
+        losses |= self.further_losses(decoded, batch)
+        idle = [p for p in self.idle_parameters(extra) if p.requires_grad]
+        if idle:  # a parameter without gradient stops DistributedDataParallel
+            losses["loss_class"] = losses["loss_class"] + sum(p.float().sum() for p in idle) * 0.0
+        return losses
+
+    @torch.no_grad()
+    def predict(self, batch: Mapping[str, Any]) -> list[Detections]:
+        """Detections of each image, in pixels of the original image, best first.
+
+        Args:
+            batch: `image`, `size` and `original_size`.
+        """
+        images, mask = self.normalize(batch["image"], batch["size"])
+        last = self.decode(images, mask if self.mask_padding_in_eval else None, last_only=True)
+        original = batch["original_size"]
+        return top_detections(last.logits[-1], last.boxes[-1], original, self.detections_per_image, self.clip_boxes)
+
+    def _predictions(self, decoded: Decoded, extra: DenoisingQueries | None) -> Sequence[SetPrediction]:
+        """Outputs as the criterion takes them; the order decides the order of the losses."""
+        logits, boxes = decoded.logits, decoded.boxes
+        suffixes: tuple[str, ...] = (*(f"_{i}" for i in range(len(logits) - 1)), "")
+        if not self.aux_loss:
+            logits, boxes, suffixes = logits[-1:], boxes[-1:], ("",)
+        count = 0 if extra is None else extra.labels.shape[1]
+        predictions = [SetPrediction(logits[:, :, count:], boxes[:, :, count:], suffixes)]
+        if decoded.proposals is not None:
+            scores, proposed = decoded.proposals
+            agnostic = self.class_agnostic_proposals
+            predictions.append(SetPrediction(scores[None], proposed[None], ("_enc",), class_agnostic=agnostic))
+        if extra is not None:
+            names = tuple(f"_dn{suffix}" for suffix in suffixes)
+            predictions.append(
+                SetPrediction(logits[:, :, :count], boxes[:, :, :count], names, match=extra.match, groups=extra.groups)
+            )
+        return predictions
+
+
+def _denoised(name: str) -> str:
+    """`loss_class_3` -> `loss_class_dn_3`."""
+    kind, _, layer = name.removeprefix("loss_").partition("_")
+    return f"loss_{kind}_dn" + (f"_{layer}" if layer else "")
