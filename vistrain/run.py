@@ -7,7 +7,6 @@ The order is the only logic here: the data's facts (labels, channels) build the 
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -29,8 +28,6 @@ from vistrain.files import whole_file
 from vistrain.optim import ParameterGroups, Schedule
 from vistrain.structures import Channels, Factory, LabelSpace, Preprocessing
 from vistrain.tasks import Task
-
-log = logging.getLogger(__name__)
 
 # What `--debug` changes: everything in this process, every operation checked, every step reported.
 DEBUG = {"data": {"workers": 0}, "trainer": {"detect_anomaly": True, "log_every_n_steps": 1}}
@@ -69,7 +66,7 @@ def fit(config: dict[str, Any], *, resume: Path | None = None, debug: bool = Fal
     parts = build_parts(config, allow, stage="fit")
     weights = config.get("run", {}).get("weights")
     if weights and resume is None:
-        log.info("%s", load_weights(parts.model, weights, **_naming(parts.model)))
+        load_weights(parts.model, weights, **_naming(parts.model))
     trainer = build_trainer(config, parts, folder, allow)
     trainer.fit(parts.task, datamodule=parts.data, ckpt_path=str(resume / "last.ckpt") if resume else None)
     return 0
@@ -127,10 +124,10 @@ def test(
     parts = build_parts(_without_pretrained(config), allow, stage="test")
     if checkpoint is not None:
         _same_labels(checkpoint, LabelSpace.from_dict(facts["labels"]), parts.data.labels)
-        load_weights(parts.model, facts["state_dict"])
+        load_weights(parts.model, facts["state_dict"], where=str(checkpoint))
         parts.data.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
     elif weights or config.get("run", {}).get("weights"):
-        log.info("%s", load_weights(parts.model, weights or config["run"]["weights"], **_naming(parts.model)))
+        load_weights(parts.model, weights or config["run"]["weights"], **_naming(parts.model))
     folder = Path(checkpoint).parent if checkpoint is not None else run_folder(config, None)
     trainer = build_trainer(config, parts, folder, allow, evaluate_only=True)
     trainer.test(parts.task, datamodule=parts.data, verbose=False)
@@ -278,7 +275,7 @@ def load(path: str | Path, allow: Collection[str] = ()) -> tuple[nn.Module, dict
     facts = load_checkpoint(Path(path))
     config = _without_pretrained(facts["config"])
     model = build_model(config, LabelSpace.from_dict(facts["labels"]), facts.get("channels", 3), allow)
-    load_weights(model, facts["state_dict"])
+    load_weights(model, facts["state_dict"], where=str(path))
     return model.eval(), facts
 
 
