@@ -17,7 +17,7 @@ import torch
 from parity.models import TinyBackbone, TinyBody, as_batch, contiguous
 from torch import Tensor, nn
 
-from vistrain.detection import DeformableDETR
+from vistrain.detection import DINO, DeformableDETR, FocusDETR
 from vistrain.transformer import ContrastiveDenoising, DenoisingNoise
 
 FOLDER = Path(__file__).parent / "golden"
@@ -55,23 +55,24 @@ def sampled(tensor: Tensor) -> list[float]:
     return [float(f"{value:.6g}") for value in flat[index].tolist()]
 
 
-def detector_batch() -> dict[str, Any]:
-    """Two uint8 images of different sizes with three objects."""
-    images = [wave((3, h, w), f"image {h}").add(1).mul(127.5).to(torch.uint8) for h, w in ((96, 128), (72, 80))]
+def detector_batch(second: tuple[int, int]) -> dict[str, Any]:
+    """Two uint8 images, the first of 96x128 pixels, with three objects."""
+    sizes = {"image 96": (96, 128), "image 72": second}
+    images = [wave((3, *size), name).add(1).mul(127.5).to(torch.uint8) for name, size in sizes.items()]
     boxes = [torch.tensor([[8.0, 10.0, 60.0, 70.0], [50.0, 20.0, 120.0, 90.0]]), torch.tensor([[5.0, 5.0, 40.0, 60.0]])]
     return as_batch(images, [torch.tensor([1, 4]), torch.tensor([0])], boxes, scale=2)
 
 
-def deformable_detr(**changes: Any) -> Callable[[], dict[str, Any]]:
-    """Outputs, losses and detections of a small Deformable-DETR."""
+def detector(cls: type[nn.Module], second: tuple[int, int] = (72, 80), **changes: Any) -> Callable[[], dict[str, Any]]:
+    """Outputs, losses and detections of a small detector; `second` is the size of the batch's second image."""
 
     def row() -> dict[str, Any]:
         widths = [8, 12, 16, 20]
         sizes = {"embed_dim": 32, "num_heads": 4, "num_queries": 10, "encoder_layers": 2, "decoder_layers": 2}
         backbone = TinyBackbone(TinyBody(widths), tuple(widths[1:]))
-        model = DeformableDETR(backbone, contiguous(5), ffn_dim=48, dropout=0.0, **sizes, **changes)
+        model = cls(backbone, contiguous(5), ffn_dim=48, dropout=0.0, **sizes, **changes)
         fill(model).eval()
-        batch = detector_batch()
+        batch = detector_batch(second)
         with torch.no_grad():
             outputs = model(*model.normalize(batch["image"], batch["size"]))
             losses = model.losses(batch, denoising_noise() if model.denoising else None)
@@ -99,13 +100,30 @@ def denoising_noise() -> DenoisingNoise:
     )
 
 
+REFINED = {"box_refinement": True}
+SAME = (96, 128)
+TWO_STAGE = {**REFINED, "two_stage": True}
 ROWS: Mapping[str, Callable[[], dict[str, Any]]] = {
-    "deformable_detr": deformable_detr(),
-    "deformable_detr_single_scale": deformable_detr(num_levels=1),
-    "deformable_detr_refine": deformable_detr(box_refinement=True),
-    "deformable_detr_two_stage": deformable_detr(box_refinement=True, two_stage=True),
-    "deformable_detr_denoising": deformable_detr(
-        box_refinement=True, two_stage=True, denoising=ContrastiveDenoising(number=6)
+    "deformable_detr": detector(DeformableDETR),
+    "deformable_detr_single_scale": detector(DeformableDETR, num_levels=1),
+    "deformable_detr_refine": detector(DeformableDETR, **REFINED),
+    "deformable_detr_two_stage": detector(DeformableDETR, **TWO_STAGE),
+    "deformable_detr_denoising": detector(DeformableDETR, **TWO_STAGE, denoising=ContrastiveDenoising(number=6)),
+    # Padded tokens all score alike, and here they score well: which of them is chosen would be anyone's guess.
+    "dino": detector(DINO, SAME, denoising=ContrastiveDenoising(number=6, box_noise_scale=0.4)),
+    "dino_detrex": detector(
+        DINO,
+        SAME,
+        shared_heads=False,
+        spare_label=False,
+        position_temperature=10000.0,
+        position_offset=-0.5,
+        mask_padding_in_eval=False,
+        clip_boxes=True,
+        denoising=ContrastiveDenoising(number=6),
+    ),
+    "focus_detr": detector(
+        FocusDETR, SAME, keep_ratio=0.4, cascade=(1.0, 0.6), topk_sa=20, denoising=ContrastiveDenoising(number=6)
     ),
 }
 

@@ -1,12 +1,11 @@
 """Deformable-DETR where data is unkind: nothing to find, too much to find, tiny images, half precision."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
-from parity.models import TinyBackbone, TinyBody, as_batch, contiguous
-from torch import Tensor
+from detector_tools import gradients, make_batch, shake
+from parity.models import TinyBackbone, TinyBody, contiguous
 
 from vistrain.detection import DeformableDETR
 from vistrain.errors import ConfigError
@@ -36,28 +35,8 @@ def make(form: str = "basic", classes: int = 5, **changes: Any) -> DeformableDET
     }
     backbone = TinyBackbone(TinyBody(WIDTHS), tuple(WIDTHS[1:]))
     model = DeformableDETR(backbone, contiguous(classes), **{**sizes, **FORMS[form], **changes})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
+    shake(model)
     return model
-
-
-def make_batch(counts: list[int], sizes: list[tuple[int, int]] | None = None, classes: int = 5) -> dict[str, Any]:
-    """uint8 images with objects anywhere."""
-    torch.manual_seed(1)
-    sizes = sizes or [(64, 96)] * len(counts)
-    images = [torch.randint(256, (3, h, w), dtype=torch.uint8) for h, w in sizes]
-    boxes = []
-    for count, (height, width) in zip(counts, sizes, strict=True):
-        low = torch.rand(count, 2) * 0.6
-        boxes.append(torch.cat((low, low + 0.1 + torch.rand(count, 2) * 0.3), 1) * torch.tensor([width, height] * 2))
-    return as_batch(images, [torch.randint(classes, (n,)) for n in counts], boxes, scale=2)
-
-
-def gradients(model: DeformableDETR, losses: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-    model.zero_grad()
-    torch.stack(list(losses.values())).sum().backward()
-    return {name: p.grad for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -6,7 +6,6 @@ is another model in details, load too: IDEA-Research/detrex, commit e244e6c, Apa
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
@@ -16,9 +15,8 @@ from torch import Tensor, nn
 from vistrain.backbones import Backbone
 from vistrain.checkpoints import KeyMap
 from vistrain.detection.dino_keys import detrex_names, official_names
-from vistrain.detection.set_detector import Decoded, SetDetector
+from vistrain.detection.set_detector import Decoded, SetDetector, class_head, initialize
 from vistrain.errors import ConfigError
-from vistrain.layers.deformable import MSDeformAttn
 from vistrain.layers.mlp import MLP
 from vistrain.layers.position import SinePositionEncoding
 from vistrain.losses import SetCriterion
@@ -151,12 +149,13 @@ class DINO(SetDetector):
         # Unshared, the heads of the proposals stand behind those of the decoder's layers: as in detrex's checkpoints.
         self.shared_heads = shared_heads
         heads = 1 if shared_heads else decoder_layers + 1
-        self.class_embed = nn.ModuleList(_class_head(embed_dim, labels.num_classes) for _ in range(heads))
+        self.class_embed = nn.ModuleList(class_head(embed_dim, labels.num_classes) for _ in range(heads))
         self.bbox_embed = nn.ModuleList(_box_head(embed_dim) for _ in range(heads))
         if shared_heads:
-            self.enc_out_class_embed = _class_head(embed_dim, labels.num_classes)
+            self.enc_out_class_embed = class_head(embed_dim, labels.num_classes)
             self.enc_out_bbox_embed = _box_head(embed_dim)
-        self.key_maps = self._names(len(backbone.channels), encoder_layers, decoder_layers)  # type: ignore[arg-type]
+        maps = min(num_levels, len(backbone.channels))  # type: ignore[arg-type]
+        self.key_maps = self._names(maps, encoder_layers, decoder_layers)
         nn.init.normal_(self.level_embed)
         for part in (self.encoder, self.decoder, self.enc_output):
             initialize(part)
@@ -251,22 +250,6 @@ class DINO(SetDetector):
         origin = origin.expand(batch, -1, -1).gather(1, best[..., None].expand(-1, -1, 4))
         boxes = (box_head(chosen).float() + origin).sigmoid()
         return boxes.detach(), (class_head(chosen), boxes)
-
-
-def initialize(part: nn.Module) -> None:
-    """The authors' start of a transformer's part: matrices Xavier-uniform, deformable attention its own grid."""
-    for parameter in part.parameters():
-        if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)
-    for module in part.modules():
-        if isinstance(module, MSDeformAttn):
-            module.reset_parameters()
-
-
-def _class_head(embed_dim: int, num_classes: int) -> nn.Linear:
-    head = nn.Linear(embed_dim, num_classes)
-    nn.init.constant_(head.bias, -math.log(99))  # prior probability 0.01
-    return head
 
 
 def _box_head(embed_dim: int) -> MLP:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from vistrain.backbones import Backbone
 from vistrain.checkpoints import KeyMap
-from vistrain.detection.dino import DINO, initialize
+from vistrain.detection.dino import DINO
 from vistrain.detection.focus_detr_keys import official_names
-from vistrain.detection.set_detector import Decoded
+from vistrain.detection.set_detector import Decoded, initialize
 from vistrain.errors import ConfigError
 from vistrain.layers.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from vistrain.layers.deformable import Shapes
@@ -28,6 +29,7 @@ from vistrain.transformer import (
     ContrastiveDenoising,
     DeformableEncoder,
     DeformableEncoderLayer,
+    DenoisingQueries,
     Pyramid,
     QuerySelfAttention,
     encoder_reference_points,
@@ -151,7 +153,7 @@ class FocusEncoder(DeformableEncoder):
         padding_mask: Tensor | None,
         foreground: Tensor,
         counts: Sequence[int],
-        kept: Tensor,
+        kept: Sequence[int],
         class_head: nn.Module,
         topk_sa: int,
     ) -> Tensor:
@@ -161,13 +163,14 @@ class FocusEncoder(DeformableEncoder):
             x, position, shapes, ratios, padding_mask: as in `DeformableEncoder`.
             foreground: `[B, N]` float32 scores that select tokens.
             counts: how many tokens each layer computes.
-            kept: `[B]` int64; of these only an image's own share, the best, is written back.
+            kept: of these only an image's own share, the best, is written back; one number for each image, or for all.
             class_head: `[B, K, C]` -> `[B, K, classes]`; its scores choose the tokens for self-attention.
             topk_sa: how many of them; fewer if the layer has fewer tokens (the official code fails there).
         """
         values, batch = x, len(x)
         points = encoder_reference_points(shapes, ratios, x.device).expand(batch, -1, -1, -1)
         position = position.expand(batch, -1, -1)
+        limit = torch.tensor(kept, device=x.device)[:, None]
         for layer, count in zip(self.layers, counts, strict=True):
             best = foreground.topk(count, 1).indices
             tokens = take(x, best)
@@ -181,7 +184,7 @@ class FocusEncoder(DeformableEncoder):
                 encoded = checkpoint(layer, *arguments, use_reentrant=False)
             else:
                 encoded = layer(*arguments)
-            own = torch.arange(count, device=x.device) < kept[:, None]
+            own = torch.arange(count, device=x.device) < limit
             x = put(x, best, torch.where(own[..., None], encoded, tokens))
         return x
 
@@ -297,18 +300,17 @@ class FocusDETR(DINO):
     def _names(maps: int, encoder_layers: int, decoder_layers: int) -> tuple[KeyMap, ...]:
         return (official_names(maps, encoder_layers, decoder_layers),)
 
-    def token_counts(self, tokens: int, padding_mask: Tensor | None) -> tuple[list[int], Tensor]:
-        """How many tokens each encoder layer computes, and how many `[B or 1]` of them belong to each image.
+    def token_counts(self, tokens: int, padding_mask: Tensor | None) -> tuple[list[int], list[int]]:
+        """How many tokens each encoder layer computes, and how many of them belong to each image.
 
         Args:
             tokens: N.
-            padding_mask: `[B, N]` bool, True on padding, or None.
+            padding_mask: `[B, N]` bool, True on padding; None: all images are alike, and the second list has one entry.
         """
-        valid = torch.tensor([tokens]) if padding_mask is None else (~padding_mask).sum(1)
-        kept = ((valid * self.keep_ratio).int() + 1).clamp(max=tokens)
-        # The image with the most decides for all: the shapes of the batch. Truncated in float32: faithful.
-        shares = torch.tensor(self.cascade) * int(kept.max())
-        return [max(1, int(count)) for count in shares.int()], kept
+        valid = [tokens] if padding_mask is None else (~padding_mask).sum(1).tolist()
+        # Truncated products of float32: faithful. The image with the most tokens decides for the whole batch.
+        kept = [min(int(np.float32(count) * np.float32(self.keep_ratio)) + 1, tokens) for count in valid]
+        return [max(int(np.float32(share) * np.float32(max(kept))), 1) for share in self.cascade], kept
 
     def encode(self, pyramid: Pyramid, unusable: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See `DINO.encode`; adds `foreground_logits` `[B, N]`."""
@@ -328,11 +330,16 @@ class FocusDETR(DINO):
             mask,
             foreground,
             counts,
-            kept.to(logits.device),
+            kept,
             self.proposal_heads[0],
             self.topk_sa,
         )
         return encoded, {"foreground_logits": logits}
+
+    def idle_parameters(self, extra: DenoisingQueries | None) -> list[nn.Parameter]:
+        """See `SetDetector.idle_parameters`."""
+        alone = self.selector.alpha.numel() == 0  # of a single level, which nothing modulates
+        return super().idle_parameters(extra) + ([self.selector.alpha] if alone else [])
 
     def further_losses(self, decoded: Decoded, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """`select_loss` of the foreground logits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vistrain.detection.targets import check_labels, relative_targets, top_detections
+from vistrain.layers.deformable import MSDeformAttn
 from vistrain.layers.padding import Normalize
 from vistrain.losses import SetCriterion, SetPrediction
 from vistrain.matching import HungarianMatcher
@@ -129,7 +131,7 @@ class SetDetector(nn.Module, abc.ABC):
         Returns:
             scalars `loss_class`, `loss_bbox`, `loss_giou`; with suffix `_0`, `_1` ... of earlier decoder layers, `_enc`
             of the proposals, `_dn`, `_dn_0` ... of denoising (zeros where no image has an object); and what the
-            subclass adds. Their gradients reach every trainable parameter. All are NaN if the predictions are not finite.
+            subclass adds. Their gradients reach every trainable parameter. All are NaN where the predictions are.
 
         Raises:
             DataError: a label is outside the label space (checked where labels are on the CPU: elsewhere the check
@@ -181,6 +183,23 @@ class SetDetector(nn.Module, abc.ABC):
                 SetPrediction(logits[:, :, :count], boxes[:, :, :count], names, match=extra.match, groups=extra.groups)
             )
         return predictions
+
+
+def class_head(embed_dim: int, num_classes: int) -> nn.Linear:
+    """`[..., C]` -> `[..., K]` logits, at first of probability 0.01 (RetinaNet, arXiv 1708.02002, section 4.1)."""
+    head = nn.Linear(embed_dim, num_classes)
+    nn.init.constant_(head.bias, -math.log(99))
+    return head
+
+
+def initialize(part: nn.Module) -> None:
+    """The authors' start of a transformer's part: matrices Xavier-uniform, deformable attention its own grid."""
+    for parameter in part.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+    for module in part.modules():
+        if isinstance(module, MSDeformAttn):
+            module.reset_parameters()
 
 
 def _denoised(name: str) -> str:
