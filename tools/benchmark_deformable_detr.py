@@ -2,18 +2,21 @@
 
     python tools/benchmark_deformable_detr.py --output runs/benchmarks
 
-Checks first that both compute the same detections and the same training loss, then measures evaluation, a training step
-(losses, backward pass, AdamW) and the peak memory of each side. Needs the extra `bench` (`pip install vistrain[bench]`).
+Checks first that both compute the same detections and the same training loss, then measures evaluation, a training
+step (losses, backward pass, AdamW) and the peak memory of each side. Needs the extra `bench`, which is transformers.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import re
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,8 +97,8 @@ def our_model(refine: bool, state_dict: dict[str, Tensor]) -> DeformableDETR:
     return model
 
 
-def inputs(batch: int, height: int, width: int, objects: int = 8) -> tuple[Tensor, dict[str, Any]]:
-    """Normalised images and one batch as our data modules give it."""
+def inputs(batch: int, height: int, width: int, objects: int = 8) -> dict[str, Any]:
+    """One batch as our data modules give it."""
     sizes = torch.tensor([[height, width]] * batch)
     corners = torch.rand(batch, objects, 2) * 0.6
     boxes = torch.cat((corners, corners + 0.05 + torch.rand(batch, objects, 2) * 0.3), -1)
@@ -103,7 +106,7 @@ def inputs(batch: int, height: int, width: int, objects: int = 8) -> tuple[Tenso
     labels = torch.randint(CLASSES, (batch, objects))
     images = torch.randint(256, (batch, 3, height, width), dtype=torch.uint8)
     target = [{"boxes": b, "labels": x} for b, x in zip(pixels, labels, strict=True)]
-    return images, {"image": images, "size": sizes, "original_size": sizes, "id": list(range(batch)), "target": target}
+    return {"image": images, "size": sizes, "original_size": sizes, "id": list(range(batch)), "target": target}
 
 
 class Side:
@@ -149,7 +152,7 @@ class Side:
 def make_sides(arguments: argparse.Namespace) -> dict[str, Side]:
     """Both sides with equal weights and inputs."""
     torch.manual_seed(0)
-    images, batch = inputs(arguments.batch, arguments.height, arguments.width)
+    batch = inputs(arguments.batch, arguments.height, arguments.width)
     theirs = their_model(arguments.refine)
     ours = our_model(arguments.refine, theirs.state_dict())
     normalised, _ = ours.normalize(batch["image"], batch["size"])
@@ -206,14 +209,27 @@ def peak_memory(arguments: argparse.Namespace, side: str, mode: str) -> float:
 def measure_memory(arguments: argparse.Namespace) -> None:
     """The other end of `peak_memory`."""
     name, mode = arguments.memory_of
-    side = make_sides(arguments)[name]
-    before = _resident()
+    side = make_sides(arguments).pop(name)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what building both sides left behind must not serve the measured one
+    before, peak, done = _resident(), 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.001):
+            peak = max(peak, _resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     for _ in range(2):
         side.evaluate() if mode == "evaluate" else side.train_step()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+    done.set()
+    watcher.join()
+    print(peak - before)
 
 
 def _resident() -> float:
+    """MiB of this process in memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
@@ -266,7 +282,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "peak_memory_mib": memory,
         "ratios": ratios,
     }
-    write(arguments.output, "deformable_detr", content, ratios, "Deformable-DETR R50 against transformers, float32, CPU")
+    write(
+        arguments.output, "deformable_detr", content, ratios, "Deformable-DETR R50 against transformers, float32, CPU"
+    )
 
 
 if __name__ == "__main__":
