@@ -27,6 +27,9 @@ PUBLISHED = {
     "det/deformable_detr_r50_detrex": "deformable_detr_detrex",
     "det/deformable_detr_r50_refine_detrex": "deformable_detr_refine_detrex",
     "det/deformable_detr_r50_two_stage_detrex": "deformable_detr_two_stage_detrex",
+    "det/dino_r50_4scale_12ep": "official_dino",
+    "det/dino_r50_4scale_12ep_detrex": "dino_detrex",
+    "det/focus_detr": "focus_detr_r50_4scale",
 }
 
 
@@ -106,13 +109,14 @@ def test_the_template_takes_any_coco_set(tmp_path, monkeypatch):
         compose("det/custom_coco")
 
 
-@pytest.mark.parametrize("leaf", ["det/deformable_detr_r50_two_stage"])  # one for each class of model
+# One for each class of model
+@pytest.mark.parametrize("leaf", ["det/deformable_detr_r50_two_stage", "det/dino_r50_4scale_12ep", "det/focus_detr"])
 def test_two_real_steps(leaf, tmp_path, monkeypatch):
     """The leaf as it is, but for the data (generated, in the leaf's own label space), sizes, batch and workers."""
     monkeypatch.setenv("VISTRAIN_DATA", str(tmp_path))
     small = {
         "data": {"type": "data.GeneratedShapes", "train_images": 4, "val_images": 2, "batch_size": 2, "workers": 0}
-        | {"scale": 0.5, "labels": "coco_ids"},
+        | {"scale": 0.5, "labels": compose(leaf)["data"]["labels"]},
         "model": {"backbone": {"pretrained": False}},
         "trainer": {"max_epochs": 1, "accelerator": "cpu", "log_every_n_steps": 1},
         "run": {"folder": str(tmp_path / "run")},

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vistrain.backbones.build import create
 from vistrain.backbones.sizes import fit, size_rule
+from vistrain.backbones.swin_dense import pad_before_shift
 from vistrain.errors import ConfigError
 from vistrain.layers.norms import freeze_batch_norms
 from vistrain.structures import Channels, Preprocessing
@@ -54,6 +55,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         body, flexible = create(name, pretrained, args or {}, image_channels)
+        pad_before_shift(body)
         stages = _stages(body, name)
         last_of = {stage["reduction"]: index for index, stage in enumerate(stages)}  # a later one replaces an earlier
         _check_strides(name, strides, last_of)
