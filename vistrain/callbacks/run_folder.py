@@ -43,6 +43,7 @@ SLURM = (
     "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_CPUS_PER_TASK", "SLURM_GPUS", "SLURM_GPUS_PER_NODE",
     "SLURM_RESTART_COUNT", "SLURM_JOB_PARTITION",
 )  # fmt: skip
+ENLARGED = 2.5  # tiny images are shown up to this many times as large
 SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
@@ -145,27 +146,28 @@ class RunFolder(Callback):
 
     def _after_evaluation(self, pl_module: LightningModule, name: str) -> None:
         style = _style(pl_module)
-        rows, captions = [], []
+        cells: list[np.ndarray] = []
+        captions: list[str] = []
         for s in self._shown:
             found = pictures.draw_boxes(
                 s.image, s.found_boxes, s.found_labels, s.found_scores, threshold=self.threshold, **style
             )
-            rows.append([pictures.draw_boxes(s.image, s.boxes, s.labels, **style), found])
+            cells += [pictures.draw_boxes(s.image, s.boxes, s.labels, **style), found]
             above = int((s.found_scores >= self.threshold).sum())
-            captions.append(
-                [f"{s.title}: truth", f"prediction: {above} of {len(s.found_scores)} >= {self.threshold:g}"]
-            )
+            captions += [f"{s.title}: truth", f"prediction: {above} of {len(s.found_scores)} >= {self.threshold:g}"]
         self._shown = []
-        if rows:
-            self._write(name, lambda path: _save(pictures.grid(rows, captions), path))
+        if cells:  # two images side by side, each as truth | prediction
+            starts = range(0, len(cells), 4)
+            picture = pictures.grid([cells[i : i + 4] for i in starts], [captions[i : i + 4] for i in starts])
+            self._write(name, lambda path: _save(picture, path))
         write_predictions = getattr(pl_module, "write_predictions", None)
         if write_predictions is not None:
             self._write("predictions.json", write_predictions)
 
     def _prepare(self, batch: Mapping[str, Any], i: int, found: Any) -> _Shown:
-        """One image of a batch without its padding, small, with what belongs to it."""
+        """One image of a batch without its padding, of a size to look at, with what belongs to it."""
         height, width = (int(n) for n in batch["size"][i])
-        scale = min(1.0, self.side / max(height, width))
+        scale = min(ENLARGED, self.side / max(height, width))
         image = batch["image"][i, :3, :height, :width].cpu()
         if image.dtype != torch.uint8:
             image = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
