@@ -261,8 +261,9 @@ class Task(LightningModule):
             numbers |= {f"{split}/{key}": float(value) for key, value in computed.items()}
         self.numbers = numbers
         in_test = split == "test"
-        # For callbacks that monitor them; with a logger also as what `trainer.test` returns.
-        self.log_dict(numbers, logger=in_test and bool(self.trainer.loggers))
+        # For callbacks that monitor them, and as what `trainer.test` returns, which Lightning wants a logger for.
+        warnings.filterwarnings("ignore", message=r"You called `self\.log\('test/")
+        self.log_dict(numbers, logger=in_test)
         if not in_test:
             self._write({**numbers, "epoch": self.current_epoch}, self.trainer.global_step)
 
