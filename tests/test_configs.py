@@ -86,7 +86,7 @@ def test_print_config_full_builds_and_composes_again(capsys, tmp_path):
     text = capsys.readouterr().out
     (tmp_path / "full.yaml").write_text(text)
     again = config.compose([tmp_path / "full.yaml"])
-    assert (again["model"]["num_queries"], again["model"]["num_heads"]) == (50, 8)
+    assert (again["model"]["num_queries"], again["model"]["num_points"]) == (50, 4)
     assert "#   channels: 8" in text
     assert re.search(r"# parameters: \d+", text)
     with torch.device("meta"):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from parity import fixtures
-from parity.models import TinyBackbone, TinyBody, TinyResNet, contiguous
+from parity.models import TinyBackbone, TinyResNet, contiguous
 from vistrain.detection import DINO, FocusDETR
 from vistrain.necks import ChannelMapper
-from vistrain.structures import Factory, LabelSpace, Preprocessing
+from vistrain.structures import Factory
 from vistrain.transformer import ContrastiveDenoising, DenoisingNoise
 
 
@@ -59,23 +59,6 @@ def detrex_dino(fixture: dict[str, Any], **changes: Any) -> DINO:
         "detections_per_image": kept,
         "clip_boxes": True,
         "mask_padding_in_eval": False,
-    }
-    return DINO(**{**arguments, **changes})
-
-
-def official_dino(fixture: dict[str, Any], **changes: Any) -> DINO:
-    """Ours in the configuration of an `official_dino*` fixture, weights not loaded."""
-    state, config = fixture["state_dict"], fixture["config"]
-    widths = [state[f"backbone.0.body.{n}.weight"].shape[0] for n in ("stem", "layer2", "layer3", "layer4")]
-    as_they_are = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # these fixtures store normalised images
-    classes = state["transformer.enc_out_class_embed.bias"].shape[0]
-    labels = LabelSpace(tuple(map(str, range(classes))), tuple(range(classes)), "coco_ids")
-    arguments = {
-        "backbone": TinyBackbone(TinyBody(widths), tuple(widths[1:]), (8, 16, 32), as_they_are),
-        "labels": labels,
-        **transformer_sizes(state, config["nheads"]),
-        "spare_label": state["label_enc.weight"].shape[0] > classes,
-        "aux_loss": config["aux_loss"],
     }
     return DINO(**{**arguments, **changes})
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class DenseSwinBlock(SwinTransformerBlock):
+class _DenseSwinBlock(SwinTransformerBlock):
     """timm's block, but that maps are padded before windows are shifted. Made by `pad_before_shift`."""
 
     def _attn(self, x: Tensor) -> Tensor:
@@ -28,4 +28,4 @@ def pad_before_shift(body: nn.Module) -> None:
     """Let every Swin block below `body` pad its map first; parameters and their names stay. Others are not touched."""
     for module in body.modules():
         if type(module) is SwinTransformerBlock:
-            module.__class__ = DenseSwinBlock
+            module.__class__ = _DenseSwinBlock
