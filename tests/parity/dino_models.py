@@ -16,6 +16,13 @@ from vistrain.structures import Factory
 from vistrain.transformer import ContrastiveDenoising, DenoisingNoise
 
 
+def storing(pattern: str, section: str, key: str, *, always: str) -> list[str]:
+    """Fixtures of a pattern that hold weights and `section[key]`, and the one that is `always` expected."""
+    found = {name: fixtures.load(name) for name in fixtures.names(pattern)}
+    kept = {n for n, f in found.items() if f.get("state_dict") is not None and key in f.get(section, {})}
+    return sorted({always, *kept})
+
+
 def transformer_sizes(state: dict[str, Tensor], heads: int) -> dict[str, Any]:
     """What the shapes of a state dict tell of a DINO-like model."""
     level_embed = next(v for k, v in state.items() if re.match(r"transformer\.level_embeds?$", k))
@@ -90,15 +97,19 @@ def denoising_of(fixture: dict[str, Any], key: str, **ratios: float) -> Contrast
     """Denoising with as many groups as were stored; none where nothing was."""
     draws, counts = fixture["inputs"].get(key), [len(t["labels"]) for t in fixture["inputs"]["targets"]]
     groups = len(draws[0][1]) // (2 * sum(counts)) if draws else 0
-    return ContrastiveDenoising(groups * max(counts), **ratios)
+    return ContrastiveDenoising(groups * max(counts), _label_noise_ratio(fixture), **ratios)
 
 
 def noise_of(fixture: dict[str, Any], key: str) -> DenoisingNoise:
     """The stored draws; new labels were drawn for the chosen ones alone."""
     draws = [torch.as_tensor(draw[1]) for draw in fixture["inputs"][key]]
     new_labels = torch.zeros(len(draws[0]), dtype=torch.int64)
-    new_labels[draws[0] < 0.25] = draws[1]
+    new_labels[draws[0] < 0.5 * _label_noise_ratio(fixture)] = draws[1]
     return DenoisingNoise(draws[0], new_labels, draws[2] * 2 - 1, draws[3])
+
+
+def _label_noise_ratio(fixture: dict[str, Any]) -> float:
+    return fixture["config"].get("label_noise_ratio", 0.5)
 
 
 def _count(state: dict[str, Tensor], pattern: str) -> int:

@@ -5,19 +5,23 @@ Fixtures of further configurations that follow the same naming are picked up as 
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from parity import fixtures
 from parity.compare import ATOL, assert_detections, assert_losses, assert_outputs
-from parity.dino_models import focus_detr, noise_of
+from parity.dino_models import focus_detr, noise_of, storing
 from parity.test_dino import batch_of, loaded
 from vistrain.detection import FocusDETR
 from vistrain.detection.targets import relative_targets
 from vistrain.transformer import ContrastiveDenoising
 
-WHOLE = "dense/focus_detr.pt"
-MIXED = "dense/focus_detr_mixed.pt"
+ALL = "dense/focus_detr*.pt"
+EVALUATED = storing(ALL, "outputs", "eval_batch2_no_mask", always="dense/focus_detr.pt")
+TRAINED = storing(ALL, "outputs", "train_masked_no_dn", always="dense/focus_detr.pt")
+DENOISED = storing(ALL, "outputs", "train_masked_dn", always="dense/focus_detr.pt")
+WITH_GRADIENTS = storing(ALL, "gradient_norms", "transformer.alpha", always="dense/focus_detr_mixed.pt")
 
 
 def prepared(name: str) -> tuple[dict[str, Any], FocusDETR, dict[str, Any]]:
@@ -33,8 +37,9 @@ def assert_kept(model: FocusDETR, batch: dict[str, Any], mask: Tensor | None, st
     assert torch.tensor(model.token_counts(tokens, mask)[1]).expand(len(stored)).tolist() == stored.tolist()
 
 
-def test_the_masks_and_the_noise_that_the_network_starts_from() -> None:
-    fixture, model, batch = prepared(WHOLE)
+@pytest.mark.parametrize("name", DENOISED)
+def test_denoising_queries(name: str) -> None:
+    fixture, model, batch = prepared(name)
     theirs = fixture["outputs"]["train_masked_dn"]["dn_queries"]
     extra = model.denoising(*relative_targets(batch), model.labels.num_classes, noise_of(fixture, "cdn_noise"))
     with torch.no_grad():
@@ -45,8 +50,9 @@ def test_the_masks_and_the_noise_that_the_network_starts_from() -> None:
     assert extra.groups == theirs["meta"]["dn_num"]
 
 
-def test_evaluation() -> None:
-    fixture, model, batch = prepared(WHOLE)
+@pytest.mark.parametrize("name", EVALUATED)
+def test_evaluation(name: str) -> None:
+    fixture, model, batch = prepared(name)
     single = {key: value[:1] for key, value in batch.items()}
     for stored, given in (("eval_batch2_no_mask", batch), ("eval_single", single)):
         theirs = fixture["outputs"][stored]
@@ -61,8 +67,9 @@ def test_evaluation() -> None:
             assert_detections(found, detections)
 
 
-def test_training_outputs() -> None:
-    fixture, model, batch = prepared(WHOLE)
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_outputs(name: str) -> None:
+    fixture, model, batch = prepared(name)
     images, mask = model.normalize(batch["image"], batch["size"])
     theirs = fixture["outputs"]["train_masked_no_dn"]
     with torch.no_grad():
@@ -72,8 +79,9 @@ def test_training_outputs() -> None:
     assert_kept(model, batch, flat, theirs["focus_token_nums"])
 
 
-def test_denoising_outputs() -> None:
-    fixture, model, batch = prepared(WHOLE)
+@pytest.mark.parametrize("name", DENOISED)
+def test_denoising_outputs(name: str) -> None:
+    fixture, model, batch = prepared(name)
     theirs = fixture["outputs"]["train_masked_dn"]
     extra = model.denoising(*relative_targets(batch), model.labels.num_classes, noise_of(fixture, "cdn_noise"))
     with torch.no_grad():
@@ -88,17 +96,19 @@ def test_denoising_outputs() -> None:
         assert_outputs({**layers.pop(), "aux_outputs": layers}, wanted)
 
 
-def test_losses() -> None:
-    fixture, model, batch = prepared(WHOLE)
+@pytest.mark.parametrize("name", DENOISED)
+def test_losses(name: str) -> None:
+    fixture, model, batch = prepared(name)
     model.train()
     assert_losses(model.losses(batch, noise_of(fixture, "cdn_noise")), fixture["losses"]["dn_weighted"])
     model.denoising = ContrastiveDenoising(0)
     assert_losses(model.losses(batch), fixture["losses"]["no_dn_weighted"])
 
 
-def test_mixed_batch() -> None:
+@pytest.mark.parametrize("name", WITH_GRADIENTS)
+def test_gradients(name: str) -> None:
     """A large object, one in the corner, an image without any, negative alphas: outputs, losses, every gradient."""
-    fixture, model, batch = prepared(MIXED)
+    fixture, model, batch = prepared(name)
     theirs = fixture["outputs"]
     images, mask = model.normalize(batch["image"], batch["size"])
     with torch.no_grad():
