@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # of the generator: part of the folder's name, so that a change never mixes with older files
 CATEGORIES = {17: "circle", 3: "square", 44: "triangle", 8: "star", 62: "ring", 1: "cross", 29: "heart", 90: "crescent"}
-# Neighbouring classes share part of their colours (see `_paint`): colour helps, shape decides.
 HUES = dict(zip(CATEGORIES, np.linspace(0, 1, len(CATEGORIES), endpoint=False), strict=True))
 SIZES = ((128, 128), (128, 160), (160, 120), (112, 144), (144, 112), (96, 144), (152, 104))  # height, width
 SMALLEST, GREATEST = 0.04, 0.60  # box side as a share of the image's short side
@@ -354,12 +353,12 @@ def _coverage(
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, alpha: np.ndarray, category: int) -> None:
-    """Blends a shape into the canvas: a hue near its class's (any for a tenth), shaded, unlike what lies below."""
+    """Blends a shape into the canvas: a hue near its class's (any for a quarter), shaded, unlike what lies below."""
     covered = alpha >= 0.5
     below = canvas[covered].mean(0)
     color = below
     for _ in range(20):
-        hue = rng.uniform() if rng.random() < 0.1 else HUES[category] + rng.normal(0, 0.06)
+        hue = rng.uniform() if rng.random() < 0.25 else HUES[category] + rng.normal(0, 0.12)
         color = 255 * np.array(colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.35, 1), rng.uniform(0.3, 1)))
         if np.abs(color - below).max() > 60:
             break
