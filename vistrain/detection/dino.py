@@ -60,7 +60,7 @@ class DINO(SetDetector):
         inverse_sigmoid_eps: 1e-3 in both codes.
         aux_loss: losses on every decoder layer.
         matcher, criterion: default to costs (2, 5, 2), losses (1, 5, 2) and a GIoU eps of 1e-6, as in both codes.
-        denoising: defaults to 100 positives, labels noised at 0.5, boxes at 0.4, and the authors' rule for few positives.
+        denoising: defaults to 100 positives, labels noised at 0.5, boxes at 0.4, the authors' rule for few positives.
             `number: 0` trains without. Where one of the three is given, the parts' own defaults stand for the rest.
         detections_per_image: (query, class) pairs kept.
         clip_boxes: cut detections at the image's border and drop empty ones (detectron2, detrex).
