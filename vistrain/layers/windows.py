@@ -1,0 +1,125 @@
+"""Windows of maps: cutting, joining, the masks of shifted windows, and relative positions inside a window.
+
+Maps are channels-last, `[B, H, W, C]`; windows are rectangles (h, w) that divide (H, W); a window's tokens and a map's
+windows are counted row by row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vistrain.errors import DataError
+
+Size = tuple[int, int]
+
+
+def check_divides(window: Size, size: Size) -> None:
+    """Refuses a map that windows do not tile.
+
+    Args:
+        window: (h, w) of a window.
+        size: (H, W) of the map.
+
+    Raises:
+        DataError: `size` is empty or no multiple of `window`.
+    """
+    if not all(side >= step and side % step == 0 for side, step in zip(size, window, strict=True)):
+        raise DataError(
+            "image", f"{size[0]}x{size[1]} is not cut evenly by windows of {window[0]}x{window[1]}", "pad it first"
+        )
+
+
+def window_partition(x: Tensor, window: Size) -> Tensor:
+    """Cuts a map into windows.
+
+    Args:
+        x: `[B, H, W, C]`.
+        window: (h, w), dividing (H, W).
+
+    Returns:
+        `[B * N, h * w, C]`, the N = H/h * W/w windows of the first image first.
+    """
+    batch, height, width, channels = x.shape
+    h, w = window
+    x = x.view(batch, height // h, h, width // w, w, channels)
+    return x.transpose(2, 3).reshape(-1, h * w, channels)
+
+
+def window_merge(windows: Tensor, window: Size, size: Size) -> Tensor:
+    """Joins windows to a map again, the inverse of `window_partition`.
+
+    Args:
+        windows: `[B * N, h * w, C]`.
+        window: (h, w), dividing (H, W).
+        size: (H, W) of the map.
+
+    Returns:
+        `[B, H, W, C]`.
+    """
+    (height, width), (h, w), channels = size, window, windows.shape[-1]
+    x = windows.view(-1, height // h, width // w, h, w, channels)
+    return x.transpose(2, 3).reshape(-1, height, width, channels)
+
+
+def shifted_window_mask(
+    size: Size,
+    window: Size,
+    shift: Size,
+    value: float = -100.0,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """What attention within the windows of a rolled map adds to its logits (Swin, 2103.14030, section 3.2).
+
+    A map rolled by `-shift` brings its first rows and columns into its last windows; tokens that were not neighbours
+    must not attend to each other there.
+
+    Args:
+        size: (H, W) of the map.
+        window: (h, w), dividing (H, W).
+        shift: (rows, columns) that the map was rolled by, up and to the left; 0 leaves an axis alone.
+        value: stands where a pair of tokens is kept apart, in Swin's code -100; elsewhere the mask is 0.
+        device, dtype: of the mask.
+
+    Returns:
+        `[N, h * w, h * w]`, N = H/h * W/w.
+    """
+    rows, columns = (_regions(side, step, moved, device) for side, step, moved in zip(size, window, shift, strict=True))
+    regions = window_partition((3 * rows[:, None] + columns)[None, :, :, None], window)[..., 0]
+    apart = regions[:, :, None] != regions[:, None, :]
+    return torch.zeros(apart.shape, device=device, dtype=dtype).masked_fill_(apart, value)
+
+
+def _regions(side: int, window: int, shift: int, device: torch.device | None) -> Tensor:
+    """`[side]`: 0 before the last window, in it 1 for what stood there before the roll and 2 for what came around."""
+    steps = torch.arange(side, device=device)
+    return (steps >= side - window).long() + (steps >= side - shift).long() if shift else torch.zeros_like(steps)
+
+
+def relative_position_index(window: Size) -> Tensor:
+    """Rows of a table of `(2h - 1) * (2w - 1)` relative positions, for all pairs of tokens of a window.
+
+    Args:
+        window: (h, w).
+
+    Returns:
+        `[h * w, h * w]` int64: entry (i, j) belongs to the offset (y_i - y_j, x_i - x_j), counted from (1 - h, 1 - w)
+        row by row (Swin's `relative_position_index`).
+    """
+    (h, w), positions = window, torch.cartesian_prod(torch.arange(window[0]), torch.arange(window[1]))
+    offsets = positions[:, None] - positions[None, :]
+    return (offsets[..., 0] + h - 1) * (2 * w - 1) + offsets[..., 1] + w - 1
+
+
+def relative_position_bias(table: Tensor, index: Tensor) -> Tensor:
+    """Looks the bias of every pair of tokens up.
+
+    Args:
+        table: `[P, heads]`, a bias for each relative position.
+        index: `[Nq, Nk]` rows of the table; negative ones count from its end.
+
+    Returns:
+        `[heads, Nq, Nk]`, contiguous.
+    """
+    return table.t()[:, index.flatten()].view(-1, *index.shape)
