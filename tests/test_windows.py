@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from vistrain.errors import DataError
 from vistrain.layers.windows import (
@@ -11,7 +12,9 @@ from vistrain.layers.windows import (
     relative_position_bias,
     relative_position_index,
     shifted_window_mask,
+    window_attention,
     window_merge,
+    window_order,
     window_partition,
 )
 
@@ -68,3 +71,27 @@ def test_negative_rows_count_from_the_tables_end() -> None:
     bias.sum().backward()
     assert table.grad is not None
     assert table.grad.tolist() == [[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize("size", [(3, 4), (6, 8), (9, 4), (3, 12)])
+@pytest.mark.parametrize("shift", [(0, 0), (1, 2), (2, 0)])
+def test_an_order_is_roll_partition_and_mask(size: tuple[int, int], shift: tuple[int, int]) -> None:
+    """Attention in the order's windows equals attention in all windows with all masks."""
+    torch.manual_seed(0)
+    window, batch = (3, 4), 2
+    q, k, v = torch.randn(3, batch, *size, 10)
+    bias = torch.randn(2, 12, 12)
+    order = window_order(batch, size, window, shift)
+    assert torch.equal(order.join(order.cut(q), batch), q.flatten(1, 2))
+
+    def heads(windows: Tensor) -> Tensor:
+        return windows.unflatten(2, (2, 5)).transpose(1, 2)
+
+    cut = [heads(order.cut(x)) for x in (q, k, v)]
+    found = order.join(window_attention(*cut, bias, order.groups, scale=0.3), batch).view(batch, *size, 10)
+
+    rolled = [heads(window_partition(x.roll((-shift[0], -shift[1]), (1, 2)), window)) for x in (q, k, v)]
+    mask = shifted_window_mask(size, window, shift).repeat(batch, 1, 1)[:, None]
+    weights = (0.3 * rolled[0] @ rolled[1].transpose(-2, -1) + bias + mask).softmax(-1)
+    expected = window_merge((weights @ rolled[2]).transpose(1, 2).flatten(2), window, size).roll(shift, (1, 2))
+    torch.testing.assert_close(found, expected)

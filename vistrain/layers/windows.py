@@ -1,4 +1,4 @@
-"""Windows of maps: cutting, joining, the masks of shifted windows, and relative positions inside a window.
+"""Windows of maps: cutting, joining, the masks of shifted windows, relative positions, attention inside windows.
 
 Maps are channels-last, `[B, H, W, C]`; windows are rectangles (h, w) that divide (H, W); a window's tokens and a map's
 windows are counted row by row.
@@ -6,8 +6,12 @@ windows are counted row by row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vistrain.errors import DataError
 
@@ -123,3 +127,100 @@ def relative_position_bias(table: Tensor, index: Tensor) -> Tensor:
         `[heads, Nq, Nk]`, contiguous.
     """
     return table.t()[:, index.flatten()].view(-1, *index.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class WindowOrder:
+    """A map's tokens in the order of its (shifted) windows, and the few masks that shifted windows need.
+
+    Rolling a map and cutting it into windows is one permutation of its tokens. Windows that need the same mask are made
+    neighbours: those inside the map need none, those at the right edge, at the bottom edge and in the corner need one
+    each, however large the map is. One order serves all blocks of a network. Made by `window_order`.
+
+    Attributes:
+        index: `[B * H * W]` int64, the token of the flattened batch that stands at each place of the windows.
+        inverse: `[B * H * W]` int64, the place in the windows of each token.
+        groups: numbers of consecutive windows with their mask, `[L, L]` or None, L = h * w.
+        tokens: L.
+    """
+
+    index: Tensor
+    inverse: Tensor
+    groups: tuple[tuple[int, Tensor | None], ...]
+    tokens: int
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Map `[B, H, W, C]` or `[B, H * W, C]` -> windows `[B * N, L, C]`."""
+        channels = x.shape[-1]
+        return x.reshape(-1, channels).index_select(0, self.index).view(-1, self.tokens, channels)
+
+    def join(self, windows: Tensor, batch: int) -> Tensor:
+        """Windows `[B * N, L, C]` -> `[B, H * W, C]`; the inverse of `cut`."""
+        channels = windows.shape[-1]
+        return windows.reshape(-1, channels).index_select(0, self.inverse).view(batch, -1, channels)
+
+
+def window_order(
+    batch: int,
+    size: Size,
+    window: Size,
+    shift: Size = (0, 0),
+    value: float = -100.0,
+    device: torch.device | None = None,
+) -> WindowOrder:
+    """The windows of a map that is rolled by `-shift`.
+
+    Args:
+        batch: B.
+        size: (H, W) of the map.
+        window: (h, w), dividing (H, W).
+        shift: (rows, columns), less than the window.
+        value: see `shifted_window_mask`.
+        device: of the tensors.
+    """
+    rows, columns = size[0] // window[0], size[1] // window[1]
+    tokens = torch.arange(batch * size[0] * size[1], device=device).view(batch, *size, 1)
+    places = window_partition(tokens.roll((-shift[0], -shift[1]), (1, 2)), window)[..., 0]
+    groups: tuple[tuple[int, Tensor | None], ...] = ((len(places), None),)
+    if any(shift):
+        last_row = torch.arange(rows, device=device) == rows - 1
+        last_column = torch.arange(columns, device=device) == columns - 1
+        kind = (2 * last_row[:, None] + last_column).flatten().repeat(batch)
+        places = places[kind.argsort(stable=True)]
+        # The smallest map with windows of all four kinds
+        masks = shifted_window_mask((2 * window[0], 2 * window[1]), window, shift, value, device)
+        counts = ((rows - 1) * (columns - 1), rows - 1, columns - 1, 1)
+        groups = tuple((batch * n, masks[i] if i else None) for i, n in enumerate(counts) if n)
+    index = places.flatten()
+    return WindowOrder(index, index.argsort(), groups, window[0] * window[1])
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    groups: Sequence[tuple[int, Tensor | None]],
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention inside windows, `softmax(scale * q k^T + bias + mask) v`.
+
+    Args:
+        q, k, v: `[n, heads, L, d]`; keys and values may have another number of tokens than queries.
+        bias: `[heads, Lq, Lk]`, the same for all windows.
+        groups: as in `WindowOrder`; their numbers sum to n.
+        scale: default `d ** -0.5`.
+        dropout: probability that an attention weight is dropped.
+
+    Returns:
+        `[n, Lq, heads * d]`.
+    """
+    sizes = [count for count, _ in groups]
+    parts = zip(q.split(sizes), k.split(sizes), v.split(sizes), groups, strict=True)
+    done = []
+    for part_q, part_k, part_v, (_, mask) in parts:
+        logits = (bias if mask is None else bias + mask)[None].to(q.dtype)
+        out = F.scaled_dot_product_attention(part_q, part_k, part_v, logits, dropout, scale=scale)
+        done.append(out.transpose(1, 2).flatten(2))
+    return done[0] if len(done) == 1 else torch.cat(done)
