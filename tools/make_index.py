@@ -63,7 +63,7 @@ def make(measure: bool) -> dict[str, Any]:
         "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
         "classes": dict(sorted(classes.items())),
         "backbones": backbones(),
-        "protocols": {name: cls.__name__ for name, cls in sorted(PROTOCOLS.items())},
+        "protocols": {name: getattr(made, "func", made).__name__ for name, made in sorted(PROTOCOLS.items())},
         "configs": {},
     }
     # Composing checks configs against the index, so the names must be there first.
@@ -247,7 +247,7 @@ def describe_config(name: str, path: Path, measure: bool, old: dict[str, Any]) -
 
 
 def measure_model(composed: dict[str, Any]) -> dict[str, Any]:
-    """Parameters, and multiply-adds (10^9) of one image of `IMAGE_SIZE`; on fake tensors, so nothing is computed.
+    """Parameters, and multiply-adds (10^9) of one image of the model's `measured_size` or `IMAGE_SIZE`; on fake tensors, so nothing is computed.
 
     Multiply-adds are those of convolutions and matrix products, as torch counts them; sampling is not among them.
     """
@@ -255,15 +255,18 @@ def measure_model(composed: dict[str, Any]) -> dict[str, Any]:
     from torch._subclasses import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    height, width = IMAGE_SIZE
     with torch.device("meta"):  # and not on fake tensors, whose numbers cannot be read: timm's Swin reads some
         model = build_model(composed)
+    height, width = getattr(model, "measured_size", IMAGE_SIZE)
+    channels = getattr(model, "channels", 3)
     with FakeTensorMode(allow_non_fake_inputs=True):
         # torch's counter fails on parameters that want a gradient where none is computed
         model = model.to_empty(device="cpu").requires_grad_(False)
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter:
-            model(torch.zeros(1, 3, height, width))  # without padding, which Focus-DETR would count token by token
+            model(
+                torch.zeros(1, channels, height, width)
+            )  # without padding, which Focus-DETR would count token by token
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "gmacs": round(counter.get_total_flops() / 2e9, 1),

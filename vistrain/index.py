@@ -45,7 +45,7 @@ SECTION_HINTS = {
 }
 PLAIN_SECTIONS = {
     "run": ("folder", "name", "weights"),
-    "reference": ("paper", "metric", "value", "tolerance", "weights", "source", "note"),
+    "reference": ("paper", "metric", "value", "values", "tolerance", "weights", "source", "note"),
 }
 TRAINER = "lightning.pytorch.Trainer"
 # Keys that a constructor takes but the run gives: written there they would contradict what stands elsewhere.

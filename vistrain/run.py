@@ -63,8 +63,10 @@ def fit(config: dict[str, Any], *, resume: Path | None = None, debug: bool = Fal
         config = compose([], start=config, changes=DEBUG)
     folder = run_folder(config, resume)
     seed_everything(config.get("seed", 0), workers=True, verbose=False)
-    parts = build_parts(config, allow, stage="fit")
     weights = config.get("run", {}).get("weights")
+    # Weights that are about to be replaced need not be downloaded: every tensor comes from the file or the checkpoint.
+    parts = build_parts(_without_pretrained(config) if weights or resume else config, allow, stage="fit")
+    parts.task.checkpoint_facts = {"config": dict(config)}
     if weights and resume is None:
         load_weights(parts.model, weights, **_naming(parts.model))
     trainer = build_trainer(config, parts, folder, allow)
@@ -123,7 +125,8 @@ def test(
         raise ConfigError("test", "nothing to evaluate", "give --ckpt, or --config with --weights")
     parts = build_parts(_without_pretrained(config), allow, stage="test")
     if checkpoint is not None:
-        _same_labels(checkpoint, LabelSpace.from_dict(facts["labels"]), parts.data.labels)
+        if facts["labels"] is not None:
+            _same_labels(checkpoint, LabelSpace.from_dict(facts["labels"]), parts.data.labels)
         load_weights(parts.model, facts["state_dict"], where=str(checkpoint))
         parts.data.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
     elif weights or config.get("run", {}).get("weights"):
@@ -274,7 +277,8 @@ def load(path: str | Path, allow: Collection[str] = ()) -> tuple[nn.Module, dict
     """
     facts = load_checkpoint(Path(path))
     config = _without_pretrained(facts["config"])
-    model = build_model(config, LabelSpace.from_dict(facts["labels"]), facts.get("channels", 3), allow)
+    labels = LabelSpace((), ()) if facts["labels"] is None else LabelSpace.from_dict(facts["labels"])
+    model = build_model(config, labels, facts.get("channels", 3), allow)
     load_weights(model, facts["state_dict"], where=str(path))
     return model.eval(), facts
 

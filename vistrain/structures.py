@@ -93,8 +93,11 @@ class Preprocessing:
         channel_order: `rgb` or `bgr`.
         interpolation: of the evaluation resize (`bilinear`, `bicubic`).
         crop_pct: share of the resized image that classification's centre crop keeps.
+        crop_mode: of that crop: `center`, `squash` (the whole image, its proportions given up) or `border` (the whole
+            image with borders).
         size_divisor: padded height and width are multiples of this many pixels.
         input_size: `(height, width)` that the weights were trained at, for networks that care; None if any.
+        test_size, test_crop_pct: the same two where the published accuracy is for another size; None if it is not.
     """
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -104,6 +107,9 @@ class Preprocessing:
     crop_pct: float = 1.0
     size_divisor: int = 1
     input_size: tuple[int, int] | None = None
+    crop_mode: str = "center"
+    test_size: tuple[int, int] | None = None
+    test_crop_pct: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, as stored in checkpoints."""
@@ -128,6 +134,31 @@ class Detections:
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """What a classifier says of one image.
+
+    Attributes:
+        scores: `[K]` float32 in 0..1, by class channel: probabilities that sum to 1, or one by one with `multi_label`.
+        multi_label: whether an image may have any number of classes.
+    """
+
+    scores: Tensor
+    multi_label: bool = False
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A restored image.
+
+    Attributes:
+        image: `[C, H, W]` float32, the brightest pixel 1, as the network gives it: neither clipped nor rounded, which
+            the protocol that it is measured with decides.
+    """
+
+    image: Tensor
 
 
 class Factory(Generic[T]):

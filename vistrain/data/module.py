@@ -75,9 +75,9 @@ class DataModule(LightningDataModule, ABC):
         self.resume = (0, 0)
 
     @property
-    @abstractmethod
     def labels(self) -> LabelSpace:
-        """The classes; may read an annotation file the first time."""
+        """The classes; may read an annotation file the first time. Data without classes has an empty label space."""
+        return LabelSpace((), ())
 
     @abstractmethod
     def dataset(self, split: SplitName) -> Dataset[Any]:
@@ -86,14 +86,6 @@ class DataModule(LightningDataModule, ABC):
     @abstractmethod
     def largest(self, split: SplitName) -> tuple[int, int]:
         """Upper bounds of the short and long side of a split's images, in pixels."""
-
-    @abstractmethod
-    def ground_truth(self, split: SplitName) -> dict[str, Any]:
-        """The truth that a split is evaluated against, in the format of the task's tools; a fresh copy."""
-
-    @abstractmethod
-    def image_path(self, split: SplitName, image_id: int) -> Path:
-        """The file of an image."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -213,9 +205,10 @@ class Loader(DataLoader[Any]):
         # A resumed epoch may start inside a group; its remaining micro-batches still belong together.
         size = self.group - done % self.group
         while group := list(islice(batches, size)):
-            count = sum(len(target["labels"]) for batch in group for target in batch["target"]) / len(group)
+            counts = [len(target["labels"]) for batch in group for target in batch["target"] if "labels" in target]
+            facts = {"num_targets": sum(counts) / len(group)} if counts else {}
             for batch in group:
-                yield {**batch, "num_targets": count}
+                yield {**batch, **facts}
             size = self.group
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +29,48 @@ def padding_mask(size: Tensor, height: int, width: int) -> Tensor:
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """Nearest-neighbour resize of a `[B, H, W]` bool mask to `[B, *size]`, as DETR does for its feature levels."""
     return F.interpolate(mask[None].float(), size=size)[0].to(torch.bool)
+
+
+EdgeMode = Literal["reflect", "symmetric", "edge", "zeros"]
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """`[..., H, W]` uint8 (0..255), uint16 (0..65535) or floating point (brightest pixel = 1) -> float32, 1 brightest."""
+    brightest = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(images.dtype)
+    return images.float() if brightest is None else images.float() / brightest
+
+
+def extend(images: Tensor, bottom: int, right: int, mode: EdgeMode = "reflect") -> Tensor:
+    """Pads images at the bottom and right by any number of pixels, more than the image has, too.
+
+    Args:
+        images: `[..., H, W]`.
+        bottom, right: pixels to add.
+        mode: `reflect` mirrors without the edge pixel (torch's and NumPy's `reflect`), `symmetric` with it, `edge`
+            repeats it, `zeros` is black. Where a mirror image ends, it is mirrored again, as NumPy does.
+
+    Returns:
+        `[..., H + bottom, W + right]`.
+    """
+    if bottom <= 0 and right <= 0:
+        return images
+    if mode == "zeros":
+        return F.pad(images, (0, right, 0, bottom))
+    for dim, extra in ((-2, bottom), (-1, right)):
+        if extra > 0:
+            images = images.index_select(dim, _mirrored(images.shape[dim], extra, mode, images.device))
+    return images
+
+
+def _mirrored(length: int, extra: int, mode: str, device: torch.device) -> Tensor:
+    """`[length + extra]` indices into 0..length-1."""
+    place = torch.arange(length + extra, device=device)
+    if mode == "edge" or length == 1:
+        return place.clamp(max=length - 1)
+    twice = int(mode == "symmetric")  # whether the edge pixel is there twice
+    period = 2 * length - 2 + 2 * twice
+    place = place % period
+    return torch.where(place < length, place, period - place - twice)
 
 
 class Normalize(nn.Module):

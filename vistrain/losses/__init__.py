@@ -2,9 +2,15 @@
 
 from vistrain.losses.focal import focal_loss_sums
 from vistrain.losses.foreground import foreground_loss, foreground_targets
+from vistrain.losses.restoration import L1, MSE, Charbonnier, FrequencyLoss, PSNRLoss
 from vistrain.losses.set_criterion import SetCriterion, SetPrediction, average_over_processes
 
 __all__ = [
+    "L1",
+    "MSE",
+    "Charbonnier",
+    "FrequencyLoss",
+    "PSNRLoss",
     "SetCriterion",
     "SetPrediction",
     "average_over_processes",

@@ -7,22 +7,29 @@ A metric has `update(ids, predictions, targets) -> records`, plain dicts with an
 from __future__ import annotations
 
 import difflib
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from vistrain.errors import ConfigError
 from vistrain.metrics.coco import CocoBox
+from vistrain.metrics.image_quality import QUALITY, ImageQuality
 
-PROTOCOLS = {"coco_box": CocoBox}  # the classes' defaults are the protocols' frozen arguments
+# Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
+PROTOCOLS: dict[str, Callable[..., Any]] = {
+    "coco_box": CocoBox,
+    **{name: functools.partial(ImageQuality, name) for name in QUALITY},
+}
 
-__all__ = ["PROTOCOLS", "CocoBox", "protocol"]
+__all__ = ["PROTOCOLS", "QUALITY", "CocoBox", "ImageQuality", "protocol"]
 
 
-def protocol(name: str, **facts: Any) -> CocoBox:
+def protocol(name: str, **facts: Any) -> Any:
     """The metric that a protocol names.
 
     Args:
         name: a protocol (`coco_box`).
-        facts: what the metric needs to know (`ground_truth`, `labels`), and any argument to change; a changed one makes
+        facts: what the metric needs to know (`ground_truth` and `labels`, or `scale`), and any argument to change; a changed one makes
             the metric's `protocol` print as `custom(...)`.
 
     Raises:

@@ -276,6 +276,7 @@ class Task(LightningModule):
             "version": __version__,
             "labels": labels.to_dict() if labels is not None else None,
             "preprocessing": preprocessing.to_dict() if preprocessing is not None else None,
+            "channels": getattr(self.model, "channels", 3),
             **self.checkpoint_facts,
         }
         if self.trainer.state.fn == TrainerFn.FITTING:

@@ -1,0 +1,100 @@
+"""Losses of restored images: means over all pixels, `(output, target) -> scalar`, brightest pixel 1."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class L1(nn.Module):
+    """Mean absolute difference.
+
+    Args:
+        weight: of the loss.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """A scalar for two `[B, C, H, W]`."""
+        return self.weight * F.l1_loss(output, target)
+
+
+class MSE(nn.Module):
+    """Mean squared difference.
+
+    Args:
+        weight: of the loss.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """A scalar for two `[B, C, H, W]`."""
+        return self.weight * F.mse_loss(output, target)
+
+
+class Charbonnier(nn.Module):
+    """Mean of `sqrt(d^2 + eps^2)`, d the difference: an L1 that is smooth at zero.
+
+    Source: Lai et al., arXiv 1704.03915, section 3.3.
+
+    Args:
+        eps: where it turns from a parabola to straight lines. BasicSR writes `sqrt(d^2 + 1e-12)`, which is eps 1e-6.
+        weight: of the loss.
+    """
+
+    def __init__(self, eps: float = 1e-3, weight: float = 1.0) -> None:
+        super().__init__()
+        self.eps, self.weight = eps, weight
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """A scalar for two `[B, C, H, W]`."""
+        return self.weight * ((output - target).square() + self.eps**2).sqrt().mean()
+
+
+class FrequencyLoss(nn.Module):
+    """Mean absolute difference of the Fourier coefficients, real and imaginary parts apart.
+
+    Source: Cho et al. (MIMO-UNet), arXiv 2108.05054, section 3.3; MAXIM, arXiv 2201.02973, equation 4.
+
+    Args:
+        weight: of the loss; 0.1 beside a pixel loss in both papers.
+        norm: of the transform; `backward` leaves the sum over pixels in the coefficients, as the papers' code does.
+    """
+
+    def __init__(self, weight: float = 0.1, norm: str = "backward") -> None:
+        super().__init__()
+        self.weight, self.norm = weight, norm
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """A scalar for two `[B, C, H, W]`."""
+        spectrum = torch.fft.fft2(output - target, norm=self.norm)  # linear: one transform does for both
+        return self.weight * torch.view_as_real(spectrum).abs().mean()
+
+
+class PSNRLoss(nn.Module):
+    """`10 log10(mse + eps)`, the negative of the decibels, mean over images.
+
+    Source: NAFNet (arXiv 2204.04676), BasicSR's `PSNRLoss`.
+
+    Args:
+        weight: of the loss.
+        eps: added to each image's mean squared error.
+    """
+
+    def __init__(self, weight: float = 1.0, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """A scalar for two `[B, C, H, W]`."""
+        mse = (output - target).square().mean(dim=(1, 2, 3))
+        return self.weight * 10 / math.log(10) * (mse + self.eps).log().mean()

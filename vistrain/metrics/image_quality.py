@@ -1,0 +1,186 @@
+"""Protocols of image restoration: which pixels, which colours and which rounding a decibel is of."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from vistrain.errors import DataError
+from vistrain.metrics.image import luma, psnr, ssim, ssim_uniform
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+Color = Literal["luma", "luma_rounded", "channels"]
+Rounding = Literal["uint8", "clip", "none"]
+Similarity = Literal["gaussian", "uniform"]
+
+# The frozen arguments of each protocol; any other value prints as custom(...)
+QUALITY: Mapping[str, Mapping[str, Any]] = {
+    # super-resolution as BasicSR measures it: luma, without a border of `scale` pixels
+    "sr_luma": {"color": "luma", "crop": None, "rounding": "uint8", "similarity": "gaussian"},
+    # DnCNN and KAIR: every channel (grey or colour as the data is), every pixel, 8-bit output
+    "denoise": {"color": "channels", "crop": 0, "rounding": "uint8", "similarity": "gaussian"},
+    # NAFNet on SIDD: not rounded
+    "clipped_rgb": {"color": "channels", "crop": 0, "rounding": "clip", "similarity": "gaussian"},
+    # MAXIM's run_eval.py: neither rounded nor clipped
+    "float_rgb": {"color": "channels", "crop": 0, "rounding": "none", "similarity": "gaussian"},
+    # the all-in-one line (AirNet, PromptIR, MTAIR): not rounded, scikit-image's SSIM
+    "skimage_rgb": {"color": "channels", "crop": 0, "rounding": "clip", "similarity": "uniform"},
+}
+
+
+@dataclass(frozen=True)
+class QualityResult:
+    """One evaluation.
+
+    Attributes:
+        numbers: `<protocol>/psnr` (dB) and `<protocol>/ssim`, means over all images; and for each named test set
+            `<protocol>/<set>/psnr`, `<protocol>/<set>/ssim`.
+        protocol: its name, or `custom(...)` naming what differs.
+        counts: images by set; the whole has the empty name.
+    """
+
+    numbers: dict[str, float]
+    protocol: str
+    counts: dict[str, int]
+
+    def table(self) -> Table:
+        """Sets and their numbers, for a Rich console."""
+        from rich.table import Table
+
+        table = Table(title=self.protocol, title_justify="left")
+        table.add_column("test set", overflow="fold")
+        for heading in ("images", "PSNR dB", "SSIM"):
+            table.add_column(heading, justify="right")
+        prefix = next(iter(self.numbers)).rpartition("/")[0]
+        for name, count in self.counts.items():
+            start = f"{prefix}/{name}/" if name else f"{prefix}/"
+            values = (self.numbers[f"{start}psnr"], self.numbers[f"{start}ssim"])
+            table.add_row(name or "all", str(count), f"{values[0]:.2f}", f"{values[1]:.4f}")
+        return table
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        yield self.table()
+
+
+class ImageQuality:
+    """PSNR and SSIM of restored images, per image and then the mean over images.
+
+    Args:
+        name: a protocol of `QUALITY`, which gives the arguments that are None.
+        scale: of the network; where the protocol's crop is None, as many border pixels are cut off (none at scale 1).
+        color: `luma` measures Y of BT.601 (studio range, not rounded; BasicSR), `luma_rounded` the rounded one
+            (MATLAB's on uint8, KAIR), `channels` all channels as they are.
+        crop: pixels cut off on each side, before the colour conversion.
+        rounding: of the output before it is measured: `uint8` clips and rounds, `clip` only clips.
+        similarity: `gaussian` or scikit-image's `uniform` window.
+
+    Attributes:
+        protocol: the name, or `custom(...)` naming what differs.
+        result: the last `compute`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        scale: int = 1,
+        color: Color | None = None,
+        crop: int | None = None,
+        rounding: Rounding | None = None,
+        similarity: Similarity | None = None,
+    ) -> None:
+        given = {"color": color, "crop": crop, "rounding": rounding, "similarity": similarity}
+        changed = {k: v for k, v in given.items() if v is not None and v != QUALITY[name][k]}
+        chosen = {**QUALITY[name], **changed}
+        self.name, self.color, self.rounding, self.similarity = (
+            name,
+            *(chosen[k] for k in ("color", "rounding", "similarity")),
+        )
+        self.crop: int = (scale if scale > 1 else 0) if chosen["crop"] is None else chosen["crop"]
+        self.protocol = f"custom({name}, {', '.join(f'{k}={v}' for k, v in changed.items())})" if changed else name
+        self.result: QualityResult | None = None
+
+    def update(
+        self, ids: Sequence[Any], predictions: Sequence[Any], targets: Sequence[Mapping[str, Tensor]]
+    ) -> list[dict[str, Any]]:
+        """One record for each image: `id`, `psnr` (dB, infinite for a perfect one), `ssim`.
+
+        Args:
+            ids: such as `Set5/baby`; what stands before the last `/` is the test set.
+            predictions: `Restored`.
+            targets: dicts with `image` `[C, H, W]` uint8, the truth.
+
+        Raises:
+            DataError: an output has another size than its truth.
+        """
+        records = []
+        for key, prediction, target in zip(ids, predictions, targets, strict=True):
+            value, similarity = self.measure(prediction.image, target["image"], str(key))
+            records.append({"id": key, "psnr": value, "ssim": similarity})
+        return records
+
+    def measure(self, output: Tensor, truth: Tensor, name: str = "image") -> tuple[float, float]:
+        """PSNR in dB and SSIM of one image.
+
+        Args:
+            output: `[C, H, W]` floating point, brightest pixel 1.
+            truth: `[C, H, W]` uint8.
+            name: for the message.
+
+        Raises:
+            DataError: the sizes differ.
+        """
+        if output.shape != truth.shape:
+            raise DataError(
+                name,
+                f"restored to {list(output.shape)}, the truth is {list(truth.shape)}",
+                "does the network's scale fit the data?",
+            )
+        images = [x.detach().permute(1, 2, 0).cpu().numpy() for x in (output, truth)]
+        restored = self.rounded(images[0].astype(np.float64))
+        a, b = (self._color(self._cut(x)) for x in (restored, images[1]))
+        similar = ssim if self.similarity == "gaussian" else ssim_uniform
+        return psnr(a, b), similar(a, b)
+
+    def rounded(self, image: np.ndarray) -> np.ndarray:
+        """An output with brightest pixel 1 in the units that are measured, 0..255."""
+        if self.rounding == "uint8":
+            return np.clip(image * 255, 0, 255).round()
+        return (np.clip(image, 0, 1) if self.rounding == "clip" else image) * 255
+
+    def _cut(self, image: np.ndarray) -> np.ndarray:
+        n = self.crop
+        return image[n : image.shape[0] - n, n : image.shape[1] - n] if min(image.shape[:2]) > 2 * n else image
+
+    def _color(self, image: np.ndarray) -> np.ndarray:
+        if self.color == "channels":
+            return image.astype(np.float64)
+        return luma(image) if self.color == "luma" else luma(image).round()
+
+    def compute(self, records: list[Mapping[str, Any]]) -> dict[str, float]:
+        """Means over all images, and over those of each set; an SSIM without a value (an image smaller than the window)
+        does not count."""
+        sets: dict[str, list[Mapping[str, Any]]] = {"": list(records)}
+        for record in records:
+            group = str(record["id"]).rpartition("/")[0]
+            if group:
+                sets.setdefault(group, []).append(record)
+        numbers = {}
+        for name, members in sets.items():
+            start = f"{self.name}/{name}/" if name else f"{self.name}/"
+            for key in ("psnr", "ssim"):
+                values = [r[key] for r in members if not math.isnan(r[key])]
+                numbers[f"{start}{key}"] = float(np.mean(values)) if values else math.nan
+        if small := sum(math.isnan(r["ssim"]) for r in records):
+            log.warning("%d images are smaller than the window of SSIM, which leaves them out", small)
+        self.result = QualityResult(numbers, self.protocol, {name: len(members) for name, members in sets.items()})
+        return numbers
