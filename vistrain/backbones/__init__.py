@@ -1,5 +1,12 @@
-"""Backbones: timm's models behind one dense contract, and name tables for ResNet weights of other libraries."""
+"""Backbones: timm's models and ours behind one dense contract. Importing this registers ours with timm."""
+
+import importlib
+import pkgutil
 
 from vistrain.backbones.backbone import Backbone
 
 __all__ = ["Backbone"]
+
+# A paper is one file here and no edit elsewhere: each registers its variants when it is imported.
+for _file in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_file.name}")

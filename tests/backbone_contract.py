@@ -1,0 +1,294 @@
+"""What every backbone of ours keeps to (docs/backbones.md, "The contract"); `test_backbone_contract.py` runs it.
+
+Checks are functions of a `Case`; all of `CHECKS` are run for each. They build a registered variant with arguments that
+make it small, so a case is one line.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import onnx.reference
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vistrain.backbones import Backbone
+from vistrain.backbones.stages import Published, register_model
+
+CLASSES = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the test.
+
+    Attributes:
+        name: of a registered variant.
+        args: of its constructor, that make it small; an argument that the family lacks is an error.
+        strides: of its maps.
+        size: (H, W) of images in most checks.
+        sizes: further ones that the operator must take, odd and not square.
+        onnx: whether the operators are in ONNX; where they are not, docs/backbones.md says so.
+    """
+
+    name: str
+    args: dict[str, Any]
+    strides: tuple[int, ...] = (4, 8, 16, 32)
+    size: tuple[int, int] = (64, 64)
+    sizes: tuple[tuple[int, int], ...] = ((75, 109), (96, 33))
+    onnx: bool = True
+
+    def model(self, **changes: Any) -> Any:
+        """The small variant with random weights, the same at each call, in evaluation mode."""
+        torch.manual_seed(0)
+        model = timm.create_model(self.name, **{"num_classes": CLASSES, **self.args, **changes})
+        with torch.no_grad():
+            for parameter in model.parameters():  # away from zeros and from tiny layer scales, which hide errors
+                noise = torch.randn_like(parameter)
+                parameter.add_(noise * (0.1 if parameter.dim() < 2 else 0.3 / math.sqrt(parameter[0].numel())))
+        return model.eval()
+
+    def images(self, batch: int = 2, size: tuple[int, int] | None = None, channels: int = 3) -> Tensor:
+        """`[B, C, H, W]`, the same at each call."""
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(batch, channels, *(size or self.size), generator=generator)
+
+
+def same(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
+    """Equal to within a share of the largest value."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * max(1.0, theirs.abs().max().item()))
+
+
+def check_registration(case: Case) -> None:
+    """timm knows it, with a default cfg that names its first layer and its classifier; a taken name is refused."""
+    assert case.name in timm.list_models(module=timm.model_entrypoint(case.name).__module__.rpartition(".")[2])
+    model = timm.create_model(case.name, **case.args)
+    cfg = model.pretrained_cfg
+    assert model.num_classes == cfg["num_classes"] == 1000
+    assert isinstance(model.get_submodule(cfg["first_conv"]), nn.Conv2d)
+    assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
+    assert cfg["architecture"] == case.name
+    for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "paper_ids", "origin_url", "license"):
+        assert cfg[key], key
+    with pytest.raises(TypeError, match="vistrain_has_no_such_argument"):
+        timm.create_model(case.name, **case.args, vistrain_has_no_such_argument=1)
+    with pytest.raises(ValueError, match=f"{case.name}: .* has registered a model of this name"):
+        register_model(timm.model_entrypoint(case.name))
+
+
+def check_classification(case: Case) -> None:
+    """Logits are made of features; the number of channels and the head's dropout are arguments."""
+    model, images = case.model(drop_rate=0.5, drop_path_rate=0.5), case.images()
+    features = model.forward_features(images)
+    assert features.shape[:2] == (2, model.num_features)
+    logits = model(images)
+    assert logits.shape == (2, CLASSES)
+    same(model.forward_head(features), logits)
+    pooled = model.forward_head(features, pre_logits=True)
+    assert pooled.shape == (2, model.head_hidden_size)
+    same(model.get_classifier()(pooled), logits)
+    assert not torch.equal(model.train()(images), logits)
+    assert case.model(in_chans=5)(case.images(channels=5)).shape == (2, CLASSES)
+
+
+def check_reset_classifier(case: Case) -> None:
+    """Any number of classes, none, and no pooling."""
+    model, images = case.model(), case.images()
+    model.reset_classifier(7)
+    assert (model.num_classes, model(images).shape) == (7, (2, 7))
+    model.reset_classifier(0)
+    assert isinstance(model.get_classifier(), nn.Identity)
+    same(model(images), model.forward_head(model.forward_features(images), pre_logits=True))
+    model.reset_classifier(0, "")
+    assert model(images).shape == model.forward_features(images).shape
+    bare = case.model(num_classes=0)
+    assert bare(images).shape == (2, bare.num_features)
+    assert not any(name.startswith("head.") for name, _ in bare.named_parameters())
+
+
+def check_features_only(case: Case) -> None:
+    """Maps NCHW at every size, with the channels and strides that `feature_info` tells; stages that are not used go."""
+    whole = case.model(features_only=True)
+    assert tuple(whole.feature_info.reduction()) == case.strides
+    assert all(isinstance(whole.model.get_submodule(m), nn.Module) for m in whole.feature_info.module_name())
+    for size in (case.size, *case.sizes):
+        maps = whole(case.images(size=size))
+        assert len(maps) == len(case.strides)
+        for x, stride, channels in zip(maps, case.strides, whole.feature_info.channels(), strict=True):
+            assert x.shape[:2] == (2, channels)
+            for cells, side in zip(x.shape[2:], size, strict=True):
+                assert side // stride <= cells <= math.ceil(side / stride)
+    part = case.model(features_only=True, out_indices=(0, 1))
+    expected = whole(case.images())[:2]
+    assert all(torch.equal(a, b) for a, b in zip(part(case.images()), expected, strict=True))
+    assert sum(p.numel() for p in part.parameters()) < sum(p.numel() for p in whole.parameters())
+
+
+def check_forward_intermediates(case: Case) -> None:
+    """The same maps as `features_only`, by any way of choosing them."""
+    model, images = case.model(), case.images()
+    expected = case.model(features_only=True)(images)
+    last, maps = model.forward_intermediates(images)
+    same(last, model.forward_features(images))
+    count = len(expected)
+    for indices, wanted in ((None, range(count)), (2, (count - 2, count - 1)), ([0, -1], (0, count - 1)), ([1], (1,))):
+        for stop_early in (False, True):
+            maps = model.forward_intermediates(images, indices, stop_early=stop_early, intermediates_only=True)
+            assert all(torch.equal(x, expected[i]) for x, i in zip(maps, wanted, strict=True))
+    assert not torch.equal(model.forward_intermediates(images, norm=True, intermediates_only=True)[-1], images)
+    with pytest.raises((AssertionError, ValueError)):
+        model.forward_intermediates(images, output_fmt="NLC")
+
+
+def check_sizes(case: Case) -> None:
+    """Classification of images that are odd and not square."""
+    model = case.model()
+    for size in case.sizes:
+        logits = model(case.images(size=size))
+        assert logits.shape == (2, CLASSES)
+        assert logits.isfinite().all()
+
+
+def check_gradients(case: Case) -> None:
+    """Every parameter receives a gradient, all of them finite and some of each not zero."""
+    model = case.model().train()
+    model(case.images()).square().mean().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not without
+    # Where logits do not move when all keys do, a bias of keys has no gradient; nor has one before batch norm.
+    silent = [name for name, p in model.named_parameters() if not p.grad.any() and not name.endswith("bias")]
+    assert not silent
+
+
+def check_batch_independence(case: Case) -> None:
+    """In evaluation an image's result does not depend on its neighbours."""
+    model, images = case.model(), case.images(3)
+    together = model(images)
+    for i in range(3):
+        same(model(images[i : i + 1]), together[i : i + 1])
+
+
+def check_bfloat16(case: Case) -> None:
+    """Under autocast results stay near those of float32, forward and backward."""
+    model, images = case.model().train(), case.images()
+    full = model(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(images)
+    spread = (full - full.mean()).abs().max()
+    assert (half.float() - full).abs().max() < 0.1 * spread + 0.02
+    half.float().square().mean().backward()
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def check_export(case: Case) -> None:
+    """`torch.export` with a free batch computes the same."""
+    model, images = case.model(), case.images()
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
+    with torch.no_grad():
+        same(program.module()(images), model(images))
+        more = case.images(3)
+        same(program.module()(more), model(more))
+
+
+def check_onnx(case: Case) -> None:
+    """`torch.onnx` without TorchScript; ONNX's reference implementation computes the same."""
+    if not case.onnx:
+        pytest.skip("needs operators that ONNX lacks; docs/backbones.md says which")
+    model, images = case.model(), case.images(1)
+    program = torch.onnx.export(model, (images,), dynamo=True, verbose=False)
+    session = onnx.reference.ReferenceEvaluator(program.model_proto)
+    (logits,) = session.run(None, {session.input_names[0]: images.numpy()})
+    with torch.no_grad():
+        same(torch.from_numpy(logits), model(images), 1e-4)
+
+
+def check_state_dict(case: Case) -> None:
+    """Weights go out and in again, strictly; copies compute the same (averages of weights are copies)."""
+    model, images = case.model(), case.images()
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other = timm.create_model(case.name, **{"num_classes": CLASSES, **case.args}).eval()
+    other.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    assert torch.equal(other(images), model(images))
+    assert torch.equal(copy.deepcopy(model)(images), model(images))
+    convert = sys.modules[timm.model_entrypoint(case.name).__module__].checkpoint_filter_fn
+    assert list(convert(model.state_dict(), model)) == list(model.state_dict())
+
+
+def check_checkpointing(case: Case) -> None:
+    """`set_grad_checkpointing` changes no gradient."""
+    gradients = []
+    for enable in (False, True):
+        model = case.model().train()
+        model.set_grad_checkpointing(enable)
+        model(case.images()).square().mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        same(gradients[1][name], gradient, 1e-6)
+
+
+def check_groups(case: Case) -> None:
+    """Every parameter has a depth for layer-wise learning rates; parameters without weight decay exist."""
+    model = case.model()
+    names = dict(model.named_parameters())
+    assert set(model.no_weight_decay()) <= set(names)
+    for coarse in (False, True):
+        layers = timm.models.group_parameters(model, model.group_matcher(coarse))
+        assert sorted(itertools.chain(*layers.values())) == sorted(names)
+        assert len(layers) > len(case.strides)
+
+
+def check_dense_wrapper(case: Case) -> None:
+    """`Backbone` of design: levels by stride, `ceil(size / stride)` cells, no unused parameter, freezing."""
+    for strides in (case.strides, case.strides[:-1], case.strides[1:]):
+        backbone = Backbone(case.name, strides=strides, args=case.args)
+        assert backbone.strides == strides
+        for size in (case.size, *case.sizes):
+            maps = backbone(case.images(size=size))
+            for x, stride, channels in zip(maps, strides, backbone.channels, strict=True):
+                assert x.shape == (2, channels, *(math.ceil(side / stride) for side in size))
+        sum(x.square().mean() for x in maps).backward()
+        assert all(p.grad is not None for p in backbone.parameters())
+    same(*(b.eval()(case.images())[-1] for b in (backbone, copy.deepcopy(backbone).train())))
+    frozen = Backbone(case.name, strides=case.strides, freeze_at_stride=case.strides[0], args=case.args)
+    trained = {name for name, p in frozen.named_parameters() if p.requires_grad}
+    assert 0 < len(trained) < len(list(frozen.parameters()))
+    frozen.train()(case.images())[-1].sum().backward()
+
+
+CHECKS: tuple[Callable[[Case], None], ...] = tuple(
+    check for name, check in list(globals().items()) if name.startswith("check_")
+)
+
+
+# --- published figures, of whole variants ----------------------------------------------------------------------------
+
+
+def published(name: str) -> Published:
+    """The row of a variant in its file's `PUBLISHED`."""
+    row: Published = sys.modules[timm.model_entrypoint(name).__module__].PUBLISHED[name]
+    return row
+
+
+def measured(name: str, size: int) -> tuple[float, float]:
+    """Parameters in millions, and multiply-adds of one image in 10^9, on the meta device: nothing is computed.
+
+    torch counts convolutions, matrix products and fused attention. It misses Fourier transforms, samplings, gathering,
+    pooling, norms and activations, which most papers' counters miss too.
+    """
+    with torch.device("meta"):
+        model = timm.create_model(name).eval().requires_grad_(False)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, 3, size, size))
+    return sum(p.numel() for p in model.parameters()) / 1e6, counter.get_total_flops() / 2e9
