@@ -28,7 +28,7 @@ from vistrain.backbones.resnet_keys import (
 from vistrain.checkpoints import KeyMap, load_weights
 from vistrain.errors import ConfigError, WeightsError
 from vistrain.layers.norms import FrozenBatchNorm2d, LayerNorm2d, freeze_batch_norms
-from vistrain.necks import SimplePyramid
+from vistrain.necks import ChannelMapper, SimplePyramid, default_neck
 
 # Name, strides, timm's arguments that make it small. Chosen for how they differ: padded and unpadded convolutions,
 # channels last, windows, one stride, 16 and coarser only, blocks that maps must divide into, one fixed size.
@@ -408,6 +408,33 @@ def test_simple_pyramid_gives_a_plain_vit_its_strides() -> None:
         SimplePyramid((8,), (16,), embed_dim=8, scales=(3.0, 2.0, 1.0, 0.5))
     with pytest.raises(ConfigError, match="4 scales for 3 levels"):
         SimplePyramid((8,), (16,), num_levels=3)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "levels", "expected"),
+    [((8, 16, 32), 4, (8, 16, 32, 64)), ((4, 8, 16, 32), 5, (4, 8, 16, 32, 64)), ((8, 16, 32), 2, (16, 32))],
+)
+def test_a_plain_model_gets_its_levels_without_being_told(
+    wanted: tuple[int, ...], levels: int, expected: tuple[int, ...]
+) -> None:
+    backbone = Backbone("test_vit", strides=wanted, freeze_at_stride=2, frozen_norm=True)
+    assert (backbone.strides, backbone.wanted_strides) == ((16,), wanted)
+    assert all(p.requires_grad for p in backbone.parameters())  # no stage is as fine as stride 2
+    neck = default_neck(backbone, levels)(
+        channels=backbone.channels, strides=backbone.strides, num_levels=levels, embed_dim=16
+    )
+    assert neck.strides == expected
+
+
+def test_the_default_neck_of_everything_else_is_a_channel_mapper() -> None:
+    for backbone in (Backbone("resnet10t", strides=(32,)), Backbone("test_vit", strides=(16,))):
+        assert default_neck(backbone, 4).target is ChannelMapper
+
+
+def test_frozen_stages_of_norms_with_activations_inside() -> None:
+    backbone = Backbone("mobilenetv3_small_050", strides=(8, 16), freeze_at_stride=2, frozen_norm=True).train()
+    assert backbone(torch.randn(1, 3, 64, 64))[0].shape[-1] == 8
+    assert not backbone.body.conv_stem.weight.requires_grad
 
 
 def test_layer_norm_is_over_channels() -> None:

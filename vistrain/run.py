@@ -283,6 +283,30 @@ def load(path: str | Path, allow: Collection[str] = ()) -> tuple[nn.Module, dict
     return model.eval(), facts
 
 
+def load_official(
+    config: dict[str, Any], weights: str | Path | None = None, allow: Collection[str] = ()
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a composed config with official weights, in evaluation mode, and facts as `load` gives them.
+
+    Args:
+        config: composed.
+        weights: an official checkpoint; None takes `run.weights`, and without it the network is as it is built.
+        allow: see `fit`.
+
+    Raises:
+        ConfigError, DataError, WeightsError: something is the user's to mend.
+    """
+    data = build(_section(config, "data"), DataModule, where="data", allow=allow)
+    model = build_model(_without_pretrained(config), data.labels, data.channels, allow)
+    weights = weights or config.get("run", {}).get("weights")
+    if weights:
+        load_weights(model, weights, **_naming(model))
+    preprocessing = getattr(model, "preprocessing", data.preprocessing)
+    labels = getattr(model, "labels", None)
+    facts = {"labels": None if labels is None else labels.to_dict(), "preprocessing": preprocessing.to_dict()}
+    return model.eval(), {"config": config, **facts}
+
+
 def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     section = config.get(name)
     if not isinstance(section, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from vistrain.backbones.swin_dense import pad_before_shift
 from vistrain.errors import ConfigError
 from vistrain.layers.norms import freeze_batch_norms
 from vistrain.structures import Channels, Preprocessing
+
+log = logging.getLogger(__name__)
 
 
 class Backbone(nn.Module):
@@ -26,15 +29,18 @@ class Backbone(nn.Module):
     Args:
         name: timm's name, with the tag of the weights (`resnet50.tv_in1k`).
         pretrained: load timm's weights of that name; or a file of classification weights.
-        strides: of the maps wanted, ascending.
+        strides: of the maps wanted, ascending. A plain model gives its one map where several strides around its own
+            are wanted: levels are made of it by the neck (`necks.default_neck`).
         freeze_at_stride: freeze everything up to and including the stage of this stride, batch norms too (ResNet: 2 is
-            the stem, 4 the stem and `layer1`). None freezes nothing.
+            the stem, 4 the stem and `layer1`). A model whose first stage is coarser has nothing to freeze. None freezes
+            nothing.
         frozen_norm: replace batch norms by ones whose statistics and weights never change.
         args: timm's own arguments (`{drop_path_rate: 0.2}`); unknown ones are refused.
         image_channels: of the data set's images.
 
     Attributes:
         strides, channels: of the maps given out, fine to coarse.
+        wanted_strides: as they were asked for.
         preprocessing: how images must be prepared for these weights.
         body: the timm model; its parameters have the names that they have in classification.
 
@@ -58,7 +64,8 @@ class Backbone(nn.Module):
         pad_before_shift(body)
         stages = _stages(body, name)
         last_of = {stage["reduction"]: index for index, stage in enumerate(stages)}  # a later one replaces an earlier
-        _check_strides(name, strides, last_of)
+        self.wanted_strides = tuple(strides)
+        strides = _strides_given(name, strides, last_of)
         self._indices = [last_of[stride] for stride in strides]
         self.strides = tuple(strides)
         self.channels = tuple(stages[index]["num_chs"] for index in self._indices)
@@ -68,9 +75,10 @@ class Backbone(nn.Module):
 
         frozen = _modules_up_to(body, name, stages, freeze_at_stride)
         body.prune_intermediate_layers(self._indices, prune_norm=not self._norm, prune_head=True)
-        self._frozen_names = [path for path in frozen if path in dict(body.named_modules())]
         self.body: Any = freeze_batch_norms(body) if frozen_norm else body
-        if freeze_at_stride is not None:
+        there = dict(self.body.named_modules())  # what was pruned, or lay inside of a replaced norm, is not
+        self._frozen_names = [path for path in frozen if path in there]
+        if frozen:
             for module in self._frozen_modules():
                 module.requires_grad_(False)
             for parameter in self.body.parameters(recurse=False):  # class tokens, position tables: before any stage
@@ -132,8 +140,11 @@ def _stages(body: Any, name: str) -> list[dict[str, Any]]:
     return list(getattr(body.feature_info, "info", body.feature_info))
 
 
-def _check_strides(name: str, strides: Sequence[int], known: dict[int, int]) -> None:
+def _strides_given(name: str, strides: Sequence[int], known: dict[int, int]) -> tuple[int, ...]:
+    """The strides of the maps that a model gives where `strides` are wanted."""
     there = ", ".join(map(str, sorted(known)))
+    if len(known) == 1 and len(strides) > 1 and min(strides) <= min(known) <= max(strides):
+        return tuple(known)
     for stride in strides:
         if stride not in known:
             more = "a neck adds coarser ones" if len(known) > 1 else "the neck SimplePyramid makes others of it"
@@ -141,6 +152,7 @@ def _check_strides(name: str, strides: Sequence[int], known: dict[int, int]) -> 
             raise ConfigError("strides", f"{name} has no stride {stride}", remedy)
     if not strides or list(strides) != sorted(set(strides)):
         raise ConfigError("strides", f"{list(strides)} is not a list of ascending strides", f"{name} has {there}")
+    return tuple(strides)
 
 
 def _modules_up_to(body: nn.Module, name: str, stages: Sequence[dict[str, Any]], stride: int | None) -> list[str]:
@@ -151,13 +163,17 @@ def _modules_up_to(body: nn.Module, name: str, stages: Sequence[dict[str, Any]],
     if stride is None:
         return []
     reductions = [stage["reduction"] for stage in stages]
+    if stride < min(reductions):
+        log.info("%s has no stage as fine as stride %d: nothing of it is frozen", name, stride)
+        return []
     if stride not in reductions:
         there = ", ".join(map(str, sorted(set(reductions))))
         raise ConfigError("freeze_at_stride", f"{name} has no stage of stride {stride}", f"it has {there}")
     end = stages[len(reductions) - 1 - reductions[::-1].index(stride)]["module"]
     paths = [path for path, _ in body.named_modules()]
     if not end or end not in paths:
-        raise ConfigError("freeze_at_stride", f"timm does not say where the stage of stride {stride} of {name} ends")
+        problem = f"timm does not say where the stage of stride {stride} of {name} ends"
+        raise ConfigError("freeze_at_stride", problem, "null freezes nothing")
     last = max(i for i, path in enumerate(paths) if path == end or path.startswith(f"{end}."))
     ancestors = {".".join(end.split(".")[:depth]) for depth in range(end.count(".") + 1)}
     return [path for path in paths[: last + 1] if path not in ancestors]

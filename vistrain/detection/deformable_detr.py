@@ -20,7 +20,7 @@ from vistrain.layers.mlp import MLP
 from vistrain.layers.position import SinePositionEncoding
 from vistrain.losses import SetCriterion
 from vistrain.matching import HungarianMatcher
-from vistrain.necks import ChannelMapper
+from vistrain.necks import default_neck
 from vistrain.structures import Factory, LabelSpace, Preprocessing
 from vistrain.transformer import (
     ContrastiveDenoising,
@@ -58,7 +58,7 @@ class DeformableDETR(SetDetector):
         backbone: gives maps `[B, C_i, H_i, W_i]` fine to coarse. From Python, any module with `.strides` and
             `.channels` (and perhaps `.preprocessing`) will do.
         labels: the label space; its `num_classes` is the number of logits K (91 for COCO's raw ids).
-        neck: maps the backbone's maps to `num_levels` maps of `embed_dim`; default `necks.ChannelMapper`.
+        neck: maps the backbone's maps to `num_levels` maps of `embed_dim`; default: see `necks.default_neck`.
         num_levels: L.
         embed_dim, num_heads, num_points: C, attention heads, sampling points per head and level.
         num_queries: Q; an image with fewer tokens than that gives one two-stage query per token.
@@ -133,7 +133,7 @@ class DeformableDETR(SetDetector):
             mask_padding_in_eval,
         )
         self.backbone = backbone
-        self.neck = (neck or Factory(ChannelMapper))(
+        self.neck = (neck or default_neck(backbone, num_levels))(
             channels=backbone.channels, strides=backbone.strides, num_levels=num_levels, embed_dim=embed_dim
         )
         self.box_refinement, self.two_stage, self.num_queries = box_refinement, two_stage, num_queries

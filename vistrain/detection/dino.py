@@ -21,7 +21,7 @@ from vistrain.layers.mlp import MLP
 from vistrain.layers.position import SinePositionEncoding
 from vistrain.losses import SetCriterion
 from vistrain.matching import HungarianMatcher
-from vistrain.necks import ChannelMapper
+from vistrain.necks import default_neck
 from vistrain.structures import Factory, LabelSpace, Preprocessing
 from vistrain.transformer import (
     BoxDecoder,
@@ -48,7 +48,7 @@ class DINO(SetDetector):
         backbone: gives maps `[B, C_i, H_i, W_i]` fine to coarse. From Python, any module with `.strides` and
             `.channels` (and perhaps `.preprocessing`) will do.
         labels: the label space; its `num_classes` is the number of logits K (91 for COCO's raw ids).
-        neck: maps the backbone's maps to `num_levels` maps of `embed_dim`; default `necks.ChannelMapper`.
+        neck: maps the backbone's maps to `num_levels` maps of `embed_dim`; default: see `necks.default_neck`.
         num_levels: L; 4 from strides 8 to 32, 5 from strides 4 to 32.
         embed_dim, num_heads, num_points: C, attention heads, sampling points per head and level.
         num_queries: Q; an image with fewer tokens than that gives one query per token.
@@ -126,7 +126,7 @@ class DINO(SetDetector):
             mask_padding_in_eval,
         )
         self.backbone = backbone
-        self.neck: Any = (neck or Factory(ChannelMapper))(
+        self.neck: Any = (neck or default_neck(backbone, num_levels))(
             channels=backbone.channels, strides=backbone.strides, num_levels=num_levels, embed_dim=embed_dim
         )
         self.position = SinePositionEncoding(embed_dim // 2, position_temperature, offset=position_offset)

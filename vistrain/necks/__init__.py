@@ -1,6 +1,6 @@
 """Feature pyramids and channel mappers. Pure torch."""
 
 from vistrain.necks.channel_mapper import ChannelMapper
-from vistrain.necks.simple_pyramid import SimplePyramid
+from vistrain.necks.simple_pyramid import SimplePyramid, default_neck
 
-__all__ = ["ChannelMapper", "SimplePyramid"]
+__all__ = ["ChannelMapper", "SimplePyramid", "default_neck"]

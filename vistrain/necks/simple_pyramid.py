@@ -6,12 +6,16 @@ authors' code: detectron2/modeling/backbone/vit.py, `SimpleFeaturePyramid`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from vistrain.errors import ConfigError
 from vistrain.layers.norms import LayerNorm2d
+from vistrain.necks.channel_mapper import ChannelMapper
+from vistrain.structures import Factory
 
 
 class SimplePyramid(nn.Module):
@@ -63,6 +67,25 @@ class SimplePyramid(nn.Module):
         for _ in range(self.num_extra):
             levels.append(levels[-1][..., ::2, ::2])
         return levels
+
+
+def default_neck(backbone: Any, num_levels: int) -> Factory[nn.Module]:
+    """The neck of a detector that was told none: `SimplePyramid` where the backbone gives one map for several strides.
+
+    Args:
+        backbone: a module with `strides`, and perhaps `wanted_strides` (see `backbones.Backbone`).
+        num_levels: levels that the detector wants.
+
+    Returns:
+        A pyramid whose levels come as close to the wanted strides as doubling and halving can, or `ChannelMapper`; to
+        be called with `channels`, `strides`, `num_levels` and `embed_dim`.
+    """
+    wanted = getattr(backbone, "wanted_strides", backbone.strides)
+    if len(backbone.strides) == 1 < len(wanted):
+        nearest = {2.0 ** round(math.log2(backbone.strides[0] / stride)) for stride in wanted}
+        scales = sorted((x for x in nearest if x in _SAMPLERS and backbone.strides[0] % x == 0), reverse=True)
+        return Factory(SimplePyramid, scales=tuple(scales[-num_levels:]))
+    return Factory(ChannelMapper)
 
 
 def _up4(dim: int) -> list[nn.Module]:
