@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vistrain.errors import WeightsError
+
+
+def _flax_kernel(kernel: Tensor) -> Tensor:
+    """`[*spatial, in, out]` -> `[out, in, *spatial]`; no spatial axes for linear layers."""
+    return kernel.movedim((-1, -2), (0, 1)).contiguous()
+
+
+def _flax_conv_transpose(kernel: Tensor) -> Tensor:
+    """`[h, w, in, out]` -> `[in, out, h, w]`, turned by 180 degrees, since flax does not mirror it."""
+    return kernel.movedim((-2, -1), (0, 1)).flip(2, 3).contiguous()
+
+
+# How another framework's kernels become torch's; a key map names them, so that it stays plain data.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "flax_kernel": _flax_kernel,
+    "flax_conv_transpose": _flax_conv_transpose,
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +42,8 @@ class KeyMap:
             it changes to. Both hold one tensor; a difference is an error.
         exports: `(pattern, replacements)`, applied one after the other to each of our keys; several replacements give
             several names. Only needed by `export`.
+        layouts: `(pattern, name of LAYOUTS)`; the first pattern that a foreign key contains says how its tensor's axes
+            are turned into torch's order.
     """
 
     name: str
@@ -33,6 +52,7 @@ class KeyMap:
     drop: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     exports: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    layouts: tuple[tuple[str, str], ...] = ()
 
     def matches(self, keys: Iterable[str]) -> bool:
         """Whether these keys (a state dict will do) have this naming."""
@@ -63,13 +83,18 @@ class KeyMap:
                 continue
             if renamed in ours:
                 raise WeightsError(self.name, f"'{origin[renamed]}' and '{key}' both become '{renamed}'")
-            ours[renamed], origin[renamed] = state_dict[key], key
+            ours[renamed], origin[renamed] = self._turned(key, state_dict[key]), key
         for key, target in second.items():
             # A file that has only the second spelling is as good as one that has only the first.
             value, first = state_dict[key], ours.setdefault(target, state_dict[key])
             if value.shape != first.shape or not torch.equal(value, first):
                 raise WeightsError(self.name, f"'{key}' should equal '{origin.get(target, target)}', but differs")
         return ours
+
+    def _turned(self, key: str, value: Tensor) -> Tensor:
+        """A foreign tensor with its axes in torch's order."""
+        name = next((name for pattern, name in self.layouts if re.search(pattern, key)), None)
+        return value if name is None else LAYOUTS[name](value)
 
     def export(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Our tensors under the foreign names, second spellings included.
