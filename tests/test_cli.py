@@ -104,7 +104,8 @@ def test_predict_passes_its_options_on(calls):
     )
     _, positional, named = calls.list[0]
     assert positional == (Path("b.ckpt"), ["a.jpg", "b.jpg"], Path("out"))
-    assert named == {"threshold": 0.4, "batch_size": 1, "device": "auto", "allow": []}
+    options = {"threshold": 0.4, "tile": None, "config": None, "weights": None}
+    assert named == {"batch_size": 1, "device": "auto", "allow": [], **options}
 
 
 SHAPES = "data: {type: data.GeneratedShapes, train_images: 2, val_images: 2, root: shapes}"
@@ -156,7 +157,8 @@ def test_print_config_is_composed_yaml_that_composes_to_the_same(calls, file, ca
         (["fit", "-c", "mine.yaml", "--debgu"], "fit does not take it - did you mean '--debug'?"),
         (["fit", "-c", "mine.yaml", "--deb"], "fit does not take it - did you mean '--debug'?"),
         (["fit", "-c", "mine.yaml", "stray"], "stray: fit does not take it"),
-        (["predict", "--ckpt", "a", "--input", "b", "--output", "c", "seed=1"], "seed=1: predict does not take it"),
+        (["predict", "--ckpt", "a", "--input", "b", "--output", "c", "seed=1"], "seed=1: a checkpoint is run as it is"),
+        (["predict", "--input", "b", "--output", "c"], "predict: which network? - give --ckpt"),
         (["list", "backbone"], "list backbone: cannot be listed - did you mean 'backbones'?"),
         (["list", "optimizers", "adamx"], "nothing matches - did you mean 'torch.optim.Adam"),
         (["explain", "DeformableDETTR"], "no such class, key or config - did you mean"),

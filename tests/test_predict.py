@@ -15,7 +15,8 @@ from torch import nn
 from vistrain.data.transforms import EvalResize
 from vistrain.errors import ConfigError, DataError, WeightsError
 from vistrain.pictures import stable_colour
-from vistrain.predict import Predictor, choose_device, find_images, load_predictor, predict_files, predict_paths
+from vistrain.predict import load_predictor, predict_files, predict_paths
+from vistrain.predictors import DetectionPredictor, choose_device, find_images
 from vistrain.structures import Detections, LabelSpace, Preprocessing
 
 LABELS = LabelSpace(("red thing", "Größe"), (4, 9), name="coco_ids")
@@ -44,8 +45,9 @@ class FindsRed(nn.Module):
         return found
 
 
-def predictor(short: int = 60, long: int = 100, size_divisor: int = 1) -> Predictor:
-    return Predictor(FindsRed(), LABELS, Preprocessing(size_divisor=size_divisor), EvalResize(short, long), "cpu")
+def predictor(short: int = 60, long: int = 100, size_divisor: int = 1, threshold: float = 0.3) -> DetectionPredictor:
+    preprocessing, resize = Preprocessing(size_divisor=size_divisor), EvalResize(short, long)
+    return DetectionPredictor(FindsRed(), LABELS, preprocessing, resize, "cpu", threshold)
 
 
 def red_picture(width: int = 120, height: int = 80, box: tuple[int, int, int, int] = (12, 20, 60, 50)) -> Image.Image:
@@ -78,7 +80,7 @@ def test_grey_arrays_are_pictures_and_other_arrays_are_refused() -> None:
 
     model = Sees()
     grey = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64).astype(np.uint8)
-    Predictor(model, LABELS, Preprocessing(), EvalResize(64, 64), "cpu").predict(grey)
+    DetectionPredictor(model, LABELS, Preprocessing(), EvalResize(64, 64), "cpu").predict(grey)
     assert (model.image[0] == torch.from_numpy(grey)).all()
     for bad in (np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(DataError, match="is not uint8"):
@@ -107,7 +109,7 @@ def test_exif_orientation_is_respected_in_boxes_and_pictures(tmp_path) -> None:
     with Image.open(tmp_path / "out" / "pictures" / "turned.jpg") as picture:
         assert picture.size == (120, 80)
         assert ORIENTATION not in picture.getexif()
-    assert summary.detections == 1
+    assert len(summary.entries[0]["detections"]) == 1
     found = predictor().predict(Image.open(tmp_path / "turned.jpg"))
     assert found.boxes[0].tolist() == pytest.approx([12, 20, 60, 50], abs=2.5)
 
@@ -115,7 +117,7 @@ def test_exif_orientation_is_respected_in_boxes_and_pictures(tmp_path) -> None:
 def test_the_json_holds_what_is_above_the_threshold_in_both_notations(tmp_path) -> None:
     red_picture().save(tmp_path / "a.png")
     files = find_images([tmp_path / "a.png"])
-    predict_files(predictor(), files, tmp_path / "out", threshold=0.3)
+    predict_files(predictor(), files, tmp_path / "out")
     content = read(tmp_path / "out")
     assert content["threshold"] == 0.3
     assert content["categories"] == [{"id": 4, "name": "red thing"}, {"id": 9, "name": "Größe"}]
@@ -125,7 +127,7 @@ def test_the_json_holds_what_is_above_the_threshold_in_both_notations(tmp_path) 
     assert (found["name"], found["category_id"], found["score"]) == ("Größe", 9, pytest.approx(0.8))
     results = json.loads((tmp_path / "out" / "coco_results.json").read_text())
     assert results == [{"image_id": 1, "category_id": 9, "bbox": found["box_xywh"], "score": found["score"]}]
-    predict_files(predictor(), files, tmp_path / "all", threshold=0.0)
+    predict_files(predictor(threshold=0.0), files, tmp_path / "all")
     assert [d["score"] for d in read(tmp_path / "all")["images"][0]["detections"]] == pytest.approx([0.8, 0.2])
 
 
@@ -206,7 +208,7 @@ def test_every_kind_of_file_is_read_and_damaged_ones_are_named_and_skipped(tmp_p
     (tmp_path / "zero.jpg").write_bytes(b"")
     with caplog.at_level(logging.INFO):
         summary = predict_files(predictor(), find_images([tmp_path]), tmp_path / "out", batch_size=3)
-    assert (summary.images, summary.detections) == (4, 4)
+    assert [len(e["detections"]) for e in summary.entries] == [1, 1, 1, 1]
     assert sorted(name for name, _ in summary.failed) == ["cut.jpg", "zero.jpg"]
     content = read(tmp_path / "out")
     assert [e["file"] for e in content["images"]] == ["alpha.png", "cmyk.jpg", "good.jpg", "palette.gif"]
@@ -229,9 +231,9 @@ def test_sixteen_bit_and_grey_files_are_read(tmp_path) -> None:
     model = Sees()
     files = find_images([tmp_path / "deep.png"])
     summary = predict_files(
-        Predictor(model, LABELS, Preprocessing(), EvalResize(64, 64), "cpu"), files, tmp_path / "out"
+        DetectionPredictor(model, LABELS, Preprocessing(), EvalResize(64, 64), "cpu"), files, tmp_path / "out"
     )
-    assert (summary.images, summary.detections) == (1, 0)
+    assert [e["detections"] for e in summary.entries] == [[]]
     assert (model.image[0] == torch.from_numpy((values >> 8).astype(np.uint8))).all()
 
 
@@ -257,9 +259,12 @@ def test_an_input_is_never_replaced(tmp_path) -> None:
 
 def test_wrong_arguments_are_config_errors(tmp_path) -> None:
     red_picture().save(tmp_path / "a.png")
-    for arguments, message in (({"threshold": 1.5}, "0..1"), ({"batch_size": 0}, "1 or more")):
-        with pytest.raises(ConfigError, match=message):
-            predict_paths(tmp_path / "none.ckpt", tmp_path / "a.png", tmp_path / "out", **arguments)
+    with pytest.raises(ConfigError, match="1 or more"):
+        predict_paths(tmp_path / "none.ckpt", tmp_path / "a.png", tmp_path / "out", batch_size=0)
+    with pytest.raises(ConfigError, match=r"0\.\.1"):
+        predictor(threshold=1.5)
+    with pytest.raises(ConfigError, match="--tile: means nothing"):
+        DetectionPredictor.from_facts(FindsRed(), {}, "cpu", tile=64)
     with pytest.raises(ConfigError, match="'warp' is not available"):
         choose_device("warp")
     assert choose_device("cpu") == torch.device("cpu")
@@ -304,7 +309,7 @@ def test_a_checkpoint_alone_rebuilds_the_predictor(tmp_path) -> None:
     red_picture(300, 200).save(tmp_path / "a.jpg")
     summary = predict_paths(tmp_path / "best.ckpt", tmp_path / "a.jpg", tmp_path / "out", threshold=0.0, device="cpu")
     found = made.predict(tmp_path / "a.jpg")
-    assert summary.detections == len(found.scores) > 0
+    assert len(summary.entries[0]["detections"]) == len(found.scores) > 0
     detections = read(tmp_path / "out")["images"][0]["detections"]
     assert [d["score"] for d in detections] == found.scores.tolist()
     assert {d["category_id"] for d in detections} <= {1, 5, 6}

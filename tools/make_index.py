@@ -247,7 +247,9 @@ def describe_config(name: str, path: Path, measure: bool, old: dict[str, Any]) -
 
 
 def measure_model(composed: dict[str, Any]) -> dict[str, Any]:
-    """Parameters, and multiply-adds (10^9) of one image of the model's `measured_size` or `IMAGE_SIZE`; on fake tensors, so nothing is computed.
+    """Parameters, and multiply-adds (10^9) of one image of the model's `measured_size` or `IMAGE_SIZE`.
+
+    On fake tensors, so nothing is computed.
 
     Multiply-adds are those of convolutions and matrix products, as torch counts them; sampling is not among them.
     """

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vistrain.predict import Predictor
+    from vistrain.predictors import Predictor
 
 __version__ = "0.1.0"
 
 
-def load(checkpoint: str | Path, device: str = "auto", allow: Collection[str] = ()) -> Predictor:
-    """A detector from a checkpoint that vistrain wrote: `vistrain.load("best.ckpt").predict("photo.jpg")`.
+def load(checkpoint: str | Path, device: str = "auto", allow: Collection[str] = ()) -> Predictor[Any]:
+    """A predictor from a checkpoint that vistrain wrote: `vistrain.load("best.ckpt").predict("photo.jpg")`.
 
     Args:
         checkpoint: the file; nothing else is needed.

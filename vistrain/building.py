@@ -55,6 +55,18 @@ def build(
     return builder.part(node, (expected,), where, given or {})
 
 
+def class_named(name: str, expected: type, where: str, *, allow: Collection[str] = ()) -> type:
+    """The class that a `type` names, unbuilt.
+
+    Args:
+        name, expected, where, allow: as for `build`.
+
+    Raises:
+        ConfigError: there is no such class, or it is not an `expected`.
+    """
+    return _Builder({}, ALLOWED_PACKAGES | set(allow)).class_of({"type": name}, (expected,), where)
+
+
 @dataclass(frozen=True)
 class _Builder:
     facts: dict[Any, object]

@@ -52,6 +52,7 @@ PREDICT_EXAMPLES = """\
 examples:
   vistrain predict --ckpt runs/mine/best.ckpt --input photo.jpg --output out/
   vistrain predict --ckpt runs/mine/best.ckpt --input 'photos/*.png' --output out/ --threshold 0.3
+  vistrain predict -c CONFIG --weights official.pth --input photos/ --output out/ --tile 256
 """
 EVALUATE_EXAMPLES = """\
 examples:
@@ -184,16 +185,20 @@ def build_parser() -> argparse.ArgumentParser:
     _allow_option(made)
 
     made = command(
-        predict, "find objects in images", "--ckpt FILE --input IMAGES --output FOLDER [OPTIONS]", PREDICT_EXAMPLES
-    )
-    made.add_argument(
-        "--ckpt", metavar="FILE", type=Path, required=True, help="a checkpoint of a run; nothing else is needed"
-    )
+        predict, "run a network on images: find, classify, restore",
+        "--ckpt FILE --input IMAGES --output FOLDER [OPTIONS]", PREDICT_EXAMPLES, True,
+    )  # fmt: skip
+    made.add_argument("--ckpt", metavar="FILE", type=Path, help="a checkpoint of a run; nothing else is needed")
+    _config_option(made)
+    made.add_argument("--weights", metavar="FILE", help="an official checkpoint, for the network of --config")
     made.add_argument(
         "--input", metavar="IMAGES", nargs="+", required=True, help="files, folders, or patterns in quotes"
     )
     made.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="for predictions.json and pictures")
-    made.add_argument("--threshold", type=float, default=0.3, help="least score that counts (default: %(default)s)")
+    made.add_argument("--threshold", type=float, help="detection: least score that counts (default: 0.3)")
+    made.add_argument(
+        "--tile", type=int, help="restoration: side of the tiles of large images (default: 512; 0: whole)"
+    )
     made.add_argument("--batch-size", type=int, default=1, help="images at a time (default: %(default)s)")
     made.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps; an accelerator if there is one by default"
@@ -289,7 +294,12 @@ def test(arguments: argparse.Namespace) -> int:
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    """Find objects in images."""
+    """Run a network on images."""
+    if (arguments.ckpt is None) == (not arguments.config):
+        raise ConfigError("predict", "which network?", "give --ckpt FILE, or --config FILE with --weights FILE")
+    if arguments.ckpt is not None and arguments.overrides:
+        raise ConfigError(arguments.overrides[0], "a checkpoint is run as it is", "changes belong to --config")
+    config = _compose(arguments) if arguments.config else None
     _start_logging()
     from vistrain.predict import predict_paths
 
@@ -297,10 +307,13 @@ def predict(arguments: argparse.Namespace) -> int:
         arguments.ckpt,
         arguments.input,
         arguments.output,
-        threshold=arguments.threshold,
         batch_size=arguments.batch_size,
         device=arguments.device,
         allow=arguments.allow,
+        config=config,
+        weights=arguments.weights,
+        threshold=arguments.threshold,
+        tile=arguments.tile,
     )
     return 0
 

@@ -35,7 +35,7 @@ EdgeMode = Literal["reflect", "symmetric", "edge", "zeros"]
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """`[..., H, W]` uint8 (0..255), uint16 (0..65535) or floating point (brightest pixel = 1) -> float32, 1 brightest."""
+    """uint8 (0..255), uint16 (0..65535) or floating point (brightest pixel = 1) -> float32, brightest pixel 1."""
     brightest = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(images.dtype)
     return images.float() if brightest is None else images.float() / brightest
 

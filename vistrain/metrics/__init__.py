@@ -29,8 +29,8 @@ def protocol(name: str, **facts: Any) -> Any:
 
     Args:
         name: a protocol (`coco_box`).
-        facts: what the metric needs to know (`ground_truth` and `labels`, or `scale`), and any argument to change; a changed one makes
-            the metric's `protocol` print as `custom(...)`.
+        facts: what the metric needs to know (`ground_truth` and `labels`, or `scale`), and any argument to change; a
+            changed one makes the metric's `protocol` print as `custom(...)`.
 
     Raises:
         ConfigError: no protocol has this name.

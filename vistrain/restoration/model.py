@@ -16,6 +16,7 @@ from vistrain.restoration.tiles import tiled
 from vistrain.structures import Channels, Preprocessing, Restored
 
 PREFIX = "network."
+COLOUR = Channels(3)
 
 
 class RestorationModel(nn.Module):
@@ -59,7 +60,7 @@ class RestorationModel(nn.Module):
         loss: dict[str, nn.Module] | nn.Module | None = None,
         tile: int | None = None,
         overlap: int = 32,
-        channels: Channels = Channels(3),
+        channels: Channels = COLOUR,
     ) -> None:
         super().__init__()
         self.scale, self.multiple = cast(int, network.scale), cast(int, network.multiple)
@@ -70,15 +71,23 @@ class RestorationModel(nn.Module):
                 f"{type(network).__name__} takes images of {self.channels} channel(s), the data has {channels}",
                 "change the network, or data.color",
             )
-        if tile is not None and tile <= 2 * overlap:
-            raise ConfigError(
-                "model.tile", f"{tile} is too small for an overlap of {overlap}", "use more than twice it"
-            )
         self.network = network
         losses = loss if isinstance(loss, dict) else {"loss": L1() if loss is None else loss}
         self.criteria = nn.ModuleDict(losses)
-        self.tile, self.overlap = tile, overlap
+        self.overlap = overlap
+        self.tile: int | None = None
+        self.set_tile(tile)
         self.preprocessing = Preprocessing(mean=(0.0,) * channels, std=(1.0,) * channels)
+
+    def set_tile(self, tile: int | None) -> None:
+        """Choose the side of tiles, in pixels of the degraded image, or None to take images whole.
+
+        Raises:
+            ConfigError: it is too small for the overlap.
+        """
+        if tile is not None and tile <= 2 * self.overlap:
+            raise ConfigError("tile", f"{tile} is too small for an overlap of {self.overlap}", "use more than twice it")
+        self.tile = None if tile is None else -(-tile // self.multiple) * self.multiple
 
     @property
     def key_maps(self) -> Sequence[KeyMap]:
@@ -90,7 +99,7 @@ class RestorationModel(nn.Module):
 
     @property
     def measured_size(self) -> tuple[int, int]:
-        """Height and width of the image that multiply-adds are counted for: the field's 1280x720 enlarged, or 256x256."""
+        """Height and width of what multiply-adds are counted for: the field's 1280x720 once enlarged, or 256x256."""
         return (720 // self.scale, 1280 // self.scale) if self.scale > 1 else (256, 256)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -120,7 +129,7 @@ class RestorationModel(nn.Module):
         """Weighted training losses.
 
         Args:
-            batch: `image` `[B, C, h, w]`, all of one size, and `target`, dicts with `image` `[C, h * scale, w * scale]`.
+            batch: `image` `[B, C, h, w]`, of one size, and `target`, dicts with `image` `[C, h * scale, w * scale]`.
 
         Returns:
             scalars by the names of the losses.

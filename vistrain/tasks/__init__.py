@@ -2,5 +2,6 @@
 
 from vistrain.tasks.base import Task
 from vistrain.tasks.detection import DetectionTask
+from vistrain.tasks.restoration import RestorationTask
 
-__all__ = ["DetectionTask", "Task"]
+__all__ = ["DetectionTask", "RestorationTask", "Task"]
