@@ -18,6 +18,7 @@ from parity.models import TinyBackbone, TinyBody, as_batch, contiguous
 from torch import Tensor, nn
 
 from vistrain.detection import DINO, DeformableDETR, FocusDETR
+from vistrain.restoration import MAXIM, DnCNN, NAFNet, NAFNetLocal
 from vistrain.transformer import ContrastiveDenoising, DenoisingNoise
 
 FOLDER = Path(__file__).parent / "golden"
@@ -89,6 +90,18 @@ def detector(cls: type[nn.Module], second: tuple[int, int] = (72, 80), **changes
     return row
 
 
+def network(build: Callable[[], nn.Module], size: tuple[int, int, int]) -> Callable[[], dict[str, Any]]:
+    """Outputs of a network that takes an image of `size` (C, H, W) and gives one."""
+
+    def row() -> dict[str, Any]:
+        model = fill(build()).eval()
+        with torch.no_grad():
+            output = model(wave((1, *size), "image").add(1).div(2))
+        return {"parameters": sum(p.numel() for p in model.parameters()), "output": sampled(output)}
+
+    return row
+
+
 def denoising_noise() -> DenoisingNoise:
     """Draws for three objects, at most two in an image, and six positives: three groups."""
     count = 2 * 3 * 3
@@ -124,6 +137,21 @@ ROWS: Mapping[str, Callable[[], dict[str, Any]]] = {
     ),
     "focus_detr": detector(
         FocusDETR, SAME, keep_ratio=0.4, cascade=(1.0, 0.6), topk_sa=20, denoising=ContrastiveDenoising(number=6)
+    ),
+    "dncnn": network(lambda: DnCNN(nc=8, nb=5), (1, 13, 18)),
+    "dncnn_weighted": network(lambda: DnCNN(nc=8, nb=5, act_mode="R", den=(0.7,)), (1, 13, 18)),
+    "nafnet": network(lambda: NAFNet(3, 8, 1, (1, 1), (1, 1)), (3, 13, 18)),
+    "nafnet_local": network(lambda: NAFNetLocal(3, 8, 1, (1, 1), (1, 1), train_size=(8, 8)), (3, 23, 18)),
+    "maxim": network(
+        lambda: MAXIM(
+            features=4,
+            num_supervision_scales=2,
+            block_size_hr=(4, 2),
+            block_size_lr=(2, 2),
+            grid_size_hr=(2, 4),
+            channels_reduction=2,
+        ),
+        (3, 13, 18),
     ),
 }
 
