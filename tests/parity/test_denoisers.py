@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from parity import fixtures
 from vistrain.checkpoints import load_weights
 from vistrain.layers.weighted_conv import TrainableWeightedConv2d, WeightedConv2d, WeightedConv3d
-from vistrain.restoration import DnCNN, NAFNet, NAFNetLocal
+from vistrain.restoration import DnCNN, NAFNet, NAFNetLocal, RestorationModel
 
 WCONV = {
     "k3": WeightedConv2d(4, 6, 3, [0.7], bias=True),
@@ -63,3 +63,14 @@ def test_weighted_convolution(case: str) -> None:
     fixture = fixtures.load("restoration_pretraining/wconv.pt")
     weights = part(fixture["state_dict"], f"{case}.")
     check(WCONV[case], weights, fixture["inputs"][case], fixture["outputs"][case], atol=1e-5)
+
+
+def test_official_names_load_into_the_model_around_the_network() -> None:
+    """All of DnCNN's names begin with `model.`, as those of a wrapper would."""
+    fixture = fixtures.load("restoration_pretraining/dncnn.pt")
+    network = DnCNN(**fixture["constructor"]["kwargs"])
+    model = RestorationModel(network, channels=1)
+    load_weights(model, part(fixture["state_dict"], "BR."), key_maps=model.key_maps)
+    with torch.no_grad():
+        restored = model.eval()(fixture["inputs"]["x_BR"])
+    torch.testing.assert_close(restored, fixture["outputs"]["y_BR"], rtol=0, atol=1e-4)

@@ -11,7 +11,7 @@ import torch
 from parity import fixtures
 from vistrain.checkpoints import load_weights
 from vistrain.errors import WeightsError
-from vistrain.restoration import MAXIM
+from vistrain.restoration import MAXIM, RestorationModel
 
 NAME = "restoration_pretraining/maxim.pt"
 
@@ -67,3 +67,11 @@ def test_a_missing_tensor_is_refused() -> None:
     weights.pop("stage_0_input_conv_0/kernel")
     with pytest.raises(WeightsError, match=r"1 missing: stage_0_input_conv_0\.weight"):
         load_weights(model, weights, key_maps=model.key_maps)
+
+
+def test_flax_files_load_into_the_model_around_the_network() -> None:
+    fixture, network = prepared()
+    model = RestorationModel(MAXIM(**fixture["constructor"]["kwargs"]))
+    load_weights(model, fixture["state_dict"], key_maps=model.key_maps)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, model.network.state_dict()[name]), name

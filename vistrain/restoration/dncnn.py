@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from vistrain.checkpoints import KeyMap
 from vistrain.errors import ConfigError
 from vistrain.layers.weighted_conv import weight_convolutions
 
@@ -35,6 +36,8 @@ class DnCNN(nn.Module):
 
     scale, multiple = 1, 1
     padding = "zeros"
+    # Loading takes a `model.` before all names for a wrapper's, and it is not there where another module is outermost.
+    key_maps = (KeyMap("kair", marker=r"^\d+\.", rules=((r"^", "model."),)),)
 
     def __init__(
         self,

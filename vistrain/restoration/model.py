@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -94,7 +95,7 @@ class RestorationModel(nn.Module):
         """Official files hold the network alone, under its own names or one of its namings."""
         namings: Sequence[KeyMap] = getattr(self.network, "key_maps", ())
         into = (r"^", PREFIX)
-        inner = [KeyMap(m.name, m.marker, (*m.rules, into), m.drop, m.aliases and _inside(m)) for m in namings]
+        inner = [replace(m, rules=(*m.rules, into), aliases=_inside(m), exports=()) for m in namings]
         return [*inner, KeyMap("official", r"", (into,))]
 
     @property
