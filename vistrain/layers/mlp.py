@@ -1,4 +1,4 @@
-"""The small perceptron of box heads."""
+"""Perceptrons: of box heads, and of transformers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class MLP(nn.Module):
@@ -41,3 +42,22 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = layer(x).relu()
         return self.layers[-1](x)
+
+
+class TokenMLP(nn.Module):
+    """The perceptron of transformers: linear, GELU, linear, with dropout after each.
+
+    Args:
+        dim: width of input and output.
+        hidden: width between.
+        drop: dropout.
+    """
+
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., dim]` -> `[..., dim]`."""
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))

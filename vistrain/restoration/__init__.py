@@ -1,11 +1,24 @@
 """Networks that restore images: super-resolution, denoising, deblurring. Pure torch, one file per paper."""
 
+from vistrain.restoration.dlgsanet import DLGSANet
 from vistrain.restoration.dncnn import DnCNN
 from vistrain.restoration.drct import DRCT
 from vistrain.restoration.hat import HAT
 from vistrain.restoration.maxim import MAXIM
 from vistrain.restoration.model import RestorationModel
 from vistrain.restoration.nafnet import NAFNet, NAFNetLocal
+from vistrain.restoration.rgt import RGT
 from vistrain.restoration.swinir import SwinIR
 
-__all__ = ["DRCT", "HAT", "MAXIM", "DnCNN", "NAFNet", "NAFNetLocal", "RestorationModel", "SwinIR"]
+__all__ = [
+    "DRCT",
+    "HAT",
+    "MAXIM",
+    "RGT",
+    "DLGSANet",
+    "DnCNN",
+    "NAFNet",
+    "NAFNetLocal",
+    "RestorationModel",
+    "SwinIR",
+]
