@@ -11,7 +11,14 @@ from backbone_contract import CHECKS, Case, measured, published
 
 from vistrain.backbones.stages import ours
 
-CASES = (Case("cswin_tiny", {"embed_dim": 16, "depth": (1, 2, 1, 1), "num_heads": (2, 2, 4, 4), "mlp_ratio": 2.0}),)
+_NAT = {"embed_dim": 16, "depths": (2, 2, 1, 1), "num_heads": (2, 2, 4, 4), "kernel_size": 3, "mlp_ratio": 2.0}
+CASES = (
+    Case("biformer_tiny", {"embed_dim": (16, 32, 32, 32), "depth": (1, 1, 1, 1), "head_dim": 16}),
+    Case("biformer_stl_nchw", {"embed_dim": (16, 32, 32, 32), "depth": (1, 1, 1, 1), "head_dim": 16}),
+    Case("cswin_tiny", {"embed_dim": 16, "depth": (1, 2, 1, 1), "num_heads": (2, 2, 4, 4), "mlp_ratio": 2.0}),
+    Case("dinat_s_tiny", {**_NAT, "dilations": ((1, 5), (1, 3), (1,), (1,))}),
+    Case("nat_small", _NAT),
+)
 
 # Variants whose published multiply-adds do not follow from their published code; what we count instead.
 COUNTED = {

@@ -1,0 +1,261 @@
+"""Neighbourhood attention: every token of a map attends to the K x K tokens around it.
+
+Papers: Neighborhood Attention Transformer (2204.07143, section 3.1), Dilated Neighborhood Attention Transformer
+(2209.15001, section 3), Generalized Neighborhood Attention (2504.16922, section 3). Authors' code: SHI-Labs/NATTEN,
+MIT.
+
+At a border the neighbourhood is shifted inwards and not padded: it has K tokens along each axis everywhere. With
+dilation d, tokens whose coordinates are equal modulo d form a map of their own, and neighbourhoods are taken in it.
+
+How it is computed: queries are cut into tiles of about K x K. All neighbours of a tile lie in one window of at most
+(2K - 1) x (2K - 1) tokens, so keys and values are copied about 3.5 times and multiplied as matrices; a copy for each
+query would be K * K (49) times as large. Which token is whose neighbour is separable, and kept in a table per axis.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Size = tuple[int, int]
+T = TypeVar("T", int, bool)
+
+
+class _Axis(NamedTuple):
+    """One axis of L tokens, cut into T tiles of t queries whose windows have w tokens.
+
+    Attributes:
+        queries: `[T, t]` tokens; the last is repeated where a tile is not full.
+        keys: `[T, w]` tokens; likewise.
+        strangers: `[T, t, w]` bool, whether the key is outside of the query's neighbourhood.
+        offsets: `[T, t, w]` steps from query to key, in steps of the dilation.
+        tiles, places: `[L]`, in which tile and where in it each token is a query.
+    """
+
+    queries: np.ndarray
+    keys: np.ndarray
+    strangers: np.ndarray
+    offsets: np.ndarray
+    tiles: np.ndarray
+    places: np.ndarray
+
+
+def neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kernel_size: int | Size,
+    dilation: int | Size = 1,
+    stride: int | Size = 1,
+    is_causal: bool | tuple[bool, bool] = False,
+    rpb: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    tile: int | None = None,
+) -> Tensor:
+    """Softmax attention of each query over its neighbourhood. Pairs of arguments are for rows and columns.
+
+    Args:
+        q, k, v: `[B, H, W, heads, D]`; H and W are at least `kernel_size * dilation`.
+        kernel_size: K, tokens in a neighbourhood along an axis.
+        dilation: steps between two of them.
+        stride: so many successive queries share the neighbourhood of the middle one (the last one if causal); a
+            stride of `kernel_size` is attention in windows that do not overlap.
+        is_causal: attend to no token that comes after the query along this axis.
+        rpb: `[heads, 2 Kh - 1, 2 Kw - 1]` added to logits by relative position, rows first; its middle is the query.
+        scale: of the logits; by default `D ** -0.5`.
+        dropout: probability of dropping an attention weight.
+        tile: queries along an axis that are computed together; None chooses. Results do not depend on it: 1 computes
+            no product in vain, and is slow.
+
+    Returns:
+        `[B, H, W, heads, D]`.
+
+    Raises:
+        ValueError: the map is smaller than a neighbourhood.
+    """
+    size, kernel, steps = (q.shape[1], q.shape[2]), _pair(kernel_size), _pair(dilation)
+    if any(side < a * b for side, a, b in zip(size, kernel, steps, strict=True)):
+        raise ValueError(f"a map of {size[0]}x{size[1]} is smaller than neighbourhoods of {kernel} dilated by {steps}")
+    pairs = zip(size, kernel, steps, _pair(stride), _pair(is_causal), strict=True)
+    rows, columns = (_axis(*arguments, tile) for arguments in pairs)
+    queries = _cut(q * (q.shape[-1] ** -0.5 if scale is None else scale), rows.queries, columns.queries)
+    keys, values = (_cut(x, rows.keys, columns.keys) for x in (k, v))
+    # Plain products: at these sizes fused attention is slower on a CPU, forward and backward.
+    weights = (queries @ keys.transpose(-1, -2) + _bias(rows, columns, rpb, q)).softmax(-1).to(values.dtype)
+    weights = F.dropout(weights, dropout) if dropout else weights
+    return _join(weights @ values, rows, columns)
+
+
+def neighborhood_mask(
+    size: Size,
+    kernel_size: int | Size,
+    dilation: int | Size = 1,
+    stride: int | Size = 1,
+    is_causal: bool | tuple[bool, bool] = False,
+) -> Tensor:
+    """Who attends to whom, in full; arguments as of `neighborhood_attention`.
+
+    Args:
+        size: (H, W) of the map.
+
+    Returns:
+        `[H * W, H * W]` bool, True where the query (row) attends to the key (column).
+    """
+    pairs = zip(size, *map(_pair, (kernel_size, dilation, stride, is_causal)), strict=True)
+    rows, columns = (_dense(_axis(*arguments, None)) for arguments in pairs)
+    mask = rows[:, None, :, None] & columns[None, :, None, :]
+    return torch.from_numpy(mask.reshape(size[0] * size[1], -1))
+
+
+class NeighborhoodAttention(nn.Module):
+    """Multi-head neighbourhood attention with relative positional bias, as in NAT and DiNAT.
+
+    Maps smaller than a neighbourhood are padded with zeros at the bottom and right before queries, keys and values are
+    made; the padding takes part in attention and is cut off afterwards (natten's `NeighborhoodAttention2D`).
+
+    Args:
+        dim: C.
+        num_heads: dividing C.
+        kernel_size: tokens in a neighbourhood along an axis, odd.
+        dilation: steps between two of them.
+        qkv_bias: of the layer that makes queries, keys and values.
+        qk_scale: of the logits; by default `(C / num_heads) ** -0.5`.
+        attn_drop, proj_drop: dropout of attention weights and of the output.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: int = 7,
+        dilation: int = 1,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.kernel_size, self.dilation = num_heads, kernel_size, dilation
+        self.scale = qk_scale or (dim // num_heads) ** -0.5
+        self.attn_drop = attn_drop
+        self.tile: int | None = None  # see `neighborhood_attention`
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.rpb = nn.Parameter(torch.empty(num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+        nn.init.trunc_normal_(self.rpb, std=0.02)
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        """Attend within neighbourhoods.
+
+        Args:
+            x: `[B, H * W, C]`.
+            size: (H, W).
+
+        Returns:
+            `[B, H * W, C]`.
+        """
+        (height, width), least = size, self.kernel_size * self.dilation
+        x = F.pad(x.unflatten(1, size), (0, 0, 0, max(least - width, 0), 0, max(least - height, 0)))
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
+        drop = self.attn_drop if self.training else 0.0
+        kernel, steps, scale = self.kernel_size, self.dilation, self.scale
+        x = neighborhood_attention(q, k, v, kernel, steps, rpb=self.rpb, scale=scale, dropout=drop, tile=self.tile)
+        x = x[:, :height, :width].flatten(3).flatten(1, 2)
+        return self.proj_drop(self.proj(x))
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        return f"num_heads={self.num_heads}, kernel_size={self.kernel_size}, dilation={self.dilation}"
+
+
+@functools.lru_cache(maxsize=512)
+def _axis(length: int, kernel: int, dilation: int, stride: int, causal: bool, tile: int | None) -> _Axis:
+    """Cuts an axis into tiles, group by group of tokens that are equal modulo the dilation."""
+    longest = -(-length // dilation)
+    tile = tile or -(-longest // max(1, round(longest / kernel)))  # about as long as a neighbourhood, and even
+    cut = []  # of each tile: its queries within their group, the first and last + 1 of their neighbours, the group
+    for group in range(dilation):
+        members = len(range(group, length, dilation))
+        first, last = _neighbourhoods(members, kernel, stride, causal)
+        for start in range(0, members, tile):
+            query = np.minimum(np.arange(start, start + tile), members - 1)
+            cut.append((query, first[query], last[query], group, members))
+    window = np.arange(max(last.max() - first.min() for _, first, last, _, _ in cut))
+    queries, keys, strangers, offsets = [], [], [], []
+    for query, first, last, group, members in cut:
+        key = first.min() + window
+        strangers.append((key < first[:, None]) | (key >= last[:, None]))
+        offsets.append(key - query[:, None])
+        queries.append(query * dilation + group)
+        keys.append(np.minimum(key, members - 1) * dilation + group)
+    slots = np.unique(queries, return_index=True)[1]
+    where = (slots // tile, slots % tile)
+    return _Axis(np.stack(queries), np.stack(keys), np.stack(strangers), np.stack(offsets), *where)
+
+
+def _neighbourhoods(length: int, kernel: int, stride: int, causal: bool) -> tuple[np.ndarray, np.ndarray]:
+    """First and last + 1 of the neighbours of each of `length` tokens, `[length]` each."""
+    token = np.arange(length)
+    if causal:
+        leader = np.minimum(token // stride * stride + stride - 1, length - 1)
+        return np.maximum(leader - kernel + 1, 0), token + 1
+    leader = np.minimum(token // stride * stride + stride // 2, length - 1)
+    before, after = kernel // 2, kernel - kernel // 2
+    first = np.clip(leader, before, length - after) - before
+    return first, first + kernel
+
+
+def _cut(x: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+    """`[B, H, W, heads, D]` -> `[B, heads, Ty * Tx, a * b, D]`, for tiles of rows `[Ty, a]` and columns `[Tx, b]`."""
+    tokens = rows[:, None, :, None] * x.shape[2] + columns[None, :, None, :]
+    x = x.flatten(1, 2).index_select(1, torch.from_numpy(tokens.flatten()).to(x.device))
+    return x.unflatten(1, (len(rows) * len(columns), -1)).permute(0, 3, 1, 2, 4)
+
+
+def _join(x: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
+    """`[B, heads, Ty * Tx, a * b, D]` -> `[B, H, W, heads, D]`."""
+    (tiles_x, b), size = columns.queries.shape, (len(rows.tiles), len(columns.tiles))
+    tile = rows.tiles[:, None] * tiles_x + columns.tiles
+    place = rows.places[:, None] * b + columns.places
+    slots = torch.from_numpy((tile * x.shape[3] + place).flatten()).to(x.device)
+    return x.flatten(2, 3).index_select(2, slots).transpose(1, 2).unflatten(1, size)
+
+
+def _bias(rows: _Axis, columns: _Axis, rpb: Tensor | None, like: Tensor) -> Tensor:
+    """`[heads or 1, tiles, queries, keys]`: minus infinity where a key is a stranger, elsewhere the bias."""
+    axes = (rows, columns)
+    strangers = [torch.from_numpy(axis.strangers).to(like.device).flatten() for axis in axes]
+    if rpb is None:
+        bias = like.new_zeros(1, len(strangers[0]), len(strangers[1]))
+    else:
+        # Picked by products with ones and zeros: their gradient is a product too, instead of a slow scatter.
+        picks = [_picks(axis, count, rpb) for axis, count in zip(axes, rpb.shape[1:], strict=True)]
+        bias = picks[0] @ rpb @ picks[1].T
+    bias = bias.masked_fill(strangers[0][:, None] | strangers[1], float("-inf"))
+    bias = bias.unflatten(2, columns.strangers.shape).unflatten(1, rows.strangers.shape)
+    return bias.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+
+
+def _picks(axis: _Axis, count: int, like: Tensor) -> Tensor:
+    """`[T * t * w, 2K - 1]`: a one at the relative position of each pair of query and key, if it has one."""
+    position = torch.from_numpy(axis.offsets + count // 2).to(like.device).flatten()
+    return (position[:, None] == torch.arange(count, device=like.device)).to(like.dtype)
+
+
+def _dense(axis: _Axis) -> np.ndarray:
+    """`[L, L]` bool, which key is a neighbour of which query along one axis."""
+    mask = np.zeros((len(axis.tiles), len(axis.tiles)), dtype=bool)
+    tile, query, key = np.nonzero(~axis.strangers)
+    mask[axis.queries[tile, query], axis.keys[tile, key]] = True
+    return mask
+
+
+def _pair(value: T | tuple[T, T]) -> tuple[T, T]:
+    return value if isinstance(value, tuple) else (value, value)
