@@ -12,7 +12,7 @@ from vistrain.backbones.build import create
 from vistrain.backbones.sizes import fit, size_rule
 from vistrain.backbones.swin_dense import pad_before_shift
 from vistrain.errors import ConfigError
-from vistrain.layers.norms import freeze_batch_norms
+from vistrain.layers.norms import LayerNorm2d, freeze_batch_norms
 from vistrain.structures import Channels, Preprocessing
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ class Backbone(nn.Module):
         frozen_norm: replace batch norms by ones whose statistics and weights never change.
         args: timm's own arguments (`{drop_path_rate: 0.2}`); unknown ones are refused.
         image_channels: of the data set's images.
+        output_norm_eps: normalise each map over its channels, by a layer norm with this epsilon, as the authors' dense
+            codes do: 1e-5 for Swin, CSWin and NAT, 1e-6 for ConvNeXt, HorNet and BiFormer. None leaves maps as they are.
 
     Attributes:
         strides, channels: of the maps given out, fine to coarse.
@@ -58,6 +60,7 @@ class Backbone(nn.Module):
         frozen_norm: bool = False,
         args: dict[str, Any] | None = None,
         image_channels: Channels = Channels(3),  # noqa: B008 - an int
+        output_norm_eps: float | None = None,
     ) -> None:
         super().__init__()
         body, flexible = create(name, pretrained, args or {}, image_channels)
@@ -69,6 +72,8 @@ class Backbone(nn.Module):
         self._indices = [last_of[stride] for stride in strides]
         self.strides = tuple(strides)
         self.channels = tuple(stages[index]["num_chs"] for index in self._indices)
+        normalised = self.channels if output_norm_eps is not None else ()
+        self.norms = nn.ModuleList(LayerNorm2d(c, output_norm_eps or 0.0) for c in normalised)
         self._norm = len(last_of) == 1
         self._size_rule = size_rule(body, list(last_of), flexible)
         self.preprocessing = _preprocessing(body, image_channels, self._size_rule.divisor)
@@ -107,7 +112,8 @@ class Backbone(nn.Module):
             intermediates_only=True,
         )
         before, after = (images.shape[-2], images.shape[-1]), (padded.shape[-2], padded.shape[-1])
-        return [fit(x, stride, before, after) for x, stride in zip(maps, self.strides, strict=True)]
+        maps = [fit(x, stride, before, after) for x, stride in zip(maps, self.strides, strict=True)]
+        return [norm(x) for norm, x in zip(self.norms, maps, strict=True)] if self.norms else maps
 
     def train(self, mode: bool = True) -> Backbone:
         """Like `nn.Module.train`; frozen stages stay in evaluation mode."""

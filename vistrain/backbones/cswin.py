@@ -23,6 +23,7 @@ from vistrain.backbones.stages import (
     build,
     converter,
     default_cfg,
+    dense_key_map,
     drop_path_rates,
     initialise,
     register_model,
@@ -44,6 +45,7 @@ AUTHORS = KeyMap(
     ),
 )
 checkpoint_filter_fn = converter(AUTHORS)
+DENSE = dense_key_map(AUTHORS, [f"norm{i}" for i in (1, 2, 3, 4)])
 
 
 class StripeAttention(nn.Module):

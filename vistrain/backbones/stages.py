@@ -325,11 +325,33 @@ def converter(key_map: KeyMap) -> Callable[[dict[str, Any], nn.Module], dict[str
 
     Returns:
         A function of weights and the model that they are for. Weights may stand in the dictionary that training codes
-        write around them (`state_dict_ema`, `model`), under the authors' names or ours; they come out under ours.
+        write around them (`state_dict_ema`, `model`), under the authors' names or ours; they come out under ours. Where
+        the authors have a 1x1 convolution and we a linear layer (`[O, I, 1, 1]`, `[O, I]`), it is turned into one.
     """
 
     def checkpoint_filter_fn(weights: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
         state, _ = find_state_dict(weights)
-        return key_map.apply(state) if key_map.matches(state) else state
+        state = key_map.apply(state) if key_map.matches(state) else state
+        linear = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+        return {k: v[:, :, 0, 0] if k in linear and v.shape[2:] == (1, 1) else v for k, v in state.items()}
 
     return checkpoint_filter_fn
+
+
+def dense_key_map(authors: KeyMap, norms: Sequence[str]) -> KeyMap:
+    """Names of the authors' dense backbone, whose maps have a norm each -> of `Backbone(..., output_norm_eps=...)`.
+
+    Args:
+        authors: from their names in classification to ours.
+        norms: their names of the norms, fine to coarse (`norm1` to `norm4`).
+    """
+    return KeyMap(
+        name=f"dense {authors.name}",
+        marker=authors.marker,
+        rules=(
+            *((rf"^{name}\.", f"norms.{i}.") for i, name in enumerate(norms)),
+            *authors.rules,
+            (r"^(?!norms\.)", "body."),
+        ),
+        drop=(*authors.drop, r"^(norm|head)\."),  # of classification
+    )
