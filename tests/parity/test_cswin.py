@@ -10,9 +10,7 @@ from vistrain.backbones.cswin import DENSE, CSWin, checkpoint_filter_fn
 @pytest.mark.parametrize("name", sorted({"backbones/cswin_cls.pt", *fixtures.names("backbones/cswin*.pt")}))
 def test_outputs(name: str) -> None:
     fixture = fixtures.load(name)
-    arguments = constructor(
-        fixture, "patch_size", "use_chk"
-    )  # the first is 4 whatever it says; the second saves memory
+    arguments = constructor(fixture, "patch_size", "use_chk")  # patches are of 4 pixels whatever it says
     if is_dense(fixture, "norm1"):
         arguments.pop("num_classes", None)
         assert_dense("cswin_tiny", arguments, 1e-5, DENSE, fixture)

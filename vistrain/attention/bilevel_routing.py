@@ -122,8 +122,8 @@ class BiLevelRoutingAttention(nn.Module):
         if self.soft_routing:
             chosen = best.softmax(-1)[..., None, None] * chosen
         k, v = chosen.flatten(2, 3).flatten(0, 1).split([self.qk_dim, kv.shape[2] - self.qk_dim], -1)
-        heads = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        return F.scaled_dot_product_attention(*heads, scale=self.scale).transpose(1, 2).flatten(2)
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2)
 
 
 def _pad(x: Tensor, multiple: tuple[int, int]) -> Tensor:

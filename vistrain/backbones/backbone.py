@@ -38,7 +38,7 @@ class Backbone(nn.Module):
         args: timm's own arguments (`{drop_path_rate: 0.2}`); unknown ones are refused.
         image_channels: of the data set's images.
         output_norm_eps: normalise each map over its channels, by a layer norm with this epsilon, as the authors' dense
-            codes do: 1e-5 for Swin, CSWin and NAT, 1e-6 for ConvNeXt, HorNet and BiFormer. None leaves maps as they are.
+            codes do: 1e-5 for Swin, CSWin and NAT, 1e-6 for ConvNeXt, HorNet and BiFormer. None leaves maps alone.
 
     Attributes:
         strides, channels: of the maps given out, fine to coarse.
