@@ -214,7 +214,7 @@ def test_usage_errors_and_help_return_codes(capsys):
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
     assert "vistrain fit --config vistrain:demo/detection" in said
-    for command in ("fit", "test", "predict", "evaluate", "check", "list", "explain", "doctor", "completion"):
+    for command in ("fit", "test", "reproduce", "predict", "evaluate", "check", "list", "explain", "doctor", "completion"):
         assert command in said
         assert main([command, "--help"]) == 0
         assert f"vistrain {command}" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -47,6 +48,8 @@ examples:
   vistrain test --ckpt runs/mine/best.ckpt
   vistrain test --ckpt runs/mine/best.ckpt data.root=other/ data.eval_batch_size=8
   vistrain test -c vistrain:det/deformable_detr_r50 --weights r50_deformable_detr-checkpoint.pth
+  vistrain test --ckpt runs/mine/best.ckpt --analysis runs/mine/analysis          what goes wrong, with pictures
+  vistrain test --ckpt runs/mine/best.ckpt task.tta.flip=true 'task.tta.scales=[0.8, 1, 1.2]'
 """
 PREDICT_EXAMPLES = """\
 examples:
@@ -54,10 +57,21 @@ examples:
   vistrain predict --ckpt runs/mine/best.ckpt --input 'photos/*.png' --output out/ --threshold 0.3
   vistrain predict -c CONFIG --weights official.pth --input photos/ --output out/ --tile 256
 """
+REPRODUCE_EXAMPLES = """\
+examples:
+  vistrain reproduce -c vistrain:restore/dncnn_s25 --weights dncnn_25.pth data.root=/path/to/restoration
+  vistrain reproduce -c vistrain:restore/bicubic_x4                 nothing is trained there, so no weights
+  vistrain reproduce -c vistrain:det/deformable_detr_r50 --weights r50_deformable_detr-checkpoint.pth
+
+Prints each number of the config's `reference` beside the one measured, and writes OUTPUT/reproduction.json: date,
+commit, versions, hardware, the file of weights with its checksum, all numbers, the composed config.
+Exit code: 0 if all are within the tolerance, 3 if one is outside, 2 if nothing could be compared.
+"""
 EVALUATE_EXAMPLES = """\
 examples:
   vistrain evaluate predictions.json --annotations instances_val2017.json
   vistrain evaluate predictions.json -c vistrain:det/deformable_detr_r50
+  vistrain evaluate predictions.json --annotations instances_val2017.json --analysis out/ --images val2017/
 """
 LIST_EXAMPLES = """\
 examples:
@@ -87,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `vistrain`; those of the process if None.
 
     Returns:
-        Exit code: 0; 2 if the user has something to mend (said in one line on stderr); 130 if interrupted.
+        Exit code: 0; 2 if the user has something to mend (said in one line on stderr); 3 if a result was not
+        reproduced; 130 if interrupted.
 
     Raises:
         Exception: a bug of vistrain, or of a class that the config names; a process then ends with code 1.
@@ -182,6 +197,16 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("--ckpt", metavar="FILE", type=Path, help="a checkpoint of a run; it carries its config")
     _config_option(made)
     made.add_argument("--weights", metavar="FILE", help="an official checkpoint, for the network of --config")
+    _analysis_option(made)
+    _allow_option(made)
+
+    made = command(
+        reproduce, "evaluate published weights, and compare with the published numbers",
+        "--config FILE --weights FILE [OPTIONS] [KEY=VALUE ...]", REPRODUCE_EXAMPLES, True,
+    )  # fmt: skip
+    _config_option(made)
+    made.add_argument("--weights", metavar="FILE", help="the published checkpoint")
+    made.add_argument("--output", metavar="FOLDER", type=Path, help="for the record (default: reproduced/<name>)")
     _allow_option(made)
 
     made = command(
@@ -212,6 +237,8 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("predictions", metavar="FILE", type=Path, help="in COCO's results format")
     made.add_argument("--annotations", metavar="FILE", type=Path, help="the truth, in COCO's format")
     _config_option(made)
+    _analysis_option(made)
+    made.add_argument("--images", metavar="FOLDER", type=Path, help="of --annotations, for pictures of the worst ones")
 
     made = command(
         check, "look at the data before a GPU is spent on it", "--config FILE [OPTIONS] [KEY=VALUE ...]", changes=True
@@ -251,6 +278,13 @@ def _allow_option(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _analysis_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--analysis", metavar="FOLDER", type=Path,
+        help="write a detector's confusion matrix, precision-recall curves, errors by kind and worst images there",
+    )  # fmt: skip
+
+
 def _kinds() -> list[str]:
     from vistrain.explain import KINDS
 
@@ -280,6 +314,12 @@ def test(arguments: argparse.Namespace) -> int:
     """Evaluate a checkpoint of ours, or a config's network with official weights."""
     if arguments.ckpt is None and not arguments.config:
         raise ConfigError("test", "nothing to evaluate", "give --ckpt FILE, or --config FILE with --weights FILE")
+    if arguments.analysis is not None:
+        folder = json.dumps(str(arguments.analysis))
+        arguments.overrides += [
+            "callbacks.analysis.type=callbacks.ErrorAnalysis",
+            f"callbacks.analysis.folder={folder}",
+        ]
     if arguments.ckpt is None:
         config: dict[str, Any] | None = _compose(arguments)
         overrides: list[str] = []
@@ -291,6 +331,24 @@ def test(arguments: argparse.Namespace) -> int:
         config, checkpoint=arguments.ckpt, overrides=overrides, weights=arguments.weights, allow=arguments.allow
     )
     return 0
+
+
+def reproduce(arguments: argparse.Namespace) -> int:
+    """Compare published weights with published numbers."""
+    from vistrain.reproduce import published, reproduce
+
+    config = _compose(arguments)
+    published(config.get("reference"))  # refused before torch is imported
+    _start_logging()
+    _import_run()
+    from rich.console import Console
+
+    report = reproduce(config, weights=arguments.weights, folder=arguments.output, allow=arguments.allow)
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+        Console().print(report)
+        verdict = "reproduced" if report.ok else "not reproduced: a number is outside its tolerance"
+        sys.stdout.write(f"{verdict}; record: {report.record}\n")
+    return 0 if report.ok else 3
 
 
 def predict(arguments: argparse.Namespace) -> int:
@@ -327,14 +385,21 @@ def evaluate(arguments: argparse.Namespace) -> int:
         )
     if annotations is not None and (arguments.config or arguments.overrides):
         raise ConfigError("evaluate", "--annotations and a config exclude each other", "give one of them")
+    images = arguments.images
     if annotations is None:
-        annotations = _detection_data(_compose(arguments)).annotation_file("test")
+        data = _detection_data(_compose(arguments))
+        annotations, images = data.annotation_file("test"), images or data.folder("test")
     _start_logging()
     from rich.console import Console
 
     from vistrain.metrics.coco import evaluate_file
 
     Console().print(evaluate_file(arguments.predictions, annotations))
+    if arguments.analysis is not None:
+        from vistrain.analysis import analyse_file
+
+        Console().print(analyse_file(arguments.predictions, annotations, arguments.analysis, images))
+        sys.stdout.write(f"analysis: {arguments.analysis}\n")
     return 0
 
 
