@@ -1,0 +1,111 @@
+"""Reading the pixels of image sets for restoration: as few of them as are needed, in the colours that are wanted."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vistrain.data.images import read_image
+from vistrain.errors import DataError
+from vistrain.files import whole_file
+from vistrain.metrics.image import luma
+
+ColorName = Literal["rgb", "grey", "luma"]
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+END = b"IEND\xaeB`\x82"  # the last bytes of a whole PNG
+PLAIN = {b"\x08\x00": 2, b"\x08\x02": 3}  # bit depth and colour type -> dimensions of what OpenCV gives: grey, RGB
+
+
+def read_pixels(path: Path, color: ColorName = "rgb") -> np.ndarray:
+    """The pixels of a file.
+
+    Args:
+        path: whatever `read_image` reads; of 16-bit files the high byte is kept, alpha is dropped.
+        color: `rgb`; `grey` is a grey file as it is, and of a colour file 0.299 R + 0.587 G + 0.114 B; `luma` is Y of
+            BT.601 in the studio range, rounded, as MATLAB's `rgb2ycbcr` gives it.
+
+    Returns:
+        uint8 `[H, W, 3]` or `[H, W, 1]`.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    image = _fast_png(path)
+    if image is None:
+        image = read_image(path)
+    if color == "rgb":
+        return np.repeat(image, 3, 2) if image.shape[2] == 1 else image
+    if color == "luma":
+        return luma(np.repeat(image, 3, 2) if image.shape[2] == 1 else image).round().astype(np.uint8)
+    if image.shape[2] == 1:
+        return image
+    first = image[..., :1]
+    return first if (image == first).all() else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width, from the header alone.
+
+    Raises:
+        DataError: the file is missing, or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except FileNotFoundError as error:
+        raise DataError(str(path), "no such image file") from error
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(str(path), f"not an image that can be read ({error})") from error
+
+
+def cached(path: Path, color: ColorName, folder: Path) -> np.ndarray:
+    """The pixels of a file, decoded once: later only the parts of it are read that are looked at.
+
+    Args:
+        path, color: see `read_pixels`.
+        folder: for the decoded copies, one file each, named after path, size and date of the original.
+
+    Returns:
+        uint8 `[H, W, C]`, a read-only map of the copy.
+
+    Raises:
+        DataError: the file cannot be read, or the copy not be written.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise DataError(str(path), "no such image file") from error
+    key = hashlib.sha1(f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {color}".encode()).hexdigest()
+    copy = folder / key[:2] / f"{key[2:]}.npy"
+    if not copy.is_file():
+        pixels = read_pixels(path, color)
+        with whole_file(copy) as partial, partial.open("wb") as file:
+            np.save(file, pixels)
+    array: np.ndarray = np.load(copy, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def _fast_png(path: Path) -> np.ndarray | None:
+    """uint8 `[H, W, 1 or 3]` of an ordinary 8-bit PNG; None for anything else, damage included, which is Pillow's to
+    judge (OpenCV gives half an image for half a file)."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    dimensions = PLAIN.get(data[24:26])
+    if not data.startswith(PNG_MAGIC) or not data.endswith(END) or dimensions is None:
+        return None
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if (
+        image is None
+        or image.dtype != np.uint8
+        or image.ndim != dimensions
+        or (dimensions == 3 and image.shape[2] != 3)
+    ):
+        return None
+    return image[..., None] if dimensions == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
