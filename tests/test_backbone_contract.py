@@ -17,6 +17,7 @@ CASES = (
     Case("biformer_stl_nchw", {"embed_dim": (16, 32, 32, 32), "depth": (1, 1, 1, 1), "head_dim": 16}),
     Case("cswin_tiny", {"embed_dim": 16, "depth": (1, 2, 1, 1), "num_heads": (2, 2, 4, 4), "mlp_ratio": 2.0}),
     Case("dinat_s_tiny", {**_NAT, "dilations": ((1, 5), (1, 3), (1,), (1,))}),
+    Case("hornet_tiny_gf", {"base_dim": 16, "depths": (1, 1, 1, 1), "filter_sizes": (None, None, (4, 3), (3, 3))}),
     Case("nat_small", _NAT),
 )
 

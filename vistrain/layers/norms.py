@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation over the channels of each cell: `[B, C, H, W]` -> `[B, C, H, W]`.
+    """Layer normalisation over the channels of each cell: `[B, C, H, W]` -> `[B, C, H, W]`, or `[B, C]` -> `[B, C]`.
 
     Args:
         num_features: number of channels C.
@@ -19,8 +19,8 @@ class LayerNorm2d(nn.LayerNorm):
         super().__init__(num_features, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, C, H, W]` -> `[B, C, H, W]`."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        """`[B, C, H, W]` -> `[B, C, H, W]`, or `[B, C]` -> `[B, C]`."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class FrozenBatchNorm2d(nn.Module):
