@@ -194,12 +194,12 @@ def overlapping_position_index(window: int, reach: int) -> Tensor:
         reach: side of the larger window.
 
     Returns:
-        `[window ** 2, reach ** 2]` int64. The authors' offsets start at `2 - reach` instead of 0, so that some rows are
-        negative and count from the table's end. Each pair still has a row of its own kind; weights depend on it.
+        `[window ** 2, reach ** 2]` int64. The authors' offsets start at `2 - reach` instead of 0, so that some of their
+        rows are negative and count from the table's end. Each offset still has a row of its own; weights depend on it.
     """
     inner, outer = (torch.cartesian_prod(torch.arange(side), torch.arange(side)) for side in (window, reach))
     offsets = outer[None, :] - inner[:, None] + window - reach + 1
-    return offsets[..., 0] * (window + reach - 1) + offsets[..., 1]
+    return (offsets[..., 0] * (window + reach - 1) + offsets[..., 1]) % (window + reach - 1) ** 2
 
 
 class ResidualHybridGroup(nn.Module):

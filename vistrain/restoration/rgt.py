@@ -158,15 +158,26 @@ class LocalAttention(nn.Module):
             `[B, H * W, C]`.
         """
         batch, _, dim = x.shape
-        qkv = self.qkv(x).view(batch, *size, 3, 2, dim // 2)
-        detail = to_tokens(self.get_v(to_map(qkv[..., 2, :, :].reshape(batch, -1, dim), size)))
+        half = dim // 2
+        # One projection for each branch saves cutting queries, keys and values out of a common one
+        weights = self.qkv.weight.view(3, 2, half, dim).unbind(1)
+        biases = (None, None) if self.qkv.bias is None else self.qkv.bias.view(3, 2, half).unbind(1)
+        parts = [
+            F.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten())
+            for weight, bias in zip(weights, biases, strict=True)
+        ]
+        v = torch.cat([part[..., 2 * half :] for part in parts], -1)
+        detail = to_tokens(self.get_v(to_map(v, size)))
         branches = []
-        for i, attention in enumerate(self.attns):
-            part = qkv[..., i, :].flatten(3)
-            part = F.pad(part, (0, 0, 0, padded[1] - size[1], 0, padded[0] - size[0]))
-            out = attention(part.flatten(1, 2), orders[i, self.shifted])
-            branches.append(out.view(batch, *padded, -1)[:, : size[0], : size[1]])
-        return self.proj_drop(self.proj(torch.cat(branches, -1).flatten(1, 2) + detail))
+        for i, (attention, part) in enumerate(zip(self.attns, parts, strict=True)):
+            if padded != size:
+                right, bottom = padded[1] - size[1], padded[0] - size[0]
+                part = F.pad(part.unflatten(1, size), (0, 0, 0, right, 0, bottom)).flatten(1, 2)
+            out = attention(part, orders[i, self.shifted])
+            if padded != size:
+                out = out.unflatten(1, padded)[:, : size[0], : size[1]].flatten(1, 2)
+            branches.append(out)
+        return self.proj_drop(self.proj(torch.cat(branches, -1) + detail))
 
 
 class RecursiveAttention(nn.Module):
@@ -221,8 +232,9 @@ class RecursiveAttention(nn.Module):
         v = v + to_tokens(self.cpe(to_map(v, reduced)))
         q, k, v = (y.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for y in (self.q(x), self.k(context), v))
         drop = self.attn_drop if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, scale=self.scale)
-        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+        # Written out: keys are narrower than values, for which fused attention has no kernel
+        weights = F.dropout((q * self.scale @ k.transpose(-2, -1)).softmax(-1), drop)
+        return self.proj_drop(self.proj((weights @ v).transpose(1, 2).flatten(2)))
 
 
 class RGTBlock(nn.Module):

@@ -92,7 +92,8 @@ class SuperResolver(nn.Module):
         """
         self.check(x)
         mean = self.mean.to(x.dtype)
-        x = (x - mean) * self.img_range
+        # Channels last: convolutions and tokens share their memory, and CPUs convolve faster
+        x = ((x - mean) * self.img_range).contiguous(memory_format=torch.channels_last)
         return self._enlarge(x, self.trunk(x)) / self.img_range + mean
 
     def check(self, x: Tensor) -> None:
