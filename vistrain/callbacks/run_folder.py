@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ ENLARGED = 2.5  # tiny images are shown up to this many times as large
 SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
+Cells = list[tuple[str, np.ndarray]]  # captions and pictures of one sample
+
+
 @dataclass
 class _Shown:
     """An evaluated image and what was found in it, in its own pixels; boxes are `[N, 4]` xyxy."""
@@ -65,8 +69,10 @@ class RunFolder(Callback):
 
     `config.yaml` and `environment.json` at the start, `first_batch.png` (the first training batch as the network gets
     it), and after each evaluation `curves.png`, `eval/epoch_003.png` (truth left, prediction right) and the predictions
-    (see the task's `write_predictions`). `metrics.csv` is the logger's (`CSVMetrics`), which a resumed run continues.
-    What cannot be written is reported, and the run goes on.
+    (see the task's `write_predictions`). `metrics.csv` is the logger's (`CSVMetrics`), which a resumed run continues. A
+    task may say what is shown of a sample: `draw_sample(batch, index, prediction, side) -> [(caption, picture), ...]`.
+    What cannot be written is reported, and the run goes on. A task without boxes may have `caption(batch, i, found)`:
+    its images are shown once, with that text above them (`found` is None for a training batch).
 
     Args:
         images: how many images the pictures show.
@@ -78,11 +84,13 @@ class RunFolder(Callback):
     def __init__(self, images: int = 6, side: int = 480, threshold: float = 0.3, folder: str | None = None) -> None:
         self.images, self.side, self.threshold = images, side, threshold
         self.folder: Path | None = Path(folder) if folder else None
-        self._shown: list[_Shown] = []
+        self._rows: list[Cells] = []
+        self._caption: Callable[[Any, int, Any], str] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write what is known before training."""
         self.folder = folder = self.folder or Path(trainer.default_root_dir)
+        self._caption = getattr(pl_module, "caption", None)
         if stage != "fit" or not trainer.is_global_zero:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,16 +109,12 @@ class RunFolder(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Draw the first batch of a new run."""
         if batch_idx == 0 and trainer.global_step == 0 and trainer.current_epoch == 0 and trainer.is_global_zero:
-            style = _style(pl_module)
-            shown = [self._prepare(batch, i, None) for i in range(min(len(batch["id"]), self.images))]
-            drawn = [pictures.draw_boxes(s.image, s.boxes, s.labels, **style) for s in shown]
-            rows = [drawn[i : i + 3] for i in range(0, len(drawn), 3)]
-            captions = [[s.title for s in shown[i : i + 3]] for i in range(0, len(drawn), 3)]
-            self._write("first_batch.png", lambda path: _save(pictures.grid(rows, captions), path))
+            rows = [self._cells(pl_module, batch, i, None) for i in range(min(len(batch["id"]), self.images))]
+            self._draw(rows, 3, "first_batch.png")
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start collecting."""
-        self._shown = []
+        self._rows = []
 
     def on_validation_batch_end(
         self,
@@ -124,8 +128,8 @@ class RunFolder(Callback):
         """Keep the first images."""
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        for i, found in enumerate(outputs["predictions"][: self.images - len(self._shown)]):
-            self._shown.append(self._prepare(batch, i, found))
+        for i, found in enumerate(outputs["predictions"][: self.images - len(self._rows)]):
+            self._rows.append(self._cells(pl_module, batch, i, found))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what an evaluation during training left."""
@@ -145,24 +149,37 @@ class RunFolder(Callback):
             self._after_evaluation(pl_module, "eval/test.png")
 
     def _after_evaluation(self, pl_module: LightningModule, name: str) -> None:
-        style = _style(pl_module)
-        cells: list[np.ndarray] = []
-        captions: list[str] = []
-        for s in self._shown:
-            found = pictures.draw_boxes(
-                s.image, s.found_boxes, s.found_labels, s.found_scores, threshold=self.threshold, **style
-            )
-            cells += [pictures.draw_boxes(s.image, s.boxes, s.labels, **style), found]
-            above = int((s.found_scores >= self.threshold).sum())
-            captions += [f"{s.title}: truth", f"prediction: {above} of {len(s.found_scores)} >= {self.threshold:g}"]
-        self._shown = []
-        if cells:  # two images side by side, each as truth | prediction
-            starts = range(0, len(cells), 4)
-            picture = pictures.grid([cells[i : i + 4] for i in starts], [captions[i : i + 4] for i in starts])
-            self._write(name, lambda path: _save(picture, path))
+        rows, self._rows = self._rows, []
+        self._draw(rows, 4, name)
         write_predictions = getattr(pl_module, "write_predictions", None)
         if write_predictions is not None:
             self._write("predictions.json", write_predictions)
+
+    def _draw(self, rows: list[Cells], width: int, name: str) -> None:
+        """Draw cells by samples; several samples share a line of `width` cells where they fit whole."""
+        if not rows:
+            return
+        per_line = max(width // max(map(len, rows)), 1)
+        lines = [list(chain(*rows[i : i + per_line])) for i in range(0, len(rows), per_line)]
+        captions = [[caption for caption, _ in line] for line in lines]
+        picture = pictures.grid([[image for _, image in line] for line in lines], captions)
+        self._write(name, lambda path: _save(picture, path))
+
+    def _cells(self, pl_module: LightningModule, batch: Mapping[str, Any], i: int, found: Any) -> Cells:
+        """What is shown of one sample: as its task says in `draw_sample`, or the image with its boxes."""
+        draw_sample = getattr(pl_module, "draw_sample", None)
+        if draw_sample is not None:
+            return list(draw_sample(batch, i, found, self.side))
+        style, s = _style(pl_module), self._prepare(batch, i, found)
+        truth = pictures.draw_boxes(s.image, s.boxes, s.labels, **style)
+        if found is None or self._caption is not None:
+            return [(s.title, truth)]
+        drawn = pictures.draw_boxes(
+            s.image, s.found_boxes, s.found_labels, s.found_scores, threshold=self.threshold, **style
+        )
+        above = int((s.found_scores >= self.threshold).sum())
+        caption = f"prediction: {above} of {len(s.found_scores)} >= {self.threshold:g}"
+        return [(f"{s.title}: truth", truth), (caption, drawn)]
 
     def _prepare(self, batch: Mapping[str, Any], i: int, found: Any) -> _Shown:
         """One image of a batch without its padding, of a size to look at, with what belongs to it."""
@@ -172,7 +189,10 @@ class RunFolder(Callback):
         if image.dtype != torch.uint8:
             image = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
         array = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
+        title = str(batch["id"][i])
         target = batch["target"][i] if i < len(batch["target"]) else {}
+        if self._caption is not None:
+            title, target, found = self._caption(batch, i, found), {}, None
         boxes, labels = target.get("boxes", torch.zeros(0, 4)), target.get("labels", torch.zeros(0, dtype=torch.int64))
         found_boxes, found_labels, found_scores = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
         if found is not None and hasattr(found, "boxes"):
@@ -183,7 +203,7 @@ class RunFolder(Callback):
             found_labels, found_scores = found.labels.detach().cpu(), found.scores.detach().float().cpu()
         small = Image.fromarray(array).resize((max(1, round(width * scale)), max(1, round(height * scale))))
         return _Shown(
-            str(batch["id"][i]),
+            title,
             np.asarray(small),
             boxes.detach().float().cpu().numpy() * scale,
             labels.detach().cpu().numpy(),

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
 from vistrain.errors import ConfigError
+from vistrain.files import whole_file
+from vistrain.layers.padding import to_unit
 from vistrain.metrics import protocol
+from vistrain.pictures.restoration import restoration_row
+from vistrain.structures import Restored
 from vistrain.tasks.base import Metric, Task
 
 
@@ -17,13 +29,48 @@ class RestorationTask(Task):
         """One metric for each protocol name.
 
         Raises:
-            ConfigError: a name is no protocol, or the network enlarges by another factor than the data.
+            ConfigError: a name is no protocol, or the network enlarges by another factor than the data is reduced.
         """
-        scale, found = getattr(self.model, "scale", 1), getattr(self.trainer.datamodule, "scale", None)  # type: ignore[attr-defined]
-        if found is not None and found != scale:
-            raise ConfigError(
-                "data.scale",
-                f"the data is degraded {found} times, the network enlarges {scale} times",
-                "make them equal",
-            )
+        scale = getattr(self.model, "scale", 1)
+        found = getattr(getattr(self.trainer, "datamodule", None), "scale", scale)
+        if found != scale:
+            raise ConfigError("data.scale", f"is {found}, but the network enlarges {scale} times", "make them equal")
         return {name: protocol(name, scale=scale) for name in self.metrics}
+
+    def draw_sample(
+        self, batch: Mapping[str, Any], index: int, prediction: Restored | None, side: int
+    ) -> list[tuple[str, np.ndarray]]:
+        """Input | restored | truth with the decibels of the first protocol; without a prediction input | truth.
+
+        Args:
+            batch: as the network gets it.
+            index: of the image in it.
+            prediction: what was restored, or None.
+            side: of the part that is shown, pixels of the restored image.
+        """
+        height, width = (int(n) for n in batch["size"][index])
+        low, truth = batch["image"][index, :, :height, :width], batch["target"][index]["image"]
+        name = str(batch["id"][index])
+        if prediction is None:
+            return restoration_row(pixels(low), None, pixels(truth), name, side=side)
+        numbers = ""
+        for metric in list(next(iter(self.evaluators.values()), {}).values())[:1]:
+            decibels, similarity = metric.measure(prediction.image, truth)  # type: ignore[attr-defined]
+            numbers = f"{decibels:.2f} dB, {similarity:.4f}"
+        return restoration_row(pixels(low), pixels(prediction.image), pixels(truth), name, numbers, side)
+
+    def write_predictions(self, path: Path) -> None:
+        """Write the numbers of each image in the latest evaluation as `per_image.csv`; on rank 0, which has them."""
+        rows = [
+            f"{protocol_name},{r['id']},{r['psnr']:.4f},{r['ssim']:.5f}"
+            for protocol_name, records in self.records.items()
+            for r in records
+        ]
+        with whole_file(path.with_name("per_image.csv")) as partial:
+            partial.write_text("\n".join(["protocol,image,psnr,ssim", *rows]) + "\n", encoding="utf-8")
+
+
+def pixels(image: Tensor) -> np.ndarray:
+    """`[C, H, W]` uint8 or floating point -> uint8 `[H, W, C]`, to look at."""
+    values = (to_unit(image.detach().cpu()).clamp(0, 1) * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(values.permute(1, 2, 0).numpy())
