@@ -138,6 +138,8 @@ def test(
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         record = {"checkpoint": str(checkpoint or weights), "metrics": config.get("metrics"), "numbers": numbers}
+        if config["task"].get("tta"):
+            record["tta"] = config["task"]["tta"]
         with whole_file(folder / "test.json") as path:
             path.write_text(json.dumps(record, indent=2) + "\n")
     return numbers

@@ -1,7 +1,8 @@
-"""Detectors, one file per paper. Pure torch."""
+"""Detectors, one file per paper, and what works with each of them. Pure torch."""
 
 from vistrain.detection.deformable_detr import DeformableDETR
 from vistrain.detection.dino import DINO
 from vistrain.detection.focus_detr import FocusDETR
+from vistrain.detection.test_time import TestTimeAugmentation
 
-__all__ = ["DINO", "DeformableDETR", "FocusDETR"]
+__all__ = ["DINO", "DeformableDETR", "FocusDETR", "TestTimeAugmentation"]

@@ -284,22 +284,42 @@ def evaluate_file(predictions: str | Path, annotations: str | Path, backend: str
     Raises:
         DataError: a file is missing or malformed, or results are for images that the annotations do not list.
     """
-    truth = check_ground_truth(read_json(annotations), str(annotations))
-    image_ids = [image["id"] for image in truth["images"]]
-    results = check_results(read_json(predictions), image_ids, str(predictions))
+    truth, records = read_records(predictions, annotations)
     categories = truth["categories"]
     labels = LabelSpace(tuple(c["name"] for c in categories), tuple(c["id"] for c in categories))
-    unknown = {r["category_id"] for r in results} - set(labels.ids)
+    metric = CocoBox(truth, labels, backend)
+    metric.compute(records)
+    assert metric.result is not None
+    return metric.result
+
+
+def read_records(
+    predictions: str | Path, annotations: str | Path, truth: Any = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Ground truth and the records of all its images from files.
+
+    Args:
+        predictions, annotations: see `evaluate_file`.
+        truth: the content of `annotations`, where it has been read already.
+
+    Returns:
+        Checked ground truth, and one record for each of its images, as `CocoBox.update` makes them.
+
+    Raises:
+        DataError: see `evaluate_file`.
+    """
+    truth = check_ground_truth(read_json(annotations) if truth is None else truth, str(annotations))
+    image_ids = [image["id"] for image in truth["images"]]
+    results = check_results(read_json(predictions), image_ids, str(predictions))
+    known = {c["id"] for c in truth["categories"]}
+    unknown = {r["category_id"] for r in results} - known
     if unknown:
         count = sum(r["category_id"] in unknown for r in results)
         log.warning("%s: %d results of unknown categories %s are ignored", predictions, count, _few(sorted(unknown)))
     by_image: dict[int, list[dict[str, Any]]] = {i: [] for i in image_ids}
     for result in results:
         by_image[result["image_id"]].append(result)
-    metric = CocoBox(truth, labels, backend)
-    metric.compute(_file_record(i, found) for i, found in by_image.items())
-    assert metric.result is not None
-    return metric.result
+    return truth, [_file_record(i, found) for i, found in by_image.items()]
 
 
 def _file_record(image_id: int, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,19 @@
 """Pictures that people look at: boxes on images, images side by side, curves and bars. All draw without a display."""
 
 from vistrain.pictures.boxes import class_colours, draw_boxes, stable_colour
-from vistrain.pictures.charts import bars, curves, histogram
+from vistrain.pictures.charts import bars, confusion, curves, histogram
+from vistrain.pictures.detection import judged_boxes, precision_recall
 from vistrain.pictures.grids import grid
 
-__all__ = ["bars", "class_colours", "curves", "draw_boxes", "grid", "histogram", "stable_colour"]
+__all__ = [
+    "bars",
+    "class_colours",
+    "confusion",
+    "curves",
+    "draw_boxes",
+    "grid",
+    "histogram",
+    "judged_boxes",
+    "precision_recall",
+    "stable_colour",
+]

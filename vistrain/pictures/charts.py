@@ -1,4 +1,4 @@
-"""Curves of a run, and bars and histograms of a data set.
+"""Curves of a run, bars and histograms of a data set, confusion matrices.
 
 Drawn with matplotlib's objects and not with pyplot: no global state, no display.
 """
@@ -27,6 +27,7 @@ GROUND = "#888888"
 PALETTE = ("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22")
 SMOOTH_FROM = 60  # points from which a training curve is smoothed (the raw one stays, faint)
 MOST_BARS = 100
+MOST_NUMBERS = 20  # classes up to which a confusion matrix has its numbers written in
 # What a loss's name may end in beyond its kind: a decoder layer, the encoder's proposals, denoising queries
 _AUXILIARY = re.compile(r"(_\d+|_enc|_dn|_aux|_interm)+$")
 
@@ -63,7 +64,7 @@ def curves(metrics_csv: str | Path, png: str | Path) -> Path | None:
         return None
     columns = min(len(panels), 2 if len(panels) <= 4 else 3)
     rows = -(-len(panels) // columns)
-    figure, axes = _figure(5.6 * columns, 3.6 * rows, rows, columns)
+    figure, axes = new_figure(5.6 * columns, 3.6 * rows, rows, columns)
     for place, (title, names) in zip(axes, panels.items(), strict=False):
         if title == "loss parts":
             _draw_parts(place, {n: series[n] for n in names})
@@ -75,7 +76,7 @@ def curves(metrics_csv: str | Path, png: str | Path) -> Path | None:
         place.set_xlabel(axis)
     for place in axes[len(panels) :]:
         place.set_visible(False)
-    return _save(figure, png)
+    return save_figure(figure, png)
 
 
 def bars(values: Mapping[str, float], png: str | Path, title: str = "", xlabel: str = "") -> Path:
@@ -90,7 +91,7 @@ def bars(values: Mapping[str, float], png: str | Path, title: str = "", xlabel: 
         DataError: the picture cannot be written.
     """
     names, lengths = list(values)[:MOST_BARS], np.array(list(values.values())[:MOST_BARS], dtype=np.float64)
-    figure, (place,) = _figure(7.5, 1.2 + 0.22 * max(len(names), 3), 1, 1)
+    figure, (place,) = new_figure(7.5, 1.2 + 0.22 * max(len(names), 3), 1, 1)
     at = np.arange(len(names))
     place.barh(at, lengths, height=0.75, color=PALETTE[0])
     positive = lengths[lengths > 0]
@@ -110,7 +111,7 @@ def bars(values: Mapping[str, float], png: str | Path, title: str = "", xlabel: 
     hidden = len(values) - len(names)
     place.set_title(title + (f" (first {MOST_BARS} of {len(values)})" if hidden else ""), fontsize=11, loc="left")
     place.set_xlabel(xlabel)
-    return _save(figure, png)
+    return save_figure(figure, png)
 
 
 def histogram(values: Sequence[float], png: str | Path, title: str = "", xlabel: str = "", bins: int = 40) -> Path:
@@ -127,7 +128,7 @@ def histogram(values: Sequence[float], png: str | Path, title: str = "", xlabel:
     """
     numbers = np.asarray(values, dtype=np.float64).reshape(-1)
     numbers = numbers[np.isfinite(numbers)]
-    figure, (place,) = _figure(6.4, 3.8, 1, 1)
+    figure, (place,) = new_figure(6.4, 3.8, 1, 1)
     if numbers.size:
         low, high = float(numbers.min()), float(numbers.max())
         if low > 0 and high > 100 * low:
@@ -139,7 +140,41 @@ def histogram(values: Sequence[float], png: str | Path, title: str = "", xlabel:
     place.set_title(f"{title} ({numbers.size})", fontsize=11, loc="left")
     place.set_xlabel(xlabel)
     place.set_ylabel("count")
-    return _save(figure, png)
+    return save_figure(figure, png)
+
+
+def confusion(counts: np.ndarray, names: Sequence[str], png: str | Path, title: str = "") -> Path:
+    """Draw a confusion matrix, coloured by the share of each row.
+
+    Args:
+        counts: `[K, K]` counts, rows what is there, columns what is said.
+        names: K class names (with `background`, if it is one).
+        png: written whole or not at all.
+        title: text above.
+
+    Raises:
+        DataError: the picture cannot be written.
+    """
+    counts = np.asarray(counts)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = float(np.clip(2.4 + 0.42 * len(names), 4.5, 16))
+    figure, (place,) = new_figure(size + 1.2, size, 1, 1)
+    place.grid(visible=False)
+    image = place.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=place, shrink=0.6, label="share of the row")
+    if len(names) <= MOST_NUMBERS:
+        for i, j in np.argwhere(counts > 0):
+            colour = "white" if share[i, j] > 0.6 else "black"
+            place.text(j, i, f"{counts[i, j]:d}", ha="center", va="center", fontsize=7, color=colour)
+    small = 8 if len(names) <= MOST_NUMBERS else 5
+    shown = [name if len(name) <= 24 else name[:23] + "…" for name in names]
+    place.set_xticks(range(len(names)), shown, rotation=90, fontsize=small)
+    totals = counts.sum(1)
+    place.set_yticks(range(len(names)), [f"{n} ({t})" for n, t in zip(shown, totals, strict=True)], fontsize=small)
+    place.set_xlabel("said")
+    place.set_ylabel("there")
+    place.set_title(title, fontsize=11, loc="left")
+    return save_figure(figure, png)
 
 
 def _read(path: str | Path) -> tuple[dict[str, Series], str]:
@@ -242,8 +277,8 @@ def _log_if_wide(place: Axes, series: Sequence[Series]) -> None:
         place.set_yscale("log")
 
 
-def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Figure, list[Axes]]:
-    """A figure in inches with its axes, row by row, in the house's look."""
+def new_figure(width: float, height: float, rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure of `width` by `height` inches, with its axes row by row, in the house's look."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -261,7 +296,12 @@ def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Figur
     return figure, axes
 
 
-def _save(figure: Figure, png: str | Path) -> Path:
+def save_figure(figure: Figure, png: str | Path) -> Path:
+    """Write a figure; the file appears whole or not at all.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     with whole_file(png) as partial:
         figure.savefig(partial, format="png")
     return Path(png)

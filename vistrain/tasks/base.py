@@ -242,8 +242,13 @@ class Task(LightningModule):
             for metric in self.evaluators["test"].values():
                 Console().print(metric.result)
 
+    def predictions(self, batch: Batch, split: str) -> list[Any]:
+        """What the network predicts for each sample of an evaluation batch of `val` or `test`."""
+        found: list[Any] = self.model.predict(batch)  # type: ignore[operator]
+        return found
+
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Any]:
-        predictions = self.model.predict(batch)  # type: ignore[operator]
+        predictions = self.predictions(batch, split)
         for name, metric in self.evaluators[split].items():
             self._collected[name].extend(metric.update(batch["id"], predictions, batch["target"]))
         return {"predictions": predictions}

@@ -2,18 +2,57 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+from torch.optim import Optimizer
+
+from vistrain.detection import TestTimeAugmentation
 from vistrain.metrics import protocol
 from vistrain.metrics.coco import write_predictions
-from vistrain.tasks.base import Metric, Task
+from vistrain.optim import ParameterGroups, Schedule
+from vistrain.structures import Detections, Factory
+from vistrain.tasks.base import Batch, Metric, Task
+
+log = logging.getLogger(__name__)
 
 
 class DetectionTask(Task):
     """Trains and evaluates a detector; the data module's `ground_truth(split)` is what it is measured against.
 
-    Args: see `Task`.
+    Args:
+        model, optimizer, groups, schedule, metrics, compile, seed: see `Task`.
+        tta: test-time augmentation in `vistrain test`; evaluations while training do without.
     """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Factory[Optimizer],
+        groups: ParameterGroups | None = None,
+        schedule: Schedule | None = None,
+        metrics: Sequence[str] = (),
+        compile: bool = False,
+        seed: int = 0,
+        tta: TestTimeAugmentation | None = None,
+    ) -> None:
+        super().__init__(model, optimizer, groups, schedule, metrics, compile, seed)
+        self.tta = tta
+
+    def predictions(self, batch: Batch, split: str) -> list[Detections]:
+        """What the network finds; in a test with test-time augmentation, if there is any."""
+        if split == "test" and self.tta is not None:
+            return self.tta(self.model, batch)
+        found: list[Detections] = super().predictions(batch, split)
+        return found
+
+    def on_test_epoch_start(self) -> None:
+        """Start collecting records, and say how images are looked at."""
+        super().on_test_epoch_start()
+        if self.tta is not None:
+            log.info("%r", self.tta)
 
     def build_metrics(self, split: str) -> dict[str, Metric]:
         """One metric for each protocol name, on the split's ground truth.

@@ -1,0 +1,100 @@
+"""Pictures of what a detector gets wrong: precision-recall curves, and boxes in the colour of their fate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vistrain.pictures.boxes import draw_boxes
+from vistrain.pictures.charts import GROUND, PALETTE, new_figure, save_figure
+
+MOST_CURVES = 10  # classes that are drawn in colour
+# What became of a box -> its colour; anything else is grey
+FATES = {
+    "right": (60, 190, 90),
+    "class": (255, 150, 30),
+    "location": (60, 140, 255),
+    "both": (180, 100, 255),
+    "duplicate": (60, 210, 210),
+    "background": (235, 60, 60),
+    "missed": (235, 60, 60),
+}
+
+
+def precision_recall(
+    precision: np.ndarray, thresholds: Sequence[float], names: Sequence[str], png: str | Path, iou: float = 0.5
+) -> Path:
+    """Draw precision over recall: left the mean over classes at each IoU, right each class at one IoU.
+
+    Of more than ten classes the five best and the five worst are coloured, and the others thin.
+
+    Args:
+        precision: `[T, K, R]` in 0..1 at R recalls spread evenly over 0..1; NaN for classes without objects.
+        thresholds: T IoUs.
+        names: K class names.
+        png: written whole or not at all.
+        iou: of the right panel; the nearest of the thresholds is taken.
+
+    Raises:
+        DataError: the picture cannot be written.
+    """
+    precision = np.asarray(precision, dtype=np.float64)
+    recall = np.linspace(0, 1, precision.shape[-1])
+    there = np.flatnonzero(~np.isnan(precision).any((0, 2)))
+    figure, (left, right) = new_figure(11.2, 4.8, 1, 2)
+    for i, threshold in enumerate(thresholds):
+        if len(there):
+            mean = precision[i, there].mean(0)
+            shade = PALETTE[i % len(PALETTE)]
+            left.plot(recall, mean, color=shade, linewidth=1.4, label=f"IoU {threshold:.2f}: AP {mean.mean():.3f}")
+    at = int(np.argmin(np.abs(np.asarray(thresholds) - iou)))
+    ap = precision[at].mean(-1)
+    order = there[np.argsort(-ap[there], kind="stable")]
+    half = MOST_CURVES // 2
+    coloured = list(order) if len(order) <= MOST_CURVES else [*order[:half], *order[-half:]]
+    for k in order:
+        if k not in coloured:
+            right.plot(recall, precision[at, k], color=GROUND, linewidth=0.4, alpha=0.5)
+    for i, k in enumerate(coloured):
+        shade = PALETTE[i % len(PALETTE)]
+        right.plot(recall, precision[at, k], color=shade, linewidth=1.4, label=f"{names[k]}: AP {ap[k]:.3f}")
+    right.set_title(f"classes at IoU {thresholds[at]:.2f}", fontsize=11, loc="left")
+    left.set_title("mean over classes", fontsize=11, loc="left")
+    for place in (left, right):
+        place.set_xlabel("recall")
+        place.set_ylabel("precision")
+        place.set_xlim(0, 1)
+        place.set_ylim(0, 1.02)
+        if len(there):
+            place.legend(fontsize=7, frameon=False, loc="lower left")
+    return save_figure(figure, png)
+
+
+def judged_boxes(
+    image: np.ndarray,
+    boxes: Any,
+    classes: Sequence[str],
+    fates: Sequence[str],
+    scores: Any = None,
+) -> np.ndarray:
+    """A copy of the image with boxes in the colour of what became of them, which the labels say unless it is `right`.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        boxes: `[N, 4]` (x1, y1, x2, y2) in pixels of `image`.
+        classes: N class names.
+        fates: N of `right`, `class`, `location`, `both`, `duplicate`, `background`, `missed`, or anything else.
+        scores: `[N]` in 0..1, or None.
+
+    Returns:
+        uint8 `[H, W, 3]`.
+
+    Raises:
+        ValueError: see `draw_boxes`.
+    """
+    texts = [name if fate == "right" else f"{name}: {fate}" for name, fate in zip(classes, fates, strict=True)]
+    colours = {i: FATES.get(fate, (150, 150, 150)) for i, fate in enumerate(fates)}
+    return draw_boxes(image, boxes, np.arange(len(texts)), scores, dict(enumerate(texts)), colours=colours)
