@@ -13,12 +13,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from backbone_contract import Case
 from parity.models import TinyBackbone, TinyBody, as_batch, contiguous
+from test_backbone_contract import CASES
 from torch import Tensor, nn
 
 from vistrain.detection import DINO, DeformableDETR, FocusDETR
-from vistrain.restoration import MAXIM, DnCNN, NAFNet, NAFNetLocal
+from vistrain.restoration import DRCT, HAT, MAXIM, RGT, DLGSANet, DnCNN, NAFNet, NAFNetLocal, SwinIR
 from vistrain.transformer import ContrastiveDenoising, DenoisingNoise
 
 FOLDER = Path(__file__).parent / "golden"
@@ -102,6 +105,20 @@ def network(build: Callable[[], nn.Module], size: tuple[int, int, int]) -> Calla
     return row
 
 
+def backbone(case: Case) -> Callable[[], dict[str, Any]]:
+    """Logits of a small backbone, and its maps of an image that is odd and not square."""
+
+    def row() -> dict[str, Any]:
+        model = fill(timm.create_model(case.name, num_classes=8, **case.args)).eval()
+        with torch.no_grad():
+            logits = model(wave((1, 3, *case.size), "image"))
+            maps = model.forward_intermediates(wave((1, 3, *case.sizes[0]), "image"), intermediates_only=True)
+        numbers = {f"stage {i}": sampled(x) for i, x in enumerate(maps, 1)}
+        return {"parameters": sum(p.numel() for p in model.parameters()), "logits": sampled(logits), **numbers}
+
+    return row
+
+
 def denoising_noise() -> DenoisingNoise:
     """Draws for three objects, at most two in an image, and six positives: three groups."""
     count = 2 * 3 * 3
@@ -113,6 +130,7 @@ def denoising_noise() -> DenoisingNoise:
     )
 
 
+SWIN: dict[str, Any] = {"img_size": 16, "embed_dim": 12, "depths": (2, 2), "num_heads": (2, 3), "window_size": 4}
 REFINED = {"box_refinement": True}
 SAME = (96, 128)
 TWO_STAGE = {**REFINED, "two_stage": True}
@@ -142,6 +160,16 @@ ROWS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "dncnn_weighted": network(lambda: DnCNN(nc=8, nb=5, act_mode="R", den=(0.7,)), (1, 13, 18)),
     "nafnet": network(lambda: NAFNet(3, 8, 1, (1, 1), (1, 1)), (3, 13, 18)),
     "nafnet_local": network(lambda: NAFNetLocal(3, 8, 1, (1, 1), (1, 1), train_size=(8, 8)), (3, 23, 18)),
+    "swinir": network(lambda: SwinIR(**SWIN, upscale=3, resi_connection="3conv"), (3, 13, 18)),
+    "swinir_denoising": network(lambda: SwinIR(**SWIN, upscale=1, upsampler="none", in_chans=1), (1, 12, 16)),
+    "swinir_real": network(lambda: SwinIR(**SWIN, upscale=4, upsampler="nearest+conv"), (3, 12, 8)),
+    "swinir_light": network(lambda: SwinIR(**SWIN, upscale=2, upsampler="pixelshuffledirect"), (3, 12, 8)),
+    "hat": network(lambda: HAT(**SWIN, squeeze_factor=4), (3, 12, 16)),
+    "drct": network(lambda: DRCT(**SWIN | {"num_heads": (2, 4)}, gc=4), (3, 12, 16)),
+    "rgt": network(lambda: RGT(embed_dim=64, depth=(3, 2), num_heads=(2, 4), split_size=(4, 8)), (3, 18, 29)),
+    "dlgsanet": network(
+        lambda: DLGSANet(dim=12, groups=2, blocks=1, restormer_num_heads=3, tlc_kernel=12), (3, 13, 30)
+    ),
     "maxim": network(
         lambda: MAXIM(
             features=4,
@@ -153,6 +181,7 @@ ROWS: Mapping[str, Callable[[], dict[str, Any]]] = {
         ),
         (3, 13, 18),
     ),
+    **{case.name: backbone(case) for case in CASES},
 }
 
 
