@@ -18,6 +18,7 @@ from timm.models import get_pretrained_cfg, model_entrypoint
 from torch import nn
 
 from vistrain.backbones.resnet_keys import DETECTRON2
+from vistrain.backbones.timm_keys import AUTHORS
 from vistrain.checkpoints import load_weights, read_state_dict
 from vistrain.errors import ConfigError, WeightsError
 
@@ -39,8 +40,10 @@ _CANARY = "vistrain_checks_that_unknown_arguments_are_refused"
 _FLEXIBLE: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
 
-def create(name: str, pretrained: bool | str, args: Mapping[str, Any], channels: int) -> tuple[Any, bool]:
-    """Builds a timm model without its classifier.
+def create(
+    name: str, pretrained: bool | str, args: Mapping[str, Any], channels: int, num_classes: int | None = 0
+) -> tuple[Any, bool]:
+    """Builds a timm model, normally without its classifier.
 
     Args:
         name: timm's name, with a tag (`resnet50.tv_in1k`) where it matters which weights are meant.
@@ -48,6 +51,7 @@ def create(name: str, pretrained: bool | str, args: Mapping[str, Any], channels:
             (where timm can convert them) the authors' names.
         args: timm's own arguments.
         channels: of the images.
+        num_classes: of the classifier; 0 for none, None for as many as the weights have.
 
     Returns:
         The model (`Any`: timm's models share methods, but no class), and whether it agreed to take images of any
@@ -62,14 +66,14 @@ def create(name: str, pretrained: bool | str, args: Mapping[str, Any], channels:
     arguments = dict(args) | ({"in_chans": channels} if channels != 3 else {})
     # With weights, the classifier stays until they are in: timm checks names strictly only if all classes are there.
     if pretrained is False:
-        body, flexible = _build(name, arguments | {"num_classes": 0})
+        body, flexible = _build(name, arguments | ({} if num_classes is None else {"num_classes": num_classes}))
     elif pretrained is True:
         body, flexible = _build_pretrained(name, arguments)
     else:
         body, flexible = _build(name, arguments)
         _load_file(body, name, Path(pretrained))
-    if getattr(body, "num_classes", 0) != 0:
-        body.reset_classifier(0)
+    if num_classes is not None and getattr(body, "num_classes", num_classes) != num_classes:
+        body.reset_classifier(num_classes)
     return body, flexible
 
 
@@ -175,21 +179,45 @@ def _build_pretrained(name: str, arguments: dict[str, Any]) -> tuple[Any, bool]:
 def _load_file(body: Any, name: str, path: Path) -> None:
     """Loads a file of classification weights strictly; its classifier may be of any classes, or absent."""
     weights = read_state_dict(path)
+    ours = "backbone.body."  # a classifier that vistrain trained
+    if any(key.startswith(ours) for key in weights):
+        weights = {key.removeprefix(ours): value for key, value in weights.items() if key.startswith(ours)}
     if DETECTRON2.matches(weights):
         weights = DETECTRON2.apply(weights)
-    # timm's converter of the authors' names, by timm's convention a function of this name beside the family.
-    convert = getattr(_module_of(name), "checkpoint_filter_fn", None)
-    if convert is not None:
-        try:
-            weights = convert(weights, body)
-        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise WeightsError(str(path), f"timm cannot read it as {name} ({error})", f"is it a {name}?") from error
+    weights = convert(weights, body, name, str(path))
     classifiers = body.pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    counts = {v.shape[0] for key, v in weights.items() for c in classifiers if key == f"{c}.weight"}
     if not any(key.startswith(f"{classifier}.") for key in weights for classifier in classifiers):
         body.reset_classifier(0)
+    elif counts and counts != {body.num_classes}:  # else weights for as many classes as wanted would be left out
+        body.reset_classifier(next(iter(counts)))
     class_layers = [rf"^{re.escape(classifier)}\." for classifier in classifiers]
     load_weights(body, weights, class_layers=class_layers, where=str(path))
+
+
+def convert(weights: Mapping[str, torch.Tensor], body: Any, name: str, where: str) -> dict[str, torch.Tensor]:
+    """Weights under timm's names, from timm's or the authors'.
+
+    Args:
+        weights: of `body`.
+        body: the timm model, for its shapes.
+        name: timm's name of it.
+        where: what messages call the weights.
+
+    Raises:
+        WeightsError: timm cannot read them as this model.
+    """
+    for key_map in AUTHORS:
+        weights = key_map.apply(weights) if key_map.matches(weights) else weights
+    # timm's converter, by timm's convention a function of this name beside the family.
+    filter_function = getattr(_module_of(name), "checkpoint_filter_fn", None)
+    if filter_function is None:
+        return dict(weights)
+    try:
+        return dict(filter_function(dict(weights), body))
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise WeightsError(where, f"timm cannot read it as {name} ({error})", f"is it a {name}?") from error
 
 
 def _module_of(name: str) -> ModuleType:

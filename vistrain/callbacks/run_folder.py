@@ -71,8 +71,7 @@ class RunFolder(Callback):
     it), and after each evaluation `curves.png`, `eval/epoch_003.png` (truth left, prediction right) and the predictions
     (see the task's `write_predictions`). `metrics.csv` is the logger's (`CSVMetrics`), which a resumed run continues. A
     task may say what is shown of a sample: `draw_sample(batch, index, prediction, side) -> [(caption, picture), ...]`.
-    What cannot be written is reported, and the run goes on. A task without boxes may have `caption(batch, i, found)`:
-    its images are shown once, with that text above them (`found` is None for a training batch).
+    What cannot be written is reported, and the run goes on.
 
     Args:
         images: how many images the pictures show.
@@ -85,12 +84,10 @@ class RunFolder(Callback):
         self.images, self.side, self.threshold = images, side, threshold
         self.folder: Path | None = Path(folder) if folder else None
         self._rows: list[Cells] = []
-        self._caption: Callable[[Any, int, Any], str] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write what is known before training."""
         self.folder = folder = self.folder or Path(trainer.default_root_dir)
-        self._caption = getattr(pl_module, "caption", None)
         if stage != "fit" or not trainer.is_global_zero:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -172,7 +169,7 @@ class RunFolder(Callback):
             return list(draw_sample(batch, i, found, self.side))
         style, s = _style(pl_module), self._prepare(batch, i, found)
         truth = pictures.draw_boxes(s.image, s.boxes, s.labels, **style)
-        if found is None or self._caption is not None:
+        if found is None:
             return [(s.title, truth)]
         drawn = pictures.draw_boxes(
             s.image, s.found_boxes, s.found_labels, s.found_scores, threshold=self.threshold, **style
@@ -189,10 +186,7 @@ class RunFolder(Callback):
         if image.dtype != torch.uint8:
             image = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
         array = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
-        title = str(batch["id"][i])
         target = batch["target"][i] if i < len(batch["target"]) else {}
-        if self._caption is not None:
-            title, target, found = self._caption(batch, i, found), {}, None
         boxes, labels = target.get("boxes", torch.zeros(0, 4)), target.get("labels", torch.zeros(0, dtype=torch.int64))
         found_boxes, found_labels, found_scores = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
         if found is not None and hasattr(found, "boxes"):
@@ -203,7 +197,7 @@ class RunFolder(Callback):
             found_labels, found_scores = found.labels.detach().cpu(), found.scores.detach().float().cpu()
         small = Image.fromarray(array).resize((max(1, round(width * scale)), max(1, round(height * scale))))
         return _Shown(
-            title,
+            str(batch["id"][i]),
             np.asarray(small),
             boxes.detach().float().cpu().numpy() * scale,
             labels.detach().cpu().numpy(),

@@ -23,7 +23,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 JPEG_MAGIC = b"\xff\xd8\xff"
 
 
-def read_image(path: str | Path, apply_exif: bool = False) -> np.ndarray:
+def read_image(path: str | Path, apply_exif: bool = False, data: bytes | None = None) -> np.ndarray:
     """Reads an image file.
 
     The pixels are those of Pillow's `Image.open(path).convert("RGB")`: grey is repeated three times, palettes are
@@ -35,6 +35,7 @@ def read_image(path: str | Path, apply_exif: bool = False) -> np.ndarray:
         path: JPEG, PNG, TIFF, WebP, BMP or whatever else Pillow reads.
         apply_exif: turn and mirror the image as its EXIF orientation says. The official DETR code does not (the
             coordinates of COCO belong to the stored array); a photograph that a user hands in should be.
+        data: the file's content, if it has been read already.
 
     Returns:
         uint8 `[H, W, 3]`, RGB, contiguous.
@@ -42,7 +43,7 @@ def read_image(path: str | Path, apply_exif: bool = False) -> np.ndarray:
     Raises:
         DataError: the file is missing, empty, truncated, no image, or has floating-point pixels.
     """
-    data = _bytes(path)
+    data = data or _bytes(path)
     pixels = _decode(path, data)
     return _turn(pixels, _orientation(path, data)) if apply_exif else pixels
 

@@ -48,12 +48,14 @@ class DataModule(LightningDataModule, ABC):
         resume: `(epoch, consumed global samples)` to start training from, see `ResumableSampler`; set it before
             `train_dataloader`.
         channels: of the images.
+        repeats: versions of each training image side by side, see `ResumableSampler`.
 
     Raises:
         ConfigError: a number is not positive.
     """
 
     channels = 3
+    repeats = 1
 
     def __init__(
         self,
@@ -135,14 +137,15 @@ class DataModule(LightningDataModule, ABC):
         """
         accumulation = self.accumulation(self.world)
         dataset = self.dataset("train")
-        sampler = ResumableSampler(
-            len(dataset),  # type: ignore[arg-type]  # Dataset promises no length, ours have one
-            self.batch_size, self.seed, self.rank, self.world, self.resume,
-        )  # fmt: skip
+        sampler = self.training_sampler(len(dataset))  # type: ignore[arg-type]  # Dataset promises no length, ours have one
         per_device = self.batch_size // self.world // accumulation
         return Loader(
             dataset, accumulation, batch_size=per_device, sampler=sampler, **self._common("train", per_device)
         )
+
+    def training_sampler(self, length: int) -> ResumableSampler:
+        """The training order of so many samples."""
+        return ResumableSampler(length, self.batch_size, self.seed, self.rank, self.world, self.resume, self.repeats)
 
     def val_dataloader(self) -> Loader:
         """Every image of the validation split once, in fixed blocks."""

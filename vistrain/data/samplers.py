@@ -34,6 +34,8 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         seed: of the run, not negative.
         rank, world: this process and how many there are.
         resume: see above.
+        repeats: repeated augmentation (Hoffer et al. 2020, arXiv 1901.09335): an epoch, as long as ever, holds so many
+            versions each of so many fewer samples, side by side.
 
     Raises:
         ConfigError: the global batch cannot be dealt evenly.
@@ -48,6 +50,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         rank: int = 0,
         world: int = 1,
         resume: tuple[int, int] = (0, 0),
+        repeats: int = 1,
     ) -> None:
         if batch_size % world:
             raise ConfigError("data.batch_size", f"{batch_size} samples cannot be dealt evenly to {world} processes")
@@ -59,6 +62,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
             )
         self.used = length // batch_size * batch_size
         self.length, self.seed, self.rank, self.world, self.resume = length, seed, rank, world, resume
+        self.repeats = repeats
         self.epoch = resume[0]  # Lightning starts the loader's workers before it first calls `set_epoch`
 
     def set_epoch(self, epoch: int) -> None:
@@ -75,9 +79,10 @@ class ResumableSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(sample_seed(self.seed, self.epoch, 0))
-        order = torch.randperm(self.length, generator=generator)[: self.used]
-        for index in order[self.start + self.rank :: self.world].tolist():
-            yield index, sample_seed(self.seed, self.epoch, index)
+        order = torch.randperm(self.length, generator=generator).repeat_interleave(self.repeats)[: self.used]
+        places = range(self.start + self.rank, self.used, self.world)
+        for place, index in zip(places, order[places.start :: self.world].tolist(), strict=True):
+            yield index, sample_seed(self.seed, self.epoch, index + place % self.repeats * self.length)
 
 
 class BlockSampler(Sampler[list[int]]):

@@ -1,5 +1,6 @@
 """Losses and criteria. Pure torch."""
 
+from vistrain.losses.classification import AsymmetricLoss, BinaryCrossEntropy, SoftCrossEntropy
 from vistrain.losses.focal import focal_loss_sums
 from vistrain.losses.foreground import foreground_loss, foreground_targets
 from vistrain.losses.restoration import L1, MSE, Charbonnier, FrequencyLoss, PSNRLoss
@@ -8,11 +9,14 @@ from vistrain.losses.set_criterion import SetCriterion, SetPrediction, average_o
 __all__ = [
     "L1",
     "MSE",
+    "AsymmetricLoss",
+    "BinaryCrossEntropy",
     "Charbonnier",
     "FrequencyLoss",
     "PSNRLoss",
     "SetCriterion",
     "SetPrediction",
+    "SoftCrossEntropy",
     "average_over_processes",
     "focal_loss_sums",
     "foreground_loss",

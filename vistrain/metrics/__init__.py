@@ -12,16 +12,19 @@ from collections.abc import Callable
 from typing import Any
 
 from vistrain.errors import ConfigError
+from vistrain.metrics.classification import Accuracy, MultiLabel
 from vistrain.metrics.coco import CocoBox
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
 PROTOCOLS: dict[str, Callable[..., Any]] = {
     "coco_box": CocoBox,
+    "accuracy": Accuracy,
+    "multi_label": MultiLabel,
     **{name: functools.partial(ImageQuality, name) for name in QUALITY},
 }
 
-__all__ = ["PROTOCOLS", "QUALITY", "CocoBox", "ImageQuality", "protocol"]
+__all__ = ["PROTOCOLS", "QUALITY", "Accuracy", "CocoBox", "ImageQuality", "MultiLabel", "protocol"]
 
 
 def protocol(name: str, **facts: Any) -> Any:

@@ -61,6 +61,8 @@ class ParameterGroups:
             `lr_scale` and `weight_decay` where they differ; the first rule that matches a parameter decides.
         no_decay_norms: leave the parameters of normalisation layers undecayed.
         no_decay_bias: leave every bias undecayed.
+        no_decay_1d: leave every parameter of one dimension undecayed, and what the backbone's authors exempt (position
+            tables, tokens): timm's rule, and that of the ImageNet recipes made with it.
         layer_decay: each layer of `model.backbone.body` learns this much slower than the one above it (BEiT,
             Bao et al. 2022); layers are timm's (`group_matcher`), everything above the body counts as the top.
 
@@ -74,9 +76,10 @@ class ParameterGroups:
         no_decay_norms: bool = True,
         no_decay_bias: bool = False,
         layer_decay: float | None = None,
+        no_decay_1d: bool = False,
     ) -> None:
         self.rules = [Rule.from_config(rule, f"{WHERE}.rules.{i}") for i, rule in enumerate(rules or [])]
-        self.no_decay_norms, self.no_decay_bias = no_decay_norms, no_decay_bias
+        self.no_decay_norms, self.no_decay_bias, self.no_decay_1d = no_decay_norms, no_decay_bias, no_decay_1d
         if layer_decay is not None and not 0 < layer_decay <= 1:
             raise ConfigError(f"{WHERE}.layer_decay", f"{layer_decay} is not in 0..1")
         self.layer_decay = layer_decay
@@ -97,7 +100,8 @@ class ParameterGroups:
             ConfigError: a pattern matches no parameter, nothing is trainable, or the body has no layers to decay by.
         """
         self._check_patterns([name for name, _ in model.named_parameters()])
-        norms = _norm_parameters(model) if self.no_decay_norms else set()
+        undecayed = _norm_parameters(model) if self.no_decay_norms else set()
+        undecayed |= _exempt(model) if self.no_decay_1d else set()
         depth = _layer_scales(model, self.layer_decay) if self.layer_decay is not None else {}
         groups: dict[tuple[float, float], dict[str, Any]] = {}
         for name, parameter in model.named_parameters():
@@ -106,7 +110,7 @@ class ParameterGroups:
             rule = next((r for r in self.rules if any(fnmatchcase(name, p) for p in r.match)), None)
             scale = (rule.lr_scale if rule else 1.0) * depth.get(name, 1.0)
             decay = weight_decay
-            if name in norms or (self.no_decay_bias and name.endswith("bias")):
+            if name in undecayed or (self.no_decay_bias and name.endswith("bias")):
                 decay = 0.0
             if rule and rule.weight_decay is not None:
                 decay = rule.weight_decay
@@ -140,6 +144,13 @@ def _norm_parameters(model: nn.Module) -> set[str]:
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.ndim <= 1
     }
+
+
+def _exempt(model: nn.Module) -> set[str]:
+    """Names of the parameters that timm's recipes leave undecayed."""
+    listed = getattr(getattr(model, "backbone", None), "no_weight_decay", None)
+    names = {f"backbone.{name}" for name in listed()} if callable(listed) else set()
+    return names | {name for name, p in model.named_parameters() if p.ndim <= 1 or name.endswith(".bias")}
 
 
 class _NamesAndTop:

@@ -1,0 +1,60 @@
+"""Names of authors' weights that timm has the model for, but no converter."""
+
+from __future__ import annotations
+
+from vistrain.checkpoints import KeyMap
+
+# What timm's deepest models have, and more.
+_MOST_BLOCKS = 24
+
+# microsoft/Cream, EfficientViT/classification/model/efficientvit.py: a stage's blocks 0 to 2 are its downsampling.
+EFFICIENTVIT = KeyMap(
+    name="EfficientViT (Cream)",
+    marker=r"^blocks1\.\d+\.dw0\.",
+    rules=(
+        *((rf"^patch_embed\.{2 * i}\.", f"patch_embed.conv{i + 1}.") for i in range(4)),
+        (r"^blocks1\.", "stages.0.blocks."),
+        *(
+            rule
+            for stage in (1, 2)
+            for rule in (
+                (rf"^blocks{stage + 1}\.0\.", f"stages.{stage}.downsample.res1."),
+                (rf"^blocks{stage + 1}\.1\.", f"stages.{stage}.downsample.patchmerge."),
+                (rf"^blocks{stage + 1}\.2\.", f"stages.{stage}.downsample.res2."),
+                *((rf"^blocks{stage + 1}\.{i + 3}\.", f"stages.{stage}.blocks.{i}.") for i in range(_MOST_BLOCKS)),
+            )
+        ),
+        (r"\.c\.", ".conv."),
+        (r"^head\.l\.", "head.linear."),
+    ),
+    drop=(r"\.attention_bias_idxs$", r"\.ab$"),
+)
+
+# ysj9909/SHViT, model/shvit.py: the same, and residual parts of a downsampling are in pairs.
+SHVIT = KeyMap(
+    name="SHViT",
+    marker=r"^blocks1\.\d+\.conv\.m\.",
+    rules=(
+        (r"^blocks1\.", "stages.0.blocks."),
+        *(
+            rule
+            for stage in (1, 2)
+            for rule in (
+                (rf"^blocks{stage + 1}\.0\.([01])\.", rf"stages.{stage}.downsample.\1."),
+                (rf"^blocks{stage + 1}\.1\.", f"stages.{stage}.downsample.2."),
+                (rf"^blocks{stage + 1}\.2\.0\.", f"stages.{stage}.downsample.3."),
+                (rf"^blocks{stage + 1}\.2\.1\.", f"stages.{stage}.downsample.4."),
+                *((rf"^blocks{stage + 1}\.{i + 3}\.", f"stages.{stage}.blocks.{i}.") for i in range(_MOST_BLOCKS)),
+            )
+        ),
+    ),
+)
+
+# IBM/CrossViT, models/crossvit.py: lists of parameters, which timm has under names.
+CROSSVIT = KeyMap(
+    name="CrossViT",
+    marker=r"^(cls_token|pos_embed)\.\d$",
+    rules=((r"^(cls_token|pos_embed)\.(\d)$", r"\1_\2"),),
+)
+
+AUTHORS = (EFFICIENTVIT, SHVIT, CROSSVIT)

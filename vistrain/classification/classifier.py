@@ -1,0 +1,165 @@
+"""The network that a classification run trains: any timm model, a loss, and what the recipe does to its batches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vistrain.backbones.whole import WholeBackbone
+from vistrain.checkpoints import KeyMap
+from vistrain.classification.augment import BatchAugment
+from vistrain.classification.distillation import Distillation
+from vistrain.errors import ConfigError
+from vistrain.layers.padding import Normalize
+from vistrain.losses.classification import BinaryCrossEntropy, SoftCrossEntropy
+from vistrain.structures import ClassScores, LabelSpace
+
+
+class Classifier(nn.Module):
+    """Any timm model (or one of ours) as a classifier.
+
+    Args:
+        backbone: the model; its `trainable_blocks` makes this a linear probe (0) or a partial fine-tune.
+        labels: the classes.
+        loss: of logits and dense targets `[B, K]`; by default cross-entropy, or its binary form with `multi_label`.
+        augment: what is done to training batches, or nothing.
+        distillation: a teacher, or none.
+        multi_label: an image may have any number of classes; the data must be of that kind, too.
+        probe_norm: normalise features by their batch statistics before the classifier (MAE's linear probe, arXiv
+            2111.06377, appendix A.1).
+
+    Attributes:
+        preprocessing: of the backbone's weights.
+        measured_size: (height, width) that multiply-adds are counted at.
+        key_maps, class_layers: for `load_weights`: timm's and the authors' names, and the classifier.
+
+    Raises:
+        ConfigError: parts that do not go together.
+    """
+
+    compiled_parts = ("backbone",)
+
+    def __init__(
+        self,
+        backbone: WholeBackbone,
+        labels: LabelSpace,
+        loss: nn.Module | None = None,
+        augment: BatchAugment | None = None,
+        distillation: Distillation | None = None,
+        multi_label: bool = False,
+        probe_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if multi_label and isinstance(loss, SoftCrossEntropy):
+            problem = "cross-entropy wants one class per image"
+            raise ConfigError("loss", problem, "use losses.BinaryCrossEntropy or losses.AsymmetricLoss")
+        if multi_label and distillation is not None:
+            raise ConfigError("distillation", "teachers are for one class per image", "remove it or multi_label")
+        if probe_norm and not isinstance(backbone.body.get_classifier(), nn.Linear):
+            raise ConfigError(
+                "probe_norm", f"the classifier of {backbone.name} is not a linear layer", "set it to false"
+            )
+        self.backbone, self.labels, self.multi_label = backbone, labels, multi_label
+        self.preprocessing = backbone.preprocessing
+        self.measured_size = self.preprocessing.input_size or (224, 224)
+        self.normalize = Normalize(self.preprocessing)
+        self.loss = loss or (BinaryCrossEntropy() if multi_label else SoftCrossEntropy())
+        self.augment, self.distillation = augment, distillation
+        self.probe_norm = nn.BatchNorm1d(backbone.num_features, eps=1e-6, affine=False) if probe_norm else None
+        self.key_maps = (TimmNames(backbone),)
+        self.class_layers = tuple(rf"^backbone\.body\.{re.escape(name)}\." for name in backbone.classifiers)
+        if distillation is not None and hasattr(backbone.body, "set_distilled_training"):
+            backbone.body.set_distilled_training(True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[B, K]` of normalised images `[B, C, H, W]`."""
+        return self._logits(images)[0]
+
+    def features(self, batch: Mapping[str, Any]) -> Tensor:
+        """What the classifier sees, `[B, F]`, of a batch with `image` and `size`."""
+        images, _ = self.normalize(batch["image"], batch["size"])
+        return self.backbone.features(images)
+
+    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Weighted training losses.
+
+        Args:
+            batch: `image`, `size`, and `labels`: `[B]` int64, or `[B, K]` of 0 and 1 with `multi_label`.
+
+        Returns:
+            scalars `loss_class` and, with a teacher, `loss_distill`.
+
+        Raises:
+            ConfigError: the labels are of the other kind, or the batch cannot be mixed.
+        """
+        images, _ = self.normalize(batch["image"], batch["size"])
+        targets = self._dense(batch["labels"])
+        if self.augment is not None:
+            images, targets = self.augment(images, targets)
+        logits, student = self._logits(images)
+        if self.distillation is None:
+            return {"loss_class": self.loss(logits, targets)}
+        share = self.distillation.weight
+        learned = self.distillation(images, self.preprocessing, student)
+        return {"loss_class": (1 - share) * self.loss(logits, targets), "loss_distill": share * learned}
+
+    @torch.no_grad()
+    def predict(self, batch: Mapping[str, Any]) -> list[ClassScores]:
+        """Probabilities of all classes for each image of a batch with `image` and `size`."""
+        images, _ = self.normalize(batch["image"], batch["size"])
+        logits = self(images).float()
+        scores = logits.sigmoid() if self.multi_label else logits.softmax(-1)
+        return [ClassScores(row, self.multi_label) for row in scores]
+
+    def check_size(self, height: int, width: int) -> None:
+        """See `WholeBackbone.check_size`."""
+        self.backbone.check_size(height, width)
+
+    def _logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits for the labels and for the teacher; the same where the model has no token of its own for it."""
+        if self.probe_norm is not None:
+            logits: Tensor = self.backbone.body.get_classifier()(self.probe_norm(self.backbone.features(images)))
+            return logits, logits
+        found = self.backbone(images)
+        return found if isinstance(found, tuple) else (found, found)
+
+    def _dense(self, labels: Tensor) -> Tensor:
+        if (labels.ndim == 2) != self.multi_label:
+            kind = "several classes per image" if labels.ndim == 2 else "one class per image"
+            raise ConfigError(
+                "model.multi_label", f"is {str(self.multi_label).lower()}, and the data has {kind}", "make both agree"
+            )
+        if self.multi_label:
+            return labels.float()
+        return F.one_hot(labels, self.labels.num_classes).float()
+
+
+class TimmNames(KeyMap):
+    """timm's names of a backbone's weights, and the authors' where timm can convert them, as ours.
+
+    Args:
+        backbone: whose body is to be loaded.
+    """
+
+    backbone: WholeBackbone
+
+    def __init__(self, backbone: WholeBackbone) -> None:
+        super().__init__("timm", marker="")
+        object.__setattr__(self, "backbone", backbone)  # the base is frozen
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TimmNames:
+        copied: Any = memo.get(id(self.backbone), self.backbone)
+        return TimmNames(copied)
+
+    def apply(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same tensors under our names.
+
+        Raises:
+            WeightsError: timm cannot read them as this model.
+        """
+        return {f"backbone.body.{name}": value for name, value in self.backbone.convert(state_dict).items()}
