@@ -157,8 +157,7 @@ class LocalAttention(nn.Module):
         Returns:
             `[B, H * W, C]`.
         """
-        batch, _, dim = x.shape
-        half = dim // 2
+        dim, half = x.shape[2], x.shape[2] // 2
         # One projection for each branch saves cutting queries, keys and values out of a common one
         weights = self.qkv.weight.view(3, 2, half, dim).unbind(1)
         biases = (None, None) if self.qkv.bias is None else self.qkv.bias.view(3, 2, half).unbind(1)
