@@ -17,6 +17,7 @@ from vistrain.data.images import read_image
 from vistrain.errors import ConfigError, DataError
 from vistrain.files import whole_file
 from vistrain.predictors import (
+    ClassificationPredictor,
     DetectionPredictor,
     ImageFile,
     Predictor,
@@ -86,6 +87,7 @@ def _predictor_class(config: Mapping[str, Any], allow: Collection[str]) -> type[
     node = config.get("task") or {}
     task = class_named(node["type"], tasks.Task, "task", allow=allow) if "type" in node else tasks.DetectionTask
     kinds: dict[type, type[Predictor[Any]]] = {
+        tasks.ClassificationTask: ClassificationPredictor,
         tasks.DetectionTask: DetectionPredictor,
         tasks.RestorationTask: RestorationPredictor,
     }

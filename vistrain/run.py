@@ -123,14 +123,23 @@ def test(
         config = compose([], overrides, start=facts["config"], changes=config)
     if config is None:
         raise ConfigError("test", "nothing to evaluate", "give --ckpt, or --config with --weights")
-    parts = build_parts(_without_pretrained(config), allow, stage="test")
+    weights = weights or config.get("run", {}).get("weights")
+    replaced = checkpoint is not None or weights
+    parts = build_parts(_without_pretrained(config) if replaced else config, allow, stage="test")
     if checkpoint is not None:
         if facts["labels"] is not None:
             _same_labels(checkpoint, LabelSpace.from_dict(facts["labels"]), parts.data.labels)
         load_weights(parts.model, facts["state_dict"], where=str(checkpoint))
         parts.data.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
-    elif weights or config.get("run", {}).get("weights"):
-        load_weights(parts.model, weights or config["run"]["weights"], **_naming(parts.model))
+    elif weights:
+        report = load_weights(parts.model, weights, **_naming(parts.model))
+        if report.left_out:
+            layer = report.left_out[0]
+            raise WeightsError(
+                str(weights),
+                f"is for other classes: {layer.name} is {list(layer.file_shape)} there, {list(layer.model_shape)} here",
+                "evaluate on data of the classes that it was trained on, or fine-tune with run.weights",
+            )
     folder = Path(checkpoint).parent if checkpoint is not None else run_folder(config, None)
     trainer = build_trainer(config, parts, folder, allow, evaluate_only=True)
     trainer.test(parts.task, datamodule=parts.data, verbose=False)
@@ -299,8 +308,8 @@ def load_official(
         ConfigError, DataError, WeightsError: something is the user's to mend.
     """
     data = build(_section(config, "data"), DataModule, where="data", allow=allow)
-    model = build_model(_without_pretrained(config), data.labels, data.channels, allow)
     weights = weights or config.get("run", {}).get("weights")
+    model = build_model(_without_pretrained(config) if weights else config, data.labels, data.channels, allow)
     if weights:
         load_weights(model, weights, **_naming(model))
     preprocessing = getattr(model, "preprocessing", data.preprocessing)
