@@ -19,19 +19,19 @@ from vistrain.checkpoints.flax import FLAX
 from vistrain.layers.padding import extend
 from vistrain.restoration.maxim_blocks import (
     AttendedConvolutions,
-    Bottleneck,
-    Conv,
-    CrossGating,
     Cut,
-    Doubling,
+    MaximBottleneck,
+    MaximConv,
+    MaximCrossGating,
+    MaximDoubling,
+    MaximResample,
+    MaximSettings,
     MultiAxisMlp,
-    Resample,
-    Settings,
     SupervisedAttention,
 )
 
 
-class Level(nn.Module):
+class MaximLevel(nn.Module):
     """One resolution of encoder or decoder: projection, multi-axis blocks and convolutions, a long skip around them.
 
     Args:
@@ -43,19 +43,19 @@ class Level(nn.Module):
     """
 
     def __init__(
-        self, channels: int, features: int, settings: Settings, gated: bool = False, down: bool = False
+        self, channels: int, features: int, settings: MaximSettings, gated: bool = False, down: bool = False
     ) -> None:
         super().__init__()
         self.settings, self.down = settings, down
-        self.Conv_0 = Conv(channels, features, 1, settings.use_bias)
+        self.Conv_0 = MaximConv(channels, features, 1, settings.use_bias)
         for i in range(settings.num_groups):
             if settings.use_global_mlp:
                 self.add_module(f"SplitHeadMultiAxisGmlpLayer_{i}", MultiAxisMlp(features, settings))
             self.add_module(f"channel_attention_block_1{i}", AttendedConvolutions(features, settings))
         if gated:
-            self.cross_gating_block = CrossGating(features, features, features, False, settings)
+            self.cross_gating_block = MaximCrossGating(features, features, features, False, settings)
         if down:
-            self.Conv_1 = Conv(features, features, 4, settings.use_bias, stride=2)
+            self.Conv_1 = MaximConv(features, features, 4, settings.use_bias, stride=2)
 
     def forward(self, x: Tensor, last_stage: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`[B, H, W, C]`, and what the last stage found -> the map for the next level and the one of this level."""
@@ -70,8 +70,8 @@ class Level(nn.Module):
         return (self.Conv_1(x), x) if self.down else (x, x)
 
 
-class DecoderLevel(nn.Module):
-    """Doubles the resolution and goes through a `Level` together with the skip connection.
+class MaximDecoderLevel(nn.Module):
+    """Doubles the resolution and goes through a `MaximLevel` together with the skip connection.
 
     Args:
         channels: of the input.
@@ -80,10 +80,10 @@ class DecoderLevel(nn.Module):
         settings: of the level.
     """
 
-    def __init__(self, channels: int, skip_channels: int, features: int, settings: Settings) -> None:
+    def __init__(self, channels: int, skip_channels: int, features: int, settings: MaximSettings) -> None:
         super().__init__()
-        self.ConvTranspose_0 = Doubling(channels, features, settings.use_bias)
-        self.UNetEncoderBlock_0 = Level(features + skip_channels, features, settings)
+        self.ConvTranspose_0 = MaximDoubling(channels, features, settings.use_bias)
+        self.UNetEncoderBlock_0 = MaximLevel(features + skip_channels, features, settings)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """`[B, H, W, C]`, `[B, 2H, 2W, S]` -> `[B, 2H, 2W, features]`."""
@@ -149,9 +149,9 @@ class MAXIM(nn.Module):
         self.bottlenecks, self.use_bias, self.use_cross_gating = num_bottleneck_blocks, use_bias, use_cross_gating
         self.num_outputs, self.widths = num_outputs, [features * 2**i for i in range(depth)]
 
-        def settings(is_high: bool, factor: int) -> Settings:
+        def settings(is_high: bool, factor: int) -> MaximSettings:
             block, grid = (block_size_hr, grid_size_hr) if is_high else (block_size_lr, block_size_lr)
-            return Settings(
+            return MaximSettings(
                 Cut((block[0], block[1]), False), Cut((grid[0], grid[1]), True), use_bias, dropout_rate,
                 block_gmlp_factor, grid_gmlp_factor, factor, channels_reduction, num_groups, use_global_mlp,
             )  # fmt: skip
@@ -166,47 +166,47 @@ class MAXIM(nn.Module):
             for i, width in enumerate(self.widths):
                 channels = self.widths[max(i - 1, 0)] + (width if i < self.scales else 0)
                 self.add_module(
-                    f"stage_{stage}_encoder_block_{i}", Level(channels, width, down[i], stage > 0, down=True)
+                    f"stage_{stage}_encoder_block_{i}", MaximLevel(channels, width, down[i], stage > 0, down=True)
                 )
             for i in range(self.bottlenecks):
-                self.add_module(f"stage_{stage}_global_block_{i}", Bottleneck(self.widths[-1], bottleneck))
+                self.add_module(f"stage_{stage}_global_block_{i}", MaximBottleneck(self.widths[-1], bottleneck))
             self._add_skips(stage, up)
             self._add_decoder(stage, up)
 
-    def _add_inputs(self, stage: int, settings: Sequence[Settings]) -> None:
+    def _add_inputs(self, stage: int, settings: Sequence[MaximSettings]) -> None:
         """Convolutions of the image at each scale, and what joins them to the features of the last stage."""
         for i, width in enumerate(self.widths[: self.scales]):
-            self.add_module(f"stage_{stage}_input_conv_{i}", Conv(self.channels, width, 3, self.use_bias))
+            self.add_module(f"stage_{stage}_input_conv_{i}", MaximConv(self.channels, width, 3, self.use_bias))
             if stage > 0 and self.use_cross_gating:
-                fuse = CrossGating(width, width, width, False, settings[i])
+                fuse = MaximCrossGating(width, width, width, False, settings[i])
                 self.add_module(f"stage_{stage}_input_fuse_sam_{i}", fuse)
             elif stage > 0:
-                self.add_module(f"stage_{stage}_input_catconv_{i}", Conv(2 * width, width, 1, self.use_bias))
+                self.add_module(f"stage_{stage}_input_catconv_{i}", MaximConv(2 * width, width, 1, self.use_bias))
 
-    def _add_skips(self, stage: int, settings: Sequence[Settings]) -> None:
+    def _add_skips(self, stage: int, settings: Sequence[MaximSettings]) -> None:
         """For each level, lowest resolution first, all encoder maps at its resolution and what fuses them."""
         for step, i in enumerate(reversed(range(self.depth))):
             width, joined = self.widths[i], self.depth * self.widths[i]
             for j, channels in enumerate(self.widths):
-                self.add_module(self._resampler(stage, step, j), Resample(channels, width, j - i, self.use_bias))
+                self.add_module(self._resampler(stage, step, j), MaximResample(channels, width, j - i, self.use_bias))
             if self.use_cross_gating:
                 below = self.widths[min(i + 1, self.depth - 1)]
-                gate = CrossGating(joined, below, width, True, settings[i])
+                gate = MaximCrossGating(joined, below, width, True, settings[i])
                 self.add_module(f"stage_{stage}_cross_gating_block_{i}", gate)
             else:
                 first, second = self._skip_convolutions(stage, step)
-                self.add_module(first, Conv(joined, width, 1, self.use_bias))
-                self.add_module(second, Conv(width, width, 3, self.use_bias))
+                self.add_module(first, MaximConv(joined, width, 1, self.use_bias))
+                self.add_module(second, MaximConv(width, width, 3, self.use_bias))
 
-    def _add_decoder(self, stage: int, settings: Sequence[Settings]) -> None:
+    def _add_decoder(self, stage: int, settings: Sequence[MaximSettings]) -> None:
         """For each level, lowest resolution first, all skip maps at its resolution, the decoder and its image."""
         for step, i in enumerate(reversed(range(self.depth))):
             width, below = self.widths[i], self.widths[min(i + 1, self.depth - 1)]
             for j, channels in enumerate(reversed(self.widths)):
                 exponent = self.depth - 1 - j - i
                 name = self._resampler(stage, self.depth + step, j)
-                self.add_module(name, Resample(channels, width, exponent, self.use_bias))
-            level = DecoderLevel(below, self.depth * width, width, settings[i])
+                self.add_module(name, MaximResample(channels, width, exponent, self.use_bias))
+            level = MaximDecoderLevel(below, self.depth * width, width, settings[i])
             self.add_module(f"stage_{stage}_decoder_block_{i}", level)
             if i >= self.scales:
                 continue
@@ -214,7 +214,7 @@ class MAXIM(nn.Module):
                 attention = SupervisedAttention(width, self.num_outputs, self.use_bias)
                 self.add_module(f"stage_{stage}_supervised_attention_module_{i}", attention)
             else:
-                self.add_module(f"stage_{stage}_output_conv_{i}", Conv(width, self.num_outputs, 3, self.use_bias))
+                self.add_module(f"stage_{stage}_output_conv_{i}", MaximConv(width, self.num_outputs, 3, self.use_bias))
 
     def _resampler(self, stage: int, step: int, j: int) -> str:
         """flax counts modules without a name in the order of their calls."""

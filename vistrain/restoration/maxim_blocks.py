@@ -55,7 +55,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Settings:
+class MaximSettings:
     """What the blocks of one level have in common; the arguments of `MAXIM` of the same names."""
 
     block: Cut
@@ -70,7 +70,7 @@ class Settings:
     use_global_mlp: bool
 
 
-class Conv(nn.Conv2d):
+class MaximConv(nn.Conv2d):
     """A convolution of channels-last maps that divides even sides by the stride, as flax's `SAME` padding does.
 
     Args:
@@ -87,7 +87,7 @@ class Conv(nn.Conv2d):
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
 
 
-class Doubling(nn.ConvTranspose2d):
+class MaximDoubling(nn.ConvTranspose2d):
     """A 2x2 transposed convolution of channels-last maps.
 
     Args:
@@ -113,7 +113,7 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-class GatingUnit(nn.Module):
+class MaximGatingUnit(nn.Module):
     """Half of the channels, mixed over space, gates the other: `[B, cells, pixels, 2C]` -> `[B, cells, pixels, C]`."""
 
     def __init__(self, channels: int, cut: Cut, bias: bool) -> None:
@@ -128,16 +128,16 @@ class GatingUnit(nn.Module):
         return u * (self.cut.mix(self.intermediate_layernorm(v), self.Dense_0) + 1)
 
 
-class GatedMlp(nn.Module):
+class MaximGatedMlp(nn.Module):
     """A residual gated perceptron over blocks or over a grid, `[B, H, W, C]`."""
 
-    def __init__(self, channels: int, cut: Cut, factor: int, settings: Settings) -> None:
+    def __init__(self, channels: int, cut: Cut, factor: int, settings: MaximSettings) -> None:
         super().__init__()
         bias, self.cut = settings.use_bias, cut
         self.unit = "GridGatingUnit" if cut.grid else "BlockGatingUnit"
         self.LayerNorm = norm(channels)
         self.in_project = nn.Linear(channels, channels * factor, bias)
-        self.add_module(self.unit, GatingUnit(channels * factor // 2, cut, bias))
+        self.add_module(self.unit, MaximGatingUnit(channels * factor // 2, cut, bias))
         self.out_project = nn.Linear(channels * factor // 2, channels, bias)
         self.dropout = nn.Dropout(settings.dropout_rate)
 
@@ -151,13 +151,13 @@ class GatedMlp(nn.Module):
 class MultiAxisMlp(nn.Module):
     """The multi-axis block: half of the channels mixes over a grid, half over blocks; residual, `[B, H, W, C]`."""
 
-    def __init__(self, channels: int, settings: Settings) -> None:
+    def __init__(self, channels: int, settings: MaximSettings) -> None:
         super().__init__()
         wide, bias = channels * settings.input_proj_factor, settings.use_bias
         self.LayerNorm_in = norm(channels)
         self.in_project = nn.Linear(channels, wide, bias)
-        self.GridGmlpLayer = GatedMlp(wide // 2, settings.grid, settings.grid_gmlp_factor, settings)
-        self.BlockGmlpLayer = GatedMlp(wide // 2, settings.block, settings.block_gmlp_factor, settings)
+        self.GridGmlpLayer = MaximGatedMlp(wide // 2, settings.grid, settings.grid_gmlp_factor, settings)
+        self.BlockGmlpLayer = MaximGatedMlp(wide // 2, settings.block, settings.block_gmlp_factor, settings)
         self.out_project = nn.Linear(wide, channels, bias)
         self.dropout = nn.Dropout(settings.dropout_rate)
 
@@ -168,13 +168,13 @@ class MultiAxisMlp(nn.Module):
         return x + self.dropout(self.out_project(y))
 
 
-class ChannelAttention(nn.Module):
+class MaximChannelAttention(nn.Module):
     """Squeeze and excitation, `[B, H, W, C]`."""
 
     def __init__(self, channels: int, reduction: int, bias: bool) -> None:
         super().__init__()
-        self.Conv_0 = Conv(channels, channels // reduction, 1, bias)
-        self.Conv_1 = Conv(channels // reduction, channels, 1, bias)
+        self.Conv_0 = MaximConv(channels, channels // reduction, 1, bias)
+        self.Conv_1 = MaximConv(channels // reduction, channels, 1, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, H, W, C]`, same shape."""
@@ -184,12 +184,12 @@ class ChannelAttention(nn.Module):
 class AttendedConvolutions(nn.Module):
     """Norm, two 3x3 convolutions, channel attention; residual, `[B, H, W, C]` (the paper's RCAB)."""
 
-    def __init__(self, channels: int, settings: Settings) -> None:
+    def __init__(self, channels: int, settings: MaximSettings) -> None:
         super().__init__()
         bias = settings.use_bias
         self.LayerNorm = norm(channels)
-        self.conv1, self.conv2 = Conv(channels, channels, 3, bias), Conv(channels, channels, 3, bias)
-        self.channel_attention = ChannelAttention(channels, settings.channels_reduction, bias)
+        self.conv1, self.conv2 = MaximConv(channels, channels, 3, bias), MaximConv(channels, channels, 3, bias)
+        self.channel_attention = MaximChannelAttention(channels, settings.channels_reduction, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, H, W, C]`, same shape."""
@@ -198,7 +198,7 @@ class AttendedConvolutions(nn.Module):
         return x + self.channel_attention(y)
 
 
-class Perceptron(nn.Module):
+class MaximPerceptron(nn.Module):
     """Two linear layers of one width with a GELU between them, `[B, H, W, C]`."""
 
     def __init__(self, channels: int, bias: bool) -> None:
@@ -214,24 +214,24 @@ class Perceptron(nn.Module):
 class AttendedPerceptron(nn.Module):
     """Norm, perceptron, channel attention; residual, `[B, H, W, C]` (the authors' RDCAB)."""
 
-    def __init__(self, channels: int, settings: Settings) -> None:
+    def __init__(self, channels: int, settings: MaximSettings) -> None:
         super().__init__()
         self.LayerNorm = norm(channels)
-        self.channel_mixing = Perceptron(channels, settings.use_bias)
-        self.channel_attention = ChannelAttention(channels, settings.channels_reduction, settings.use_bias)
+        self.channel_mixing = MaximPerceptron(channels, settings.use_bias)
+        self.channel_attention = MaximChannelAttention(channels, settings.channels_reduction, settings.use_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, H, W, C]`, same shape."""
         return x + self.channel_attention(self.channel_mixing(self.LayerNorm(x)))
 
 
-class Bottleneck(nn.Module):
+class MaximBottleneck(nn.Module):
     """Projection, then multi-axis blocks and perceptrons with channel attention; a long skip around them."""
 
-    def __init__(self, channels: int, settings: Settings) -> None:
+    def __init__(self, channels: int, settings: MaximSettings) -> None:
         super().__init__()
         self.groups = settings.num_groups
-        self.input_proj = Conv(channels, channels, 1, settings.use_bias)
+        self.input_proj = MaximConv(channels, channels, 1, settings.use_bias)
         for i in range(self.groups):
             self.add_module(f"SplitHeadMultiAxisGmlpLayer_{i}", MultiAxisMlp(channels, settings))
             self.add_module(f"channel_attention_block_1_{i}", AttendedPerceptron(channels, settings))
@@ -245,10 +245,10 @@ class Bottleneck(nn.Module):
         return x + skip
 
 
-class GatingWeights(nn.Module):
+class MaximGatingWeights(nn.Module):
     """Weights that one map gives to another: mixed over a grid and over blocks, half of the channels each."""
 
-    def __init__(self, channels: int, settings: Settings) -> None:
+    def __init__(self, channels: int, settings: MaximSettings) -> None:
         super().__init__()
         wide, bias = channels * GATING_FACTOR, settings.use_bias
         self.cuts = (settings.grid, settings.block)
@@ -272,7 +272,7 @@ class GatingWeights(nn.Module):
         return y
 
 
-class CrossGating(nn.Module):
+class MaximCrossGating(nn.Module):
     """Two maps gate each other (section 3.4).
 
     Args:
@@ -282,18 +282,18 @@ class CrossGating(nn.Module):
         settings: of the level.
     """
 
-    def __init__(self, x_channels: int, y_channels: int, channels: int, doubled: bool, settings: Settings) -> None:
+    def __init__(self, x_channels: int, y_channels: int, channels: int, doubled: bool, settings: MaximSettings) -> None:
         super().__init__()
         bias = settings.use_bias
         if doubled:
-            self.ConvTranspose_0 = Doubling(y_channels, channels, bias)
+            self.ConvTranspose_0 = MaximDoubling(y_channels, channels, bias)
         self.doubled = doubled
-        self.Conv_0 = Conv(x_channels, channels, 1, bias)
-        self.Conv_1 = Conv(channels if doubled else y_channels, channels, 1, bias)
+        self.Conv_0 = MaximConv(x_channels, channels, 1, bias)
+        self.Conv_1 = MaximConv(channels if doubled else y_channels, channels, 1, bias)
         self.LayerNorm_x, self.LayerNorm_y = norm(channels), norm(channels)
         self.in_project_x, self.in_project_y = (nn.Linear(channels, channels, bias) for _ in range(2))
-        self.SplitHeadMultiAxisGating_x = GatingWeights(channels, settings)
-        self.SplitHeadMultiAxisGating_y = GatingWeights(channels, settings)
+        self.SplitHeadMultiAxisGating_x = MaximGatingWeights(channels, settings)
+        self.SplitHeadMultiAxisGating_y = MaximGatingWeights(channels, settings)
         self.out_project_x, self.out_project_y = (nn.Linear(channels, channels, bias) for _ in range(2))
         self.dropout = nn.Dropout(settings.dropout_rate)
 
@@ -309,7 +309,7 @@ class CrossGating(nn.Module):
         return self.dropout(self.out_project_x(x * gate_y)) + y + skip_x, y
 
 
-class Resample(nn.Module):
+class MaximResample(nn.Module):
     """Bilinear resizing by a power of 2, antialiased where it shrinks, and a 1x1 convolution.
 
     Args:
@@ -321,7 +321,7 @@ class Resample(nn.Module):
     def __init__(self, channels: int, features: int, exponent: int, bias: bool) -> None:
         super().__init__()
         self.exponent = exponent
-        self.Conv_0 = Conv(channels, features, 1, bias)
+        self.Conv_0 = MaximConv(channels, features, 1, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, H, W, C]` -> `[B, H * factor, W * factor, features]`."""
@@ -347,9 +347,9 @@ class SupervisedAttention(nn.Module):
     def __init__(self, features: int, num_outputs: int, bias: bool) -> None:
         super().__init__()
         self.residual = num_outputs == 3
-        self.Conv_0 = Conv(features, features, 3, bias)
-        self.Conv_1 = Conv(features, num_outputs, 3, bias)
-        self.Conv_2 = Conv(num_outputs, features, 3, bias)
+        self.Conv_0 = MaximConv(features, features, 3, bias)
+        self.Conv_1 = MaximConv(features, num_outputs, 3, bias)
+        self.Conv_2 = MaximConv(num_outputs, features, 3, bias)
 
     def forward(self, x: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, H, W, C]`, `[B, H, W, 3]` -> features of the same shape, and the stage's image."""
