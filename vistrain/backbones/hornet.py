@@ -1,7 +1,7 @@
 """HorNet: convolutions that gate one another recursively, in place of attention.
 
 HorNet: Efficient High-Order Spatial Interactions with Recursive Gated Convolutions, arXiv 2207.14284.
-Authors' code: raoyongming/HorNet, MIT (hornet.py; the dense codes add a norm to each map, which belongs to the neck).
+Authors' code: raoyongming/HorNet, MIT (hornet.py; the dense codes add a norm to each map: `output_norm_eps=1e-6`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from vistrain.backbones.stages import (
     build,
     converter,
     default_cfg,
+    dense_key_map,
     drop_path_rates,
     initialise,
     register_model,
@@ -40,6 +41,7 @@ AUTHORS = KeyMap(
     ),
 )
 checkpoint_filter_fn = converter(AUTHORS)
+DENSE = dense_key_map(AUTHORS, [f"norm{i}" for i in range(4)])
 
 
 class GlobalLocalFilter(nn.Module):

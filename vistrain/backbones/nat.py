@@ -2,7 +2,7 @@
 
 Neighborhood Attention Transformer, arXiv 2204.07143; Dilated Neighborhood Attention Transformer, arXiv 2209.15001.
 Authors' code: SHI-Labs/Neighborhood-Attention-Transformer, MIT (classification/nat.py, dinat.py; segmentation/nat.py
-gives out maps through a norm for each, which belongs to the neck here). The operator is in
+gives out maps through a norm for each, which `Backbone(output_norm_eps=1e-5)` has here). The operator is in
 `attention/neighborhood.py`.
 """
 
@@ -25,6 +25,7 @@ from vistrain.backbones.stages import (
     build,
     converter,
     default_cfg,
+    dense_key_map,
     drop_path_rates,
     initialise,
     register_model,
@@ -43,6 +44,7 @@ AUTHORS = KeyMap(
     ),
 )
 checkpoint_filter_fn = converter(AUTHORS)
+DENSE = dense_key_map(AUTHORS, [f"norm{i}" for i in range(4)])
 
 
 class NATBlock(nn.Module):
