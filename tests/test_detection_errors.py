@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from training_tools import TinyData, make_task, make_trainer
 
 from vistrain import pictures
 from vistrain.analysis import analyse_file, image_reader, write_analysis
+from vistrain.callbacks import ErrorAnalysis
 from vistrain.cli import main
 from vistrain.errors import ConfigError, DataError
 from vistrain.metrics.coco_engine import curve_arrays
@@ -296,6 +298,36 @@ def test_a_results_file_becomes_a_folder(files: Path, capsys: pytest.CaptureFixt
     direct = analyse_file(files / "found.json", files / "truth.json", files / "again")
     assert content["errors"]["cost"] == direct.errors.cost
     assert not (files / "again" / "worst.png").exists()  # no images were given
+
+
+def test_a_test_leaves_an_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "analysis"
+    trainer = make_trainer(tmp_path, [ErrorAnalysis(str(folder), score_threshold=0.1)], logger=False)
+    trainer.test(make_task(), datamodule=TinyData(), verbose=False)
+    content = json.loads((folder / "analysis.json").read_text())
+    assert content["settings"]["images"] == 6
+    assert content["settings"]["score_threshold"] == 0.1
+    assert sum(map(sum, content["confusion"]["counts"])) >= 12  # objects of the six images
+    assert "errors at IoU 0.5" in capsys.readouterr().out
+
+
+def test_without_a_metric_nothing_is_analysed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make_trainer(tmp_path, [ErrorAnalysis(str(tmp_path / "analysis"))], logger=False)
+    trainer.test(make_task(metrics=()), datamodule=TinyData(), verbose=False)
+    assert "nothing to analyse" in caplog.text
+    assert not (tmp_path / "analysis").exists()
+
+
+def test_the_option_of_the_command_line_adds_the_callback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("vistrain.run.test", lambda config, **named: seen.update(config=config, **named))
+    (tmp_path / "mine.yaml").write_text("seed: 1\n")
+    assert main(["test", "-c", str(tmp_path / "mine.yaml"), "--weights", "w.pth", "--analysis", "a: b"]) == 0
+    assert seen["config"]["callbacks"]["analysis"] == {"type": "callbacks.ErrorAnalysis", "folder": "a: b"}
+    assert main(["test", "--ckpt", "best.ckpt", "--analysis", "out"]) == 0
+    assert list(seen["overrides"]) == [
+        "callbacks.analysis.type=callbacks.ErrorAnalysis", 'callbacks.analysis.folder="out"'
+    ]  # fmt: skip
 
 
 def test_images_that_cannot_be_read_are_left_out(files: Path, caplog: pytest.LogCaptureFixture) -> None:

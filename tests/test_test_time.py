@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +10,14 @@ import torch
 from detector_tools import make_batch
 from test_focus_detr import FORMS, make
 from torch import Tensor
+from training_tools import TinyData, TinyDetector, fit, make_trainer
 
 from vistrain.config import build
 from vistrain.detection import TestTimeAugmentation
 from vistrain.detection.test_time import fuse, suppress, view
 from vistrain.errors import ConfigError
-from vistrain.structures import Detections, Preprocessing
+from vistrain.structures import Detections, Factory, Preprocessing
+from vistrain.tasks import DetectionTask
 
 
 def found(*rows: tuple[int, float, list[float]]) -> Detections:
@@ -160,3 +163,22 @@ def test_what_is_wrong_names_its_key(arguments: dict[str, Any], key: str) -> Non
     with pytest.raises(ConfigError) as error:
         build(arguments, TestTimeAugmentation, where="task.tta")
     assert error.value.where.startswith(f"task.tta.{key}")
+
+
+def test_it_is_used_in_a_test_and_not_while_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[int] = []
+
+    class Counted(TestTimeAugmentation):
+        def __call__(self, model: Any, batch: Any) -> list[Detections]:
+            calls.append(len(batch["id"]))
+            return super().__call__(model, batch)
+
+    optimizer: Factory[Any] = Factory(torch.optim.SGD, lr=0.01)
+    task = DetectionTask(TinyDetector(), optimizer, metrics=("coco_box",), tta=Counted((1.0, 2.0)))
+    fit(tmp_path, task, TinyData(), max_epochs=1, logger=False)
+    assert not calls
+    with caplog.at_level("INFO", "vistrain"):
+        make_trainer(tmp_path, logger=False).test(task, datamodule=TinyData(), verbose=False)
+    assert sum(calls) == 6
+    assert "scales [1.0, 2.0] and mirrored, wbf at 0.55" in caplog.text
+    assert "test/coco/AP" in task.numbers
