@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vistrain.attention.neighborhood import NeighborhoodAttention
 from vistrain.backbones import Backbone
-from vistrain.backbones.stages import Published, register_model
+from vistrain.backbones.stages import register_model
 
 CLASSES = 5
 
@@ -274,12 +274,6 @@ CHECKS: tuple[Callable[[Case], None], ...] = tuple(
 
 
 # --- published figures, of whole variants ----------------------------------------------------------------------------
-
-
-def published(name: str) -> Published:
-    """The row of a variant in its file's `PUBLISHED`."""
-    row: Published = sys.modules[timm.model_entrypoint(name).__module__].PUBLISHED[name]
-    return row
 
 
 def measured(name: str, size: int) -> tuple[float, float]:

@@ -214,7 +214,18 @@ def test_usage_errors_and_help_return_codes(capsys):
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
     assert "vistrain fit --config vistrain:demo/detection" in said
-    for command in ("fit", "test", "reproduce", "predict", "evaluate", "check", "list", "explain", "doctor", "completion"):
+    for command in (
+        "fit",
+        "test",
+        "reproduce",
+        "predict",
+        "evaluate",
+        "check",
+        "list",
+        "explain",
+        "doctor",
+        "completion",
+    ):
         assert command in said
         assert main([command, "--help"]) == 0
         assert f"vistrain {command}" in capsys.readouterr().out
@@ -227,6 +238,10 @@ def test_listing_matches_names_and_parts_of_names(capsys):
     assert all("adam" in n.lower() for n in names)
     assert main(["list", "backbones", "resnet50"]) == 0
     assert re.search(r"^resnet50 .*tv_in1k", capsys.readouterr().out, re.M)
+    assert main(["list", "backbones", "cswin*"]) == 0
+    assert re.search(
+        r"^cswin_tiny +2107.00652 +22.3 M +4.3 G at 224 +top-1 82.8 +strides 4 8 16 32$", capsys.readouterr().out, re.M
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from vistrain import building, config, index
 
 TARGET = Path(vistrain.__file__).parent / "index.json"
 ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
-SECTIONS = ("versions", "classes", "backbones", "protocols", "configs")
+SECTIONS = ("versions", "classes", "backbones", "our_backbones", "protocols", "configs")
 PACKAGES = ("lightning", "timm", "torch", "torchvision")
 # Leaf files that are a start for a user's own data, not a result: nothing to measure.
 IMAGE_SIZE = (800, 1280)
@@ -63,6 +63,7 @@ def make(measure: bool) -> dict[str, Any]:
         "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
         "classes": dict(sorted(classes.items())),
         "backbones": backbones(),
+        "our_backbones": our_backbones(),
         "protocols": {name: getattr(made, "func", made).__name__ for name, made in sorted(PROTOCOLS.items())},
         "configs": {},
     }
@@ -221,6 +222,29 @@ def backbones() -> dict[str, list[str]]:
     return dict(sorted(tags.items()))
 
 
+def our_backbones() -> dict[str, dict[str, Any]]:
+    """Paper, size, strides and published accuracy of every variant that is registered here."""
+    import timm
+    import torch
+
+    from vistrain.backbones.stages import ours, published
+
+    found: dict[str, dict[str, Any]] = {}
+    for name in ours():
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        row = published(name)
+        found[name] = {
+            "paper": model.pretrained_cfg["paper_ids"].removeprefix("arXiv:"),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "gmacs": row.gmacs,
+            "image_size": row.size,
+            "strides": [stage["reduction"] for stage in model.feature_info],
+            "top1": row.top1,
+        }
+    return found
+
+
 def config_files() -> list[tuple[str, Path]]:
     """Shipped leaf configs as `(det/name, path)`; folders that begin with `_` hold bases."""
     root = index.config_root()
@@ -284,7 +308,9 @@ def build_model(composed: dict[str, Any]) -> Any:
     from vistrain.structures import Channels, LabelSpace
 
     data = config.build(composed["data"], DataModule, {}, "data")
-    changed = config.merge(composed["model"], {"backbone": {"pretrained": False}})
+    changed = composed["model"]
+    if "backbone" in changed:
+        changed = config.merge(changed, {"backbone": {"pretrained": False}})
     model = config.build(changed, nn.Module, {LabelSpace: data.labels, Channels: data.channels}, "model")
     return model.eval()
 

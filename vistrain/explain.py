@@ -59,13 +59,24 @@ def _rows(kind: str) -> dict[str, Sequence[str]]:
     if kind == "configs":
         return {name: _config_row(entry) for name, entry in known["configs"].items()}
     if kind == "backbones":
-        return {name: [", ".join(tags)] for name, tags in known["backbones"].items()}
+        ours = known["our_backbones"]
+        return {name: _backbone_row(ours.get(name), tags) for name, tags in known["backbones"].items()}
     if kind == "metrics":
         return {name: [cls] for name, cls in known["protocols"].items()}
     others = {e["kind"] for e in known["classes"].values() if e["path"].startswith("vistrain.")} - set(KINDS.values())
     kinds = {KINDS[kind]} if KINDS[kind] else others
     entries = {n: e for n, e in known["classes"].items() if e["kind"] in kinds}
     return {n: [e.get("paper", ""), e["doc"]] if kind == "models" else [e["doc"]] for n, e in entries.items()}
+
+
+def _backbone_row(entry: dict[str, Any] | None, tags: Sequence[str]) -> list[str]:
+    """Of ours what the paper publishes, which takes images of any size; of timm's the tags of the weights."""
+    if entry is None:
+        return ["", "", "", "", "", ", ".join(tags)]
+    gmacs = f"{entry['gmacs']} G at {entry['image_size']}" if entry["gmacs"] else ""
+    top1 = f"top-1 {entry['top1']}" if entry["top1"] else ""
+    strides = "strides " + " ".join(map(str, entry["strides"]))
+    return [entry["paper"], f"{entry['parameters'] / 1e6:.1f} M", gmacs, top1, strides, ", ".join(t for t in tags if t)]
 
 
 def _config_row(entry: dict[str, Any]) -> list[str]:

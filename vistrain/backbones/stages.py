@@ -5,6 +5,7 @@ A paper's file builds these parts and registers its variants; see `cswin.py`, an
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -258,6 +259,12 @@ def ours() -> list[str]:
     """Names of the registered models whose file stands in this folder, sorted."""
     folder = __name__.rpartition(".")[0]
     return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith(f"{folder}.")]
+
+
+def published(name: str) -> Published:
+    """The row of a registered variant of ours in its file's `PUBLISHED`."""
+    row: Published = sys.modules[timm.model_entrypoint(name).__module__].PUBLISHED[name]
+    return row
 
 
 def default_cfg(
