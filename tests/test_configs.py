@@ -55,7 +55,7 @@ def test_a_leaf_builds_as_a_whole(leaf):
         assert published["metric"] == "coco/AP"
         assert str(published["value"]) in (CONFIGS / f"{leaf}.yaml").read_text().splitlines()[0]
     with torch.device("meta"):
-        parts = run.build_parts(config.merge(composed, {"model": {"backbone": {"pretrained": False}}}))
+        parts = run.build_parts(config.without_pretrained(composed))
     count = sum(p.numel() for p in parts.model.parameters())
     assert count == index.load()["configs"][leaf]["parameters"]
     groups = parts.task.groups(parts.model, composed["optimizer"]["lr"], composed["optimizer"]["weight_decay"])

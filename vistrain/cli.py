@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vistrain import __version__, index
-from vistrain.config import build, compose, merge, to_yaml
+from vistrain.config import build, compose, to_yaml, without_pretrained
 from vistrain.errors import ConfigError, VistrainError
 
 if TYPE_CHECKING:
@@ -495,7 +495,7 @@ def _print_config(config: dict[str, Any], full: bool, allow: Sequence[str]) -> i
 
     # On the meta device nothing is allocated, so there is nothing to load weights into.
     with torch.device("meta"):
-        parts = run.build_parts(merge(config, {"model": {"backbone": {"pretrained": False}}}), allow)
+        parts = run.build_parts(without_pretrained(config), allow)
     labels, count = parts.data.labels, sum(p.numel() for p in parts.model.parameters())
     facts = {
         "labels": {"name": labels.name, "channels": labels.num_classes, "classes": list(labels.names)},

@@ -21,7 +21,7 @@ from vistrain import index
 from vistrain.building import build
 from vistrain.errors import ConfigError
 
-__all__ = ["build", "compose", "locate", "merge", "to_yaml"]
+__all__ = ["build", "compose", "locate", "merge", "to_yaml", "without_pretrained"]
 
 SCHEME = "vistrain:"
 
@@ -195,3 +195,11 @@ def _refuse_objects(value: Any, where: str) -> None:
             _refuse_objects(item, f"{where}.{key}".lstrip("."))
     elif value is not None and not isinstance(value, str | int | float):
         raise ConfigError(where, f"holds a {type(value).__name__}", "write plain YAML, without tags")
+
+
+def without_pretrained(config: dict[str, Any]) -> dict[str, Any]:
+    """A config whose network starts without weights, since all of them are about to be loaded."""
+    model = config.get("model", {})
+    if not isinstance(model.get("backbone"), dict):
+        return config
+    return {**config, "model": {**model, "backbone": {**model["backbone"], "pretrained": False}}}

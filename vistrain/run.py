@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from vistrain.building import build
 from vistrain.callbacks import default_callbacks, make_loggers
 from vistrain.checkpoints import load_file, load_weights
-from vistrain.config import compose, to_yaml
+from vistrain.config import compose, to_yaml, without_pretrained
 from vistrain.data import DataModule
 from vistrain.errors import ConfigError, WeightsError
 from vistrain.files import whole_file
@@ -65,7 +65,7 @@ def fit(config: dict[str, Any], *, resume: Path | None = None, debug: bool = Fal
     seed_everything(config.get("seed", 0), workers=True, verbose=False)
     weights = config.get("run", {}).get("weights")
     # Weights that are about to be replaced need not be downloaded: every tensor comes from the file or the checkpoint.
-    parts = build_parts(_without_pretrained(config) if weights or resume else config, allow, stage="fit")
+    parts = build_parts(without_pretrained(config) if weights or resume else config, allow, stage="fit")
     parts.task.checkpoint_facts = {"config": dict(config)}
     if weights and resume is None:
         load_weights(parts.model, weights, **_naming(parts.model))
@@ -125,7 +125,7 @@ def test(
         raise ConfigError("test", "nothing to evaluate", "give --ckpt, or --config with --weights")
     weights = weights or config.get("run", {}).get("weights")
     replaced = checkpoint is not None or weights
-    parts = build_parts(_without_pretrained(config) if replaced else config, allow, stage="test")
+    parts = build_parts(without_pretrained(config) if replaced else config, allow, stage="test")
     if checkpoint is not None:
         if facts["labels"] is not None:
             _same_labels(checkpoint, LabelSpace.from_dict(facts["labels"]), parts.data.labels)
@@ -287,7 +287,7 @@ def load(path: str | Path, allow: Collection[str] = ()) -> tuple[nn.Module, dict
         ConfigError, WeightsError: something is the user's to mend.
     """
     facts = load_checkpoint(Path(path))
-    config = _without_pretrained(facts["config"])
+    config = without_pretrained(facts["config"])
     labels = LabelSpace((), ()) if facts["labels"] is None else LabelSpace.from_dict(facts["labels"])
     model = build_model(config, labels, facts.get("channels", 3), allow)
     load_weights(model, facts["state_dict"], where=str(path))
@@ -309,7 +309,7 @@ def load_official(
     """
     data = build(_section(config, "data"), DataModule, where="data", allow=allow)
     weights = weights or config.get("run", {}).get("weights")
-    model = build_model(_without_pretrained(config) if weights else config, data.labels, data.channels, allow)
+    model = build_model(without_pretrained(config) if weights else config, data.labels, data.channels, allow)
     if weights:
         load_weights(model, weights, **_naming(model))
     preprocessing = getattr(model, "preprocessing", data.preprocessing)
@@ -330,14 +330,6 @@ def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _naming(model: nn.Module) -> dict[str, Any]:
     """The key maps and class layers that a network declares."""
     return {"key_maps": getattr(model, "key_maps", ()), "class_layers": getattr(model, "class_layers", ())}
-
-
-def _without_pretrained(config: dict[str, Any]) -> dict[str, Any]:
-    """A config whose network starts without weights, since all of them are about to be loaded."""
-    model = config.get("model", {})
-    if not isinstance(model.get("backbone"), dict):
-        return config
-    return {**config, "model": {**model, "backbone": {**model["backbone"], "pretrained": False}}}
 
 
 def _same_labels(path: Path, trained: LabelSpace, data: LabelSpace) -> None:

@@ -11,13 +11,16 @@ from vistrain.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm")
 
+ORIGINALS = "HR"  # the folder of originals in benchmark sets, beside those of low-resolution images
+
 
 @dataclass(frozen=True)
 class ImageSet:
     """Images, and where their degraded versions are, relative to the data's root.
 
     Attributes:
-        truth: a folder (with the folders in it), or a pattern (`GoPro/train/*/sharp/*.png`).
+        truth: a folder (with the folders in it; where there is a folder `HR` in it, that one, as in the benchmark sets
+            of super-resolution), or a pattern (`GoPro/train/*/sharp/*.png`).
         low: None degrades on the fly. A folder holds files of the same names, `NAME.png` or `NAMEx4.png` (4 the scale),
             of any image suffix; a text with `{name}` is the path of NAME's version; a mapping replaces parts of the
             truth's path (`{sharp: blur}`).
@@ -48,6 +51,8 @@ def find_pairs(root: Path, images: ImageSet, scale: int = 1) -> list[Pair]:
         DataError: there are none, or one has no degraded version.
     """
     where = root / images.truth
+    if (where / ORIGINALS).is_dir():
+        where = where / ORIGINALS
     if where.is_dir():
         base, files = where, [p for p in where.rglob("*") if p.suffix.lower() in SUFFIXES]
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from vistrain.data.pixels import ColorName, image_size
 from vistrain.data.restoration_samples import RestorationDataset, collate_or_error
 from vistrain.data.samplers import ResumableSampler
 from vistrain.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
 
 CACHE = ".decoded"  # folder below the root
 
@@ -26,7 +29,7 @@ class RestorationData(DataModule):
     Args:
         train: one set or several.
         val: sets by name; numbers come out by that name.
-        test: what `vistrain test` evaluates; `val` if None.
+        test: what `vistrain test` evaluates; `val` if None. Sets that are not there are left out, with a warning.
         root: folder that the sets' paths are relative to; `VISTRAIN_DATA` or `data/` if None.
         scale: how many times smaller degraded images are; that of the degradation if None.
         degradation: for sets without degraded files.
@@ -102,13 +105,20 @@ class RestorationData(DataModule):
         """
         if split not in self._pairs:
             degradation = self.degradation if split == "train" else self.eval_degradation
-            found = []
+            found: list[tuple[str, Pair]] = []
+            missing: list[DataError] = []
             for name, images in self.sets[split].items():
                 if images.low is None and degradation is None:
                     raise ConfigError(f"{split}.{name}.low", "is missing", "or give data.degradation")
-                found += [(f"{name}/{p.name}", p) for p in find_pairs(self.root, images, self.scale)]
+                try:
+                    found += [(f"{name}/{p.name}", p) for p in find_pairs(self.root, images, self.scale)]
+                except DataError as error:
+                    if split != "test" or (self.root / images.truth).exists():
+                        raise
+                    missing.append(error)
+                    log.warning("test set %s left out: %s", name, error)
             if not found:
-                raise DataError(f"data.{split}", "no images")
+                raise missing[0] if missing else DataError(f"data.{split}", "no sets")
             self._pairs[split] = found
         return self._pairs[split]
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 32  # outputs per block
+BLOCK = 32  # outputs per block, a quarter of it where images are much reduced
 WIDTH = 4  # of the kernel, pixels
 
 
@@ -44,7 +44,7 @@ def imresize(
     for axis in sorted((0, 1), key=lambda i: float(factors[i])):  # type: ignore[arg-type]  # the smaller factor first
         factor, length = float(factors[axis]), images.shape[axis - 2]  # type: ignore[arg-type]
         output = math.ceil(length * factor) if size is None else size[axis]
-        images = _along(images, axis, _blocks(length, output, factor, antialias))
+        images = _along(images, axis, output, factor, antialias)
     return images
 
 
@@ -66,62 +66,72 @@ def imresize_uint8(image: np.ndarray, scale: float, antialias: bool = True, betw
     planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
     for axis in (0, 1):
         length = planes.shape[axis - 2]
-        planes = _along(planes, axis, _blocks(length, math.ceil(length * scale), float(scale), antialias))
+        planes = _along(planes, axis, math.ceil(length * scale), float(scale), antialias)
         if between or axis == 1:
             planes = planes.add_(0.5).floor_().clamp_(0, 255)
     return planes.byte().permute(1, 2, 0).contiguous().numpy()
 
 
-def _along(images: Tensor, axis: int, blocks: list[tuple[int, Tensor]]) -> Tensor:
-    """`[..., H, W]` with its height (axis 0) or width resized."""
-    parts = []
+def _along(images: Tensor, axis: int, output: int, scale: float, antialias: bool) -> Tensor:
+    """`[..., H, W]` with its height (axis 0) or width resized to so many pixels."""
+    shape = list(images.shape)
+    length, shape[axis - 2] = shape[axis - 2], output
+    blocks = _blocks(length, output, scale, antialias, images.dtype, images.device)
+    if images.requires_grad:  # autograd cannot follow writing into a given tensor
+        return torch.cat([_times(images, axis, *block) for block in blocks], axis - 2)
+    resized, start = images.new_empty(shape), 0
     for first, weights in blocks:
-        weight = weights.to(images.device, images.dtype)
-        end = first + weight.shape[1]
-        if axis == 0:
-            parts.append(torch.matmul(weight, images[..., first:end, :]))
-        else:
-            parts.append(torch.matmul(images[..., first:end], weight.T))
-    return torch.cat(parts, axis - 2)
+        _times(images, axis, first, weights, out=resized.narrow(axis - 2, start, len(weights)))
+        start += len(weights)
+    return resized
+
+
+def _times(images: Tensor, axis: int, first: int, weights: Tensor, out: Tensor | None = None) -> Tensor:
+    part = images.narrow(axis - 2, first, weights.shape[1])
+    return torch.matmul(weights, part, out=out) if axis == 0 else torch.matmul(part, weights.T, out=out)
 
 
 @functools.lru_cache(maxsize=256)
-def _blocks(length: int, output: int, scale: float, antialias: bool) -> list[tuple[int, Tensor]]:
-    """First input and weights `[outputs, inputs]` float64 of each block of outputs."""
-    indices, weights = contributions(length, output, scale, antialias)
+def _blocks(
+    length: int, output: int, scale: float, antialias: bool, dtype: torch.dtype, device: torch.device
+) -> list[tuple[int, Tensor]]:
+    """First input and weights `[outputs, inputs]` of each block of outputs."""
+    first, weights = taps(output, scale, antialias)
+    indices = (first[:, None] + np.arange(weights.shape[1])) % (2 * length)
+    indices = np.where(indices < length, indices, 2 * length - 1 - indices)
+    step = int(np.clip(round(BLOCK * scale), BLOCK // 4, BLOCK))  # a block's inputs, mostly zeros, grow as 1 / scale
     blocks = []
-    for start in range(0, output, BLOCK):
-        place, weight = indices[start : start + BLOCK], weights[start : start + BLOCK]
-        first, last = int(place.min()), int(place.max())
-        dense = np.zeros((len(place), last - first + 1))
+    for start in range(0, output, step):
+        place, weight = indices[start : start + step], weights[start : start + step]
+        low, high = int(place.min()), int(place.max())
+        dense = np.zeros((len(place), high - low + 1))
         # Near a border several taps meet the same pixel, once mirrored
-        np.add.at(dense, (np.arange(len(place))[:, None], place - first), weight)
-        blocks.append((first, torch.from_numpy(dense)))
+        np.add.at(dense, (np.arange(len(place))[:, None], place - low), weight)
+        blocks.append((low, torch.from_numpy(dense).to(device, dtype)))
     return blocks
 
 
-def contributions(length: int, output: int, scale: float, antialias: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def taps(output: int, scale: float, antialias: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Which inputs make up each output of one side.
 
     Args:
-        length, output: pixels before and after.
-        scale: the factor; not always `output / length`, which is rounded up.
+        output: number of outputs.
+        scale: the factor; not always outputs over inputs, which is rounded up.
         antialias: see `imresize`.
 
     Returns:
-        indices `[output, taps]` int64 in 0..length-1 and weights `[output, taps]` float64, whose rows sum to 1.
+        The first input of each output, `[output]` int64, which may lie beyond the border, and the weights of it and the
+        following ones, `[output, taps]` float64, whose rows sum to 1.
     """
     stretch = min(scale, 1.0) if antialias else 1.0
     width = WIDTH / stretch
     center = (np.arange(output) + 0.5) / scale - 0.5
-    left = np.floor(center - width / 2)
-    indices = left[:, None] + np.arange(math.ceil(width) + 2)
-    weights = cubic((center[:, None] - indices) * stretch)
+    first = np.floor(center - width / 2).astype(np.int64)
+    offsets = np.arange(math.ceil(width) + 2)
+    weights = cubic((center[:, None] - first[:, None] - offsets) * stretch)
     weights /= weights.sum(1, keepdims=True)
-    used = (weights != 0).any(0)
-    indices, weights = indices[:, used].astype(np.int64), weights[:, used]
-    indices %= 2 * length
-    return np.where(indices < length, indices, 2 * length - 1 - indices), weights
+    used = np.flatnonzero((weights != 0).any(0))
+    return first + used[0], weights[:, used[0] : used[-1] + 1]
 
 
 def cubic(x: np.ndarray) -> np.ndarray:

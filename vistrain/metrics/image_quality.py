@@ -115,7 +115,7 @@ class ImageQuality:
         """One record for each image: `id`, `psnr` (dB, infinite for a perfect one), `ssim`.
 
         Args:
-            ids: such as `Set5/baby`; what stands before the last `/` is the test set.
+            ids: such as `Set5/baby`; what stands before `/` is the test set.
             predictions: `Restored`.
             targets: dicts with `image` `[C, H, W]` uint8, the truth.
 
@@ -171,7 +171,7 @@ class ImageQuality:
         does not count."""
         sets: dict[str, list[Mapping[str, Any]]] = {"": list(records)}
         for record in records:
-            group = str(record["id"]).rpartition("/")[0]
+            group = str(record["id"]).partition("/")[0] if "/" in str(record["id"]) else ""
             if group:
                 sets.setdefault(group, []).append(record)
         numbers = {}

@@ -1,5 +1,6 @@
 """Networks that restore images: super-resolution, denoising, deblurring. Pure torch, one file per paper."""
 
+from vistrain.restoration.bicubic import BicubicEnlarger
 from vistrain.restoration.dlgsanet import DLGSANet
 from vistrain.restoration.dncnn import DnCNN
 from vistrain.restoration.drct import DRCT
@@ -15,6 +16,7 @@ __all__ = [
     "HAT",
     "MAXIM",
     "RGT",
+    "BicubicEnlarger",
     "DLGSANet",
     "DnCNN",
     "NAFNet",

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from vistrain.errors import ConfigError
 from vistrain.files import whole_file
+from vistrain.layers.imresize import imresize
 from vistrain.layers.padding import to_unit
 from vistrain.metrics import protocol
-from vistrain.pictures.restoration import restoration_row
+from vistrain.pictures.restoration import middle
 from vistrain.structures import Restored
 from vistrain.tasks.base import Metric, Task
 
@@ -40,7 +41,7 @@ class RestorationTask(Task):
     def draw_sample(
         self, batch: Mapping[str, Any], index: int, prediction: Restored | None, side: int
     ) -> list[tuple[str, np.ndarray]]:
-        """Input | restored | truth with the decibels of the first protocol; without a prediction input | truth.
+        """Input (enlarged bicubically) | restored | truth with the decibels of the first protocol, as far as there are.
 
         Args:
             batch: as the network gets it.
@@ -51,13 +52,21 @@ class RestorationTask(Task):
         height, width = (int(n) for n in batch["size"][index])
         low, truth = batch["image"][index, :, :height, :width], batch["target"][index]["image"]
         name = str(batch["id"][index])
-        if prediction is None:
-            return restoration_row(pixels(low), None, pixels(truth), name, side=side)
-        numbers = ""
-        for metric in list(next(iter(self.evaluators.values()), {}).values())[:1]:
-            decibels, similarity = metric.measure(prediction.image, truth)  # type: ignore[attr-defined]
-            numbers = f"{decibels:.2f} dB, {similarity:.4f}"
-        return restoration_row(pixels(low), pixels(prediction.image), pixels(truth), name, numbers, side)
+        scale = getattr(self.model, "scale", 1)
+        plain = to_unit(low) if scale == 1 else imresize(to_unit(low), scale)
+        what = f"{name}: {'input' if scale == 1 else 'bicubic'}"
+        shown = [(f"{what} {self._numbers(plain, truth)}", pixels(plain)), ("truth", pixels(truth))]
+        if prediction is not None:
+            shown.insert(1, (f"restored {self._numbers(prediction.image, truth)}", pixels(prediction.image)))
+        return [(caption.strip(), middle(image, side)) for caption, image in shown]
+
+    def _numbers(self, image: Tensor, truth: Tensor) -> str:
+        """Decibels and similarity by the first protocol, if there is one."""
+        for metrics in self.evaluators.values():
+            for metric in metrics.values():
+                decibels, similarity = metric.measure(image, truth)  # type: ignore[attr-defined]
+                return f"{decibels:.2f} dB, {similarity:.4f}"
+        return ""
 
     def write_predictions(self, path: Path) -> None:
         """Write the numbers of each image in the latest evaluation as `per_image.csv`; on rank 0, which has them."""
