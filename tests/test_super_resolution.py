@@ -287,7 +287,7 @@ def test_dlgsanet_in_all_forms(changes: dict) -> None:
 def test_constructors_refuse(name: str, changes: dict, key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         TINY[name](**changes)
-    assert caught.value.where == f"model.network.{key}"
+    assert caught.value.where == key
 
 
 def test_stochastic_depth() -> None:

@@ -28,7 +28,7 @@ BLOCK_TYPES = ("sparseedge", "edge", "idynamic", "restormer")
 RESTORMER_KERNEL = 48  # the authors' code passes `tlc_kernel` to the sparse attention alone: faithful
 
 
-class Norm(nn.Module):
+class RestormerNorm(nn.Module):
     """Layer normalisation over channels under Restormer's names: `[B, C, H, W]` -> `[B, C, H, W]`.
 
     Args:
@@ -44,7 +44,7 @@ class Norm(nn.Module):
         return self.body(x)
 
 
-class GatedFeedForward(nn.Module):
+class GatedConvFeedForward(nn.Module):
     """Restormer's GDFN: two halves, convolved depthwise, one of which gates the other.
 
     Args:
@@ -65,7 +65,7 @@ class GatedFeedForward(nn.Module):
         return self.project_out(F.gelu(gate) * values)
 
 
-class PlainFeedForward(nn.Module):
+class PixelFeedForward(nn.Module):
     """A perceptron for each pixel.
 
     Args:
@@ -86,11 +86,11 @@ class PlainFeedForward(nn.Module):
 def feed_forward(kind: str, dim: int, expansion: float) -> nn.Module:
     """`GDFN` or `BaseFFN`; a ConfigError for another kind."""
     if kind not in ("GDFN", "BaseFFN"):
-        raise ConfigError("model.network.idynamic_ffn_type", f"no {kind!r}", "use GDFN or BaseFFN")
-    return (GatedFeedForward if kind == "GDFN" else PlainFeedForward)(dim, expansion)
+        raise ConfigError("idynamic_ffn_type", f"no {kind!r}", "use GDFN or BaseFFN")
+    return (GatedConvFeedForward if kind == "GDFN" else PixelFeedForward)(dim, expansion)
 
 
-class DynamicConv(nn.Module):
+class PixelDynamicConv(nn.Module):
     """A depthwise convolution whose kernels a small network writes anew for every pixel (MHDLSA, section 3.1).
 
     Args:
@@ -106,7 +106,7 @@ class DynamicConv(nn.Module):
         super().__init__()
         if dim % heads or kernel_size % 2 == 0:
             problem = f"{heads} channels of {dim} share a kernel of {kernel_size}"
-            raise ConfigError("model.network.idynamic_num_heads", problem, "a divisor of dim, and an odd window_size")
+            raise ConfigError("idynamic_num_heads", problem, "a divisor of dim, and an odd window_size")
         self.kernel_size, self.groups = kernel_size, dim // heads
         narrow = dim // 4
         self.conv1 = nn.Sequential(
@@ -127,12 +127,12 @@ class DynamicConv(nn.Module):
         return out.flatten(1, 2)
 
 
-class LocalLayer(nn.Module):
+class DynamicLocalLayer(nn.Module):
     """Dynamic convolution between two 1x1 convolutions, then a feed-forward network, each with a residual.
 
     Args:
         dim: channels C.
-        window_size, heads: see `DynamicConv`.
+        window_size, heads: see `PixelDynamicConv`.
         ffn_type, ffn_expansion: see `feed_forward`.
         dynamic: False takes a plain depthwise convolution instead.
     """
@@ -141,10 +141,10 @@ class LocalLayer(nn.Module):
         self, dim: int, window_size: int, heads: int, ffn_type: str, ffn_expansion: float, dynamic: bool
     ) -> None:
         super().__init__()
-        conv: nn.Module = DynamicConv(dim, window_size, heads)
+        conv: nn.Module = PixelDynamicConv(dim, window_size, heads)
         if not dynamic:
             conv = nn.Conv2d(dim, dim, window_size, padding=window_size // 2, groups=dim)
-        self.norm1, self.norm2 = Norm(dim), Norm(dim)
+        self.norm1, self.norm2 = RestormerNorm(dim), RestormerNorm(dim)
         outer = {name: nn.Conv2d(dim, dim, 1, bias=False) for name in ("conv0", "conv1")}
         self.IDynamicDWConv = nn.ModuleDict({**outer, "conv": conv})
         self.IDynamic_ffn = feed_forward(ffn_type, dim, ffn_expansion)
@@ -176,7 +176,7 @@ class ChannelMapAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, activation: str, kernel: int) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ConfigError("model.network.restormer_num_heads", f"{num_heads} heads do not divide {dim} channels")
+            raise ConfigError("restormer_num_heads", f"{num_heads} heads do not divide {dim} channels")
         self.num_heads, self.kernel = num_heads, kernel
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
         self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=False)
@@ -213,7 +213,7 @@ def _starts(side: int, kernel: int) -> list[int]:
     return [*range(0, side - kernel, -(-(side - kernel) // gaps)), side - kernel]
 
 
-class GlobalLayer(nn.Module):
+class ChannelMapLayer(nn.Module):
     """Attention between channels, then a feed-forward network, each with a residual.
 
     Args:
@@ -235,7 +235,7 @@ class GlobalLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.tlc_flag = tlc_flag
-        self.norm3, self.norm4 = Norm(dim), Norm(dim)
+        self.norm3, self.norm4 = RestormerNorm(dim), RestormerNorm(dim)
         self.restormer_attn = ChannelMapAttention(dim, num_heads, activation, kernel)
         self.restormer_ffn = feed_forward(ffn_type, dim, ffn_expansion)
 
@@ -245,7 +245,7 @@ class GlobalLayer(nn.Module):
         return x + self.restormer_ffn(self.norm4(x))
 
 
-class HybridGroup(nn.Module):
+class HybridDynamicGroup(nn.Module):
     """Layers, a convolution, and what came in (RHDTG, section 3.3).
 
     Args:
@@ -274,8 +274,9 @@ class DLGSANet(SuperResolver):
         blocks: pairs of layers in a group.
         buildblock_type: layers of a block: `sparseedge` (local, then global, the published one), `edge` (with
             Restormer's softmax), `idynamic` (local alone), `restormer` (global alone, with softmax).
-        window_size, idynamic_num_heads, idynamic_ffn_type, idynamic_ffn_expansion_factor, idynamic: see `LocalLayer`.
-        restormer_num_heads, restormer_ffn_type, restormer_ffn_expansion_factor, activation: see `GlobalLayer`.
+        window_size, idynamic_num_heads, idynamic_ffn_type, idynamic_ffn_expansion_factor, idynamic: see
+            `DynamicLocalLayer`.
+        restormer_num_heads, restormer_ffn_type, restormer_ffn_expansion_factor, activation: see `ChannelMapLayer`.
         tlc_flag: attend in windows in evaluation. It changes the output; published numbers are with it.
         tlc_kernel: side of these windows, for x2, x3, x4: 96, 72, 48.
         upscale: factor of enlargement.
@@ -313,7 +314,7 @@ class DLGSANet(SuperResolver):
         super().__init__(in_chans, dim, upscale, img_range, upsampler, multiple=1)
         if buildblock_type not in BLOCK_TYPES:
             remedy = f"use {', '.join(BLOCK_TYPES)}"
-            raise ConfigError("model.network.buildblock_type", f"no {buildblock_type!r}", remedy)
+            raise ConfigError("buildblock_type", f"no {buildblock_type!r}", remedy)
         sparse = buildblock_type == "sparseedge"
         act, kernel = (activation, tlc_kernel) if sparse else ("softmax", RESTORMER_KERNEL)
 
@@ -321,32 +322,35 @@ class DLGSANet(SuperResolver):
             layers: list[nn.Module] = []
             if buildblock_type != "restormer":
                 expansion = idynamic_ffn_expansion_factor
-                layers.append(LocalLayer(dim, window_size, idynamic_num_heads, idynamic_ffn_type, expansion, idynamic))
+                layers.append(
+                    DynamicLocalLayer(dim, window_size, idynamic_num_heads, idynamic_ffn_type, expansion, idynamic)
+                )
             if buildblock_type != "idynamic":
                 expansion = restormer_ffn_expansion_factor
                 layers.append(
-                    GlobalLayer(dim, restormer_num_heads, restormer_ffn_type, expansion, act, tlc_flag, kernel)
+                    ChannelMapLayer(dim, restormer_num_heads, restormer_ffn_type, expansion, act, tlc_flag, kernel)
                 )
             return layers
 
-        norms = [Norm(dim)] if body_norm else []
-        body = [HybridGroup([layer for _ in range(blocks) for layer in block()], dim) for _ in range(groups)]
+        norms = [RestormerNorm(dim)] if body_norm else []
+        body = [HybridDynamicGroup([layer for _ in range(blocks) for layer in block()], dim) for _ in range(groups)]
         self.overlap_embed = nn.Sequential(
             nn.ModuleDict({"proj": nn.Conv2d(in_chans, dim, 3, padding=1, bias=False)})  # the authors' name has a level
         )
         self.deep_feature_extraction = nn.Sequential(
-            *norms, *body, *([Norm(dim)] if body_norm else []), nn.Conv2d(dim, dim, 3, padding=1)
+            *norms, *body, *([RestormerNorm(dim)] if body_norm else []), nn.Conv2d(dim, dim, 3, padding=1)
         )
 
     @property
     def tlc_flag(self) -> bool:
         """Whether evaluation attends in windows; set it on the network for all its layers."""
-        return any(layer.tlc_flag for layer in self.modules() if isinstance(layer, GlobalLayer))
+        return any(layer.tlc_flag for layer in self.modules() if isinstance(layer, ChannelMapLayer))
 
     @tlc_flag.setter
     def tlc_flag(self, value: bool) -> None:
+        """Sets it for all layers."""
         for layer in self.modules():
-            if isinstance(layer, GlobalLayer):
+            if isinstance(layer, ChannelMapLayer):
                 layer.tlc_flag = value
 
     def trunk(self, x: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class ResidualDenseGroup(nn.Module):
     Args:
         dim: channels C.
         num_heads: h; a block of width w has `h - (w % h)` heads.
-        window_size, qkv_bias, qk_scale: see `WindowAttention`.
+        window_size, qkv_bias, qk_scale: see `SwinWindowAttention`.
         gc: channels that each block adds.
         mlp_ratio: width of the first three blocks' perceptrons over their channels.
         drop, attn_drop, drop_path: of all blocks.
@@ -88,7 +88,7 @@ class DRCT(WindowSuperResolver):
         num_heads: of each group, see `ResidualDenseGroup`.
         window_size: side of windows.
         mlp_ratio, gc: see `ResidualDenseGroup`.
-        qkv_bias, qk_scale: see `WindowAttention`.
+        qkv_bias, qk_scale: see `SwinWindowAttention`.
         drop_rate, attn_drop_rate, drop_path_rate: dropout, dropout of attention, greatest stochastic depth.
         ape, patch_norm: see `WindowSuperResolver`.
         use_checkpoint: recompute groups in training instead of keeping their activations.
@@ -137,7 +137,7 @@ class DRCT(WindowSuperResolver):
         )
         check_depths(depths, num_heads)
         if gc < 1:
-            raise ConfigError("model.network.gc", f"{gc} new channels", "at least 1")
+            raise ConfigError("gc", f"{gc} new channels", "at least 1")
         rates = drop_path_schedule(drop_path_rate, depths)
         groups = [
             ResidualDenseGroup(

@@ -30,10 +30,10 @@ from vistrain.restoration.super_resolver import (
     to_map,
     to_tokens,
 )
-from vistrain.restoration.swinir import WindowAttention, WindowSuperResolver
+from vistrain.restoration.swinir import SwinWindowAttention, WindowSuperResolver
 
 
-class ChannelAttention(nn.Module):
+class HATChannelAttention(nn.Module):
     """Factors in 0..1 for the channels, from their means over the map (RCAN).
 
     Args:
@@ -75,7 +75,7 @@ class ChannelAttentionBlock(nn.Module):
             nn.Conv2d(channels, narrow, 3, padding=1),
             nn.GELU(),
             nn.Conv2d(narrow, channels, 3, padding=1),
-            ChannelAttention(channels, squeeze_factor),
+            HATChannelAttention(channels, squeeze_factor),
         )
 
     def add_to(self, x: Tensor, y: Tensor, size: tuple[int, int]) -> Tensor:
@@ -90,7 +90,7 @@ class HybridAttentionBlock(nn.Module):
 
     Args:
         dim: channels C.
-        num_heads, window_size, qkv_bias, qk_scale: see `WindowAttention`.
+        num_heads, window_size, qkv_bias, qk_scale: see `SwinWindowAttention`.
         shifted: whether windows are shifted by half of their side.
         compress_ratio, squeeze_factor, conv_scale: see `ChannelAttentionBlock`.
         mlp_ratio: width of the perceptron over C.
@@ -116,7 +116,7 @@ class HybridAttentionBlock(nn.Module):
         super().__init__()
         self.shifted = shifted
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, window_size, num_heads, qkv_bias, qk_scale, attn_drop, drop)
+        self.attn = SwinWindowAttention(dim, window_size, num_heads, qkv_bias, qk_scale, attn_drop, drop)
         self.conv_block = ChannelAttentionBlock(dim, compress_ratio, squeeze_factor, conv_scale)
         self.mlp = TokenMLP(dim, int(dim * mlp_ratio), drop)
         self.drop_path = DropPath(drop_path)
@@ -139,7 +139,7 @@ class OverlappingCrossAttentionBlock(nn.Module):
         window_size: side of the queries' windows.
         overlap_ratio: how much the side of the larger window exceeds it.
         num_heads: number of heads.
-        qkv_bias, qk_scale: see `WindowAttention`.
+        qkv_bias, qk_scale: see `SwinWindowAttention`.
         mlp_ratio: width of the perceptron over C.
 
     Raises:
@@ -163,7 +163,7 @@ class OverlappingCrossAttentionBlock(nn.Module):
         self.reach = window_size + int(window_size * overlap_ratio)
         if (self.reach - window_size) % 2:
             problem = f"{overlap_ratio} makes windows of {self.reach} around {window_size}"
-            raise ConfigError("model.network.overlap_ratio", problem, "the difference must be even")
+            raise ConfigError("overlap_ratio", problem, "the difference must be even")
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.proj = nn.Linear(dim, 3 * dim, bias=qkv_bias), nn.Linear(dim, dim)
         self.mlp = TokenMLP(dim, int(dim * mlp_ratio))
@@ -242,7 +242,7 @@ class HAT(WindowSuperResolver):
         compress_ratio, squeeze_factor, conv_scale: see `ChannelAttentionBlock`.
         overlap_ratio: see `OverlappingCrossAttentionBlock`.
         mlp_ratio: width of the perceptrons over C.
-        qkv_bias, qk_scale: see `WindowAttention`.
+        qkv_bias, qk_scale: see `SwinWindowAttention`.
         drop_rate, attn_drop_rate, drop_path_rate: dropout, dropout of attention, greatest stochastic depth.
         ape, patch_norm: see `WindowSuperResolver`.
         use_checkpoint: recompute groups in training instead of keeping their activations.
@@ -295,7 +295,7 @@ class HAT(WindowSuperResolver):
         check_depths(depths, num_heads)
         for name, ratio in (("compress_ratio", compress_ratio), ("squeeze_factor", squeeze_factor)):
             if not 1 <= ratio <= embed_dim:
-                raise ConfigError(f"model.network.{name}", f"{ratio} of {embed_dim} channels leaves none")
+                raise ConfigError(name, f"{ratio} of {embed_dim} channels leaves none")
         self.layers = nn.ModuleList()
         for heads, rates in zip(num_heads, drop_path_schedule(drop_path_rate, depths), strict=True):
             blocks = [

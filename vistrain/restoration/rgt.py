@@ -78,7 +78,7 @@ class DynamicPositionBias(nn.Module):
 
 
 class RectangleAttention(nn.Module):
-    """Attention inside rectangular windows, without projections: one branch of `LocalAttention`.
+    """Attention inside rectangular windows, without projections: one branch of `RGTLocalAttention`.
 
     Args:
         dim: channels C' of the branch.
@@ -109,7 +109,7 @@ class RectangleAttention(nn.Module):
         return order.join(window_attention(q, k, v, bias, order.groups, self.scale, drop), len(qkv))
 
 
-class LocalAttention(nn.Module):
+class RGTLocalAttention(nn.Module):
     """RGT's L-SA: half of the channels attend in wide windows, half in high ones; a depthwise convolution adds detail.
 
     Maps are padded after the projection, by queries, keys and values of zero that are not masked: faithful.
@@ -179,7 +179,7 @@ class LocalAttention(nn.Module):
         return self.proj_drop(self.proj(torch.cat(branches, -1) + detail))
 
 
-class RecursiveAttention(nn.Module):
+class RGTRecursiveAttention(nn.Module):
     """RGT's RG-SA (section 3.3): all tokens attend to a small map, which one strided convolution makes recursively.
 
     Args:
@@ -208,7 +208,7 @@ class RecursiveAttention(nn.Module):
         narrow = int(dim * c_ratio)
         if narrow < 1 or narrow % num_heads or dim % num_heads:
             problem = f"{num_heads} heads for widths {dim} and {narrow}"
-            raise ConfigError("model.network.num_heads", problem, "both must be divisible by the heads")
+            raise ConfigError("num_heads", problem, "both must be divisible by the heads")
         self.num_heads, self.attn_drop = num_heads, attn_drop
         self.scale = qk_scale or (dim // num_heads * c_ratio) ** -0.5
         self.reduction1 = nn.Conv2d(dim, dim, 4, stride=4, groups=dim)
@@ -241,7 +241,7 @@ class RGTBlock(nn.Module):
 
     Args:
         dim: channels C.
-        attn: `LocalAttention` or `RecursiveAttention`.
+        attn: `RGTLocalAttention` or `RGTRecursiveAttention`.
         mlp: the perceptron.
         drop_path: stochastic depth.
     """
@@ -253,15 +253,15 @@ class RGTBlock(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), 1e-4))
 
     def forward(self, x: Tensor, size: tuple[int, int], padded: tuple[int, int], orders: Orders, times: int) -> Tensor:
-        """See `LocalAttention` and `RecursiveAttention`; `[B, H * W, C]` -> `[B, H * W, C]`."""
-        local = isinstance(self.attn, LocalAttention)
+        """See `RGTLocalAttention` and `RGTRecursiveAttention`; `[B, H * W, C]` -> `[B, H * W, C]`."""
+        local = isinstance(self.attn, RGTLocalAttention)
         y = self.norm1(x)
         y = x + self.drop_path(self.attn(y, size, padded, orders) if local else self.attn(y, size, times))
         y = y + self.drop_path(self.mlp(self.norm2(y), size))
         return torch.addcmul(y, x, self.gamma)
 
 
-class ResidualGroup(nn.Module):
+class ResidualRGTGroup(nn.Module):
     """Blocks with local and recursive attention in turn, a convolution, and what came in.
 
     Args:
@@ -300,8 +300,8 @@ class RGT(TransformerSuperResolver):
         upscale: factor of enlargement.
         img_range: see `SuperResolver`.
         resi_connection: `1conv` or `3conv`, see `residual_conv`.
-        split_size: see `LocalAttention`.
-        c_ratio: see `RecursiveAttention`.
+        split_size: see `RGTLocalAttention`.
+        c_ratio: see `RGTRecursiveAttention`.
 
     Raises:
         ConfigError: depths and heads that do not fit, or an odd number of heads or channels.
@@ -334,7 +334,7 @@ class RGT(TransformerSuperResolver):
         check_depths(depth, num_heads, "depth")
         if embed_dim < 32 or any(heads % 2 or embed_dim % heads for heads in num_heads):
             problem = f"{embed_dim} channels and {list(num_heads)} heads"
-            raise ConfigError("model.network.num_heads", problem, "even numbers that divide at least 32 channels")
+            raise ConfigError("num_heads", problem, "even numbers that divide at least 32 channels")
         self.split_size = (split_size[0], split_size[1])
         self.before_RG = nn.Sequential(nn.Identity(), nn.LayerNorm(embed_dim))
         self.norm = nn.LayerNorm(embed_dim)
@@ -345,14 +345,16 @@ class RGT(TransformerSuperResolver):
                 attn: nn.Module
                 if j % 2 == 0:
                     shifted = j % 4 == 0 if i % 2 else j % 4 == 2
-                    attn = LocalAttention(
+                    attn = RGTLocalAttention(
                         embed_dim, self.split_size, heads, shifted, qkv_bias, qk_scale, drop_rate, attn_drop_rate
                     )
                 else:
-                    attn = RecursiveAttention(embed_dim, heads, c_ratio, qkv_bias, qk_scale, drop_rate, attn_drop_rate)
+                    attn = RGTRecursiveAttention(
+                        embed_dim, heads, c_ratio, qkv_bias, qk_scale, drop_rate, attn_drop_rate
+                    )
                 mlp = SpatialGateMLP(embed_dim, int(embed_dim * mlp_ratio), drop_rate)
                 blocks.append(RGTBlock(embed_dim, attn, mlp, rate))
-            self.layers.append(ResidualGroup(embed_dim, blocks, resi_connection))
+            self.layers.append(ResidualRGTGroup(embed_dim, blocks, resi_connection))
         init_transformer(self)
 
     def tokens(self, x: Tensor, size: tuple[int, int]) -> Tensor:

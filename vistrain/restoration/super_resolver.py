@@ -116,7 +116,7 @@ class SuperResolver(nn.Module):
             self.upsample = nn.Sequential(_conv(dim, scale**2 * colours), nn.PixelShuffle(scale))
         elif kind == "nearest+conv":
             if scale not in (2, 4):
-                raise ConfigError("model.network.upscale", f"{kind} does not enlarge by {scale}", "use 2 or 4")
+                raise ConfigError("upscale", f"{kind} does not enlarge by {scale}", "use 2 or 4")
             self.conv_before_upsample = nn.Sequential(_conv(dim, FEATURES), nn.LeakyReLU(inplace=True))
             self.conv_up1 = _conv(FEATURES, FEATURES)
             if scale == 4:
@@ -125,13 +125,11 @@ class SuperResolver(nn.Module):
             self.conv_last = _conv(FEATURES, colours)
         elif kind == "none":
             if scale != 1:
-                raise ConfigError(
-                    "model.network.upscale", f"{scale} without an upsampler", "use 1, or name an upsampler"
-                )
+                raise ConfigError("upscale", f"{scale} without an upsampler", "use 1, or name an upsampler")
             self.conv_last = _conv(dim, colours)
         else:
             remedy = "use pixelshuffle, pixelshuffledirect, nearest+conv or none"
-            raise ConfigError("model.network.upsampler", f"no upsampler {kind!r}", remedy)
+            raise ConfigError("upsampler", f"no upsampler {kind!r}", remedy)
 
     def _enlarge(self, x: Tensor, features: Tensor) -> Tensor:
         if self.upsampler == "pixelshuffle":
@@ -223,7 +221,7 @@ def residual_conv(dim: int, kind: str) -> nn.Module:
         )
     if kind == "identity":
         return nn.Identity()
-    raise ConfigError("model.network.resi_connection", f"no {kind!r}", "use 1conv, 3conv or identity")
+    raise ConfigError("resi_connection", f"no {kind!r}", "use 1conv, 3conv or identity")
 
 
 def drop_path_schedule(rate: float, depths: Sequence[int]) -> list[list[float]]:
@@ -246,7 +244,7 @@ def check_depths(depths: Sequence[int], num_heads: Sequence[int], name: str = "d
     """Raises a ConfigError unless each group has a depth of at least 1 and a number of heads."""
     if len(depths) != len(num_heads) or not depths or min(depths) < 1:
         problem = f"{len(depths)} groups with depths {list(depths)} and heads {list(num_heads)}"
-        raise ConfigError(f"model.network.{name}", problem, "give one depth and one number of heads for each group")
+        raise ConfigError(name, problem, "give one depth and one number of heads for each group")
 
 
 def _conv(before: int, after: int) -> nn.Conv2d:
@@ -257,7 +255,7 @@ def _shuffles(scale: int, features: int) -> list[nn.Module]:
     """Convolutions and pixel shuffles that together enlarge by `scale`."""
     steps = [3] if scale == 3 else [2] * (scale.bit_length() - 1)
     if scale < 1 or (scale != 3 and scale & (scale - 1)):
-        raise ConfigError("model.network.upscale", f"pixelshuffle does not enlarge by {scale}", "use 3 or a power of 2")
+        raise ConfigError("upscale", f"pixelshuffle does not enlarge by {scale}", "use 3 or a power of 2")
     return [layer for step in steps for layer in (_conv(features, step**2 * features), nn.PixelShuffle(step))]
 
 

@@ -1,6 +1,6 @@
 """SwinIR: Image Restoration Using Swin Transformer (arXiv 2108.10257).
 
-Names of parameters are those of JingyunLiang/SwinIR, models/network_swinir.py (Apache-2.0). `WindowAttention` and
+Names of parameters are those of JingyunLiang/SwinIR, models/network_swinir.py (Apache-2.0). `SwinWindowAttention` and
 `SwinBlock` are Swin's (arXiv 2103.14030), which HAT and DRCT take up.
 """
 
@@ -34,7 +34,7 @@ from vistrain.restoration.super_resolver import (
 )
 
 
-class WindowAttention(nn.Module):
+class SwinWindowAttention(nn.Module):
     """Multi-head self-attention inside windows, with a learnt bias for each relative position.
 
     Args:
@@ -63,7 +63,7 @@ class WindowAttention(nn.Module):
     ) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ConfigError("model.network.num_heads", f"{dim} channels are not divisible by {num_heads} heads")
+            raise ConfigError("num_heads", f"{dim} channels are not divisible by {num_heads} heads")
         self.num_heads, self.scale, self.attn_drop = num_heads, qk_scale, attn_drop
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
@@ -86,7 +86,7 @@ class SwinBlock(nn.Module):
 
     Args:
         dim: channels C.
-        num_heads, window_size, qkv_bias, qk_scale: as `WindowAttention`.
+        num_heads, window_size, qkv_bias, qk_scale: as `SwinWindowAttention`.
         shifted: whether windows are shifted by half of their side.
         mlp_ratio: width of the perceptron over C.
         drop, attn_drop, drop_path: dropout of outputs and of attention weights, stochastic depth.
@@ -108,7 +108,7 @@ class SwinBlock(nn.Module):
         super().__init__()
         self.shifted = shifted
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, window_size, num_heads, qkv_bias, qk_scale, attn_drop, drop)
+        self.attn = SwinWindowAttention(dim, window_size, num_heads, qkv_bias, qk_scale, attn_drop, drop)
         self.mlp = TokenMLP(dim, int(dim * mlp_ratio), drop)
         self.drop_path = DropPath(drop_path)
 
@@ -155,7 +155,7 @@ class WindowSuperResolver(TransformerSuperResolver):
             in_chans, embed_dim, upscale, img_range, upsampler, window_size, resi_connection, use_checkpoint
         )
         if window_size > img_size:
-            raise ConfigError("model.network.window_size", f"{window_size} is larger than img_size {img_size}")
+            raise ConfigError("window_size", f"{window_size} is larger than img_size {img_size}")
         self.window_size, self.shift = window_size, window_size // 2 if window_size < img_size else 0
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(embed_dim)} if patch_norm else {})
         self.absolute_pos_embed: nn.Parameter | None = None
@@ -236,7 +236,7 @@ class SwinIR(WindowSuperResolver):
         depths, num_heads: blocks and heads of each group.
         window_size: side of windows (8; 7 for JPEG artefacts).
         mlp_ratio: width of the perceptrons over C.
-        qkv_bias, qk_scale: see `WindowAttention`.
+        qkv_bias, qk_scale: see `SwinWindowAttention`.
         drop_rate, attn_drop_rate, drop_path_rate: dropout, dropout of attention, greatest stochastic depth.
         ape, patch_norm: see `WindowSuperResolver`.
         use_checkpoint: recompute groups in training instead of keeping their activations.
