@@ -40,9 +40,11 @@ def make(form: str = "focus", classes: int = 5, **changes: Any) -> Any:
         ([2, 0], [(64, 96), (48, 40)], 5),  # an image without objects beside one with
         ([0, 0], [(64, 96), (64, 96)], 5),  # no object at all
         ([30, 1], [(64, 96), (64, 96)], 1),  # more objects than queries; one class
-        ([1, 1], [(20, 17), (9, 30)], 5),  # smaller than the coarsest stride; fewer tokens than any top-k asks for
+        ([1, 1], [(20, 17), (9, 30)], 5),  # smaller than the coarsest stride; fewer tokens than self-attention takes
+        ([12, 1], [(9, 12), (3, 5)], 5),  # 7 tokens: fewer than queries, and than objects
+        ([0, 0], [(1, 1), (1, 1)], 1),  # one token a level, one class and nothing to find
     ],
-    ids=["some empty", "all empty", "crowded, one class", "tiny"],
+    ids=["some empty", "all empty", "crowded, one class", "tiny", "tinier", "one pixel"],
 )
 def test_losses_are_finite_and_reach_every_parameter(
     form: str, counts: list[int], sizes: list[tuple[int, int]], classes: int
