@@ -108,6 +108,9 @@ def test_schedule_values() -> None:
     assert Cosine().factor(25, 100, 10) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
     assert Cosine(unit="epoch").factor(29, 100, 10) == Cosine().factor(20, 100, 10)
     assert Cosine(final_factor=0.2).factor(100, 100, 10) == pytest.approx(0.2)
+    cooled = Cosine(final_factor=0.2, cooldown_epochs=2)
+    assert cooled.factor(40, 100, 10) == pytest.approx(0.6)
+    assert cooled.factor(80, 100, 10) == cooled.factor(99, 100, 10) == pytest.approx(0.2)
     assert Poly(power=2.0).factor(50, 100, 10) == pytest.approx(0.25)
     assert Constant().factor(10**6, math.inf, 10) == 1.0
 

@@ -213,11 +213,10 @@ PUBLISHED = {
     "hornet_large_gf": Published(196.3, 34.7),
     "hornet_large_gf_img384": Published(201.8, 101.8, size=384),
 }
+_CODE = "https://github.com/raoyongming/HorNet"
+_CROP: dict[int, dict[str, Any]] = {224: {"crop_pct": 0.875}, 384: {"crop_pct": 1.0, "crop_mode": "squash"}}
 default_cfgs = generate_default_cfgs(
-    {
-        name: default_cfg("2207.14284", "https://github.com/raoyongming/HorNet", "mit", size=row.size)
-        for name, row in PUBLISHED.items()
-    }
+    {name: default_cfg("2207.14284", _CODE, "mit", size=row.size, **_CROP[row.size]) for name, row in PUBLISHED.items()}
 )
 
 # Filters for maps of 14 and 7 cells (images of 224 pixels), and of 24 and 12 (384).

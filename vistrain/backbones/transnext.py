@@ -221,16 +221,17 @@ PUBLISHED = {
     "transnext_base_384": Published(89.7, None, 86.2, size=384),
     "transnext_micro_aaaa": Published(13.1, 3.3, 82.6, size=256),
 }
+_CODE = "https://github.com/DaiShiResearch/TransNeXt"
+
+
+def _crop(size: int) -> dict[str, Any]:
+    """How images are cut for evaluation; those of 384 pixels are whole, their proportions given up."""
+    return {"crop_pct": 1.0, "crop_mode": "squash"} if size == 384 else {"crop_pct": 0.875}
+
+
 default_cfgs = generate_default_cfgs(
     {
-        name: default_cfg(
-            "2311.17132",
-            "https://github.com/DaiShiResearch/TransNeXt",
-            "apache-2.0",
-            first_conv="stem.proj",
-            size=row.size,
-            crop_pct=1.0 if row.size == 384 else 0.875,
-        )
+        name: default_cfg("2311.17132", _CODE, "apache-2.0", first_conv="stem.proj", size=row.size, **_crop(row.size))
         for name, row in PUBLISHED.items()
     }
 )

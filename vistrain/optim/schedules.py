@@ -108,11 +108,13 @@ class _Falling(Schedule):
         final_factor: the factor at the end of the run, in 0..1.
         unit: `step` lets the factor fall at each step, `epoch` only at the start of each epoch.
         decay_after_warmup: whether the fall starts where the warm-up ends (timm's `warmup_prefix`) or at step 0.
+        cooldown_epochs: at the run's end, in which the factor stays at `final_factor` (timm's).
     """
 
     final_factor: float = 0.0
     unit: Literal["epoch", "step"] = "step"
     decay_after_warmup: bool = False
+    cooldown_epochs: float = 0.0
 
     def _decay(self, step: int, total_steps: float, steps_per_epoch: int) -> float:
         if math.isinf(total_steps):
@@ -122,7 +124,8 @@ class _Falling(Schedule):
         start = self._warmup_length(steps_per_epoch) if self.decay_after_warmup else 0
         if self.unit == "epoch":
             step = step // steps_per_epoch * steps_per_epoch
-        progress = min(max(step - start, 0) / max(total_steps - start, 1), 1.0)
+        end = total_steps - round(self.cooldown_epochs * steps_per_epoch)
+        progress = min(max(step - start, 0) / max(end - start, 1), 1.0)
         return self.final_factor + (1 - self.final_factor) * self._shape(progress)
 
     def _shape(self, progress: float) -> float:
@@ -137,6 +140,7 @@ class Cosine(_Falling):
         final_factor: the factor at the end of the run, in 0..1.
         unit: `step` lets the factor fall at each step, `epoch` only at the start of each epoch.
         decay_after_warmup: whether the fall starts where the warm-up ends (timm's `warmup_prefix`) or at step 0.
+        cooldown_epochs: at the run's end, in which the factor stays at `final_factor` (timm's).
     """
 
     def _shape(self, progress: float) -> float:
