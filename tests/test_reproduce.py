@@ -6,8 +6,10 @@ import json
 import math
 import subprocess
 import sys
+import types
 
 import pytest
+import torch
 
 from vistrain import completion, index, reproduce, run
 from vistrain.cli import main
@@ -103,14 +105,16 @@ def test_nothing_in_common_is_refused(files, capsys):
     assert "reference: none of its numbers was measured" in capsys.readouterr().err
 
 
-def test_weights_are_asked_for_but_where_nothing_is_trained(files, capsys, tmp_path):
+def test_weights_are_asked_for_but_where_nothing_is_trained(files, capsys, monkeypatch):
     _, calls = files
-    assert main(["reproduce", "--config", "dncnn.yaml"]) == 2
-    assert "give --weights FILE" in capsys.readouterr().err
-    assert not calls
-    (tmp_path / "bicubic.yaml").write_text(CONFIG.replace("tolerance", "weights: null, tolerance"))
-    assert main(["reproduce", "--config", "bicubic.yaml"]) == 0
-    assert record("reproduced/bicubic")["weights"] is None
+    for parameters, code in ((1, 2), (0, 0)):
+        layer = torch.nn.Conv2d(1, 1, 1) if parameters else torch.nn.Identity()
+        parts = types.SimpleNamespace(model=layer)
+        monkeypatch.setattr(run, "build_parts", lambda config, allow, parts=parts: parts)
+        assert main(["reproduce", "--config", "dncnn.yaml"]) == code
+        assert len(calls) == 1 - parameters
+    assert "with which weights? - give --weights FILE" in capsys.readouterr().err
+    assert record()["weights"] is None
     assert main(["reproduce", "--config", "dncnn.yaml", "run.weights=weights.pth"]) == 0
     assert calls[-1]["weights"] == "weights.pth"
 

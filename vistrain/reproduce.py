@@ -160,8 +160,8 @@ def reproduce(
 
     Args:
         config: composed; its data section says which data.
-        weights: the published file; may be missing where `run.weights` names it, or where `reference.weights` is null
-            because nothing in the network is trained.
+        weights: the published file; may be missing where `run.weights` names it, or where nothing in the network is
+            trained (bicubic enlargement).
         folder: for `reproduction.json`; by default `reproduced/<name>`.
         allow: packages beyond the default ones whose classes the config may name.
 
@@ -175,11 +175,8 @@ def reproduce(
     rows, reference = published(config.get("reference")), config["reference"]
     run_section = dict(config.get("run") or {})
     weights = weights or run_section.get("weights")
-    if weights is None and reference.get("weights", "") is not None:
-        source = reference.get("weights") or reference.get("source")
-        raise ConfigError(
-            "reproduce", "with which weights?", "give --weights FILE" + (f"; published: {source}" if source else "")
-        )
+    if weights is None:
+        _refuse_untrained(config, allow)
     name = str(run_section.get("name") or "run")
     folder = folder or Path("reproduced") / name
     started = time.perf_counter()
@@ -210,6 +207,23 @@ def reproduce(
         with whole_file(report.record) as path:
             path.write_text(json.dumps(_finite(record), indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _refuse_untrained(config: Mapping[str, Any], allow: Collection[str]) -> None:
+    """A network that has weights needs the published ones."""
+    import torch
+
+    from vistrain import run
+
+    has_weights = "backbone" in config.get("model", {})
+    if not has_weights:
+        with torch.device("meta"):
+            has_weights = next(run.build_parts(config, allow).model.parameters(), None) is not None
+    if has_weights:
+        reference = config["reference"]
+        source = ", ".join(str(reference[key]) for key in ("weights", "source") if reference.get(key))
+        remedy = "give --weights FILE" + (f"; published: {source}" if source else "")
+        raise ConfigError("reproduce", "with which weights?", remedy)
 
 
 def commit() -> dict[str, Any] | None:

@@ -1,0 +1,75 @@
+"""Published numbers from published weights and real images, brought back by the command that users have."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from parity import fixtures
+from vistrain.cli import main
+
+DNCNN = "checkpoints/dncnn_25_kair.pth"
+THREE_IMAGES = 30.889  # dB, mean of 01, 02 and 04 of Set12
+
+
+def samples() -> Path:
+    """The folder of real images and weights beside the fixtures; a skip without it."""
+    place = fixtures.folder()
+    found = None if place is None else place.parent / "samples"
+    if found is None or not (found / "restoration").is_dir():
+        pytest.skip("no real images: they are expected at ../shared/samples beside the work tree")
+    return found
+
+
+def reproduce(tmp_path: Path, leaf: str, *words: str) -> dict:
+    data = f"data.root={samples() / 'restoration'}"
+    assert main(["reproduce", "-c", f"vistrain:restore/{leaf}", "--output", str(tmp_path), data, *words]) == 0
+    return json.loads((tmp_path / "reproduction.json").read_text())
+
+
+@pytest.mark.parametrize("color", ["", "luma_"])
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_bicubic_on_set5(tmp_path, color, scale):
+    """From the supplied low-resolution images of MATLAB for RGB, from our own resize for luma."""
+    low = f", low: Set5/LR_bicubic/X{scale}" if not color else ""
+    sets = [f"data.test.{name}.truth=nowhere" for name in ("Set14", "BSD100", "Urban100", "Manga109")]
+    sets.append(f"data.test.Set5={{truth: Set5/HR{low}}}")
+    made = reproduce(tmp_path, f"bicubic_{color}x{scale}", "data.workers=0", *sets)
+    assert len(made["results"]) == 2
+    assert made["reproduced"]
+
+
+def test_dncnn_on_three_images(tmp_path, capsys):
+    """Enough to see that weights, noise and rounding are right; `test_dncnn` takes the whole sets."""
+    few = ("data.test.Set12.truth=Set12/0[124].png", "data.test.BSD68.truth=nowhere")
+    data = f"data.root={samples() / 'restoration'}"
+    words = ["-c", "vistrain:restore/dncnn_s25", "--weights", str(samples() / DNCNN), "--output", str(tmp_path)]
+    assert main(["reproduce", *words, data, "data.workers=0", *few]) == 3  # three images are not the set
+    said = capsys.readouterr().out
+    assert "OUTSIDE" in said
+    assert "not measured" in said
+    made = json.loads((tmp_path / "reproduction.json").read_text())
+    assert made["numbers"]["test/denoise/Set12/psnr"] == pytest.approx(THREE_IMAGES, abs=0.005)
+
+
+@pytest.mark.skipif("VISTRAIN_SLOW" not in os.environ, reason="minutes: set VISTRAIN_SLOW=1")
+def test_dncnn(tmp_path):
+    made = reproduce(tmp_path, "dncnn_s25", "--weights", str(samples() / DNCNN), "data.workers=0")
+    measured = {row["metric"]: row["measured"] for row in made["results"]}
+    assert measured["denoise/Set12/psnr"] == pytest.approx(30.43, abs=0.02)
+    assert measured["denoise/BSD68/psnr"] == pytest.approx(29.23, abs=0.02)
+
+
+def test_a_whole_pickle_is_refused(tmp_path, capsys, monkeypatch):
+    """A module pickled whole needs its author's code: the reason and the way out, in one line, and nothing runs."""
+    weights = samples() / "checkpoints" / "dncnn_sigma25_official.pth"
+    data = f"data.root={samples() / 'restoration'}"
+    words = ["reproduce", "-c", "vistrain:restore/dncnn_s25", "--weights", str(weights), data, "data.workers=0"]
+    assert main([*words, "--output", str(tmp_path)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "needs code execution to be read (it names `__main__.DnCNN`) and was refused - nothing was executed" in said
+    assert "save `model.state_dict()` alone" in said
+    assert not (tmp_path / "reproduction.json").exists()
