@@ -1,7 +1,8 @@
 """A generated detection set in COCO's on-disk format: small, deterministic and not easy.
 
-Eight shapes in any colour on textured ground, overlapping, hiding each other, 4 to 60 % of the image's short side, with
-crowd regions, images without objects, several image sizes, grey files and files whose EXIF block turns them.
+Eight shapes in any colour on textured ground, seven in an image as in COCO, overlapping, hiding each other, 4 to 60 % of
+the image's short side, with crowd regions, images without objects, several image sizes, grey files and files whose EXIF
+block turns them.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from vistrain.structures import LabelSpace
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the generator: part of the folder's name, so that a change never mixes with older files
+VERSION = 2  # of the generator: part of the folder's name, so that a change never mixes with older files
 CATEGORIES = {17: "circle", 3: "square", 44: "triangle", 8: "star", 62: "ring", 1: "cross", 29: "heart", 90: "crescent"}
 HUES = dict(zip(CATEGORIES, np.linspace(0, 1, len(CATEGORIES), endpoint=False), strict=True))
 SIZES = ((128, 128), (128, 160), (160, 120), (112, 144), (144, 112), (96, 144), (152, 104))  # height, width
 SMALLEST, GREATEST = 0.04, 0.60  # box side as a share of the image's short side
 SUPERSAMPLE = 4  # masks are drawn this much larger and averaged
-MOST_OBJECTS = 8
+MOST_OBJECTS = 16
 
 
 class GeneratedShapes(CocoDetection):
@@ -224,7 +225,7 @@ def draw(rng: np.random.Generator, index: int, scale: float) -> Drawing:
     masks: list[np.ndarray] = []
     categories: list[int] = []
     crowds = [_draw_crowd(rng, canvas)] if index % 16 == 2 else []
-    for _ in range(min(1 + rng.poisson(2.6), MOST_OBJECTS)):
+    for _ in range(min(1 + rng.poisson(6.3), MOST_OBJECTS)):
         category = int(rng.choice(list(CATEGORIES)))
         alpha = _place(rng, category, height, width, masks)
         if alpha is None:
