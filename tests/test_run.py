@@ -61,6 +61,15 @@ def load_steps(path: Path) -> int:
     return int(torch.load(path, weights_only=True)["global_step"])
 
 
+def test_weights_that_are_about_to_be_replaced_are_not_fetched(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vistrain.backbones.build._build_pretrained", lambda *_: pytest.fail("went for a download"))
+    words = [f"run.weights={finished / 'last.ckpt'}", "model.backbone.pretrained=true", "trainer.max_steps=1"]
+    assert main(arguments(tmp_path / "tuned", *words, "trainer.limit_val_batches=0")) == 0
+    assert "pretrained: true" in (tmp_path / "tuned" / "config.yaml").read_text()  # the run's config stays as it was
+
+
 def test_a_finished_folder_is_not_overwritten(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(finished)) == 2
     assert "--resume" in capsys.readouterr().err
