@@ -23,14 +23,17 @@ import timm
 import torch
 from benchmarking import alternate, medians, write
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import vistrain.backbones  # noqa: F401 - registers
+from vistrain.attention.aggregated import AggregatedAttention
 from vistrain.attention.bilevel_routing import BiLevelRoutingAttention
+from vistrain.attention.neighborhood import NeighborhoodAttention
 from vistrain.backbones.cswin import CSWinBlock
 
 NEIGHBOUR = "swin_tiny_patch4_window7_224"
-MODELS = ("cswin_tiny", "biformer_tiny", "dinat_tiny", "transnext_tiny", "hornet_tiny")
+MODELS = ("cswin_tiny", "biformer_tiny", "dinat_tiny", "transnext_tiny", "hornet_tiny_7x7", "hornet_tiny_gf")
 
 
 def clock() -> Callable[[], float]:
@@ -89,6 +92,52 @@ def plain_routing(attention: BiLevelRoutingAttention, x: Tensor, size: tuple[int
     return attention.proj(joined(mixed) + attention.lepe(values).permute(0, 2, 3, 1)).flatten(1, 2)
 
 
+def plain_neighborhood(attention: NeighborhoodAttention, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Keys and values gathered for each query, K * K copies of both, as natten's plain torch form does."""
+    kernel, step = attention.kernel_size, attention.dilation
+    axes = []
+    for side in size:
+        token = torch.arange(side)
+        place, count = token // step, (side - token % step + step - 1) // step
+        first = torch.minimum((place - kernel // 2).clamp(min=0), count - kernel)
+        member = first[:, None] + torch.arange(kernel)
+        axes.append((member * step + (token % step)[:, None], member - place[:, None] + kernel - 1))
+    (rows, dy), (columns, dx) = axes
+    tokens = (rows[:, None, :, None] * size[1] + columns[None, :, None, :]).flatten()
+    q, k, v = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    keys, values = (t[:, :, tokens].unflatten(2, (len(tokens) // kernel**2, kernel**2)) for t in (k, v))
+    bias = attention.rpb[:, dy[:, None, :, None], dx[None, :, None, :]].flatten(3).flatten(1, 2)
+    logits = ((q * attention.scale)[..., None, :] @ keys.transpose(3, 4)).squeeze(3) + bias
+    mixed = (logits.softmax(-1)[..., None, :] @ values).squeeze(3)
+    return attention.proj(mixed.transpose(1, 2).flatten(2))
+
+
+def plain_aggregated(attention: AggregatedAttention, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Keys and values of neighbours unfolded, nine copies of both."""
+    heads, window = attention.num_heads, attention.window_size
+    q = F.normalize(attention.q(x).unflatten(2, (heads, -1)), dim=-1).transpose(1, 2)
+    k, v = attention.kv(x).chunk(2, -1)
+    k = F.normalize(k.unflatten(2, (heads, -1)), dim=-1).flatten(2)
+    unfolded = F.unfold(torch.cat((k, v), -1).mT.unflatten(2, size), window, padding=window // 2)
+    unfolded = unfolded.unflatten(1, (2 * heads, -1, window**2)).permute(0, 1, 4, 2, 3)
+    near_k, near_v = unfolded.chunk(2, 1)
+    cells = F.unfold(torch.ones(1, 1, *size), window, padding=window // 2)[0].mT
+    pooled_size = (size[0] // attention.sr_ratio, size[1] // attention.sr_ratio)
+    pooled = F.adaptive_avg_pool2d(attention.act(attention.sr(x.mT.unflatten(2, size))), pooled_size)
+    pooled = attention.norm(pooled.flatten(2).mT)
+    far_k, far_v = attention.kv(pooled).unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    length = (cells.sum(1, keepdim=True) + len(pooled[0])).log()
+    scaled = (q + attention.query_embedding) * F.softplus(attention.temperature) * length
+    near = (scaled[..., None, :] @ near_k).squeeze(3) + attention.relative_pos_bias_local[:, None]
+    bias = attention.cpb(size, pooled_size, pooled_size)
+    far = scaled @ F.normalize(far_k, dim=-1).mT + bias
+    weights = torch.cat((near.masked_fill(cells == 0, float("-inf")), far), -1).softmax(-1)
+    near, far = weights.split((window**2, len(pooled[0])), -1)
+    near = near + q @ attention.learnable_tokens + attention.learnable_bias
+    mixed = (near[..., None, :] @ near_v.mT).squeeze(3) + far @ far_v
+    return attention.proj(mixed.transpose(1, 2).flatten(2))
+
+
 # --- operators -------------------------------------------------------------------------------------------------------
 
 
@@ -110,6 +159,28 @@ def operators(
             routed,
             lambda x, r=routed, s=size: r(x, s),
             lambda x, r=routed, s=size: plain_routing(r, x, s),
+            x,
+        )
+    for stage, dim in enumerate((64, 128, 256, 512)):
+        size = (56 // 2**stage,) * 2
+        for dilation in (1, 8 // 2**stage) if stage < 3 else (1,):
+            near = NeighborhoodAttention(dim, dim // 32, dilation=dilation)
+            x = torch.randn(batch, size[0] * size[1], dim)
+            name = f"DiNAT-T stage {stage + 1}" + (f", dilation {dilation}" if dilation > 1 else "")
+            found[name] = (
+                near,
+                lambda x, n=near, s=size: n(x, s),
+                lambda x, n=near, s=size: plain_neighborhood(n, x, s),
+                x,
+            )
+    for stage, dim in enumerate((72, 144, 288)):
+        side = 56 // 2**stage
+        both = AggregatedAttention(dim, dim // 24, side, side, sr_ratio=8 // 2**stage)
+        x = torch.randn(batch, side * side, dim)
+        found[f"TransNeXt-T stage {stage + 1}"] = (
+            both,
+            lambda x, a=both, s=(side, side): a(x, s),
+            lambda x, a=both, s=(side, side): plain_aggregated(a, x, s),
             x,
         )
     return found
