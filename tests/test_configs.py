@@ -18,7 +18,7 @@ LEAVES = sorted(
     for p in CONFIGS.rglob("*.yaml")
     if not p.parent.name.startswith("_")
 )
-TEMPLATES = ["det/custom_coco"]  # not complete: they want a user's own data
+TEMPLATES = ["cls/custom_folder", "det/custom_coco"]  # not complete: they want a user's own data
 # Leaf -> the file of its full-size weights' names and shapes
 PUBLISHED = {
     "det/deformable_detr_r50": "official_defdetr",

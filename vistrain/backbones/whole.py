@@ -101,9 +101,8 @@ class WholeBackbone(nn.Module):
         if self._takes(height, width):
             return
         native = self.preprocessing.input_size or (224, 224)
-        near = sorted(
-            {side for step in (16, 28, 32, 64) for side in (height // step * step, -(-height // step) * step)}
-        )
+        steps = {side for step in (16, 28, 32) for side in (height // step * step, -(-height // step) * step)}
+        near = sorted(steps, key=lambda side: abs(side - height))
         sizes = [s for s in dict.fromkeys([native, *((side, side) for side in near if side)]) if self._takes(*s)]
         if not sizes:  # a model that cannot be tried this way says by itself what it dislikes
             return

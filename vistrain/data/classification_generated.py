@@ -168,7 +168,7 @@ def draw(rng: np.random.Generator, name: str) -> np.ndarray:
     height, width = SIZES[rng.integers(len(SIZES))]
     canvas = _textured(rng, name, height, width)
     others = [other for other in PATTERNS if other != name]
-    if rng.random() < 0.7:  # a patch of another pattern, up to a fifth of the image
+    if rng.random() < 0.5:  # a patch of another pattern, up to a fifth of the image
         h, w = (int(side * rng.uniform(0.25, 0.45)) for side in (height, width))
         top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
         canvas[top : top + h, left : left + w] = _textured(rng, others[rng.integers(len(others))], h, w)
@@ -176,8 +176,8 @@ def draw(rng: np.random.Generator, name: str) -> np.ndarray:
         centre = tuple(int(rng.integers(side)) for side in (width, height))
         axes = tuple(int(rng.uniform(0.04, 0.14) * min(height, width)) for _ in range(2))
         cv2.ellipse(canvas, centre, axes, float(rng.uniform(0, 180)), 0, 360, rng.uniform(0, 255, 3).tolist(), -1)
-    light = cv2.resize(rng.uniform(0.55, 1.3, (3, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
-    noisy = canvas * light[..., None] + rng.normal(0, rng.uniform(3, 18), canvas.shape)
+    light = cv2.resize(rng.uniform(0.65, 1.25, (3, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
+    noisy = canvas * light[..., None] + rng.normal(0, rng.uniform(3, 14), canvas.shape)
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
@@ -186,7 +186,7 @@ def _textured(rng: np.random.Generator, name: str, height: int, width: int) -> n
     fine = 3  # samples per pixel and axis: edges are smooth
     y, x = np.mgrid[: height * fine, : width * fine] / fine
     y, x = y - rng.uniform(0.25, 0.75) * height, x - rng.uniform(0.25, 0.75) * width
-    turn, period = rng.uniform(0, 2 * math.pi), rng.uniform(9, 18)
+    turn, period = rng.uniform(0, 2 * math.pi), rng.uniform(8, 16)
     u = (x * math.cos(turn) + y * math.sin(turn)) / period
     v = (y * math.cos(turn) - x * math.sin(turn)) / period * rng.uniform(0.8, 1.2)
     field = PATTERNS[name](u, v) * (1 if rng.random() < 0.5 else -1)

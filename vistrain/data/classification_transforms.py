@@ -214,6 +214,8 @@ def resize(image: np.ndarray, size: Size, interpolation: Interpolation) -> np.nd
     """uint8 `[H, W, 3]` (or a window of a larger array) to `[h, w, 3]`, antialiased, within a grey level of Pillow."""
     if image.shape[:2] == size:
         return np.ascontiguousarray(image)
+    if interpolation == "bilinear" and size[0] >= image.shape[0] and size[1] >= image.shape[1]:
+        return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)  # enlarging needs no antialiasing
     planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     smaller = F.interpolate(planes, size=size, mode=interpolation, antialias=True)
     return smaller[0].permute(1, 2, 0).contiguous().numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +35,8 @@ class ClassificationTask(Task):
     def setup(self, stage: str) -> None:
         """Build the metrics, and refuse an image size that the network cannot take before anything is trained."""
         super().setup(stage)
+        # Lightning takes what is frozen on purpose for an oversight.
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
         data, check = getattr(self.trainer, "datamodule", None), getattr(self.model, "check_size", None)
         if not isinstance(data, ClassificationData) or check is None:
             return
