@@ -60,7 +60,8 @@ def test_a_leaf_builds_as_a_whole(leaf):
     assert count == index.load()["configs"][leaf]["parameters"]
     groups = parts.task.groups(parts.model, composed["optimizer"]["lr"], composed["optimizer"]["weight_decay"])
     assert sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in parts.model.parameters())
-    assert parts.task.schedule.factor(10**6, 10**6, 1000) < 1
+    constant = composed["schedule"]["type"] == "optim.Constant"  # short tuning
+    assert constant or parts.task.schedule.factor(10**6, 10**6, 1000) < 1
     if leaf in PUBLISHED:
         assert count == fixtures.load(f"dense/keys/{PUBLISHED[leaf]}.json")["params"]
 
