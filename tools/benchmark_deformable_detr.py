@@ -9,20 +9,16 @@ step (losses, backward pass, AdamW) and the peak memory of each side. Needs the 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import re
-import resource
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarking import alternate, medians, write
+from benchmarking import alternate, medians, peak_mib, write
 from torch import Tensor, nn
 
 from vistrain.backbones import Backbone
@@ -210,28 +206,7 @@ def measure_memory(arguments: argparse.Namespace) -> None:
     """The other end of `peak_memory`."""
     name, mode = arguments.memory_of
     side = make_sides(arguments).pop(name)
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what building both sides left behind must not serve the measured one
-    before, peak, done = _resident(), 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.001):
-            peak = max(peak, _resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    for _ in range(2):
-        side.evaluate() if mode == "evaluate" else side.train_step()
-    done.set()
-    watcher.join()
-    print(peak - before)
-
-
-def _resident() -> float:
-    """MiB of this process in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+    print(peak_mib(lambda: [side.evaluate() if mode == "evaluate" else side.train_step() for _ in range(2)]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

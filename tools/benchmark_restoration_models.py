@@ -3,27 +3,24 @@
     pip install --target SOMEWHERE --no-deps spandrel einops     # for this benchmark only
     python tools/benchmark_restoration_models.py --spandrel SOMEWHERE --output runs/benchmarks
 
-Checks first that both sides compute the same image, then measures processor time of inference and the peak memory that
-each side needs on top of model and image, in a process of its own.
+Checks first that both sides compute the same image, then measures inference (processor time on one thread) and the peak
+memory that each side needs on top of model and image, in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import importlib.util
 import json
-import resource
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarking import alternate, medians, write
+from benchmarking import alternate, medians, peak_mib, write
 from torch import Tensor, nn
 
 from vistrain.checkpoints import load_weights
@@ -103,28 +100,8 @@ def peak_memory(arguments: argparse.Namespace, name: str, side: str) -> float:
 
 def measure_memory(model: nn.Module, image: Tensor) -> float:
     """The other end of `peak_memory`."""
-    infer(model, image[..., :16, :16] if min(image.shape[-2:]) > 16 else image)  # libraries load what they need
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    before, peak, done = _resident(), 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.001):
-            peak = max(peak, _resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    infer(model, image)
-    done.set()
-    watcher.join()
-    return peak - before
-
-
-def _resident() -> float:
-    """MiB of this process in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+    infer(model, image[..., :16, :16])  # libraries load what they need
+    return peak_mib(lambda: infer(model, image))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -154,13 +131,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         name, side = arguments.memory_of
         print(measure_memory(make_sides(name, arguments.groups).pop(side), image))
         return
+    clock = time.process_time if arguments.threads == 1 else time.perf_counter
     content: dict[str, Any] = {"image": list(image.shape), "groups": arguments.groups, "models": {}}
     ratios: dict[str, float] = {}
     for name in arguments.models:
         sides = make_sides(name, arguments.groups)
         difference = check_equal(sides, image)
         runs = {side: lambda model=model: infer(model, image) for side, model in sides.items()}
-        seconds = medians(alternate(runs, arguments.repeats))
+        seconds = medians(alternate(runs, arguments.repeats, clock=clock))
         ratios[f"{name}: speed"] = seconds["spandrel"] / seconds["ours"]
         content["models"][name] = {"difference": difference, "seconds": seconds}
         del sides, runs

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import platform
+import resource
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,6 +45,33 @@ def alternate(
 def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
     """Median seconds of each side."""
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_mib(run: Callable[[], object]) -> float:
+    """MiB of memory that this process needs for a run on top of what it has; freed memory is given back before."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not serve the measured run
+    before, peak, done = _resident(), 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.001):
+            peak = max(peak, _resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run()
+    finally:
+        done.set()
+        watcher.join()
+    return peak - before
+
+
+def _resident() -> float:
+    """MiB of this process in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def machine() -> dict[str, Any]:
