@@ -1,5 +1,6 @@
 """DINO and Focus-DETR where data is unkind, and what their arguments mean."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -152,6 +153,16 @@ def test_an_images_detections_do_not_depend_on_its_neighbours() -> None:
         (expected,) = model.predict({key: batch[key][index : index + 1] for key in ("image", "size", "original_size")})
         torch.testing.assert_close(ours.boxes, expected.boxes, rtol=0, atol=1e-3)
         torch.testing.assert_close(ours.scores, expected.scores, rtol=0, atol=1e-5)
+
+
+def test_padding_that_is_not_hidden_is_said() -> None:
+    """As published, a batch of images of several sizes gives misplaced boxes; one image, or one size, does not."""
+    model = make("focus").eval()
+    with pytest.warns(UserWarning, match="eval_batch_size=1"):
+        model.predict(make_batch([1, 1], [(64, 96), (40, 96)]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict(make_batch([1, 1], [(64, 96), (64, 96)]))
 
 
 @pytest.mark.parametrize(

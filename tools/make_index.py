@@ -2,6 +2,7 @@
 
     python tools/make_index.py            write it
     python tools/make_index.py --check    exit with 1 if the committed one is stale
+    python tools/make_index.py --remeasure    as the first, counting the unchanged models again too
 
 What the index says of other packages (torch's optimizers, Lightning's Trainer, timm's models) is of the versions it
 names; the rest depends on this repository alone, and is the same on every machine.
@@ -10,6 +11,7 @@ names; the rest depends on this repository alone, and is the same on every machi
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import importlib.metadata
 import inspect
@@ -36,10 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the index is stale")
+    parser.add_argument("--remeasure", action="store_true", help="measure every model, changed or not (minutes)")
     arguments = parser.parse_args(argv)
     if not TARGET.exists():
         TARGET.write_text(json.dumps({section: {} for section in SECTIONS}))
-    made = make(measure=not arguments.check)
+    made = make(measure=not arguments.check, remeasure=arguments.remeasure)
     if arguments.check:
         fresh = made == json.loads(TARGET.read_text(encoding="utf-8"))
         print("fresh" if fresh else "stale: run `make index`")
@@ -49,12 +52,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def make(measure: bool) -> dict[str, Any]:
+def make(measure: bool, remeasure: bool = False) -> dict[str, Any]:
     """The index.
 
     Args:
         measure: build the model of each config and count its parameters and multiply-adds; otherwise both are taken
             over from the committed index (a test of its own compares them).
+        remeasure: measure the unchanged ones too.
     """
     from vistrain.metrics import PROTOCOLS
 
@@ -71,7 +75,9 @@ def make(measure: bool) -> dict[str, Any]:
     old = json.loads(TARGET.read_text(encoding="utf-8"))
     TARGET.write_text(dump({**made, "configs": old["configs"]}), encoding="utf-8") if measure else None
     index.load.cache_clear()
-    made["configs"] = {name: describe_config(name, path, measure, old["configs"]) for name, path in config_files()}
+    made["configs"] = {
+        name: describe_config(name, path, measure, old["configs"], remeasure) for name, path in config_files()
+    }
     return made
 
 
@@ -252,8 +258,13 @@ def config_files() -> list[tuple[str, Path]]:
     return [(name, path) for name, path in sorted(names.items()) if not name.startswith("_") and "/_" not in name]
 
 
-def describe_config(name: str, path: Path, measure: bool, old: dict[str, Any]) -> dict[str, Any]:
-    """Title (the first comment line), model, reference, backbone and strides, and what the model measures."""
+def describe_config(
+    name: str, path: Path, measure: bool, old: dict[str, Any], remeasure: bool = False
+) -> dict[str, Any]:
+    """Title (the first comment line), model, reference, backbone and strides, and what the model measures.
+
+    A model whose section of the config is as it was is not measured again: hundreds of configs take minutes.
+    """
     text = path.read_text(encoding="utf-8")
     title = text.splitlines()[0].removeprefix("#").strip()
     entry: dict[str, Any] = {"title": title}
@@ -265,8 +276,11 @@ def describe_config(name: str, path: Path, measure: bool, old: dict[str, Any]) -
     entry |= {"dataset": composed.get("data", {}).get("type"), "backbone": model.get("backbone", {}).get("name")}
     entry["strides"] = model.get("backbone", {}).get("strides")
     entry["reference"] = composed.get("reference")
-    measured = ("parameters", "gmacs", "image_size")
-    entry |= measure_model(composed) if measure else {k: v for k, v in old.get(name, {}).items() if k in measured}
+    entry["fingerprint"] = hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:12]
+    before = old.get(name, {})
+    taken_over = {k: before[k] for k in ("parameters", "gmacs", "image_size") if k in before}
+    is_known = before.get("fingerprint") == entry["fingerprint"] and "parameters" in taken_over
+    entry |= measure_model(composed) if measure and (remeasure or not is_known) else taken_over
     return {k: v for k, v in entry.items() if v is not None}
 
 

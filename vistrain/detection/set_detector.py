@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +19,11 @@ from vistrain.losses import SetCriterion, SetPrediction
 from vistrain.matching import HungarianMatcher
 from vistrain.structures import Detections, LabelSpace, Preprocessing
 from vistrain.transformer import ContrastiveDenoising, DenoisingNoise, DenoisingQueries
+
+UNMASKED = (
+    "images of several sizes in a batch, and their padding is not hidden, as published: boxes come out misplaced. "
+    "Set data.eval_batch_size=1, as the authors evaluate, or model.mask_padding_in_eval=true"
+)
 
 
 @dataclass(frozen=True)
@@ -161,6 +167,8 @@ class SetDetector(nn.Module, abc.ABC):
             batch: `image`, `size` and `original_size`.
         """
         images, mask = self.normalize(batch["image"], batch["size"])
+        if not self.mask_padding_in_eval and len(set(map(tuple, batch["size"].tolist()))) > 1:
+            warnings.warn(UNMASKED, stacklevel=2)  # once, by Python's default filter
         last = self.decode(images, mask if self.mask_padding_in_eval else None, last_only=True)
         original = batch["original_size"]
         return top_detections(last.logits[-1], last.boxes[-1], original, self.detections_per_image, self.clip_boxes)
