@@ -158,7 +158,7 @@ class TrainableWeightedConv2d(_WeightedConv):
 def weight_convolutions(module: nn.Module, den: Sequence[float], trainable: bool = False) -> nn.Module:
     """Replaces, in place, every convolution of a network whose kernel `den` fits by a weighted one.
 
-    Stride, padding, groups, dilation and bias stay; names of parameters stay, buffers are added.
+    Stride, padding, groups and dilation stay, and so do the parameters themselves; buffers are added.
 
     Args:
         module: the network; only square `nn.Conv2d` with zero padding are looked at.
@@ -187,6 +187,7 @@ def weight_convolutions(module: nn.Module, den: Sequence[float], trainable: bool
             conv.in_channels, conv.out_channels, size, den, stride, padding, conv.groups, dilation,
             bias=conv.bias is not None,
         )  # fmt: skip
+        weighted.weight, weighted.bias = conv.weight, conv.bias
         setattr(parent, name, weighted)
     return module
 
