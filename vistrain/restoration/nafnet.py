@@ -17,13 +17,10 @@ from vistrain.layers.norms import LayerNorm2d
 from vistrain.layers.weighted_conv import weight_convolutions
 
 
-class SimpleGate(nn.Module):
+def simple_gate(x: Tensor) -> Tensor:
     """The product of the two halves of the channels: `[B, 2C, H, W]` -> `[B, C, H, W]` (section 3.3)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, 2C, H, W]` -> `[B, C, H, W]`."""
-        first, second = x.chunk(2, dim=1)
-        return first * second
+    first, second = x.chunk(2, dim=1)
+    return first * second
 
 
 class NAFBlock(nn.Module):
@@ -45,15 +42,15 @@ class NAFBlock(nn.Module):
         self.conv3 = nn.Conv2d(half, channels, 1)
         self.conv4 = nn.Conv2d(channels, channels * ffn_expand, 1)
         self.conv5 = nn.Conv2d(channels * ffn_expand // 2, channels, 1)
-        self.sg, self.dropout = SimpleGate(), nn.Dropout(drop_out_rate)
+        self.dropout = nn.Dropout(drop_out_rate)
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` -> the same shape."""
-        y = self.sg(self.conv2(self.conv1(self.norm1(x))))
+        y = simple_gate(self.conv2(self.conv1(self.norm1(x))))
         x = x + self.beta * self.dropout(self.conv3(y * self.sca(y)))
-        y = self.sg(self.conv4(self.norm2(x)))
+        y = simple_gate(self.conv4(self.norm2(x)))
         return x + self.gamma * self.dropout(self.conv5(y))
 
 
