@@ -386,6 +386,14 @@ def test_augmentation_depends_on_the_seed_alone():
     assert all(not np.array_equal(first, other) for other in others)
 
 
+def test_the_strongest_policies_never_fail():
+    """timm's posterizing asks newer Pillows for 0 bits, which they refuse."""
+    image = Whole(np.array(picture(0, 16, 16)))
+    for policy in ("rand-m9-mstd0.5-inc1", "rand-m10-n4-inc1", "augmix-m10-w3-d3"):
+        augment = ImageAugment(policy=policy)
+        assert all(augment.apply(image, (16, 16), (0.5,) * 3, seed).shape == (16, 16, 3) for seed in range(150))
+
+
 def test_policies_leave_the_global_generators_alone():
     np.random.seed(3)
     before = np.random.get_state()[1].copy()

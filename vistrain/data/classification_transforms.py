@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vistrain.data.classification_sources import Encoded
 from vistrain.errors import ConfigError
@@ -283,11 +283,23 @@ def _policy(name: str, size: int, mean: tuple[float, ...], interpolation: str) -
     elif name.startswith("augmix"):
         make, settings["translate_pct"] = augment_and_mix_transform, 0.3
     try:
-        found: Callable[[Any], Any] = make(name, settings)
+        found: Any = make(name, settings)
     except (AssertionError, KeyError, ValueError) as error:
         remedy = "such as rand-m9-mstd0.5-inc1, original, augmix-m5-w4-d2 or 3a"
         raise ConfigError("policy", f"timm has no policy {name!r} ({error})", remedy) from error
-    return found
+    steps = getattr(found, "ops", None) or [step for steps in getattr(found, "policy", ()) for step in steps]
+    for step in steps:
+        if step.aug_fn.__name__ == "posterize":
+            step.aug_fn = _posterize
+    policy: Callable[[Any], Any] = found
+    return policy
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """timm's; it asks for 0 bits at times, which gives black, and which newer Pillows refuse."""
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits >= 1 else Image.new(image.mode, image.size)
 
 
 def _shrink(window: Size, size: Size) -> float:
