@@ -7,6 +7,7 @@ are those of the authors' code (cammarasana123/weightedConvolution2.0, `wConv.py
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -187,7 +188,8 @@ def weight_convolutions(module: nn.Module, den: Sequence[float], trainable: bool
             conv.in_channels, conv.out_channels, size, den, stride, padding, conv.groups, dilation,
             bias=conv.bias is not None,
         )  # fmt: skip
-        weighted.weight, weighted.bias = conv.weight, conv.bias
+        weighted.register_parameter("weight", cast(nn.Parameter, conv.weight))
+        weighted.register_parameter("bias", cast("nn.Parameter | None", conv.bias))
         setattr(parent, name, weighted)
     return module
 
