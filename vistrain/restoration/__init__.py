@@ -4,6 +4,7 @@ from vistrain.restoration.bicubic import BicubicEnlarger
 from vistrain.restoration.dlgsanet import DLGSANet
 from vistrain.restoration.dncnn import DnCNN
 from vistrain.restoration.drct import DRCT
+from vistrain.restoration.edsr import EDSR
 from vistrain.restoration.hat import HAT
 from vistrain.restoration.maxim import MAXIM
 from vistrain.restoration.model import RestorationModel
@@ -13,6 +14,7 @@ from vistrain.restoration.swinir import SwinIR
 
 __all__ = [
     "DRCT",
+    "EDSR",
     "HAT",
     "MAXIM",
     "RGT",
