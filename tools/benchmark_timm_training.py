@@ -5,8 +5,9 @@
 
 timm's package does not hold train.py itself; its side is that loop of timm's own parts: `create_dataset`,
 `create_loader` with its transforms, Mixup, `create_optimizer_v2`, the scheduler's update for each step, ModelEmaV3,
-and a mean of the loss every 50 steps. Both sides read the same folder of JPEGs with the same model, recipe and
-precision, for one epoch, in turns, in one process. (The policy is one that timm and newer Pillows both carry out.)
+a mean of the loss every 50 steps, and a checkpoint at the end of the epoch. Both sides read the same folder of JPEGs
+with the same model, recipe and precision, for one epoch, in turns, in one process. (The policy is one that timm and
+newer Pillows both carry out.)
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from timm.data import Mixup, create_dataset, create_loader
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from timm.utils import AverageMeter, ModelEmaV3
+from timm.utils import AverageMeter, CheckpointSaver, ModelEmaV3
 
 from vistrain.config import compose
 from vistrain.data import GeneratedPatterns
@@ -62,6 +63,8 @@ def timm_epoch(arguments: argparse.Namespace, folder: Path, steps: int, device: 
         scheduler.step_update(step + 1)
         if step % 50 == 0:
             meter.update(loss.item(), len(images))
+    saver = CheckpointSaver(model, optimizer, model_ema=ema, checkpoint_dir=tempfile.mkdtemp(dir=folder.parent))
+    saver.save_checkpoint(0)
 
 
 def config_of(arguments: argparse.Namespace, scratch: Path, images: int) -> dict[str, Any]:
