@@ -21,6 +21,7 @@ SMALL_MODEL = [
     "model.num_heads=4",
     "model.ffn_dim=32",
     "model.encoder_layers=1",
+    "model.cascade=[1.0]",
     "model.decoder_layers=2",
     "model.num_queries=12",
     "model.denoising.number=4",
@@ -106,7 +107,7 @@ def test_weights_of_another_label_space_start_a_run(finished: Path, tmp_path: Pa
     assert new["labels"]["name"] == "coco_ids"
     different = {k for k, v in old["state_dict"].items() if v.shape != new["state_dict"][k].shape}
     assert different
-    assert all("class_embed" in k or "label_embed" in k for k in different)
+    assert all("class_embed" in k or "label_enc" in k for k in different)
 
 
 def test_predict_writes_pictures_and_boxes(finished: Path, tmp_path: Path) -> None:
