@@ -262,6 +262,11 @@ def _read_list(path: Path, remedy: str) -> tuple[list[str], list[tuple[str, ...]
 
 
 def read_text(path: Path, remedy: str = "") -> str:
+    """The content of a text file.
+
+    Raises:
+        DataError: it is missing (with the remedy) or cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
