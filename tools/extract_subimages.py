@@ -3,9 +3,10 @@
     python tools/extract_subimages.py DIV2K/DIV2K_train_HR --output DIV2K/DIV2K_train_HR_sub
     python tools/extract_subimages.py DIV2K/DIV2K_train_LR_bicubic/X4 --output DIV2K/X4_sub --crop 120 --step 60
 
-The defaults are those of BasicSR (480 pixels, 240 apart, and a last row and column flush with the border). Degraded images are cut with crop and step divided by the scale, and come out with the
-same names (`0001x4.png` becomes `0001_s001x4.png`). Images smaller than the square are kept whole. What cannot be read
-is named and skipped, and the exit code is then 2.
+The defaults are those of BasicSR (480 pixels, 240 apart, and a last row and column flush with the border). Degraded
+images are cut with crop and step divided by the scale, and come out with the same names (`0001x4.png` becomes
+`0001_s001x4.png`). Images smaller than the square are kept whole. What cannot be read is named and skipped, and the
+exit code is then 2.
 """
 
 from __future__ import annotations

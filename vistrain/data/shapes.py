@@ -1,8 +1,8 @@
 """A generated detection set in COCO's on-disk format: small, deterministic and not easy.
 
-Eight shapes in any colour on textured ground, seven in an image as in COCO, overlapping, hiding each other, 4 to 60 % of
-the image's short side, with crowd regions, images without objects, several image sizes, grey files and files whose EXIF
-block turns them.
+Eight shapes in any colour on textured ground, seven in an image as in COCO, overlapping, hiding each other, 4 to 60 %
+of the image's short side, with crowd regions, images without objects, several image sizes, grey files and files whose
+EXIF block turns them.
 """
 
 from __future__ import annotations
