@@ -27,8 +27,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from benchmarking import alternate, medians, write
-from memory import peak_of
+from benchmarking import alternate, medians, peak_mib, write
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -206,11 +205,11 @@ def measure_memory(arguments: argparse.Namespace) -> None:
     side, mode = arguments.memory_of
     if mode == "train":
         sizes = (arguments.batch, arguments.train_height, arguments.train_width, arguments.objects)
-        print(peak_of(Trained(side, make_batch(*sizes)).step))
+        print(peak_mib(Trained(side, make_batch(*sizes)).step))
         return
     model, images = make(side).eval(), torch.rand(1, 3, arguments.height, arguments.width)
     with torch.no_grad():
-        print(peak_of(lambda: model(images)))
+        print(peak_mib(lambda: model(images)))
 
 
 def measure_evaluation(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
