@@ -22,7 +22,8 @@ from vistrain.errors import ConfigError, DataError
 def picture(height: int = 40, width: int = 52, channels: int = 3, seed: int = 0) -> np.ndarray:
     draw = np.random.default_rng(seed)
     small = draw.integers(0, 256, (height // 4 + 1, width // 4 + 1, channels), np.uint8)
-    large = np.asarray(Image.fromarray(small[..., 0] if channels == 1 else small).resize((width, height), Image.Resampling.BICUBIC))
+    image = Image.fromarray(small[..., 0] if channels == 1 else small)
+    large = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
     return large.reshape(height, width, channels)
 
 
@@ -169,7 +170,7 @@ def test_a_cached_image_is_decoded_once_and_anew_when_it_changes(tmp_path):
 
 
 def test_missing_test_sets_are_left_out_missing_training_sets_are_not(tmp_path, caplog):
-    data = folder(tmp_path, test={"Good": ImageSet("good"), "Urban100": ImageSet("Urban100")})
+    data = folder(tmp_path, test={"Good": ImageSet("good"), "Urban100": ImageSet("Urban100"), "Set5": None})
     assert len(data.pairs("test")) == 3
     assert "Urban100 left out" in caplog.text
     data = folder(tmp_path, test={"A": ImageSet("nowhere")})

@@ -115,7 +115,7 @@ class Jpeg(Degradation):
         quality = low if low == high else int(draw.randint(low, high + 1))
         pixels = image if image.dtype == np.uint8 else (image * 255).clip(0, 255).round().astype(np.uint8)
         _, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-        decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        decoded = np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED))
         return decoded[..., None] if decoded.ndim == 2 else np.ascontiguousarray(decoded[..., ::-1])
 
 

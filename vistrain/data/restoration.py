@@ -28,7 +28,7 @@ class RestorationData(DataModule):
 
     Args:
         train: one set or several.
-        val: sets by name; numbers come out by that name.
+        val: sets by name; numbers come out by that name. null takes out one that a base names.
         test: what `vistrain test` evaluates; `val` if None. Sets that are not there are left out, with a warning.
         root: folder that the sets' paths are relative to; `VISTRAIN_DATA` or `data/` if None.
         scale: how many times smaller degraded images are; that of the degradation if None.
@@ -51,8 +51,8 @@ class RestorationData(DataModule):
     def __init__(
         self,
         train: ImageSet | tuple[ImageSet, ...],
-        val: dict[str, ImageSet],
-        test: dict[str, ImageSet] | None = None,
+        val: dict[str, ImageSet | None],
+        test: dict[str, ImageSet | None] | None = None,
         root: str | None = None,
         scale: int | None = None,
         degradation: Degradation | None = None,
@@ -73,8 +73,8 @@ class RestorationData(DataModule):
         self.root = Path(default_root() if root is None else root)
         self.sets: dict[SplitName, dict[str, ImageSet]] = {
             "train": {str(i): s for i, s in enumerate((train,) if isinstance(train, ImageSet) else train)},
-            "val": val,
-            "test": test or val,
+            "val": {name: s for name, s in val.items() if s is not None},
+            "test": {name: s for name, s in (test or val).items() if s is not None},
         }
         self.degradation, self.eval_degradation = degradation, eval_degradation or degradation
         made = {d.scale for d in (self.degradation, self.eval_degradation) if d is not None}
