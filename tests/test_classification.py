@@ -413,7 +413,14 @@ def test_many_labels_from_a_list(tmp_path, data_root, finished):
 
 
 def test_a_size_that_the_model_cannot_take_ends_in_one_line(data_root, tmp_path, capsys):
-    command = ["fit", "-c", "vistrain:demo/classification", f"data.root={data_root}", "data.train_images=4"]
+    command = [
+        "fit",
+        "-c",
+        "vistrain:demo/classification",
+        f"data.root={data_root}",
+        "data.train_images=4",
+        "model.backbone.args=null",
+    ]
     command += ["data.val_images=2", "data.workers=0", "model.backbone.name=convit_tiny", f"run.folder={tmp_path}/r"]
     assert main([*command, "data.image_size=200", "data.batch_size=2"]) == 2
     error = capsys.readouterr().err
