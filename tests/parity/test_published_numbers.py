@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -55,7 +54,7 @@ def test_dncnn_on_three_images(tmp_path, capsys):
     assert made["numbers"]["test/denoise/Set12/psnr"] == pytest.approx(THREE_IMAGES, abs=0.005)
 
 
-@pytest.mark.skipif("VISTRAIN_SLOW" not in os.environ, reason="minutes: set VISTRAIN_SLOW=1")
+@pytest.mark.slow
 def test_dncnn(tmp_path):
     made = reproduce(tmp_path, "dncnn_s25", "--weights", str(samples() / DNCNN), "data.workers=0")
     measured = {row["metric"]: row["measured"] for row in made["results"]}
