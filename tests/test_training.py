@@ -172,6 +172,17 @@ def test_compiling_is_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(task.state_dict()) == before
 
 
+def test_channels_last_changes_the_order_in_memory_alone(tmp_path: Path) -> None:
+    tasks = [make_task(channels_last=flag) for flag in (False, True)]
+    for number, task in enumerate(tasks):
+        fit(tmp_path / str(number), task, TinyData(), max_epochs=1, logger=False)
+    plain, last = (task.state_dict() for task in tasks)
+    assert last["model.backbone.0.weight"].is_contiguous(memory_format=torch.channels_last)
+    assert not plain["model.backbone.0.weight"].is_contiguous(memory_format=torch.channels_last)
+    for name, value in plain.items():
+        torch.testing.assert_close(last[name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_wrong_is_said_before_the_first_step(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'coco_box'"):
         fit(tmp_path, make_task(metrics=("coco_bx",)), TinyData())

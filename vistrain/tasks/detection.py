@@ -23,7 +23,7 @@ class DetectionTask(Task):
     """Trains and evaluates a detector; the data module's `ground_truth(split)` is what it is measured against.
 
     Args:
-        model, optimizer, groups, schedule, metrics, compile, seed: see `Task`.
+        model, optimizer, groups, schedule, metrics, compile, seed, channels_last: see `Task`.
         tta: test-time augmentation in `vistrain test`; evaluations while training do without.
     """
 
@@ -37,8 +37,9 @@ class DetectionTask(Task):
         compile: bool = False,
         seed: int = 0,
         tta: TestTimeAugmentation | None = None,
+        channels_last: bool = False,
     ) -> None:
-        super().__init__(model, optimizer, groups, schedule, metrics, compile, seed)
+        super().__init__(model, optimizer, groups, schedule, metrics, compile, seed, channels_last)
         self.tta = tta
 
     def predictions(self, batch: Batch, split: str) -> list[Detections]:
