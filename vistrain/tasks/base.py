@@ -66,7 +66,7 @@ class Task(LightningModule):
         compile: compile, in place, the parts that the network names in `compiled_parts` (default: `backbone`).
         seed: of the random numbers drawn while training.
         channels_last: keep the weights of convolutions as `[out, height, width, in]` in memory: the same numbers but
-            for rounding, and faster convolutions where the device prefers it (GPUs with tensor cores, processors with AMX).
+            for rounding, and faster convolutions where the device prefers it (tensor cores, AMX).
 
     Attributes:
         checkpoint_facts: plain containers that every checkpoint carries under `vistrain`, beside the version, the
