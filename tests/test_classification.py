@@ -370,7 +370,7 @@ def test_a_run_of_the_classifier_starts_another_of_other_classes(finished, tmp_p
     with caplog.at_level("INFO"):
         assert run.fit(merged) == 0
     assert "left out backbone.body.fc.weight: [10, " in caplog.text
-    with pytest.raises(WeightsError, match=r"is for other classes: backbone.body.fc.weight is"):
+    with pytest.raises(WeightsError, match=r"is for other classes: backbone.body.fc.weight"):
         run.test(merged, weights=str(finished / "last.ckpt"))
 
 

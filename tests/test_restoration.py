@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain import cli, config, run
-from vistrain.errors import ConfigError, DataError
+from vistrain.errors import ConfigError, DataError, WeightsError
 from vistrain.layers.imresize import imresize, imresize_uint8
 from vistrain.layers.padding import extend, to_unit
 from vistrain.losses import L1, MSE, Charbonnier, FrequencyLoss, PSNRLoss
@@ -307,6 +307,41 @@ def test_official_weights_load_into_the_network_and_predict_without_a_run(tmp_pa
     output = ["--input", str(tmp_path / "a.png"), "--output", str(tmp_path / "out")]
     assert cli.main(["predict", *words, *output]) == 0
     assert (tmp_path / "out/pictures/a.png").is_file()
+
+
+@pytest.mark.usefixtures("data_root")
+@pytest.mark.parametrize("upscale", [3, 4])
+def test_training_starts_from_weights_of_another_scale_and_says_what_it_left_out(tmp_path, caplog, upscale):
+    def network(scale: int) -> dict:
+        # The other networks' shell is the same: a trunk, `conv_before_upsample`, `upsample`, `conv_last`
+        return {"type": "restoration.EDSR", "upscale": scale, "num_feat": 4, "num_block": 1}
+
+    twice = run.build_parts(composed({**TINY, "model": {"network": network(2)}}, tmp_path)).model.network
+    torch.save({"params": twice.state_dict()}, tmp_path / "x2.pth")
+    data = {**TINY["data"], "degradation": {"type": "data.Bicubic", "scale": upscale}}
+    made = composed({**TINY, "data": data, "model": {"network": network(upscale)}}, tmp_path)
+    made["run"]["weights"] = str(tmp_path / "x2.pth")
+    made["trainer"] |= {"max_steps": 1}
+    made["optimizer"] |= {"lr": 0.0}
+    caplog.set_level("INFO", "vistrain")
+    assert run.fit(made) == 0
+    lost = {3: ["upsample.0.weight: [16, 4, 3, 3] in the file, [36, 4, 3, 3] here", "upsample.0.bias"],
+            4: ["upsample.2.weight: not in the file, [16, 4, 3, 3] here", "upsample.2.bias"]}[upscale]  # fmt: skip
+    assert all(f"left out network.{line}" in caplog.text for line in lost)
+    assert caplog.text.count("left out") == len(lost)
+    start, learned = twice.state_dict(), run.load(tmp_path / "run/last.ckpt")[0].network.state_dict()
+    for name in start.keys() - {line.partition(":")[0] for line in lost}:
+        assert torch.equal(start[name], learned[name]), name
+    # Nothing may be left out where nothing is trained afterwards
+    with pytest.raises(WeightsError, match=r"is for another scale: network\.upsample\..* fine-tune with run\.weights"):
+        run.load_official(made, tmp_path / "x2.pth")
+    torch.save({"params": {k: v for k, v in start.items() if "upsample" not in k}}, tmp_path / "cut.pth")
+    with pytest.raises(WeightsError, match=r"missing: network\.upsample"):
+        run.load_official(made, tmp_path / "cut.pth")
+    del start["body.0.conv1.bias"]
+    torch.save({"params": start}, tmp_path / "cut.pth")
+    with pytest.raises(WeightsError, match=r"1 missing: network\.body\.0\.conv1\.bias"):
+        run.load_official(made, tmp_path / "cut.pth")
 
 
 @pytest.mark.usefixtures("data_root")

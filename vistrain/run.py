@@ -132,14 +132,7 @@ def test(
         load_weights(parts.model, facts["state_dict"], where=str(checkpoint))
         parts.data.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
     elif weights:
-        report = load_weights(parts.model, weights, **_naming(parts.model))
-        if report.left_out:
-            layer = report.left_out[0]
-            raise WeightsError(
-                str(weights),
-                f"is for other classes: {layer.name} is {list(layer.file_shape)} there, {list(layer.model_shape)} here",
-                "evaluate on data of the classes that it was trained on, or fine-tune with run.weights",
-            )
+        _load_whole(parts.model, weights)
     folder = Path(checkpoint).parent if checkpoint is not None else run_folder(config, None)
     trainer = build_trainer(config, parts, folder, allow, evaluate_only=True)
     trainer.test(parts.task, datamodule=parts.data, verbose=False)
@@ -311,7 +304,7 @@ def load_official(
     weights = weights or config.get("run", {}).get("weights")
     model = build_model(without_pretrained(config) if weights else config, data.labels, data.channels, allow)
     if weights:
-        load_weights(model, weights, **_naming(model))
+        _load_whole(model, weights)
     preprocessing = getattr(model, "preprocessing", data.preprocessing)
     labels = getattr(model, "labels", None)
     facts = {"labels": None if labels is None else labels.to_dict(), "preprocessing": preprocessing.to_dict()}
@@ -328,8 +321,20 @@ def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _naming(model: nn.Module) -> dict[str, Any]:
-    """The key maps and class layers that a network declares."""
-    return {"key_maps": getattr(model, "key_maps", ()), "class_layers": getattr(model, "class_layers", ())}
+    """The key maps, class layers and scale layers that a network declares."""
+    return {name: getattr(model, name, ()) for name in ("key_maps", "class_layers", "scale_layers")}
+
+
+def _load_whole(model: nn.Module, weights: str | Path) -> None:
+    """Load weights of which nothing may be left out, since nothing will be trained."""
+    report = load_weights(model, weights, **_naming(model))
+    if report.left_out:
+        what = "another scale" if getattr(model, "scale_layers", ()) else "other classes"
+        raise WeightsError(
+            str(weights),
+            f"is for {what}: {report.left_out[0]}",
+            "take the config that it was trained with, or fine-tune with run.weights",
+        )
 
 
 def _same_labels(path: Path, trained: LabelSpace, data: LabelSpace) -> None:

@@ -28,16 +28,20 @@ _SHOWN = 4  # names listed per kind of disagreement before a count follows
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A class layer that was not loaded since its shape depends on the number of classes.
+    """A weight that was not loaded since its shape depends on the number of classes, or on the scale of enlargement.
 
     Attributes:
         name: our parameter name.
-        file_shape, model_shape: the shapes that disagreed.
+        file_shape, model_shape: the shapes that disagreed; None where there is no such weight.
     """
 
     name: str
-    file_shape: tuple[int, ...]
-    model_shape: tuple[int, ...]
+    file_shape: tuple[int, ...] | None
+    model_shape: tuple[int, ...] | None
+
+    def __str__(self) -> str:
+        shapes = [None if shape is None else list(shape) for shape in (self.file_shape, self.model_shape)]
+        return f"{self.name}: {shapes[0] or 'not'} in the file, {shapes[1] or 'not'} here"
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class LoadReport:
         picked: dotted place of the state dict within the file; empty if it was the whole.
         key_map: name of the key map that was recognised; None if the names were ours already.
         loaded: number of tensors loaded.
-        left_out: class layers that kept their initial values.
+        left_out: class and scale layers that kept their initial values, or are in the file alone.
     """
 
     source: str
@@ -63,7 +67,7 @@ class LoadReport:
         text += f" of '{self.picked}'" if self.picked else ""
         text += f", {self.key_map} names" if self.key_map else ""
         for item in self.left_out:
-            text += f"\n  left out {item.name}: {list(item.file_shape)} in the file, {list(item.model_shape)} here"
+            text += f"\n  left out {item}"
         return text
 
 
@@ -73,19 +77,23 @@ def load_weights(
     *,
     key_maps: Sequence[KeyMap] = (),
     class_layers: Sequence[str] = (),
+    scale_layers: Sequence[str] = (),
     where: str = "",
 ) -> LoadReport:
     """Loads weights strictly: every tensor of the model comes from the file, every tensor of the file is used.
 
-    Two things are excused. Parameters that match `class_layers` and whose shape differs keep their initial values,
-    since a detector of other classes is still a good start. `num_batches_tracked` may be absent on either side: frozen
-    and older batch norms do not count batches.
+    Three things are excused. Parameters that match `class_layers` and whose shape differs keep their initial values,
+    since a detector of other classes is still a good start; so do those that match `scale_layers`, which may even be
+    missing on either side, since enlarging four times takes more layers than twice. `num_batches_tracked` may be absent
+    on either side: frozen and older batch norms do not count batches.
 
     Args:
         model: receives the weights in place.
         source: a file (see `load_file`), or a dictionary, wrapped or not.
         key_maps: namings to recognise; the first that matches is used, unless the names are the model's own.
         class_layers: regular expressions (`re.search`) of parameters whose shape depends on the number of classes.
+        scale_layers: the same of layers whose shape or number depends on the scale of enlargement; the file must have
+            some of them.
         where: what messages call the source; default its path, or `state dict`.
 
     Returns:
@@ -107,7 +115,7 @@ def load_weights(
     except WeightsError as error:
         raise WeightsError(where, f"{error.where} names: {error.problem}", error.remedy) from error
 
-    left_out, problems = _compare(weights, own, class_layers)
+    left_out, problems = _compare(weights, own, class_layers, scale_layers)
     if problems:
         naming = f"{recognised.name} names" if recognised else "names of vistrain"
         tried = "" if recognised or not key_maps else f" (not the names of {', '.join(m.name for m in key_maps)})"
@@ -119,7 +127,7 @@ def load_weights(
     skipped = {item.name for item in left_out}
     complete = {name: weights[name] if name in weights and name not in skipped else own[name] for name in own}
     model.load_state_dict(complete)
-    report = LoadReport(where, picked, recognised.name if recognised else None, len(own) - len(skipped), left_out)
+    report = LoadReport(where, picked, recognised.name if recognised else None, len(own.keys() - skipped), left_out)
     log.info("%s", report)
     return report
 
@@ -179,19 +187,28 @@ def _strip_prefixes(state_dict: dict[str, Tensor], own: Mapping[str, Tensor]) ->
 
 
 def _compare(
-    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], class_layers: Sequence[str]
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], class_layers: Sequence[str], scale_layers: Sequence[str]
 ) -> tuple[tuple[LeftOut, ...], list[str]]:
     """What may be left out, and what is wrong, in words."""
-    left_out, misshaped = [], []
-    for name, value in weights.items():
-        if name not in own or value.shape == own[name].shape:
+
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(re.search(pattern, name) for pattern in patterns)
+
+    has_scale = any(matches(name, scale_layers) for name in weights)
+    left_out, misshaped, missing, unexpected = [], [], [], []
+    for name in dict.fromkeys([*_counted(own), *_counted(weights)]):
+        there, here = (tuple(x[name].shape) if name in x else None for x in (weights, own))
+        if there == here:
             continue
-        if any(re.search(pattern, name) for pattern in class_layers):
-            left_out.append(LeftOut(name, tuple(value.shape), tuple(own[name].shape)))
+        both = there is not None and here is not None
+        if (has_scale and matches(name, scale_layers)) or (both and matches(name, class_layers)):
+            left_out.append(LeftOut(name, there, here))
+        elif there is None:
+            missing.append(name)
+        elif here is None:
+            unexpected.append(name)
         else:
-            misshaped.append(f"{name} {list(value.shape)} for {list(own[name].shape)}")
-    missing = [name for name in _counted(own) if name not in weights]
-    unexpected = [name for name in _counted(weights) if name not in own]
+            misshaped.append(f"{name} {list(there)} for {list(here)}")
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
     return tuple(left_out), [f"{len(names)} {kind}: {_few(names)}" for kind, names in kinds if names]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vistrain.checkpoints import KeyMap
 from vistrain.errors import ConfigError
 from vistrain.layers.padding import EdgeMode, extend, to_unit
+from vistrain.layers.precision import at_least_float32
 from vistrain.losses import L1
 from vistrain.restoration.tiles import tiled
 from vistrain.structures import Channels, Preprocessing, Restored
@@ -43,6 +44,9 @@ class RestorationModel(nn.Module):
         overlap: of neighbouring tiles, in pixels of the degraded image.
         channels: of the data.
 
+    Weights of another scale are a good start (`run.weights`): all that fits is taken, of the upsampler, too, and what
+    is left out is named. `test` and `predict` leave nothing out.
+
     Attributes:
         labels: None, there are no classes.
         preprocessing: none is needed; networks hold their own mean.
@@ -53,6 +57,8 @@ class RestorationModel(nn.Module):
 
     compiled_parts = ("network",)
     class_layers = ()
+    #: What enlarges, in networks after EDSR's: weights for another scale are a good start but for these
+    scale_layers = (r"^network\.(upsample|conv_up\d)\.",)
     labels = None
 
     def __init__(
@@ -140,7 +146,7 @@ class RestorationModel(nn.Module):
         pairs = several(low, truth) if several is not None else [(self.network(low), truth)]
         with torch.autocast(low.device.type, enabled=False):
             return {
-                name: torch.stack([criterion(output.float(), target) for output, target in pairs]).sum()
+                name: torch.stack([criterion(at_least_float32(output), target) for output, target in pairs]).sum()
                 for name, criterion in self.criteria.items()
             }
 
