@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from vistrain.data.classification import ClassificationData, Filter
 from vistrain.data.classification_sources import SUFFIXES, Files, Split, image_files, refuse_missing
 from vistrain.data.classification_transforms import ImageAugment
 from vistrain.data.module import SplitName
+from vistrain.data.storage import folder_names, is_folder
 from vistrain.errors import ConfigError, DataError
 from vistrain.structures import LabelSpace
 
@@ -224,9 +224,9 @@ def class_folders(folder: Path, remedy: str = "") -> list[str]:
     Raises:
         DataError: there is no such folder, or none in it.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise DataError(str(folder), "no such folder", remedy)
-    names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    names = [name for name in folder_names(folder) if not name.startswith(".")]
     if not names:
         raise DataError(str(folder), "has no sub-folders", "one folder for each class is expected, named as the class")
     return names

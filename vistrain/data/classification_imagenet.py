@@ -14,6 +14,7 @@ from vistrain.data.classification_folders import class_folders, read_text
 from vistrain.data.classification_sources import Files, Split, image_files, refuse_missing
 from vistrain.data.classification_transforms import ImageAugment
 from vistrain.data.module import SplitName, default_root
+from vistrain.data.storage import is_folder
 from vistrain.errors import DataError
 from vistrain.structures import LabelSpace
 
@@ -53,7 +54,7 @@ class ImageNet(ClassificationData):
     ) -> None:
         parent = Path(default_root() if root is None else root)
         nested = (parent, parent / "imagenet", parent / "Data" / "CLS-LOC", parent / "imagenet" / "Data" / "CLS-LOC")
-        folder = next((p for p in nested if (p / "train").is_dir() or (p / "val").is_dir()), parent / "imagenet")
+        folder = next((p for p in nested if is_folder(p / "train") or is_folder(p / "val")), parent / "imagenet")
         super().__init__(
             str(folder), batch_size, per_device, workers, seed, eval_batch_size, image_size, eval_size, crop_pct,
             interpolation, augment, repeats,
@@ -78,7 +79,7 @@ class ImageNet(ClassificationData):
             DataError: something is missing, or a folder or a line is not ImageNet's.
         """
         folder = self.root / ("train" if split == "train" else "val")
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise DataError(str(folder), "no such folder", self.remedy())
         channel = {wnid: i for i, (wnid, _) in enumerate(_classes())}
         unsorted = [name for name in image_files(folder) if "/" not in name] if split != "train" else []

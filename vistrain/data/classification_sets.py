@@ -16,6 +16,7 @@ from vistrain.data.classification_folders import ImageFolder, hold_out
 from vistrain.data.classification_sources import Arrays, Split
 from vistrain.data.classification_transforms import ImageAugment
 from vistrain.data.module import SplitName, default_root
+from vistrain.data.storage import is_folder
 from vistrain.errors import DataError
 from vistrain.structures import LabelSpace
 
@@ -243,7 +244,7 @@ class EuroSAT(ImageFolder):
     ) -> None:
         parent = Path(default_root() if root is None else root)
         places = [parent, *(parent / n for n in ("EuroSAT_RGB", "2750", "EuroSAT/2750", "eurosat/2750", "eurosat"))]
-        folder = next((p for p in places if (p / EUROSAT_CLASSES[0]).is_dir()), parent / "EuroSAT_RGB")
+        folder = next((p for p in places if is_folder(p / EUROSAT_CLASSES[0])), parent / "EuroSAT_RGB")
         super().__init__(
             str(folder), ".", None, None, holdout, None, batch_size, per_device, workers, seed, eval_batch_size,
             image_size, eval_size, crop_pct, interpolation, augment, repeats,

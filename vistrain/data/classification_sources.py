@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from vistrain.data.images import JPEG_MAGIC, read_image
+from vistrain.data.storage import file_names, files_below, read_bytes
 from vistrain.errors import DataError
 
 try:  # extra `fast`, see `images`
@@ -130,7 +131,7 @@ class ImageFile:
         self.path = path
         self._pixels: np.ndarray | None = None
         try:
-            self._data = path.read_bytes()
+            self._data = read_bytes(path)
         except OSError as error:
             raise DataError(str(path), f"cannot be read: {error.strerror or error}") from error
         self.size = self._head() or self._all().shape[:2]
@@ -237,17 +238,11 @@ def image_files(folder: Path) -> list[str]:
     Raises:
         DataError: the folder cannot be read.
     """
-    found: list[str] = []
-
-    def fail(error: OSError) -> None:
+    try:
+        names = files_below(folder)
+    except OSError as error:
         raise DataError(str(folder), f"cannot be read: {error.strerror or error}") from error
-
-    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        base = os.path.relpath(parent, folder)
-        prefix = "" if base == "." else f"{base}/"
-        found += [prefix + f for f in files if f.lower().endswith(SUFFIXES) and not f.startswith(".")]
-    return sorted(found)
+    return [n for n in names if n.lower().endswith(SUFFIXES) and not os.path.basename(n).startswith(".")]
 
 
 def refuse_missing(files: Sequence[str], folder: Path, listing: Path) -> None:
@@ -261,7 +256,7 @@ def refuse_missing(files: Sequence[str], folder: Path, listing: Path) -> None:
     for name in files:
         parent, base = os.path.split(name)
         if parent not in present:
-            present[parent] = set(os.listdir(folder / parent)) if (folder / parent).is_dir() else set()
+            present[parent] = file_names(folder / parent)
         if base not in present[parent]:
             missing.append(name)
     if missing:

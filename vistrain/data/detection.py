@@ -16,6 +16,7 @@ from vistrain.data.coco import Annotations, Problems, encode_mask, read_coco, ta
 from vistrain.data.collate import Sample
 from vistrain.data.images import read_listed_image
 from vistrain.data.module import DataModule, SplitName, default_root
+from vistrain.data.storage import file_names, is_folder
 from vistrain.data.transforms import DetrAugment, EvalResize
 from vistrain.errors import DataError, VistrainError
 from vistrain.structures import LabelSpace
@@ -221,7 +222,7 @@ class CocoDetection(DataModule):
             DataError: naming what is missing and how to get it.
         """
         for path, what in ((self.annotation_file(split), "annotation file"), (self.folder(split), "image folder")):
-            if not (path.is_file() if what == "annotation file" else path.is_dir()):
+            if not (path.is_file() if what == "annotation file" else is_folder(path)):
                 raise DataError(str(path), f"no such {what}", self.remedy(split))
 
     def remedy(self, split: SplitName) -> str:
@@ -262,8 +263,7 @@ def _refuse_missing(files: list[str], folder: Path, listing: Path) -> None:
     for name in files:
         parent, base = os.path.split(name)
         if parent not in present:
-            path = folder / parent
-            present[parent] = set(os.listdir(path)) if path.is_dir() else set()
+            present[parent] = file_names(folder / parent)
         if base not in present[parent]:
             missing.append(name)
     if missing:

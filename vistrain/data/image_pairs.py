@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vistrain.data.storage import files_below, is_file, is_folder
 from vistrain.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm")
@@ -51,24 +52,41 @@ def find_pairs(root: Path, images: ImageSet, scale: int = 1) -> list[Pair]:
         DataError: there are none, or one has no degraded version.
     """
     where = root / images.truth
-    if (where / ORIGINALS).is_dir():
+    if is_folder(where / ORIGINALS):
         where = where / ORIGINALS
-    if where.is_dir():
-        base, files = where, [p for p in where.rglob("*") if p.suffix.lower() in SUFFIXES]
+    if is_folder(where):
+        base, files = where, _images(where)
     else:
         fixed = re.split(r"[*?\[]", images.truth)[0]
         base = root / fixed.rpartition("/")[0]
-        files = [p for p in root.glob(images.truth) if p.suffix.lower() in SUFFIXES]
+        files = [p for p in _matching(root, images.truth, base) if p.suffix.lower() in SUFFIXES]
     files = sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(base).parts))
     if not files:
         remedy = f"correct data or data.root (now {root}), or set VISTRAIN_DATA"
-        raise DataError(str(where), "no images" if where.exists() else "no such folder", remedy)
+        raise DataError(str(where), "no images" if is_folder(where) else "no such folder", remedy)
     listed: dict[Path, dict[str, Path]] = {}
     pairs = []
     for path in files:
         name = path.relative_to(base).with_suffix("").as_posix()
         pairs.append(Pair(name.replace("/", "."), path, _low(root, images.low, path, name, scale, listed)))
     return pairs
+
+
+def _images(folder: Path) -> list[Path]:
+    """Image files below a folder, none if there is no such folder."""
+    try:
+        return [folder / name for name in files_below(folder) if Path(name).suffix.lower() in SUFFIXES]
+    except OSError:
+        return []
+
+
+def _matching(root: Path, pattern: str, base: Path) -> list[Path]:
+    """Files of a pattern relative to a root, all of them below `base`; in shards, where `**` is as `*`, too."""
+    if base.is_dir() and (plain := list(root.glob(pattern))):
+        return plain
+    parts = len(Path(pattern).parts)
+    files = [p.relative_to(root) for p in _images(base)]
+    return [root / p for p in files if len(p.parts) == parts and p.match(pattern)]
 
 
 def _low(
@@ -86,16 +104,15 @@ def _low(
         for old, new in given.items():
             text = text.replace(old, new)
         found = root / text
-        path = found if found != truth and found.is_file() else None
+        path = found if found != truth and is_file(found) else None
         wanted = str(found)
     elif "{name}" in given:
         found = root / given.replace("{name}", name)
-        path, wanted = found if found.is_file() else None, str(found)
+        path, wanted = found if is_file(found) else None, str(found)
     else:
         folder = root / given
         if folder not in listed:  # one listing, whatever the number of files
-            files = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-            listed[folder] = {p.relative_to(folder).with_suffix("").as_posix(): p for p in files}
+            listed[folder] = {p.relative_to(folder).with_suffix("").as_posix(): p for p in _images(folder)}
         path = listed[folder].get(name) or listed[folder].get(f"{name}x{scale}")
         wanted = f"{folder}/{name}.png or {name}x{scale}.png"
     if path is None:

@@ -12,6 +12,7 @@ import torch
 import torchvision  # type: ignore[import-untyped]
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vistrain.data.storage import read_bytes
 from vistrain.errors import DataError
 
 try:  # extra `fast`; like torchvision's decoder it gives Pillow's pixels to the bit, a little faster
@@ -79,7 +80,7 @@ def read_listed_image(path: str | Path, height: int, width: int, exif: str = "au
 
 def _bytes(path: str | Path) -> bytes:
     try:
-        data = Path(path).read_bytes()
+        data = read_bytes(path)
     except FileNotFoundError as error:
         raise DataError(str(path), "no such image file") from error
     except OSError as error:
