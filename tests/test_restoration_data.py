@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vistrain.data import Bicubic, Chain, GaussianNoise, GeneratedTextures, ImageSet, Jpeg, RestorationData
+from vistrain.data import Bicubic, Chain, GaussianNoise, GeneratedTextures, ImageSet, Jpeg, RestorationData, decoded
 from vistrain.data.degradations import generator
 from vistrain.data.image_pairs import find_pairs
-from vistrain.data.pixels import cached, read_pixels
+from vistrain.data.pixels import read_pixels
 from vistrain.data.restoration import ProgressiveSampler
 from vistrain.data.restoration_samples import RestorationDataset
 from vistrain.errors import ConfigError, DataError
@@ -118,7 +118,7 @@ def test_truncated_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"0\.png: damaged image"):
         next(iter(data.val_dataloader()))
     with pytest.raises(DataError, match="no such image file"):
-        cached(tmp_path / "none.png", "rgb", tmp_path / "cache")
+        decoded.Reader("rgb", "files", tmp_path / "cache")(tmp_path / "none.png")
 
 
 def test_pairs_are_found_by_name_template_and_replacement(tmp_path):
@@ -155,18 +155,51 @@ def test_pairs_whose_sizes_do_not_match_are_refused_with_both_sizes(tmp_path):
     assert isinstance(data.dataset("train")[0, 1], DataError)
 
 
-def test_a_cached_image_is_decoded_once_and_anew_when_it_changes(tmp_path):
-    data = folder(tmp_path, count=1, cache=True)
-    plain, kept = folder(tmp_path, count=1).dataset("train")[0, 9], data.dataset("train")[0, 9]
-    assert np.array_equal(plain.low, kept.low)
-    assert np.array_equal(plain.truth, kept.truth)
+@pytest.mark.parametrize("cache", [True, "auto", False])
+def test_patches_are_the_same_however_images_are_kept(tmp_path, cache):
+    sets = {"cache": cache, "color": "luma"}
+    plain, kept = (
+        folder(tmp_path, cache=False, color="luma").dataset("train"),
+        folder(tmp_path, **sets).dataset("train"),
+    )
+    for key in [(0, 9), (1, 3), (0, 10), (0, 9)]:
+        a, b = plain[key], kept[key]
+        assert np.array_equal(a.low, b.low)
+        assert np.array_equal(a.truth, b.truth)
     copies = list((tmp_path / ".decoded").rglob("*.npy"))
-    assert len(copies) == 1
-    data.dataset("train")[0, 10]
-    assert list((tmp_path / ".decoded").rglob("*.npy")) == copies
+    assert (len(copies), len(kept.read.kept)) == {True: (2, 0), "auto": (0, 2), False: (0, 0)}[cache]
+
+
+def test_a_decoded_copy_is_made_once_and_anew_when_the_image_changes(tmp_path):
+    data = folder(tmp_path, count=1, cache=True)
+    for key in ((0, 9), (0, 10)):
+        data.dataset("train")[key]
+        copies = list((tmp_path / ".decoded").rglob("*.npy"))
+        assert len(copies) == 1
     save(tmp_path / "good/0.png", picture(44, 52, seed=7))
     data.dataset("train")[0, 10]
     assert len(list((tmp_path / ".decoded").rglob("*.npy"))) == 2
+
+
+def test_what_keeping_images_costs_is_said_and_a_full_disk_is_no_error(tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO", "vistrain")
+    data = folder(tmp_path, count=100, cache=True)
+    assert data.dataset("train").read.keep == "files"
+    assert "decoded copies of 100 images" in caplog.text
+    paths = [pair.truth for _, pair in data.pairs("train")]
+    assert decoded.decoded_size(paths, "rgb") == 100 * 40 * 52 * 3
+    caplog.clear()
+    monkeypatch.setattr(decoded, "MEMORY", 1000)
+    assert folder(tmp_path).dataset("train").read.keep == "no"
+    assert "data.cache=true" in caplog.text
+    monkeypatch.setattr(decoded, "SPARE", 10**15)
+    assert data.dataset("train").read.keep == "no"
+    assert "no room for decoded copies" in caplog.text
+    (tmp_path / "file").write_text("")
+    reader = decoded.Reader("rgb", "files", tmp_path / "file")
+    assert reader(paths[0]).shape == (40, 52, 3)
+    assert reader.keep == "no"
+    assert "decoded each time" in caplog.records[-1].message
 
 
 def test_missing_test_sets_are_left_out_missing_training_sets_are_not(tmp_path, caplog):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +10,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vistrain.data.images import read_image
+from vistrain.data.storage import open_file, read_bytes
 from vistrain.errors import DataError
-from vistrain.files import whole_file
 from vistrain.metrics.image import luma
 
 ColorName = Literal["rgb", "grey", "luma"]
@@ -55,7 +54,7 @@ def image_size(path: Path) -> tuple[int, int]:
         DataError: the file is missing, or no image.
     """
     try:
-        with Image.open(path) as image:
+        with open_file(path) as file, Image.open(file) as image:
             return image.height, image.width
     except FileNotFoundError as error:
         raise DataError(str(path), "no such image file") from error
@@ -63,38 +62,11 @@ def image_size(path: Path) -> tuple[int, int]:
         raise DataError(str(path), f"not an image that can be read ({error})") from error
 
 
-def cached(path: Path, color: ColorName, folder: Path) -> np.ndarray:
-    """The pixels of a file, decoded once: later only the parts of it are read that are looked at.
-
-    Args:
-        path, color: see `read_pixels`.
-        folder: for the decoded copies, one file each, named after path, size and date of the original.
-
-    Returns:
-        uint8 `[H, W, C]`, a read-only map of the copy.
-
-    Raises:
-        DataError: the file cannot be read, or the copy not be written.
-    """
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise DataError(str(path), "no such image file") from error
-    key = hashlib.sha1(f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {color}".encode()).hexdigest()
-    copy = folder / key[:2] / f"{key[2:]}.npy"
-    if not copy.is_file():
-        pixels = read_pixels(path, color)
-        with whole_file(copy) as partial, partial.open("wb") as file:
-            np.save(file, pixels)
-    array: np.ndarray = np.load(copy, mmap_mode="r", allow_pickle=False)
-    return array
-
-
 def _fast_png(path: Path) -> np.ndarray | None:
     """uint8 `[H, W, 1 or 3]` of an ordinary 8-bit PNG; None for anything else, damage included, which is Pillow's to
     judge (OpenCV gives half an image for half a file)."""
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError:
         return None
     dimensions = PLAIN.get(data[24:26])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from vistrain.data.decoded import choose_reader
 from vistrain.data.degradations import Degradation
 from vistrain.data.image_pairs import ImageSet, Pair, find_pairs
 from vistrain.data.module import DataModule, SplitName, default_root
@@ -39,8 +40,10 @@ class RestorationData(DataModule):
         progressive: `[[step, patch], ...]`: from this optimizer step on, patches have this side (MIRNet-v2, Restormer).
         augment: turn and mirror training patches.
         repeat: how often each training image counts in an epoch, with another patch each time.
-        cache: keep decoded copies of training images below the root, of which patches are then read alone: for
-            folders of large images that were not cut into sub-images (`tools/extract_subimages.py`).
+        cache: how training images are decoded once, see `data.decoded.choose_reader`. `auto` keeps a set of up to 256
+            MiB in each worker's memory, and decodes a larger one for each patch. true keeps decoded copies below the
+            root, of which patches alone are read (DF2K: 29 GB), if the disk has room; images need then not be cut into
+            sub-images. false decodes each time.
         batch_size, per_device, workers, seed, eval_batch_size: see `DataModule`. Images of several sizes in one
             evaluation batch are restored one by one.
 
@@ -62,7 +65,7 @@ class RestorationData(DataModule):
         progressive: tuple[tuple[int, int], ...] = (),
         augment: bool = True,
         repeat: int = 1,
-        cache: bool = False,
+        cache: bool | Literal["auto"] = "auto",
         batch_size: int = 16,
         per_device: int | None = None,
         workers: int | None = None,
@@ -127,8 +130,9 @@ class RestorationData(DataModule):
         pairs, common = self.pairs(split), (self.scale, self.color)
         if split != "train":
             return RestorationDataset(pairs, *common, self.eval_degradation)
-        cache = self.root / CACHE if self.cache else None
-        return RestorationDataset(pairs, *common, self.degradation, self.patch, self.augment, self.repeat, cache)
+        paths = [path for _, pair in pairs for path in (pair.truth, pair.low) if path is not None]
+        reader = choose_reader(paths, self.color, self.cache, self.root / CACHE)
+        return RestorationDataset(pairs, *common, self.degradation, self.patch, self.augment, self.repeat, reader)
 
     def largest(self, split: SplitName) -> tuple[int, int]:
         """Upper bounds of the short and long side of the truth, in pixels."""

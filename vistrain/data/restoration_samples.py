@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from vistrain.data.decoded import Reader
 from vistrain.data.degradations import Degradation, as_float, generator
 from vistrain.data.image_pairs import Pair
-from vistrain.data.pixels import ColorName, cached, read_pixels
+from vistrain.data.pixels import ColorName, read_pixels
 from vistrain.errors import DataError, VistrainError
 from vistrain.metrics.image import luma
 
@@ -44,7 +44,7 @@ class RestorationDataset(Dataset[Any]):
         patch: side of the patches in pixels of the degraded image; None gives whole images.
         augment: turn and mirror patches.
         repeat: how often each image counts.
-        cache: folder for decoded copies, or None.
+        reader: of the files; None decodes each time.
     """
 
     def __init__(
@@ -56,10 +56,11 @@ class RestorationDataset(Dataset[Any]):
         patch: int | None = None,
         augment: bool = False,
         repeat: int = 1,
-        cache: Path | None = None,
+        reader: Reader | None = None,
     ) -> None:
         self.pairs, self.scale, self.color, self.degradation = pairs, scale, color, degradation
-        self.patch, self.augment, self.repeat, self.cache = patch, augment, repeat, cache
+        self.patch, self.augment, self.repeat = patch, augment, repeat
+        self.read = Reader(color) if reader is None else reader
 
     def __len__(self) -> int:
         return len(self.pairs) * self.repeat
@@ -125,12 +126,12 @@ class RestorationDataset(Dataset[Any]):
 
     def _open(self, pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
         """Truth, cut to a multiple of the scale, and the degraded image where there is a file."""
-        truth = self._read(pair.truth)
+        truth = self.read(pair.truth)
         height, width = (side // self.scale for side in truth.shape[:2])
         if min(height, width) == 0:
             size = f"{truth.shape[1]}x{truth.shape[0]}"
             raise DataError(str(pair.truth), f"{size} pixels cannot be reduced {self.scale} times", "leave it out")
-        low = None if pair.low is None else self._read(pair.low)
+        low = None if pair.low is None else self.read(pair.low)
         if low is not None and low.shape[:2] != (height, width):
             raise DataError(
                 str(pair.low),
@@ -139,9 +140,6 @@ class RestorationDataset(Dataset[Any]):
                 "is it the degraded version of this image, and data.scale right?",
             )
         return truth[: height * self.scale, : width * self.scale], low
-
-    def _read(self, path: Path) -> np.ndarray:
-        return read_pixels(path, self.color) if self.cache is None else cached(path, self.color, self.cache)
 
 
 def _filled(image: np.ndarray, side: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import string
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -59,7 +60,7 @@ class GeneratedTextures(RestorationData):
         progressive: tuple[tuple[int, int], ...] = (),
         augment: bool = True,
         repeat: int = 1,
-        cache: bool = False,
+        cache: bool | Literal["auto"] = "auto",
         batch_size: int = 16,
         per_device: int | None = None,
         workers: int | None = None,
