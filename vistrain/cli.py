@@ -72,6 +72,8 @@ examples:
   vistrain evaluate predictions.json --annotations instances_val2017.json
   vistrain evaluate predictions.json -c vistrain:det/deformable_detr_r50
   vistrain evaluate predictions.json --annotations instances_val2017.json --analysis out/ --images val2017/
+  vistrain evaluate restored/ --truth Set5/ --protocol sr_luma --scale 4         a folder of restored pictures
+  vistrain evaluate restored/ --truth Set5/ --protocol lpips --lpips alexnet.pth alex.pth
 """
 LIST_EXAMPLES = """\
 examples:
@@ -231,14 +233,24 @@ def build_parser() -> argparse.ArgumentParser:
     _allow_option(made)
 
     made = command(
-        evaluate, "compute the numbers from a file of predictions",
-        "FILE (--annotations FILE | --config FILE) [KEY=VALUE ...]", EVALUATE_EXAMPLES, True,
+        evaluate, "compute the numbers from a file of predictions, or a folder of restored pictures",
+        "PREDICTIONS (--annotations FILE | --config FILE | --truth FOLDER) [OPTIONS] [KEY=VALUE ...]",
+        EVALUATE_EXAMPLES, True,
     )  # fmt: skip
-    made.add_argument("predictions", metavar="FILE", type=Path, help="in COCO's results format")
+    made.add_argument(
+        "predictions", metavar="PREDICTIONS", type=Path, help="a file in COCO's results format, or a folder of pictures"
+    )
     made.add_argument("--annotations", metavar="FILE", type=Path, help="the truth, in COCO's format")
     _config_option(made)
     _analysis_option(made)
     made.add_argument("--images", metavar="FOLDER", type=Path, help="of --annotations, for pictures of the worst ones")
+    made.add_argument("--truth", metavar="FOLDER", type=Path, help="true images, for a folder of restored pictures")
+    made.add_argument("--protocol", metavar="NAME", default="sr_luma", help="for pictures (default: %(default)s)")
+    made.add_argument("--scale", type=int, default=1, help="that pictures were enlarged by (default: %(default)s)")
+    made.add_argument(
+        "--color", choices=("rgb", "grey", "luma"), default="rgb", help="for pictures (default: %(default)s)"
+    )
+    made.add_argument("--lpips", metavar="FILE", nargs="+", default=[], help="weights for the protocol lpips")
 
     made = command(
         check, "look at the data before a GPU is spent on it", "--config FILE [OPTIONS] [KEY=VALUE ...]", changes=True
@@ -377,11 +389,15 @@ def predict(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Numbers from a file of predictions."""
+    """Numbers from a file of predictions, or a folder of restored pictures."""
+    if arguments.truth is not None:
+        return _evaluate_pictures(arguments)
     annotations = arguments.annotations
     if annotations is None and not arguments.config:
         raise ConfigError(
-            "evaluate", "no truth to compare with", "give --annotations FILE, or the data's --config FILE"
+            "evaluate",
+            "no truth to compare with",
+            "give --annotations FILE, or the data's --config FILE; for restored pictures --truth FOLDER",
         )
     if annotations is not None and (arguments.config or arguments.overrides):
         raise ConfigError("evaluate", "--annotations and a config exclude each other", "give one of them")
@@ -400,6 +416,21 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
         Console().print(analyse_file(arguments.predictions, annotations, arguments.analysis, images))
         sys.stdout.write(f"analysis: {arguments.analysis}\n")
+    return 0
+
+
+def _evaluate_pictures(arguments: argparse.Namespace) -> int:
+    if arguments.annotations is not None or arguments.config or arguments.overrides or arguments.analysis is not None:
+        raise ConfigError("--truth", "is for pictures alone", "leave out --annotations, --config and --analysis")
+    _start_logging()
+    from rich.console import Console
+
+    from vistrain.restored import evaluate_folder
+
+    report = evaluate_folder(
+        arguments.predictions, arguments.truth, arguments.protocol, arguments.scale, arguments.color, arguments.lpips
+    )
+    Console().print(report)
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from vistrain.checkpoints.files import load_file
 from vistrain.checkpoints.keymap import KeyMap
-from vistrain.checkpoints.loading import LeftOut, LoadReport, find_state_dict, load_weights, read_state_dict
+from vistrain.checkpoints.loading import LeftOut, LoadReport, find_state_dict, load_weights, merged, read_state_dict
 from vistrain.checkpoints.saving import save_durably
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "find_state_dict",
     "load_file",
     "load_weights",
+    "merged",
     "read_state_dict",
     "save_durably",
 ]

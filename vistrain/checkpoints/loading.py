@@ -141,6 +141,15 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return _strip_prefixes(find_state_dict(load_file(path), str(path))[0], {})
 
 
+def merged(paths: Sequence[str | Path]) -> dict[str, Tensor]:
+    """The tensors of several files together, as `read_state_dict` reads each.
+
+    Raises:
+        WeightsError: see `read_state_dict`.
+    """
+    return {name: value for path in paths for name, value in read_state_dict(path).items()}
+
+
 def find_state_dict(content: Mapping[str, Any], where: str = "state dict") -> tuple[dict[str, Tensor], str]:
     """Finds the state dict within what a training program saved.
 

@@ -15,6 +15,7 @@ from vistrain.errors import ConfigError
 from vistrain.metrics.classification import Accuracy, MultiLabel
 from vistrain.metrics.coco import CocoBox
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
+from vistrain.metrics.lpips import Lpips
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
 PROTOCOLS: dict[str, Callable[..., Any]] = {
@@ -22,9 +23,10 @@ PROTOCOLS: dict[str, Callable[..., Any]] = {
     "accuracy": Accuracy,
     "multi_label": MultiLabel,
     **{name: functools.partial(ImageQuality, name) for name in QUALITY},
+    "lpips": Lpips,
 }
 
-__all__ = ["PROTOCOLS", "QUALITY", "Accuracy", "CocoBox", "ImageQuality", "MultiLabel", "protocol"]
+__all__ = ["PROTOCOLS", "QUALITY", "Accuracy", "CocoBox", "ImageQuality", "Lpips", "MultiLabel", "protocol"]
 
 
 def protocol(name: str, **facts: Any) -> Any:

@@ -37,14 +37,19 @@ QUALITY: Mapping[str, Mapping[str, Any]] = {
     "skimage_rgb": {"color": "channels", "crop": 0, "rounding": "clip", "similarity": "uniform"},
 }
 
+# How numbers are printed: heading and digits
+FORMATS: Mapping[str, tuple[str, str]] = {
+    "psnr": ("PSNR dB", "%.2f"), "ssim": ("SSIM", "%.4f"), "lpips": ("LPIPS", "%.4f"),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class QualityResult:
     """One evaluation.
 
     Attributes:
-        numbers: `<protocol>/psnr` (dB) and `<protocol>/ssim`, means over all images; and for each named test set
-            `<protocol>/<set>/psnr`, `<protocol>/<set>/ssim`.
+        numbers: `<protocol>/psnr` (dB) and `<protocol>/ssim` (or `lpips`), means over all images; and for each named
+            test set `<protocol>/<set>/psnr`, `<protocol>/<set>/ssim`.
         protocol: its name, or `custom(...)` naming what differs.
         counts: images by set; the whole has the empty name.
     """
@@ -59,13 +64,13 @@ class QualityResult:
 
         table = Table(title=self.protocol, title_justify="left")
         table.add_column("test set", overflow="fold")
-        for heading in ("images", "PSNR dB", "SSIM"):
+        prefix = next(iter(self.numbers)).partition("/")[0]
+        keys = [key for key in FORMATS if f"{prefix}/{key}" in self.numbers]
+        for heading in ("images", *(FORMATS[key][0] for key in keys)):
             table.add_column(heading, justify="right")
-        prefix = next(iter(self.numbers)).rpartition("/")[0]
         for name, count in self.counts.items():
             start = f"{prefix}/{name}/" if name else f"{prefix}/"
-            values = (self.numbers[f"{start}psnr"], self.numbers[f"{start}ssim"])
-            table.add_row(name or "all", str(count), f"{values[0]:.2f}", f"{values[1]:.4f}")
+            table.add_row(name or "all", str(count), *(FORMATS[key][1] % self.numbers[f"{start}{key}"] for key in keys))
         return table
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
@@ -169,18 +174,36 @@ class ImageQuality:
     def compute(self, records: list[Mapping[str, Any]]) -> dict[str, float]:
         """Means over all images, and over those of each set; an SSIM without a value (an image smaller than the window)
         does not count."""
-        sets: dict[str, list[Mapping[str, Any]]] = {"": list(records)}
-        for record in records:
-            group = str(record["id"]).partition("/")[0] if "/" in str(record["id"]) else ""
-            if group:
-                sets.setdefault(group, []).append(record)
-        numbers = {}
-        for name, members in sets.items():
-            start = f"{self.name}/{name}/" if name else f"{self.name}/"
-            for key in ("psnr", "ssim"):
-                values = [r[key] for r in members if not math.isnan(r[key])]
-                numbers[f"{start}{key}"] = float(np.mean(values)) if values else math.nan
-        if small := sum(math.isnan(r["ssim"]) for r in records):
-            log.warning("%d images are smaller than the window of SSIM, which leaves them out", small)
-        self.result = QualityResult(numbers, self.protocol, {name: len(members) for name, members in sets.items()})
+        numbers, counts = averages(self.name, records, ("psnr", "ssim"))
+        self.result = QualityResult(numbers, self.protocol, counts)
         return numbers
+
+
+def averages(
+    protocol: str, records: Sequence[Mapping[str, Any]], keys: Sequence[str]
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Means over all records, and over those of each set: what stands before `/` in their `id`.
+
+    Args:
+        protocol: first part of the names of the numbers.
+        records: with the keys; NaN does not count, and is warned of.
+        keys: of what is averaged.
+
+    Returns:
+        `<protocol>/<key>` and `<protocol>/<set>/<key>`, and how many records each set has, the whole under "".
+    """
+    sets: dict[str, list[Mapping[str, Any]]] = {"": list(records)}
+    for record in records:
+        group = str(record["id"]).partition("/")[0] if "/" in str(record["id"]) else ""
+        if group:
+            sets.setdefault(group, []).append(record)
+    numbers = {}
+    for name, members in sets.items():
+        start = f"{protocol}/{name}/" if name else f"{protocol}/"
+        for key in keys:
+            values = [r[key] for r in members if not math.isnan(r[key])]
+            numbers[f"{start}{key}"] = float(np.mean(values)) if values else math.nan
+    for key in keys:
+        if small := sum(math.isnan(r[key]) for r in records):
+            log.warning("%d images are too small for %s, which leaves them out", small, key.upper())
+    return numbers, {name: len(members) for name, members in sets.items()}

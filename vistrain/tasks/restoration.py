@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from vistrain.checkpoints import merged
 from vistrain.errors import ConfigError
 from vistrain.files import whole_file
 from vistrain.layers.imresize import imresize
 from vistrain.layers.padding import to_unit
-from vistrain.metrics import protocol
+from vistrain.metrics import ImageQuality, protocol
+from vistrain.optim import ParameterGroups, Schedule
 from vistrain.pictures.restoration import middle
-from vistrain.structures import Restored
+from vistrain.structures import Factory, Restored
 from vistrain.tasks.base import Metric, Task
+
+DIGITS = {"psnr": 4, "ssim": 5, "lpips": 5}  # behind the point, in per_image.csv
 
 
 class RestorationTask(Task):
     """Trains and evaluates a restoration network against the targets in the batches.
 
-    Args: see `Task`.
+    Args:
+        model, optimizer, groups, schedule, metrics, compile, seed, channels_last: see `Task`.
+        lpips: files of weights for the protocol `lpips`, see `metrics.Lpips`: torchvision's AlexNet (or VGG-16) and the
+            linear heads.
     """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Factory[Optimizer],
+        groups: ParameterGroups | None = None,
+        schedule: Schedule | None = None,
+        metrics: Sequence[str] = (),
+        compile: bool = False,
+        seed: int = 0,
+        channels_last: bool = False,
+        lpips: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(model, optimizer, groups, schedule, metrics, compile, seed, channels_last)
+        self.lpips = lpips
 
     def build_metrics(self, split: str) -> dict[str, Metric]:
         """One metric for each protocol name.
@@ -36,7 +59,8 @@ class RestorationTask(Task):
         found = getattr(getattr(self.trainer, "datamodule", None), "scale", scale)
         if found != scale:
             raise ConfigError("data.scale", f"is {found}, but the network enlarges {scale} times", "make them equal")
-        return {name: protocol(name, scale=scale) for name in self.metrics}
+        files: dict[str, Any] = {"weights": merged(self.lpips)} if "lpips" in self.metrics else {}
+        return {name: protocol(name, scale=scale, **(files if name == "lpips" else {})) for name in self.metrics}
 
     def draw_sample(
         self, batch: Mapping[str, Any], index: int, prediction: Restored | None, side: int
@@ -61,22 +85,26 @@ class RestorationTask(Task):
         return [(caption.strip(), middle(image, side)) for caption, image in shown]
 
     def _numbers(self, image: Tensor, truth: Tensor) -> str:
-        """Decibels and similarity by the first protocol, if there is one."""
+        """Decibels and similarity by the first protocol that has them."""
         for metrics in self.evaluators.values():
             for metric in metrics.values():
-                decibels, similarity = metric.measure(image, truth)  # type: ignore[attr-defined]
-                return f"{decibels:.2f} dB, {similarity:.4f}"
+                if isinstance(metric, ImageQuality):
+                    decibels, similarity = metric.measure(image, truth)
+                    return f"{decibels:.2f} dB, {similarity:.4f}"
         return ""
 
     def write_predictions(self, path: Path) -> None:
         """Write the numbers of each image in the latest evaluation as `per_image.csv`; on rank 0, which has them."""
-        rows = [
-            f"{protocol_name},{r['id']},{r['psnr']:.4f},{r['ssim']:.5f}"
-            for protocol_name, records in self.records.items()
-            for r in records
+        records = [(name, record) for name, members in self.records.items() for record in members]
+        numbers = [
+            key for key, digits in DIGITS.items() if key in ("psnr", "ssim") or any(key in r for _, r in records)
         ]
+        rows = [["protocol", "image", *numbers]]
+        for name, record in records:
+            cells = (f"{record[key]:.{DIGITS[key]}f}" if key in record else "" for key in numbers)
+            rows.append([name, str(record["id"]), *cells])
         with whole_file(path.with_name("per_image.csv")) as partial:
-            partial.write_text("\n".join(["protocol,image,psnr,ssim", *rows]) + "\n", encoding="utf-8")
+            partial.write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def pixels(image: Tensor) -> np.ndarray:
