@@ -20,7 +20,8 @@ from vistrain.layers.padding import extend, to_unit
 from vistrain.losses import L1, MSE, Charbonnier, FrequencyLoss, PSNRLoss
 from vistrain.metrics import protocol
 from vistrain.metrics.image import luma, psnr, ssim, ssim_uniform
-from vistrain.predictors import RestorationPredictor
+from vistrain.predict import predict_files
+from vistrain.predictors import RestorationPredictor, find_images
 from vistrain.restoration import RestorationModel
 from vistrain.restoration.tiles import starts, tiled
 from vistrain.structures import Restored
@@ -286,6 +287,8 @@ def test_a_run_leaves_numbers_pictures_and_a_checkpoint_that_restores_photograph
         with Image.open(tmp_path / "out/pictures" / name) as picture:
             assert picture.size == (60, 42)
     content = json.loads((tmp_path / "out/predictions.json").read_text())
+    modes = {name: Image.open(tmp_path / "out/pictures" / name).mode for name in written}
+    assert modes["alpha.png"] == "RGBA"
     assert content["scale"] == 2
     assert [f["file"] for f in content["failed"]] == ["cut.png"]
     assert {(i["restored_width"], i["restored_height"]) for i in content["images"]} == {(60, 42)}
@@ -367,3 +370,35 @@ def test_a_grey_network_restores_the_colours_one_by_one():
     image = np.random.default_rng(0).integers(0, 256, (90, 30, 3), np.uint8)
     assert np.array_equal(predictor.predict(image), 255 - image)
     assert np.array_equal(predictor.predict(image[..., 0]), 255 - np.repeat(image[..., :1], 3, 2))
+
+
+def test_grey_pictures_stay_grey_and_transparent_ones_transparent(tmp_path):
+    class Nearest(nn.Module):
+        scale, multiple, channels = 2, 1, 1
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    predictor = RestorationPredictor(RestorationModel(Nearest(), channels=1), "cpu")
+    draw = np.random.default_rng(0)
+    alpha = Image.fromarray(draw.integers(0, 256, (3, 4), np.uint8).repeat(4, 0).repeat(4, 1))
+    grey, rgb = (Image.fromarray(draw.integers(0, 256, (12, 16, *c), np.uint8)) for c in ((), (3,)))
+    images = {"grey": grey, "rgb": rgb, "la": Image.merge("LA", (grey, alpha)), "rgba": rgb.copy()}
+    images["rgba"].putalpha(alpha)
+    images["opaque"] = rgb.convert("RGBA")
+    images["palette"] = grey.copy()
+    images["palette"].info["transparency"] = int(np.asarray(grey)[0, 0])
+    images["wide"] = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    for name, image in images.items():
+        image.save(tmp_path / f"{name}.png")
+    files = find_images([tmp_path])
+    predict_files(predictor, files, tmp_path / "out")
+    made = {file.path.stem: Image.open(tmp_path / "out/pictures" / file.name) for file in files}
+    modes = {"grey": "L", "rgb": "RGB", "la": "LA", "rgba": "RGBA", "opaque": "RGB", "palette": "LA", "wide": "L"}
+    assert {name: image.mode for name, image in made.items()} == modes
+    for name in ("grey", "wide", "la"):
+        assert np.array_equal(np.asarray(made[name].getchannel(0))[::2, ::2], np.asarray(grey))
+    assert np.array_equal(np.asarray(made["rgba"])[1::2, 1::2, :3], np.asarray(rgb))
+    expected = imresize_uint8(np.array(alpha)[..., None], 2)[..., 0]
+    assert np.array_equal(np.asarray(made["rgba"].getchannel("A")), expected)
+    assert "grey images, colours one by one" in predictor.sentence([])

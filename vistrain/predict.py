@@ -159,7 +159,7 @@ def predict_files(
                 entry = {"id": i + 1, "file": files[i].name, "width": width, "height": height}
                 summary.entries.append({**entry, **predictor.describe(images[i], result)})
                 if save_pictures:
-                    save_picture(predictor.draw(images[i], result), targets[i])
+                    save_picture(predictor.picture(files[i].path, images[i], result), targets[i])
             progress.advance(bar, len(chunk))
     if save_json:
         _write_json(predictor.header(), summary)

@@ -73,6 +73,10 @@ class Predictor(ABC, Generic[Result]):
     def draw(self, image: np.ndarray, result: Result) -> np.ndarray:
         """uint8 `[H, W, 3]`: the picture to write."""
 
+    def picture(self, file: Path, image: np.ndarray, result: Result) -> np.ndarray:
+        """What is written for a file: uint8 `[H, W, 3]` as `draw` gives it, or `[H, W]`, `[H, W, 2]`, `[H, W, 4]`."""
+        return self.draw(image, result)
+
     @abstractmethod
     def sentence(self, entries: Sequence[Mapping[str, Any]]) -> str:
         """What was found in all pictures, in a few words."""

@@ -82,7 +82,11 @@ def picture_paths(files: Sequence[ImageFile], folder: Path, lossless: bool = Fal
 
 
 def save_picture(image: np.ndarray, path: Path) -> None:
-    """Write a uint8 `[H, W, 3]` picture, whole or not at all, in the format of its suffix.
+    """Write a picture, whole or not at all, in the format of its suffix.
+
+    Args:
+        image: uint8 `[H, W, 3]`; as PNG also `[H, W]`, `[H, W, 2]` (grey and alpha) or `[H, W, 4]`.
+        path: the file.
 
     Raises:
         DataError: it cannot be written.

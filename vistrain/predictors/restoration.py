@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from vistrain.layers.imresize import imresize_uint8
 from vistrain.layers.padding import to_unit
 from vistrain.predictors.base import Predictor, take
 
@@ -18,7 +22,8 @@ TILE = 512  # pixels; what is larger is cut into tiles of this side, unless the 
 class RestorationPredictor(Predictor[np.ndarray]):
     """Any picture in, the restored picture out, uint8 `[H * scale, W * scale, 3]`.
 
-    A network for grey images restores the three colours one by one. An alpha channel is dropped.
+    A network for grey images restores the three colours one by one. Of files, alpha channels are kept (enlarged by
+    MATLAB's bicubic), and grey pictures stay grey.
 
     Args:
         model: a `RestorationModel`.
@@ -77,10 +82,32 @@ class RestorationPredictor(Predictor[np.ndarray]):
         """The restored picture itself."""
         return result
 
+    def picture(self, file: Path, image: np.ndarray, result: np.ndarray) -> np.ndarray:
+        """See `Predictor` and the class."""
+        was_grey = all((x[..., :1] == x).all() for x in (image, result))
+        channels = [result[..., :1] if was_grey else result]
+        alpha = _alpha(file)
+        if alpha is not None:
+            channels.append(alpha if self.scale == 1 else imresize_uint8(alpha, self.scale))
+        made = np.concatenate(channels, 2)
+        return made[..., 0] if made.shape[2] == 1 else made
+
     def sentence(self, entries: Sequence[Mapping[str, Any]]) -> str:
         """What was done."""
-        return f"enlarged {self.scale} times" if self.scale > 1 else "restored"
+        what = f"enlarged {self.scale} times" if self.scale > 1 else "restored"
+        return f"{what} (by a network for grey images, colours one by one)" if self.channels == 1 else what
 
     def header(self) -> dict[str, Any]:
         """The factor."""
         return {"scale": self.scale}
+
+
+def _alpha(file: Path) -> np.ndarray | None:
+    """uint8 `[H, W, 1]`, turned as the picture is; None if nothing is transparent."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # broken EXIF and transparency notes, as in `read_image`
+        with Image.open(file) as image:
+            if not ("A" in image.getbands() or "transparency" in image.info):
+                return None
+            alpha = np.array(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
+    return None if (alpha == 255).all() else alpha[..., None]
