@@ -288,7 +288,7 @@ def test_a_run_leaves_numbers_pictures_and_a_checkpoint_that_restores_photograph
             assert picture.size == (60, 42)
     content = json.loads((tmp_path / "out/predictions.json").read_text())
     modes = {name: Image.open(tmp_path / "out/pictures" / name).mode for name in written}
-    assert modes["alpha.png"] == "RGBA"
+    assert modes == {"alpha.png": "RGBA", "grey.png": "L", "photo.jpg.png": "RGB"}
     assert content["scale"] == 2
     assert [f["file"] for f in content["failed"]] == ["cut.png"]
     assert {(i["restored_width"], i["restored_height"]) for i in content["images"]} == {(60, 42)}

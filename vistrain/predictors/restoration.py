@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -84,8 +85,9 @@ class RestorationPredictor(Predictor[np.ndarray]):
 
     def picture(self, file: Path, image: np.ndarray, result: np.ndarray) -> np.ndarray:
         """See `Predictor` and the class."""
-        was_grey = all((x[..., :1] == x).all() for x in (image, result))
-        channels = [result[..., :1] if was_grey else result]
+        channels = [result]
+        if (image[..., :1] == image).all():  # a network for colours tints grey a little
+            channels = [cv2.cvtColor(result, cv2.COLOR_RGB2GRAY)[..., None]]
         alpha = _alpha(file)
         if alpha is not None:
             channels.append(alpha if self.scale == 1 else imresize_uint8(alpha, self.scale))
