@@ -32,6 +32,11 @@ MARK = "VISTRAIN_TEST_JOB"
 PRELOADED = ["vistrain.cli", "vistrain.run", "vistrain.detection", "vistrain.restoration", "vistrain.classification"]
 
 
+def patience() -> float:
+    """How much longer than on an idle machine things may take: how many processes now want each core, 1 to 20."""
+    return min(max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0))), 20.0)
+
+
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody listens on."""
     with socket.socket() as probe:
@@ -57,7 +62,7 @@ def run_ranks(
     *arguments: Any,
     limit: float = 60.0,
     init: bool = True,
-    timeout: float = 30.0,
+    timeout: float | None = None,
 ) -> list[Any]:
     """Call `function(*arguments)` in `world` processes at once; what it returned, by rank.
 
@@ -66,9 +71,9 @@ def run_ranks(
     instead of launching. With one process nothing is initialised.
 
     Args:
-        limit: seconds after which everything is killed and the test fails.
+        limit: seconds on an idle machine (see `patience`) after which everything is killed and the test fails.
         init: initialise torch.distributed (gloo) before; otherwise the function, or Lightning, does.
-        timeout: seconds that a collective of that default group waits.
+        timeout: seconds that a collective of that default group waits; None: 30 on an idle machine.
 
     Raises:
         AssertionError: with the traceback of every rank that raised, or naming the ranks that hung.
@@ -80,13 +85,13 @@ def run_ranks(
     try:
         for rank in range(world):
             ours, theirs = context.Pipe(duplex=False)
-            setting = (rank, world, port, folder, init, timeout)
+            setting = (rank, world, port, folder, init, timeout or 30 * patience())
             process = context.Process(target=_rank, args=(theirs, setting, function, arguments), daemon=False)
             process.start()
             theirs.close()
             pipes.append(ours)
             processes.append(process)
-        return _results(pipes, time.monotonic() + limit)
+        return _results(pipes, time.monotonic() + limit * patience())
     finally:
         for process in processes:
             process.kill()
@@ -189,8 +194,10 @@ class Job:
         """Its exit code.
 
         Raises:
-            AssertionError: it did not end within `limit` seconds; everything is killed, the output is in the message.
+            AssertionError: it did not end within `limit` seconds (on an idle machine, see `patience`); everything is
+                killed, the output is in the message.
         """
+        limit *= patience()
         try:
             return self.process.wait(limit)
         except subprocess.TimeoutExpired:
@@ -200,6 +207,7 @@ class Job:
 
     def wait_for(self, condition: Callable[[], Any], limit: float = 60.0) -> Any:
         """Poll until `condition()` is true, and return its value; fails if the command ends or time is up before."""
+        limit *= patience()
         end = time.monotonic() + limit
         while not (value := condition()):
             if self.process.poll() is not None and not (value := condition()):
