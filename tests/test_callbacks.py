@@ -154,7 +154,7 @@ def fill_the_disk(monkeypatch: pytest.MonkeyPatch, writes: range) -> None:
 def test_a_full_disk_costs_nothing_that_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fill_the_disk(monkeypatch, range(1, 10**6))
+    fill_the_disk(monkeypatch, range(2, 10**6))  # before and after the first evaluation there was room
     with pytest.raises(WeightsError, match="No space left on device") as error:
         run_scored(tmp_path, 0.5, 0.6, 0.7)
     assert "\n" not in str(error.value)
@@ -164,7 +164,7 @@ def test_a_full_disk_costs_nothing_that_was_there(
 
 
 def test_a_disk_that_is_full_for_a_while_does_not_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill_the_disk(monkeypatch, range(1, 2))
+    fill_the_disk(monkeypatch, range(3, 4))  # after the second evaluation
     saving = run_scored(tmp_path, 0.5, 0.6, 0.3)
     assert step_of(tmp_path / "last.ckpt") == 6
     assert step_of(tmp_path / "best.ckpt") == 2
@@ -403,15 +403,15 @@ def test_wandb_never_stops_or_blocks_a_run(
 
 def test_the_default_list_and_its_order(tmp_path: Path) -> None:
     names = [type(c).__name__ for c in default_callbacks(tmp_path)]
-    assert names == ["NaNGuard", "Progress", "RunFolder", "Checkpoints"]
+    assert names == ["NaNGuard", "Unreadable", "Progress", "RunFolder", "Checkpoints", "Preemption"]
     mine = [Checkpoints(keep_best=3), LearningRateMonitor(), EMA(), RunFolder(folder=str(tmp_path / "else"))]
     given = default_callbacks(tmp_path, mine)
     assert [type(c).__name__ for c in given] == [
-        "NaNGuard", "EMA", "LearningRateMonitor", "Progress", "RunFolder", "Checkpoints"
+        "NaNGuard", "EMA", "Unreadable", "LearningRateMonitor", "Progress", "RunFolder", "Checkpoints", "Preemption"
     ]  # fmt: skip
-    assert given[-1] is mine[0]
-    assert given[-1].folder == tmp_path
-    assert given[-2].folder == tmp_path / "else"
+    assert given[-2] is mine[0]
+    assert given[-2].folder == tmp_path
+    assert given[-3].folder == tmp_path / "else"
     assert [type(c).__name__ for c in default_callbacks(tmp_path, mine[:3], evaluate_only=True)] == [
-        "LearningRateMonitor", "Progress", "RunFolder"
+        "LearningRateMonitor", "Progress", "RunFolder", "Preemption"
     ]  # fmt: skip

@@ -12,13 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vistrain import __version__, index
+from vistrain import __version__, index, processes
 from vistrain.config import build, compose, to_yaml, without_pretrained
 from vistrain.errors import ConfigError, VistrainError
 
 if TYPE_CHECKING:
     from vistrain.data import CocoDetection
 
+AUTO = Path("auto")  # of --resume; a folder of that name is ./auto, or its absolute path
 DESCRIPTION = "Trains, evaluates and reproduces dense-vision models."
 EXAMPLES = """\
 start here:
@@ -39,9 +40,13 @@ examples:
   vistrain fit -c mine.yaml --print-config full                      with every default, labels and preprocessing
   vistrain fit -c mine.yaml run.weights=runs/first/best.ckpt         start from weights; other classes are fine
   vistrain fit --resume runs/mine                                    continue an interrupted run, exactly
+  vistrain fit -c mine.yaml --resume auto                            start, or continue: for scripts that run it again
   torchrun --nnodes 4 --nproc-per-node 8 ... -m vistrain fit -c ...  several machines
 
 KEY=VALUE changes a key of the config; the value is YAML: [1, 2], {a: 1}, null, 1e-4.
+
+Exit codes: 0 finished; 75 told to stop (SIGTERM, SIGUSR1), saved: run it again with --resume auto; 130 Ctrl-C, saved
+(a second Ctrl-C ends at once); 2 something is yours to mend; 1 a bug, or a process was lost.
 """
 TEST_EXAMPLES = """\
 examples:
@@ -104,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0; 2 if the user has something to mend (said in one line on stderr); 3 if a result was not
-        reproduced; 130 if interrupted.
+        reproduced; 75 if told to stop (run it again); 130 if interrupted.
 
     Raises:
         Exception: a bug of vistrain, or of a class that the config names; a process then ends with code 1.
@@ -185,7 +190,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     made = command(fit, "train as a config says", "--config FILE [OPTIONS] [KEY=VALUE ...]", FIT_EXAMPLES, True)
     _config_option(made)
-    made.add_argument("--resume", metavar="FOLDER", type=Path, help="continue the run in this folder")
+    made.add_argument(
+        "--resume", metavar="FOLDER", type=Path,
+        help="continue the run in this folder; `auto`: that of the config, if it was begun, else start it",
+    )  # fmt: skip
     made.add_argument("--weights", metavar="FILE", help="start from these weights (the key run.weights)")
     made.add_argument(
         "--debug", action="store_true", help="find errors: no worker processes, anomaly detection, a line per step"
@@ -314,12 +322,19 @@ def _options(parser: argparse.ArgumentParser, command: str) -> list[str]:
 
 def fit(arguments: argparse.Namespace) -> int:
     """Train."""
-    config = _compose(arguments)
-    if arguments.print_config:
-        return _print_config(config, arguments.print_config == "full", arguments.allow)
-    _start_logging()
-    code: int = _import_run().fit(config, resume=arguments.resume, debug=arguments.debug, allow=arguments.allow)
-    return code
+    with processes.leaving_at_once():
+        config = _compose(arguments)
+        if arguments.print_config:
+            return _print_config(config, arguments.print_config == "full", arguments.allow)
+        _start_logging()
+        run, resume = _import_run(), arguments.resume
+        # A launcher that starts the command again after a failure means the run that it started first.
+        if resume == AUTO or (resume is None and processes.restarted()):
+            from vistrain.run_folders import own_run
+
+            resume = own_run(config)
+        code: int = run.fit(config, resume=resume, debug=arguments.debug, allow=arguments.allow)
+        return code
 
 
 def test(arguments: argparse.Namespace) -> int:
@@ -339,9 +354,10 @@ def test(arguments: argparse.Namespace) -> int:
         config = compose(arguments.config) if arguments.config else None
         overrides = arguments.overrides
     _start_logging()
-    _import_run().test(
-        config, checkpoint=arguments.ckpt, overrides=overrides, weights=arguments.weights, allow=arguments.allow
-    )
+    with processes.leaving_at_once():
+        _import_run().test(
+            config, checkpoint=arguments.ckpt, overrides=overrides, weights=arguments.weights, allow=arguments.allow
+        )
     return 0
 
 
@@ -356,7 +372,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     report = reproduce(config, weights=arguments.weights, folder=arguments.output, allow=arguments.allow)
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+    if processes.is_first():
         Console().print(report)
         verdict = "reproduced" if report.ok else "not reproduced: a number is outside its tolerance"
         sys.stdout.write(f"{verdict}; record: {report.record}\n")
@@ -463,6 +479,7 @@ def explain(arguments: argparse.Namespace) -> int:
     from vistrain.explain import explanation
 
     sys.stdout.write(explanation(arguments.name))
+    from vistrain.data import DataModule
     return 0
 
 
@@ -490,7 +507,7 @@ def completion(arguments: argparse.Namespace) -> int:
 def _compose(arguments: argparse.Namespace) -> dict[str, Any]:
     """The config of a command; a run is called after its last file unless the config says otherwise."""
     files, resume = arguments.config, getattr(arguments, "resume", None)
-    if not files and resume is not None:
+    if not files and resume is not None and resume != AUTO:
         files = [resume / "config.yaml"]
         if not files[0].is_file():
             raise ConfigError("--resume", f"{resume} has no config.yaml", "it must be the folder of a run")
@@ -545,16 +562,16 @@ def _how_to_resume(arguments: argparse.Namespace | None) -> str:
         run = _compose(arguments)["run"]
     except VistrainError:
         return ""
-    folder = arguments.resume or Path(run.get("folder") or Path("runs") / run["name"])
+    given = None if arguments.resume == AUTO else arguments.resume
+    folder = given or Path(run.get("folder") or Path("runs") / run["name"])
     saved = (folder / "last.ckpt").is_file()
     return f" - continue with: vistrain fit --resume {folder}" if saved else " - before anything was saved"
 
 
 def _start_logging() -> None:
     """Messages of ours on stderr, from one process of a run."""
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
     logger = logging.getLogger("vistrain")
-    logger.setLevel(logging.INFO if is_first else logging.ERROR)
+    logger.setLevel(logging.INFO if processes.is_first() else logging.ERROR)
     if not logger.handlers:
         logger.addHandler(logging.StreamHandler())
 

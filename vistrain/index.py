@@ -25,7 +25,7 @@ SECTIONS = {
     "task": "how the network is trained and evaluated; normally set by the base",
     "model": "the network",
     "data": "the data set, its batches and augmentation",
-    "optimizer": "a torch optimizer, and parameter `groups`",
+    "optimizer": "a torch optimizer, parameter `groups`, and `base_batch_size`: the global batch that `lr` is for",
     "schedule": "the learning rate over time",
     "trainer": "arguments of Lightning's Trainer",
     "callbacks": "named Lightning callbacks; null removes one",
@@ -170,9 +170,10 @@ def entry_of_node(node: Mapping[str, Any], where: str, hint: str) -> dict[str, A
         entry = entry_of(str(node["type"]), where)
     else:
         entry = next((e for word in re.findall(r"\w+", hint) if (e := _by_class_name().get(word))), None)
-    if where == "optimizer":  # the one section with a key that is not its class's
+    if where == "optimizer":  # the one section with keys that are not its class's
         entry = entry or {"path": "", "parameters": {}, "open": True}
-        entry = {**entry, "parameters": {**entry["parameters"], "groups": {"hint": "ParameterGroups"}}}
+        more = {"groups": {"hint": "ParameterGroups"}, "base_batch_size": {"hint": "int | None"}}
+        entry = {**entry, "parameters": {**entry["parameters"], **more}}
     return entry
 
 

@@ -7,17 +7,20 @@ The order is the only logic here: the data's facts (labels, channels) build the 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Collection, Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import nn
 from torch.optim import Optimizer
 
+from vistrain import processes
 from vistrain.building import build
 from vistrain.callbacks import default_callbacks, make_loggers
 from vistrain.checkpoints import load_file, load_weights
@@ -26,8 +29,11 @@ from vistrain.data import DataModule
 from vistrain.errors import ConfigError, WeightsError
 from vistrain.files import whole_file
 from vistrain.optim import ParameterGroups, Schedule
+from vistrain.run_folders import run_folder
 from vistrain.structures import Channels, Factory, LabelSpace, Preprocessing
 from vistrain.tasks import Task
+
+log = logging.getLogger(__name__)
 
 # What `--debug` changes: everything in this process, every operation checked, every step reported.
 DEBUG = {"data": {"workers": 0}, "trainer": {"detect_anomaly": True, "log_every_n_steps": 1}}
@@ -70,7 +76,8 @@ def fit(config: dict[str, Any], *, resume: Path | None = None, debug: bool = Fal
     if weights and resume is None:
         load_weights(parts.model, weights, **_naming(parts.model))
     trainer = build_trainer(config, parts, folder, allow)
-    trainer.fit(parts.task, datamodule=parts.data, ckpt_path=str(resume / "last.ckpt") if resume else None)
+    with _naming_dead_workers(parts.data):
+        trainer.fit(parts.task, datamodule=parts.data, ckpt_path=str(resume / "last.ckpt") if resume else None)
     return 0
 
 
@@ -135,7 +142,8 @@ def test(
         _load_whole(parts.model, weights)
     folder = Path(checkpoint).parent if checkpoint is not None else run_folder(config, None)
     trainer = build_trainer(config, parts, folder, allow, evaluate_only=True)
-    trainer.test(parts.task, datamodule=parts.data, verbose=False)
+    with _naming_dead_workers(parts.data):
+        trainer.test(parts.task, datamodule=parts.data, verbose=False)
     numbers = dict(parts.task.numbers)
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
@@ -168,6 +176,7 @@ def build_parts(config: Mapping[str, Any], allow: Collection[str] = (), stage: s
     data.preprocessing = getattr(model, "preprocessing", data.preprocessing)
     optimizer = dict(_section(config, "optimizer"))
     groups = build(optimizer.pop("groups", {}), ParameterGroups, where="optimizer.groups", allow=allow)
+    _scale_rate(optimizer, data.batch_size)
     schedule = config.get("schedule")
     given = {
         "model": model,
@@ -180,6 +189,21 @@ def build_parts(config: Mapping[str, Any], allow: Collection[str] = (), stage: s
     task: Task = build(_section(config, "task"), Task, where="task", allow=allow, given=given)
     task.checkpoint_facts = {"config": dict(config)}
     return Parts(data, model, task)
+
+
+def _scale_rate(optimizer: dict[str, Any], batch_size: int) -> None:
+    """The learning rate in proportion to the global batch, if `base_batch_size` says for which batch it is meant.
+
+    Linear scaling: Goyal et al. 2017, arXiv 1706.02677, section 2.1. Only what is asked for; never by itself.
+    """
+    base, rate = optimizer.pop("base_batch_size", None), optimizer.get("lr")
+    if base is None:
+        return
+    if not isinstance(base, int) or isinstance(base, bool) or base < 1:
+        raise ConfigError("optimizer.base_batch_size", f"{base!r} is not a number of images", "the batch of that lr")
+    if isinstance(rate, int | float):  # if it is missing, the task says so
+        optimizer["lr"] = rate * batch_size / base
+        log.info("learning rate %g x %d / %d = %g", rate, batch_size, base, optimizer["lr"])
 
 
 def build_model(
@@ -211,8 +235,11 @@ def build_trainer(
         for name, node in (config.get("callbacks") or {}).items()
         if node is not None
     ]
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        # Lightning would save and requeue by itself, inside a signal handler; `Preemption` and exit code 75 do it.
+        arguments.setdefault("plugins", [SLURMEnvironment(auto_requeue=False)])
     trainer = Trainer(
-        **{"num_sanity_val_steps": 0, **arguments},
+        **{"num_sanity_val_steps": 0, **arguments, **processes.launched()},
         callbacks=default_callbacks(folder, callbacks, evaluate_only=evaluate_only),
         logger=False if evaluate_only else make_loggers(config.get("logger"), folder),
         default_root_dir=str(folder),
@@ -231,24 +258,16 @@ def best_precision(accelerator: str) -> str:
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
-def run_folder(config: Mapping[str, Any], resume: Path | None) -> Path:
-    """The folder of this run; a new run never writes into that of an older one.
-
-    Raises:
-        ConfigError: it holds a run already, or there is nothing to resume.
-    """
-    if resume is not None:
-        if not (resume / "last.ckpt").is_file():
-            raise ConfigError("--resume", f"{resume} has no last.ckpt", "it must be the folder of an interrupted run")
-        return resume
-    run = config.get("run") or {}
-    folder = Path(run.get("folder") or Path("runs") / (run.get("name") or "run"))
-    is_first = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
-    if is_first and any((folder / name).exists() for name in ("last.ckpt", "best.ckpt", "stage_1")):
-        raise ConfigError(
-            "run.folder", f"{folder} holds a run already", f"continue it with --resume {folder}, or set run.folder"
-        )
-    return folder
+@contextmanager
+def _naming_dead_workers(data: DataModule) -> Iterator[None]:
+    """Torch reports a dead data worker by its number, wherever the main process happens to be."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = data.explain(error)
+        if reason is None:
+            raise
+        raise reason from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

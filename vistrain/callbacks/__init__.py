@@ -12,8 +12,10 @@ from vistrain.callbacks.ema import EMA
 from vistrain.callbacks.error_analysis import ErrorAnalysis
 from vistrain.callbacks.loggers import CSVMetrics, make_loggers, quiet
 from vistrain.callbacks.nan_guard import NaNGuard
+from vistrain.callbacks.preemption import Preemption
 from vistrain.callbacks.progress import Progress
 from vistrain.callbacks.run_folder import RunFolder
+from vistrain.callbacks.unreadable import Unreadable
 
 __all__ = [
     "EMA",
@@ -21,8 +23,10 @@ __all__ = [
     "Checkpoints",
     "ErrorAnalysis",
     "NaNGuard",
+    "Preemption",
     "Progress",
     "RunFolder",
+    "Unreadable",
     "default_callbacks",
     "make_loggers",
 ]
@@ -34,7 +38,7 @@ def default_callbacks(
     """The callbacks of a run, in the order that they need.
 
     The NaN guard before EMA, so that no average sees a broken step; progress after both, so that their time counts as
-    work; checkpoints last, so that they hold what all others did.
+    work; then checkpoints, so that they hold what all others did; last what stops a run once it is saved.
 
     Args:
         run_folder: where the run leaves its files; those of ours that were given without a folder get this one.
@@ -47,10 +51,11 @@ def default_callbacks(
         Lightning's own.
     """
     quiet()
-    training_only: list[type[Callback]] = [] if evaluate_only else [NaNGuard, EMA]
+    training_only: list[type[Callback]] = [] if evaluate_only else [NaNGuard, EMA, Unreadable]
     always: list[type[Callback]] = [Progress, RunFolder]
-    at_the_end: list[type[Callback]] = [] if evaluate_only else [Checkpoints]
-    rest = [c for c in given if not isinstance(c, NaNGuard | EMA | Progress | RunFolder | Checkpoints)]
+    at_the_end: list[type[Callback]] = [Preemption] if evaluate_only else [Checkpoints, Preemption]
+    ours = (NaNGuard, EMA, Unreadable, Progress, RunFolder, Checkpoints, Preemption)
+    rest = [c for c in given if not isinstance(c, ours)]
 
     def pick(kinds: Sequence[type[Callback]]) -> list[Callback]:
         chosen: list[Callback] = []
@@ -61,6 +66,6 @@ def default_callbacks(
 
     callbacks = [*pick(training_only), *rest, *pick([*always, *at_the_end])]
     for callback in callbacks:
-        if isinstance(callback, NaNGuard | RunFolder | Checkpoints) and callback.folder is None:
+        if isinstance(callback, NaNGuard | RunFolder | Checkpoints | Unreadable) and callback.folder is None:
             callback.folder = Path(run_folder)
     return callbacks

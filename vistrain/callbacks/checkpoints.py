@@ -19,6 +19,8 @@ from vistrain.errors import ConfigError, WeightsError
 
 log = logging.getLogger(__name__)
 
+UNFINISHED = (".*.tmp", ".*.partial")  # names of files on their way to a run folder
+
 
 class DurableIO(CheckpointIO):
     """Writes to a temporary name, flushes, renames; reads without executing anything.
@@ -65,8 +67,12 @@ class Checkpoints(Callback):
     When the disk is full, the files that were there stay valid, the failure is logged, and training goes on: someone
     may make room. If the last save of the run fails too, the run ends with `WeightsError`, as its result is nowhere.
 
-    It must come last among the callbacks, so that it saves what the others have done to the step. As gradients are not
-    stored, an evaluation inside an accumulation group may give a best file, but no `last.ckpt` to resume from.
+    `last.ckpt` is renewed before each evaluation, too, and a run that is resumed from there begins with the evaluation:
+    whatever happens to a long one, it costs no step, and no evaluation is left out.
+
+    It must come after the other callbacks (but for `Preemption`), so that it saves what they have done to the step. As
+    gradients are not stored, an evaluation inside an accumulation group may give a best file, but no `last.ckpt` to
+    resume from.
 
     Args:
         monitor: what to rank by (`val/coco/AP`); None: the first number of the evaluation.
@@ -96,12 +102,16 @@ class Checkpoints(Callback):
         self.best: list[tuple[float, int]] = []  # (value, optimizer step), best first
         self._io = DurableIO()
         self._saved_step = self._seen_step = -1
-        self._unsaved = self._warned = False
+        self._unsaved = self._warned = self._before_evaluation = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make Lightning write durably."""
+        """Make Lightning write durably; remove what a killed run left half-written."""
         self.folder = self.folder or Path(trainer.default_root_dir)
         trainer.strategy.checkpoint_io = self._io
+        if stage == "fit" and trainer.is_global_zero:
+            for pattern in UNFINISHED:
+                for path in self.folder.glob(pattern):
+                    path.unlink(missing_ok=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do not save again the very state that was loaded."""
@@ -112,8 +122,16 @@ class Checkpoints(Callback):
     ) -> None:
         """Renew `last.ckpt` between evaluations; only where an optimizer step ended, as gradients are not stored."""
         step, before, self._seen_step = trainer.global_step, self._seen_step, trainer.global_step
-        if self.every_n_steps and step != before and step % self.every_n_steps == 0:
+        due = self.every_n_steps and step != before and step % self.every_n_steps == 0
+        if due and not self.evaluation_follows(trainer):
             self._save(trainer, None)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is about to be evaluated."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._before_evaluation = True
+            self.save_last(trainer)
+            self._before_evaluation = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was just evaluated."""
@@ -136,6 +154,24 @@ class Checkpoints(Callback):
         if self._unsaved:
             reason = self._io.failure or WeightsError(str(self.folder), "the final state could not be saved")
             raise reason
+
+    def save_last(self, trainer: Trainer) -> None:
+        """Renew `last.ckpt`, unless this step's state is saved already."""
+        if trainer.global_step != self._saved_step:
+            self._save(trainer, None)
+
+    @staticmethod
+    def evaluation_follows(trainer: Trainer) -> bool:
+        """Whether the batch that just ended is the last one before an evaluation."""
+        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        return fetcher is not None and trainer.enable_validation and loop._should_check_val_fx(fetcher)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Before an evaluation, say that its first batch has begun: Lightning then goes back to it when it resumes."""
+        if self._before_evaluation:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            for counts in (progress["total"], progress["current"]):
+                counts["ready"] = counts["started"] = counts["processed"] + 1
 
     def state_dict(self) -> dict[str, Any]:
         """The ranking so far."""

@@ -75,6 +75,10 @@ class ClassificationDataset(Dataset[Any]):
         except VistrainError as error:
             return error
 
+    def where(self, index: int) -> str:
+        """The file of an image (of all images, where one file holds them)."""
+        return str(self.split.source.path(index))
+
 
 class ClassificationData(DataModule):
     """Base of the classification sets: a subclass says what its splits hold, in `load`.

@@ -82,6 +82,10 @@ class CocoDataset(Dataset[Any]):
         except VistrainError as error:
             return error
 
+    def where(self, index: int) -> str:
+        """The file of an image."""
+        return str(self.folder / self.annotations.files[index])
+
     def read(self, index: int) -> Sample:
         """The sample as it is on disk.
 

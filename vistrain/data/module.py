@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
@@ -17,6 +18,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from vistrain.data.collate import collate
+from vistrain.data.faults import Watched, dead_worker
 from vistrain.data.samplers import BlockSampler, ResumableSampler
 from vistrain.errors import ConfigError, DataError, VistrainError
 from vistrain.structures import LabelSpace, Preprocessing
@@ -24,6 +26,7 @@ from vistrain.structures import LabelSpace, Preprocessing
 SplitName = Literal["train", "val", "test"]
 SHARED_MEMORY = Path("/dev/shm")
 PREFETCH = 2  # batches per worker; eight were no faster
+LAST_SECONDS = 600  # that a worker outlives a SIGTERM
 
 
 def default_root() -> str:
@@ -49,6 +52,9 @@ class DataModule(LightningDataModule, ABC):
             `train_dataloader`.
         channels: of the images.
         repeats: versions of each training image side by side, see `ResumableSampler`.
+        max_unreadable: training images that may turn out unreadable, see `data.faults`; set it before
+            `train_dataloader` (`callbacks.Unreadable` does).
+        watched: split -> the data set behind its latest loader.
 
     Raises:
         ConfigError: a number is not positive.
@@ -56,6 +62,7 @@ class DataModule(LightningDataModule, ABC):
 
     channels = 3
     repeats = 1
+    max_unreadable = 0
 
     def __init__(
         self,
@@ -75,6 +82,7 @@ class DataModule(LightningDataModule, ABC):
         self.seed, self.eval_batch_size = seed, eval_batch_size
         self.preprocessing = Preprocessing()
         self.resume = (0, 0)
+        self.watched: dict[SplitName, Watched] = {}
 
     @property
     def labels(self) -> LabelSpace:
@@ -136,8 +144,8 @@ class DataModule(LightningDataModule, ABC):
             ConfigError, DataError: see `accumulation`, `ResumableSampler`, and too little shared memory.
         """
         accumulation = self.accumulation(self.world)
-        dataset = self.dataset("train")
-        sampler = self.training_sampler(len(dataset))  # type: ignore[arg-type]  # Dataset promises no length, ours have one
+        dataset = self._watch("train", self.max_unreadable)
+        sampler = self.training_sampler(len(dataset))
         per_device = self.batch_size // self.world // accumulation
         return Loader(
             dataset, accumulation, batch_size=per_device, sampler=sampler, **self._common("train", per_device)
@@ -160,15 +168,27 @@ class DataModule(LightningDataModule, ABC):
         return functools.partial(_collate_or_error, size_divisor=self.preprocessing.size_divisor)
 
     def _evaluation(self, split: SplitName) -> Loader:
-        dataset = self.dataset(split)
-        blocks = BlockSampler(len(dataset), self.eval_batch_size, self.rank, self.world)  # type: ignore[arg-type]
+        dataset = self._watch(split, None)
+        blocks = BlockSampler(len(dataset), self.eval_batch_size, self.rank, self.world)
         return Loader(dataset, 0, batch_sampler=blocks, **self._common(split, self.eval_batch_size))
 
-    def _common(self, split: SplitName, batch: int) -> dict[str, Any]:
-        workers = self.workers
+    def explain(self, error: BaseException) -> DataError | None:
+        """The error that names the sample, if `error` is torch's word that a data worker died."""
+        return dead_worker(error, list(self.watched.values()))
+
+    def _watch(self, split: SplitName, limit: int | None) -> Watched:
+        self.watched[split] = Watched(self.dataset(split), self._workers(), limit)
+        return self.watched[split]
+
+    def _workers(self) -> int:
+        if self.workers is not None:
+            return self.workers
         local = self.trainer.num_devices if self.trainer is not None else 1
-        if workers is None:
-            workers = max(1, min(available_cores() // max(local, 1), 8))
+        return max(1, min(available_cores() // max(local, 1), 8))
+
+    def _common(self, split: SplitName, batch: int) -> dict[str, Any]:
+        workers = self._workers()
+        local = self.trainer.num_devices if self.trainer is not None else 1
         short, long = self.largest(split)
         check_shared_memory(workers * max(local, 1) * PREFETCH * batch * short * long * self.channels, workers)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
@@ -199,8 +219,15 @@ class Loader(DataLoader[Any]):
         self.group = group
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator does for an iterator
-        batches = map(_raise_error, super().__iter__())
+        batches = map(self._checked, super().__iter__())
         return batches if self.group == 0 else self._counted(batches)
+
+    def _checked(self, batch: Any) -> Any:
+        if isinstance(self.dataset, Watched):
+            self.dataset.refuse_too_many()
+        if isinstance(batch, VistrainError):
+            raise batch
+        return batch
 
     def _counted(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         sampler: Any = self.sampler  # a ResumableSampler
@@ -215,12 +242,6 @@ class Loader(DataLoader[Any]):
             size = self.group
 
 
-def _raise_error(batch: Any) -> Any:
-    if isinstance(batch, VistrainError):
-        raise batch
-    return batch
-
-
 def _collate_or_error(samples: list[Any], size_divisor: int) -> Any:
     for sample in samples:
         if isinstance(sample, VistrainError):
@@ -229,9 +250,19 @@ def _collate_or_error(samples: list[Any], size_divisor: int) -> Any:
 
 
 def start_worker(worker: int) -> None:
-    """One thread per loader process: there is a process per core already."""
+    """One thread per loader process: there is a process per core already.
+
+    Signals that tell a run to stop often reach its whole process group. The worker stays, as the run still needs it to
+    get to the end of the step; it ends with the run.
+    """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(LAST_SECONDS))
 
 
 def available_cores() -> int:

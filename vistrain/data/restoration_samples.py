@@ -78,6 +78,10 @@ class RestorationDataset(Dataset[Any]):
         except VistrainError as error:
             return error
 
+    def where(self, index: int) -> str:
+        """The file of an image."""
+        return str(self.pairs[index % len(self.pairs)][1].truth)
+
     def whole(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
         """Degraded image and truth, cut to a multiple of the scale at the bottom and right; random choices have seed 0.
 

@@ -1,0 +1,85 @@
+"""What a process knows of its launcher, and how it leaves: ranks, restarts, exit codes and signals.
+
+Clusters send SIGTERM (with SIGKILL to follow) or SIGUSR1 (SLURM's warning ahead of time), people press Ctrl-C.
+`callbacks.Preemption` deals with them while a run trains; before and after that, a process leaves at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again
+INTERRUPTED = 130  # what shells report after Ctrl-C
+PREEMPTIONS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+Handler = Callable[[int, Any], None] | signal.Handlers | int | None
+
+
+def exit_code(number: int) -> int:
+    """The exit code that a signal leads to: 130 for Ctrl-C, 75 for all others."""
+    return INTERRUPTED if number == signal.SIGINT else REQUEUE
+
+
+def install(handlers: Mapping[int, Handler]) -> dict[int, Handler]:
+    """Sets handlers by signal; those that were there before, for setting them back.
+
+    Only the main thread may do this; in another one nothing is set, and nothing returned.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    before = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        # None: a handler that is not Python's, which cannot be set back.
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    return before
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Inside, a pre-emption ends the process with code 75 at once: no step was taken, or all is saved already.
+
+    Raises:
+        SystemExit: from the handler, with code 75.
+    """
+    before = install(dict.fromkeys(PREEMPTIONS, _leave))
+    try:
+        yield
+    finally:
+        install(before)
+
+
+def _leave(number: int, frame: Any) -> None:
+    raise SystemExit(exit_code(number))
+
+
+def restarted() -> bool:
+    """Whether torchrun or SLURM says that it started this very command before."""
+    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return any(count.isdigit() and int(count) > 0 for count in counts)
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks for all; before anything of torch is imported."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # torchrun, Lightning's launcher, srun
+    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
+
+
+def launched() -> dict[str, int]:
+    """`devices` per machine and `num_nodes` as torchrun or srun started this process; empty without them.
+
+    They know how many processes there are, so a config need not repeat it.
+    """
+    environ = os.environ
+    if "TORCHELASTIC_RUN_ID" in environ:
+        local = int(environ["LOCAL_WORLD_SIZE"])
+        return {"devices": local, "num_nodes": int(environ["WORLD_SIZE"]) // local}
+    by_srun = environ.get("SLURM_STEP_ID", "").isdigit() and "SLURM_PROCID" in environ
+    if by_srun and "SLURM_NTASKS" in environ and environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        nodes = int(environ.get("SLURM_STEP_NUM_NODES", environ.get("SLURM_NNODES", "1")))
+        return {"devices": int(environ["SLURM_NTASKS"]) // nodes, "num_nodes": nodes}
+    return {}

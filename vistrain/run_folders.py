@@ -1,0 +1,76 @@
+"""Where a run is kept: a new run never writes into an older one's folder, a restarted one finds its own again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vistrain import processes
+from vistrain.config import to_yaml
+from vistrain.errors import ConfigError
+
+# What makes two runs the same one, and what of it may change from one machine to the next.
+IDENTITY = ("model", "data", "task", "optimizer", "schedule", "metrics", "stages", "seed")
+MOVABLE = ("data.root", "data.workers", "data.per_device")
+
+
+def run_folder(config: Mapping[str, Any], resume: Path | None) -> Path:
+    """The folder of this run; a new run never writes into that of an older one.
+
+    Raises:
+        ConfigError: it holds a run already, or there is nothing to resume.
+    """
+    if resume is not None:
+        if not (resume / "last.ckpt").is_file():
+            raise ConfigError("--resume", f"{resume} has no last.ckpt", "it must be the folder of an interrupted run")
+        return resume
+    folder = _folder_of(config)
+    if processes.is_first() and any((folder / name).exists() for name in ("last.ckpt", "best.ckpt", "stage_1")):
+        raise ConfigError(
+            "run.folder", f"{folder} holds a run already", f"continue it with --resume {folder}, or set run.folder"
+        )
+    return folder
+
+
+def own_run(config: Mapping[str, Any]) -> Path | None:
+    """The folder of the config's run, if that very run was begun there and has saved something; else None.
+
+    It is the same run if what it computes is the same: data, network, task, optimizer, schedule and seed. How long it
+    trains, on how many devices, what it logs, and where its data lies may have changed.
+
+    Raises:
+        ConfigError: another run is in the folder; it names the first key that differs.
+    """
+    folder = _folder_of(config)
+    if not any((folder / name).exists() for name in ("last.ckpt", "stage_1")):
+        return None
+    written = folder / "config.yaml"
+    there = OmegaConf.create(OmegaConf.load(written) if written.is_file() else {})
+    here = OmegaConf.create(to_yaml(dict(config)))  # through YAML, as the other one
+    for section in IDENTITY:
+        differing = _difference(OmegaConf.select(there, section), OmegaConf.select(here, section), section)
+        if differing is not None:
+            raise ConfigError(
+                "run.folder",
+                f"{folder} holds another run: {differing} is different there",
+                f"set run.folder, or continue that run with --resume {folder}",
+            )
+    return folder
+
+
+def _difference(there: Any, here: Any, key: str) -> str | None:
+    """The first dotted key below `key` at which two configs differ in what a run computes."""
+    if key in MOVABLE or there == here:
+        return None
+    if not isinstance(there, Mapping) or not isinstance(here, Mapping):
+        return key
+    below = (_difference(there.get(k), here.get(k), f"{key}.{k}") for k in dict.fromkeys([*there, *here]))
+    return next((found for found in below if found is not None), None)
+
+
+def _folder_of(config: Mapping[str, Any]) -> Path:
+    run = config.get("run") or {}
+    return Path(run.get("folder") or Path("runs") / (run.get("name") or "run"))
