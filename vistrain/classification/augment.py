@@ -22,6 +22,9 @@ class BatchAugment:
 
     Everything is drawn from torch's generator, which the task seeds for each batch: a resumed run draws the same.
 
+    Per local batch, as in timm: images are mixed with others that the same process sees at once, in shares that are
+    drawn for that batch. So a global batch cut otherwise is mixed otherwise.
+
     Args:
         mixup, cutmix: alpha of the Beta distribution that the share is drawn from; 0 turns it off. With both, one of
             them is chosen for each batch.

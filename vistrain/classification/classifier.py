@@ -16,6 +16,7 @@ from vistrain.classification.augment import BatchAugment
 from vistrain.classification.distillation import Distillation
 from vistrain.errors import ConfigError
 from vistrain.layers.padding import Normalize
+from vistrain.layers.precision import at_least_float32
 from vistrain.losses.classification import BinaryCrossEntropy, SoftCrossEntropy
 from vistrain.structures import ClassScores, LabelSpace
 
@@ -112,7 +113,7 @@ class Classifier(nn.Module):
     def predict(self, batch: Mapping[str, Any]) -> list[ClassScores]:
         """Probabilities of all classes for each image of a batch with `image` and `size`."""
         images, _ = self.normalize(batch["image"], batch["size"])
-        logits = self(images).float()
+        logits = at_least_float32(self(images))
         scores = logits.sigmoid() if self.multi_label else logits.softmax(-1)
         return [ClassScores(row, self.multi_label) for row in scores]
 

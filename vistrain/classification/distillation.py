@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from vistrain.backbones.whole import WholeBackbone
 from vistrain.errors import ConfigError
+from vistrain.layers.precision import at_least_float32
 from vistrain.structures import Factory, Preprocessing
 
 
@@ -62,11 +63,11 @@ class Distillation:
         teacher = self._teacher(images.device)
         with torch.no_grad():
             answer = teacher(_renormalised(images, seen_by, teacher.preprocessing))
-            wanted = (answer[0] if isinstance(answer, tuple) else answer).float()
+            wanted = at_least_float32(answer[0] if isinstance(answer, tuple) else answer)
         if self.kind == "hard":
-            return F.cross_entropy(logits.float(), wanted.argmax(-1))
+            return F.cross_entropy(at_least_float32(logits), wanted.argmax(-1))
         t = self.temperature
-        ours, theirs = F.log_softmax(logits.float() / t, -1), F.log_softmax(wanted / t, -1)
+        ours, theirs = F.log_softmax(at_least_float32(logits) / t, -1), F.log_softmax(wanted / t, -1)
         return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * t * t
 
     def _teacher(self, device: torch.device) -> WholeBackbone:

@@ -138,7 +138,7 @@ class DataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> Loader:
         """Shuffled, augmented batches with `num_targets`: this process's mean number of targets per micro-batch of the
-        optimizer step (losses average it over processes).
+        optimizer step (losses average it over processes), and `micro_batches`, how many those are.
 
         Raises:
             ConfigError, DataError: see `accumulation`, `ResumableSampler`, and too little shared memory.
@@ -236,7 +236,7 @@ class Loader(DataLoader[Any]):
         size = self.group - done % self.group
         while group := list(islice(batches, size)):
             counts = [len(target["labels"]) for batch in group for target in batch["target"] if "labels" in target]
-            facts = {"num_targets": sum(counts) / len(group)} if counts else {}
+            facts = {"num_targets": sum(counts) / len(group), "micro_batches": len(group)} if counts else {}
             for batch in group:
                 yield {**batch, **facts}
             size = self.group

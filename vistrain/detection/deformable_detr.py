@@ -18,6 +18,7 @@ from vistrain.detection.set_detector import Decoded, SetDetector, class_head, in
 from vistrain.errors import ConfigError
 from vistrain.layers.mlp import MLP
 from vistrain.layers.position import SinePositionEncoding
+from vistrain.layers.precision import at_least_float32
 from vistrain.losses import SetCriterion
 from vistrain.matching import HungarianMatcher
 from vistrain.necks import default_neck
@@ -214,20 +215,20 @@ class DeformableDETR(SetDetector):
 
     def _learned_queries(self, batch: int) -> _Queries:
         position, content = self.query_embed.weight.expand(batch, -1, -1).chunk(2, -1)
-        return _Queries(content, position, self.reference_points(position).float().sigmoid())
+        return _Queries(content, position, at_least_float32(self.reference_points(position)).sigmoid())
 
     def _two_stage_queries(self, tokens: Tensor, pyramid: Pyramid, last_only: bool) -> _Queries:
         origin, unusable = token_proposals(pyramid.shapes, pyramid.extents, pyramid.padding_mask, tokens.device)
         tokens = self.enc_output_norm(self.enc_output(tokens.masked_fill(unusable[..., None], 0.0)))
         logits = self.class_embed[-1](tokens)
         # The authors rank proposals by class 0 alone, which the binary encoder loss trains as "any object": faithful.
-        best = top_proposals(logits[..., 0].float(), self.num_queries)[..., None]
+        best = top_proposals(at_least_float32(logits[..., 0]), self.num_queries)[..., None]
         if last_only:
             chosen = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1]))
             origin = origin.expand(len(tokens), -1, -1).gather(1, best.expand(-1, -1, 4))
-            box_logits, proposals = self.bbox_embed[-1](chosen).float() + origin, None
+            box_logits, proposals = at_least_float32(self.bbox_embed[-1](chosen)) + origin, None
         else:
-            all_logits = self.bbox_embed[-1](tokens).float() + origin
+            all_logits = at_least_float32(self.bbox_embed[-1](tokens)) + origin
             box_logits, proposals = all_logits.gather(1, best.expand(-1, -1, 4)), (logits, all_logits.sigmoid())
         box_logits = box_logits.detach()
         position, content = self._box_queries(box_logits).chunk(2, -1)

@@ -19,6 +19,7 @@ from vistrain.detection.set_detector import Decoded, SetDetector, class_head, in
 from vistrain.errors import ConfigError
 from vistrain.layers.mlp import MLP
 from vistrain.layers.position import SinePositionEncoding
+from vistrain.layers.precision import at_least_float32
 from vistrain.losses import SetCriterion
 from vistrain.matching import HungarianMatcher
 from vistrain.necks import default_neck
@@ -243,12 +244,12 @@ class DINO(SetDetector):
         class_head, box_head = self.proposal_heads
         batch, width = len(tokens), tokens.shape[-1]
         with torch.no_grad():  # here scores only choose; the chosen few are computed again, for their gradients
-            scores = class_head(self.proposal_features(tokens, unusable)).float().amax(-1)
+            scores = at_least_float32(class_head(self.proposal_features(tokens, unusable))).amax(-1)
             best = top_proposals(scores, self.tgt_embed.num_embeddings)
         chosen = tokens.gather(1, best[..., None].expand(-1, -1, width))
         chosen = self.proposal_features(chosen, unusable.expand(batch, -1).gather(1, best))
         origin = origin.expand(batch, -1, -1).gather(1, best[..., None].expand(-1, -1, 4))
-        boxes = (box_head(chosen).float() + origin).sigmoid()
+        boxes = (at_least_float32(box_head(chosen)) + origin).sigmoid()
         return boxes.detach(), (class_head(chosen), boxes)
 
 

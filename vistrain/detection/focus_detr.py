@@ -22,6 +22,7 @@ from vistrain.detection.set_detector import Decoded, initialize
 from vistrain.errors import ConfigError
 from vistrain.layers.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from vistrain.layers.deformable import Shapes
+from vistrain.layers.precision import at_least_float32
 from vistrain.losses import SetCriterion, foreground_loss, foreground_targets
 from vistrain.matching import HungarianMatcher
 from vistrain.structures import Factory, LabelSpace
@@ -161,7 +162,7 @@ class FocusEncoder(DeformableEncoder):
 
         Args:
             x, position, shapes, ratios, padding_mask: as in `DeformableEncoder`.
-            foreground: `[B, N]` float32 scores that select tokens.
+            foreground: `[B, N]` scores, at least float32, that select tokens.
             counts: how many tokens each layer computes.
             kept: of these only an image's own share, the best, is written back; one number for each image, or for all.
             class_head: `[B, K, C]` -> `[B, K, classes]`; its scores choose the tokens for self-attention.
@@ -177,7 +178,7 @@ class FocusEncoder(DeformableEncoder):
             with torch.no_grad():  # the scores only choose
                 # Category score times foreground score, both raw logits: with a negative category score, less
                 # foreground ranks higher. Faithful.
-                importance = class_head(tokens).float().amax(-1) * foreground.gather(1, best)
+                importance = at_least_float32(class_head(tokens)).amax(-1) * foreground.gather(1, best)
                 chosen = importance.topk(min(topk_sa, count), 1).indices
             arguments = (tokens, take(position, best), take(points, best), shapes, padding_mask, values, chosen)
             if self.activation_checkpointing and self.training:
@@ -194,6 +195,11 @@ class FocusDETR(DINO):
 
     Defaults are the authors' for 12 epochs: detrex's DINO, with unshared heads. Their ResNets for 24 and 36 epochs have
     `position_temperature=20` and `position_offset=0`.
+
+    Per local batch, as in the authors' code, beside what `SetDetector` names: each encoder layer computes as many
+    tokens as the image with the most needs (what others compute beyond their share is not written back, but its
+    `topk_sa` is chosen among all of them); a level's mean in the foreground predictor includes padding; the selector's
+    loss is the mean over the images that one process sees at once.
 
     Args:
         backbone, labels, neck, num_levels, embed_dim, num_heads, num_points, num_queries, encoder_layers,
@@ -316,8 +322,7 @@ class FocusDETR(DINO):
         """See `DINO.encode`; adds `foreground_logits` `[B, N]`."""
         features = self.proposal_features(pyramid.tokens + pyramid.position, unusable)
         with torch.autocast(features.device.type, enabled=False):  # bfloat16 would tie most of the scores
-            at_least = torch.promote_types(features.dtype, torch.float32)
-            logits = self.selector(features.to(at_least), pyramid.shapes)
+            logits = self.selector(at_least_float32(features), pyramid.shapes)
         foreground, mask = logits.detach(), pyramid.padding_mask
         if mask is not None:
             foreground = foreground.masked_fill(mask, foreground.min())

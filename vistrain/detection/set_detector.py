@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vistrain.detection.targets import check_labels, relative_targets, top_detections
 from vistrain.layers.deformable import MSDeformAttn
 from vistrain.layers.padding import Normalize
+from vistrain.layers.precision import at_least_float32
 from vistrain.losses import SetCriterion, SetPrediction
 from vistrain.matching import HungarianMatcher
 from vistrain.structures import Detections, LabelSpace, Preprocessing
@@ -47,6 +48,10 @@ class Decoded:
 
 class SetDetector(nn.Module, abc.ABC):
     """Base of the DETR family: a subclass says how queries become boxes, in `decode`.
+
+    Per local batch, as in the authors' codes: images are padded to the largest that one process sees at once, which
+    moves the cells of the feature maps; and denoising, see `ContrastiveDenoising`. All else is per image, or divided by
+    the objects of the global batch.
 
     Args:
         labels: the label space; its `num_classes` is the number of logits K.
@@ -131,7 +136,7 @@ class SetDetector(nn.Module, abc.ABC):
         """Weighted training losses.
 
         Args:
-            batch: `image`, `size`, `target`, and `num_targets` where gradients are accumulated.
+            batch: `image`, `size`, `target`, and `num_targets` and `micro_batches` where gradients are accumulated.
             noise: stored draws for the denoising queries; None draws new ones.
 
         Returns:
@@ -145,18 +150,21 @@ class SetDetector(nn.Module, abc.ABC):
         """
         images, mask = self.normalize(batch["image"], batch["size"])
         labels, boxes = relative_targets(batch)
+        boxes = [box.to(images.dtype) for box in boxes]  # float64 in a network of float64, else float32
         check_labels(labels, self.labels)
         extra = None if self.denoising is None else self.denoising(labels, boxes, self.labels.num_classes, noise)
         decoded = self.decode(images, mask, extra)
         predictions = self._predictions(decoded, extra)
-        losses = self.criterion(predictions, labels, boxes, self.matcher, batch.get("num_targets"))
+        losses = self.criterion(
+            predictions, labels, boxes, self.matcher, batch.get("num_targets"), batch.get("micro_batches", 1)
+        )
         if self.denoising is not None and extra is None:
             zero = decoded.logits.new_zeros((), dtype=torch.float32)
             losses |= {_denoised(name): zero for name in list(losses) if not name.endswith("_enc")}
         losses |= self.further_losses(decoded, batch)
         idle = [p for p in self.idle_parameters(extra) if p.requires_grad]
         if idle:  # a parameter without gradient stops DistributedDataParallel
-            losses["loss_class"] = losses["loss_class"] + sum(p.float().sum() for p in idle) * 0.0
+            losses["loss_class"] = losses["loss_class"] + sum(at_least_float32(p).sum() for p in idle) * 0.0
         return losses
 
     @torch.no_grad()

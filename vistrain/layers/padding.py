@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.layers.precision import at_least_float32
 from vistrain.structures import Preprocessing
 
 
@@ -35,9 +36,9 @@ EdgeMode = Literal["reflect", "symmetric", "edge", "zeros"]
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 (0..255), uint16 (0..65535) or floating point (brightest pixel = 1) -> float32, brightest pixel 1."""
+    """uint8 (0..255), uint16 (0..65535) or floats (brightest pixel = 1) -> at least float32, brightest pixel 1."""
     brightest = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(images.dtype)
-    return images.float() if brightest is None else images.float() / brightest
+    return at_least_float32(images) if brightest is None else at_least_float32(images) / brightest
 
 
 def extend(images: Tensor, bottom: int, right: int, mode: EdgeMode = "reflect") -> Tensor:
@@ -74,7 +75,7 @@ def _mirrored(length: int, extra: int, mode: str, device: torch.device) -> Tenso
 
 
 class Normalize(nn.Module):
-    """Raw images -> normalised float32 images whose padding is zero, and the padding mask.
+    """Raw images -> normalised images whose padding is zero, and the padding mask.
 
     Images come in RGB order; weights that want BGR get their channels turned here.
 
@@ -100,12 +101,14 @@ class Normalize(nn.Module):
             size: `[B, 2]` int64, (h, w) of each unpadded image.
 
         Returns:
-            images `[B, C, H, W]` float32, zero on padding, and the mask `[B, H, W]` bool, True on padding.
+            images `[B, C, H, W]` float32 (float64 in a network of float64), zero on padding, and the mask `[B, H, W]`
+            bool, True on padding.
         """
         brightest = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(images.dtype, 1.0)
         mask = padding_mask(size, images.shape[-2], images.shape[-1])
         with torch.autocast(images.device.type, enabled=False):
             pixels = images.flip(1) if self.bgr else images
-            pixels = (pixels.float() - brightest * self.mean.float()) / (brightest * self.std.float())
+            mean, std = at_least_float32(self.mean), at_least_float32(self.std)
+            pixels = (pixels.to(mean.dtype) - brightest * mean) / (brightest * std)
             # After normalising: a black border would be -2.1 and leak through the first convolutions.
             return pixels.masked_fill(mask[:, None], 0.0), mask

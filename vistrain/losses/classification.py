@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError
+from vistrain.layers.precision import at_least_float32
 
 
 class SoftCrossEntropy(nn.Module):
@@ -28,7 +29,7 @@ class SoftCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """A scalar."""
-        return -(smooth(targets, self.smoothing) * F.log_softmax(logits.float(), -1)).sum(-1).mean()
+        return -(smooth(targets, self.smoothing) * F.log_softmax(at_least_float32(logits), -1)).sum(-1).mean()
 
 
 class BinaryCrossEntropy(nn.Module):
@@ -53,7 +54,7 @@ class BinaryCrossEntropy(nn.Module):
         targets = smooth(targets, self.smoothing)
         if self.threshold is not None:
             targets = (targets > self.threshold).to(targets.dtype)
-        losses = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+        losses = F.binary_cross_entropy_with_logits(at_least_float32(logits), targets, reduction="none")
         return losses.sum(-1).mean() if self.sum_classes else losses.mean()
 
 
@@ -75,7 +76,7 @@ class AsymmetricLoss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """A scalar: the sum over classes, mean over the batch."""
-        present = logits.float().sigmoid()
+        present = at_least_float32(logits).sigmoid()
         absent = (1 - present + self.margin).clamp(max=1)
         eps = torch.finfo(torch.float32).tiny ** 0.25
         gain = targets * present.clamp(min=eps).log() * (1 - present) ** self.gamma_positive

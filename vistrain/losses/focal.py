@@ -13,7 +13,7 @@ def focal_loss_sums(logits: Tensor, positives: tuple[Tensor, ...], alpha: float 
     target tensor, and half the passes over memory.
 
     Args:
-        logits: `[L, B, Q, K]` float32.
+        logits: `[L, B, Q, K]`, at least float32.
         positives: four int64 index tensors `[M]` (layer, image, query, class) of the targets that are 1, each once;
             layer by layer, equally many in each.
         alpha: weight of positives; negatives weigh `1 - alpha`.

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vistrain.layers.precision import at_least_float32
+
 
 def foreground_targets(
     boxes: Tensor, shapes: Sequence[tuple[int, int]], strides: Sequence[int], limits: Sequence[float]
@@ -47,10 +49,10 @@ def foreground_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma:
         gamma: focusing exponent.
 
     Returns:
-        a scalar, float32.
+        a scalar, at least float32.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        logits = logits.float()
+        logits = at_least_float32(logits)
         signed = torch.where(targets, logits, -logits)  # the logit of the truth
         weight = torch.where(targets, alpha, 1 - alpha) * (-signed).sigmoid() ** gamma
         sums = (weight * F.softplus(-signed)).sum(1)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vistrain.layers.boxes import cxcywh_to_xyxy, giou
+from vistrain.layers.precision import at_least_float32
 from vistrain.losses.focal import focal_loss_sums
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,11 @@ class SetCriterion:
     """Weighted losses `loss_class`, `loss_bbox` and `loss_giou` of every layer.
 
     Sums over all queries (class) or matched pairs (boxes), divided by the number of objects averaged over the processes
-    of a distributed run (at least 1). Computed in float32 under autocast too.
+    of a distributed run. Computed in float32 under autocast too.
+
+    As the processes' gradients are averaged, the sum of the global batch is divided by the objects of the global batch,
+    at least 1. The official codes ask for at least 1 per process, and so differ where a global batch has fewer objects
+    than there are processes.
 
     Args:
         class_weight, box_weight, giou_weight: weights of the three losses.
@@ -72,6 +77,7 @@ class SetCriterion:
         boxes: Sequence[Tensor],
         matcher: Matcher,
         num_targets: float | Tensor | None = None,
+        micro_batches: int = 1,
     ) -> dict[str, Tensor]:
         """Losses of all predictions.
 
@@ -81,6 +87,7 @@ class SetCriterion:
             boxes: per image `[N_b, 4]` (cx, cy, w, h) in 0..1.
             matcher: assigns where a prediction has no fixed match.
             num_targets: objects that the losses are divided by; None counts this batch.
+            micro_batches: how many batches' gradients are averaged before a step; `num_targets` is their mean.
 
         Returns:
             scalar tensors by name, already weighted. Where predictions are NaN or infinite nothing can be matched: then
@@ -88,14 +95,14 @@ class SetCriterion:
         """
         device = predictions[0].logits.device
         own = sum(len(x) for x in labels)
-        normalizer = average_over_processes(own if num_targets is None else num_targets, device)
+        normalizer = average_over_processes(own if num_targets is None else num_targets, device, micro_batches)
         to_match = [(p.logits, p.boxes, p.class_agnostic) for p in predictions if p.match is None]
         try:
             matched = iter(matcher(to_match, labels, boxes))
         except FloatingPointError as error:
             log.warning("%s", error)
             return _not_a_number(predictions)
-        label, box = torch.cat(list(labels)), torch.cat(list(boxes)).float()
+        label, box = torch.cat(list(labels)), at_least_float32(torch.cat(list(boxes)))
         losses: dict[str, Tensor] = {}
         for prediction in predictions:
             pairs = next(matched) if prediction.match is None else _repeat(prediction.match, len(prediction.suffixes))
@@ -111,9 +118,9 @@ class SetCriterion:
         layer, image, query, target = pairs
         wanted = torch.zeros_like(target) if prediction.class_agnostic else label[target]
         sums = focal_loss_sums(
-            prediction.logits.float(), (layer, image, query, wanted), self.focal_alpha, self.focal_gamma
+            at_least_float32(prediction.logits), (layer, image, query, wanted), self.focal_alpha, self.focal_gamma
         )
-        predicted, true = prediction.boxes[layer, image, query].float(), box[target]
+        predicted, true = at_least_float32(prediction.boxes[layer, image, query]), box[target]
         overlap = giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true), self.giou_eps)
         # [M] pairs lie layer by layer, equally many in each
         shape = (len(sums), len(target) // len(sums))
@@ -123,19 +130,31 @@ class SetCriterion:
         return dict(zip(LOSSES, weighted, strict=True))
 
 
-def average_over_processes(count: float | Tensor, device: torch.device) -> Tensor:
-    """Mean of a count over the processes of a distributed run, at least 1, as a float32 scalar on the device."""
-    mean = torch.as_tensor(count, dtype=torch.float32, device=device)
+def average_over_processes(count: float | Tensor, device: torch.device, micro_batches: int = 1) -> Tensor:
+    """Mean of a count over the processes of a distributed run, as a scalar on the device.
+
+    Args:
+        count: this process's, the mean of its micro-batches.
+        device: where.
+        micro_batches: of an optimizer step, on each process.
+
+    Returns:
+        float64 (a mean of whole numbers may be none), at least 1 / (processes * micro-batches): a count of 1 in all.
+    """
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    mean = torch.as_tensor(count, dtype=dtype, device=device)
+    batches = micro_batches
     if dist.is_available() and dist.is_initialized():
         mean = mean.clone()
         dist.all_reduce(mean)
         mean = mean / dist.get_world_size()
-    return mean.clamp(min=1)
+        batches *= dist.get_world_size()
+    return mean.clamp(min=1 / batches)
 
 
 def _not_a_number(predictions: Sequence[SetPrediction]) -> dict[str, Tensor]:
     """NaN for every loss, with a gradient, so that the backward pass runs as always."""
-    value = torch.stack([p.logits.float().sum() + p.boxes.float().sum() for p in predictions]).sum() * torch.nan
+    value = torch.stack([at_least_float32(x).sum() for p in predictions for x in (p.logits, p.boxes)]).sum() * torch.nan
     return {f"{name}{suffix}": value for name in LOSSES for p in predictions for suffix in p.suffixes}
 
 

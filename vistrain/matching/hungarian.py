@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from vistrain.layers.boxes import cxcywh_to_xyxy, giou
+from vistrain.layers.precision import at_least_float32
 
 
 class HungarianMatcher:
@@ -65,10 +66,15 @@ class HungarianMatcher:
             return [torch.zeros((4, 0), dtype=torch.int64, device=device) for _ in predictions]
         # Objects padded to the fullest image: a handful of large operations instead of a handful per image and layer.
         label = torch.nn.utils.rnn.pad_sequence(list(labels), batch_first=True).to(device)
-        box = torch.nn.utils.rnn.pad_sequence(list(boxes), batch_first=True, padding_value=0.5).to(device).float()
+        box = torch.nn.utils.rnn.pad_sequence(list(boxes), batch_first=True, padding_value=0.5).to(device)
         with torch.autocast(device.type, enabled=False):
             costs = [
-                self._costs(logits.float(), predicted.float(), torch.zeros_like(label) if agnostic else label, box)
+                self._costs(
+                    at_least_float32(logits),
+                    at_least_float32(predicted),
+                    torch.zeros_like(label) if agnostic else label,
+                    box.to(at_least_float32(predicted).dtype),
+                )
                 for logits, predicted, agnostic in predictions
             ]
         host = torch.cat([c.flatten() for c in costs]).cpu()

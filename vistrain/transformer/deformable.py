@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vistrain.layers.boxes import inverse_sigmoid
 from vistrain.layers.deformable import MSDeformAttn, Shapes
+from vistrain.layers.precision import at_least_float32
 from vistrain.transformer.attention import QuerySelfAttention
 
 
@@ -250,7 +251,7 @@ class DeformableDecoder(nn.Module):
     def _boxes(self, offsets: Tensor, reference_points: Tensor) -> Tensor:
         # float32 under autocast: bfloat16 steps of a logit are pixels of a box
         with torch.autocast(offsets.device.type, enabled=False):
-            offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
+            offsets = at_least_float32(offsets)
             origin = inverse_sigmoid(reference_points, self.inverse_sigmoid_eps)
             if origin.shape[-1] == 2:  # the size is predicted as it is
                 origin = torch.cat((origin, torch.zeros_like(origin)), -1)

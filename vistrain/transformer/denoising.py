@@ -65,6 +65,10 @@ class ContrastiveDenoising:
     With M the most objects in one image there are `max(1, number // M)` groups; a group holds M positives (noised by
     less than half a side) and M negatives (by half a side to a whole one), so about `2 * number` queries in all.
 
+    Per local batch, as in the authors' code: M, and with it the number of groups that the losses are divided by, is of
+    the images that one process sees at once, and so are the draws and the empty slots beside images with fewer objects
+    (which count as negatives). So a global batch cut otherwise is denoised otherwise.
+
     Args:
         number: positives per image over all groups (`dn_number`); 0 makes none.
         label_noise_ratio: twice the share of labels that are redrawn.

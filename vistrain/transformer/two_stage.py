@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vistrain.layers.deformable import Shapes
 from vistrain.layers.position import sine_embedding
+from vistrain.layers.precision import at_least_float32
 
 
 def token_proposals(
@@ -55,4 +56,4 @@ def top_proposals(scores: Tensor, count: int) -> Tensor:
 
 def box_position(logits: Tensor, features: int, temperature: float = 10000.0) -> Tensor:
     """Sine encoding `[B, Q, 4 * features]` of boxes given as logits `[B, Q, 4]`, in the order of the coordinates."""
-    return sine_embedding(logits.float().sigmoid() * (2 * math.pi), features, temperature)
+    return sine_embedding(at_least_float32(logits).sigmoid() * (2 * math.pi), features, temperature)
