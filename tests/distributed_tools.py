@@ -286,12 +286,14 @@ def vistrain(*arguments: str, env: Mapping[str, str] | None = None, folder: Path
 
 
 def run_all(jobs: Sequence[Job], limit: float = 60.0) -> list[str]:
-    """Wait for jobs that belong together and clean up after them; their outputs. All must end with exit code 0."""
-    end = time.monotonic() + limit
+    """Wait for jobs that belong together, for each at most `limit`, and clean up after them; their outputs.
+
+    All must end with exit code 0.
+    """
     with contextlib.ExitStack() as stack:
         for job in jobs:
             stack.enter_context(job)
-        codes = [job.wait(max(0.1, end - time.monotonic())) for job in jobs]
+        codes = [job.wait(limit) for job in jobs]
         outputs = [job.output for job in jobs]
     assert not any(codes), f"exit codes {codes}:\n" + "\n".join(output[-6000:] for output in outputs)
     return outputs

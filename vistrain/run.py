@@ -32,6 +32,7 @@ from vistrain.optim import ParameterGroups, Schedule
 from vistrain.run_folders import run_folder
 from vistrain.structures import Channels, Factory, LabelSpace, Preprocessing
 from vistrain.tasks import Task
+from vistrain.tasks.parallel import trainer_arguments
 
 log = logging.getLogger(__name__)
 
@@ -238,6 +239,7 @@ def build_trainer(
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         # Lightning would save and requeue by itself, inside a signal handler; `Preemption` and exit code 75 do it.
         arguments.setdefault("plugins", [SLURMEnvironment(auto_requeue=False)])
+    arguments = trainer_arguments(arguments, parts.task, callbacks)
     trainer = Trainer(
         **{"num_sanity_val_steps": 0, **arguments, **processes.launched()},
         callbacks=default_callbacks(folder, callbacks, evaluate_only=evaluate_only),

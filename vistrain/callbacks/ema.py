@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -43,6 +44,12 @@ class EMA(WeightAveraging):
     def decay_at(self, updates: int) -> float:
         """The decay after `updates` updates."""
         return min(self.decay, (1 + updates) / (10 + updates)) if self.ramp else self.decay
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copy the network. Sharded networks are refused before; Lightning would warn of them wherever it might be."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback with a model that")
+            super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Pair up the tensors once all are on their device."""

@@ -88,8 +88,10 @@ class ResumableSampler(Sampler[tuple[int, int]]):
 class BlockSampler(Sampler[list[int]]):
     """Batches for evaluation: fixed blocks of neighbouring indices, dealt whole to the ranks.
 
-    Nothing is padded, repeated or dropped, and a sample meets the same neighbours at any number of processes, so its
-    prediction cannot depend on them.
+    Nothing is padded or dropped, and a sample meets the same neighbours at any number of processes, so its prediction
+    cannot depend on them. Where there are fewer blocks than processes, the idle ones repeat the others' blocks: a
+    process without data would skip the evaluation's end, where the others wait for it. What is repeated counts once,
+    as records are merged by sample id.
 
     Args:
         length: number of samples.
@@ -97,22 +99,19 @@ class BlockSampler(Sampler[list[int]]):
         rank, world: this process and how many there are.
 
     Raises:
-        ConfigError: there are fewer blocks than processes (a rank without data would leave the others waiting).
+        DataError: there is no sample.
     """
 
     def __init__(self, length: int, block: int, rank: int = 0, world: int = 1) -> None:
-        self.length, self.block, self.rank, self.world = length, block, rank, world
+        if length < 1:
+            raise DataError("data", "there is no image to evaluate on", "check the evaluation split")
+        self.length, self.block = length, block
         blocks = -(-length // block)
-        if blocks < world:
-            raise ConfigError(
-                "data.eval_batch_size",
-                f"{length} images in blocks of {block} cannot occupy {world} processes",
-                f"evaluate with at most {max(blocks, 1)} processes or smaller blocks",
-            )
+        self.mine = range(rank, blocks, world) if rank < blocks else range(rank % blocks, rank % blocks + 1)
 
     def __len__(self) -> int:
-        return len(range(self.rank * self.block, self.length, self.world * self.block))
+        return len(self.mine)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for first in range(self.rank * self.block, self.length, self.world * self.block):
-            yield list(range(first, min(first + self.block, self.length)))
+        for number in self.mine:
+            yield list(range(number * self.block, min((number + 1) * self.block, self.length)))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -74,6 +76,29 @@ class FrozenBatchNorm2d(nn.Module):
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
         return f"{self.num_features}, eps={self.eps}"
+
+
+def synchronize_batch_norms(module: nn.Module) -> nn.Module:
+    """Lets every trained batch norm below `module` use the statistics of all processes' batches while it trains.
+
+    timm's norms with an activation keep it (torch's own conversion loses it). Frozen ones stay as they are: those of
+    constants (`FrozenBatchNorm2d`), and those whose weights do not learn and which are kept in evaluation mode.
+
+    Args:
+        module: changed in place.
+
+    Returns:
+        `module`, or its replacement if it is itself a batch norm.
+    """
+    if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+        own = list(module.parameters(recurse=False))
+        frozen = own and not any(p.requires_grad for p in own)
+        return module if frozen else convert_sync_batchnorm(module)
+    for name, child in module.named_children():
+        replacement = synchronize_batch_norms(child)
+        if replacement is not child:
+            setattr(module, name, replacement)
+    return module
 
 
 def freeze_batch_norms(module: nn.Module) -> nn.Module:

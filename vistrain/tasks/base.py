@@ -24,6 +24,7 @@ from vistrain.errors import ConfigError
 from vistrain.optim import Constant, ParameterGroups, Schedule
 from vistrain.structures import Factory
 from vistrain.tasks.gather import Gatherer, Record
+from vistrain.tasks.parallel import same_statistics, spread
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Task(LightningModule):
         records: after an evaluation, on rank 0, the merged records of each metric by protocol name.
         evaluators: split -> the metrics of an evaluation by protocol name.
         numbers: the numbers of the latest evaluation, the same on every process.
+        sync_batchnorm: while training on several accelerators, batch norms use the statistics of all.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Task(LightningModule):
         self._gatherer: Gatherer | None = None
         self._to_log: list[dict[str, Tensor]] = []
         self._logged_rate, self._stepped = 0.0, False
+        self.sync_batchnorm = False
 
     def build_metrics(self, split: str) -> dict[str, Metric]:
         """The metrics of one split (`val` or `test`) by protocol name; the subclass knows what facts they need."""
@@ -118,6 +121,10 @@ class Task(LightningModule):
     def teardown(self, stage: str) -> None:
         """Let go of ground truth and process group: a later `fit` copies this module."""
         self.evaluators, self.records, self._collected, self._gatherer = {}, {}, {}, None
+
+    def configure_model(self) -> None:
+        """Prepare the network for the strategy, see `tasks.parallel`."""
+        spread(self)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer over the parameter groups, and the schedule as a factor for each optimizer step.
@@ -183,7 +190,7 @@ class Task(LightningModule):
         """Write the losses and the learning rate to the loggers, every `log_every_n_steps` optimizer steps.
 
         Lightning's `self.log` would look at every loss of every batch; this touches them, and waits for the device,
-        only where a line is written. Losses are the mean over the accumulated micro-batches of rank 0.
+        only where a line is written. Losses are the mean over the accumulated micro-batches of all processes.
         """
         if not (self._stepped and self._to_log):
             self._stepped = False
@@ -192,7 +199,7 @@ class Task(LightningModule):
         names = list(dict.fromkeys(name for losses in group for name in losses))
         zero = group[0][names[0]].new_zeros(())
         rows = [torch.stack([losses.get(name, zero).reshape(()) for name in names]) for losses in group]
-        values = torch.stack(rows).mean(0).tolist()
+        values = self.trainer.strategy.reduce(torch.stack(rows).mean(0), reduce_op="mean").tolist()
         numbers = {f"train/{name}": value for name, value in zip(names, values, strict=True)}
         numbers = {"train/loss": sum(values), **numbers, "lr": self._logged_rate, "epoch": self.current_epoch}
         self.log("train/loss", numbers["train/loss"], logger=False)  # for callbacks that monitor it
@@ -216,6 +223,8 @@ class Task(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start collecting records."""
+        if self.trainer.world_size > 1:
+            same_statistics(self.model)
         self._collected = {name: [] for name in self.evaluators["val"]}
 
     def on_test_epoch_start(self) -> None:
