@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vistrain.attention.neighborhood import NeighborhoodAttention
+from vistrain.attention.neighborhood import by_definition
 from vistrain.backbones import Backbone
 from vistrain.backbones.stages import register_model
 
@@ -284,9 +284,6 @@ def measured(name: str, size: int) -> tuple[float, float]:
     """
     with torch.device("meta"):
         model = timm.create_model(name).eval().requires_grad_(False)
-        for module in model.modules():  # what neighbourhood attention multiplies by definition, not for speed
-            if isinstance(module, NeighborhoodAttention):
-                module.tile = 1
-        with FlopCounterMode(display=False) as counter:
+        with by_definition(model), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 3, size, size))
     return sum(p.numel() for p in model.parameters()) / 1e6, counter.get_total_flops() / 2e9

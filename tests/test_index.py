@@ -6,6 +6,9 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
+import re
+import subprocess
+import sys
 import typing
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 
 from vistrain import building, index
 from vistrain.errors import ConfigError
+from vistrain.explain import listing
 
 ROOT = Path(__file__).parents[1]
 COMMITTED = json.loads((ROOT / "vistrain" / "index.json").read_text())
@@ -120,3 +124,55 @@ def test_completing_adds_defaults_and_nothing_that_may_not_be_written():
         assert hidden[1] not in hidden[0]
     index.check(full)
     assert index.complete(full) == full
+
+
+def test_what_is_published_of_backbones_is_listed_from_the_index_alone():
+    code = "import sys; from vistrain.explain import listing; print(listing('backbones'))"
+    code += "; sys.exit('torch' in sys.modules)"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert made.returncode == 0
+    rows = {line.split()[0]: re.sub(r" +", " ", line) for line in made.stdout.splitlines() if line}
+    assert rows["cswin_tiny"] == "cswin_tiny 2107.00652 22.3 M 4.3 G at 224 top-1 82.8 strides 4 8 16 32 any size"
+    assert re.match(
+        r"swin_tiny_patch4_window7_224 2103.14030 28.3 M 4\.\d G at 224 top-1 81.38 strides 4 8 16 32 any size ms_in1k",
+        rows["swin_tiny_patch4_window7_224"],
+    )
+    assert "one size" in rows["convit_tiny"]
+    assert "strides 16 any size" in rows["deit_tiny_patch16_224"]
+    assert rows["resnet18"].startswith("resnet18 a1_in1k")  # none of ours, and no config trains it
+
+
+def test_the_default_weights_lead_where_several_configs_train_a_model():
+    rows = listing("backbones", "ecaresnet50t").splitlines()
+    default = COMMITTED["backbones"]["ecaresnet50t"][0]
+    leaf = next(e for e in COMMITTED["configs"].values() if e.get("backbone") == f"ecaresnet50t.{default}")
+    assert f"top-1 {leaf['reference']['value']}" in rows[0]
+
+
+def test_neighbourhood_attention_is_indexed_as_published():
+    """What the index counts for each leaf of NAT and DiNAT is what the papers print, to the digit that they print."""
+    for name, entry in COMMITTED["configs"].items():
+        published = COMMITTED["our_backbones"].get(entry.get("backbone", ""), {}).get("gmacs")
+        if re.match(r"cls/(di)?nat_", name) and published:
+            assert entry["gmacs"] == pytest.approx(published, rel=0.025), name
+
+
+# Leaf -> millions of parameters as its authors print them.
+PUBLISHED_PARAMETERS = {
+    "swin_small": "50", "swin_base": "88", "swin_large_22k": "197", "maxvit_tiny": "31", "maxvit_small": "69",
+    "maxvit_base": "119", "maxvit_large": "212", "volo_d1": "27", "volo_d2": "59", "volo_d3": "86", "volo_d4": "193",
+    "volo_d5_512": "296", "davit_tiny": "28.3", "davit_small": "49.7", "davit_base": "87.9", "tnt_small": "23.8",
+    "crossvit_9_dagger": "8.8", "crossvit_15_dagger": "28.2", "crossvit_18_dagger": "44.3", "efficientvit_m0": "2.3",
+    "efficientvit_m1": "3.0", "efficientvit_m2": "4.2", "efficientvit_m3": "6.9", "efficientvit_m4": "8.8",
+    "efficientvit_m5": "12.4", "shvit_s1": "6.3", "shvit_s2": "11.4", "shvit_s3": "14.2", "shvit_s4": "16.5",
+    "cswin_large": "173", "biformer_base": "56.8", "deit_small": "22", "nasnet_large": "88.9", "inception_v4": "42.7",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("leaf", PUBLISHED_PARAMETERS)
+def test_leaves_have_the_published_number_of_parameters(leaf):
+    """To the digit that is printed: papers round, or cut. NASNet-A is printed 0.15 larger than timm has it."""
+    printed = PUBLISHED_PARAMETERS[leaf]
+    millions = COMMITTED["configs"][f"cls/{leaf}"]["parameters"] / 1e6
+    slack = {"nasnet_large": 0.2}.get(leaf, 10 ** -len(printed.partition(".")[2]))
+    assert millions == pytest.approx(float(printed), abs=slack)

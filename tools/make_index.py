@@ -30,8 +30,8 @@ TARGET = Path(vistrain.__file__).parent / "index.json"
 ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
 SECTIONS = ("versions", "classes", "backbones", "our_backbones", "protocols", "configs")
 PACKAGES = ("lightning", "timm", "torch", "torchvision")
-# Leaf files that are a start for a user's own data, not a result: nothing to measure.
-IMAGE_SIZE = (800, 1280)
+# What is measured of a leaf's model, and taken over while its section of the config stays as it is.
+MEASURED = ("parameters", "gmacs", "image_size", "any_size", "maps")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -233,6 +233,7 @@ def our_backbones() -> dict[str, dict[str, Any]]:
     import timm
     import torch
 
+    from vistrain.backbones.sizes import takes_any_size
     from vistrain.backbones.stages import ours, published
 
     found: dict[str, dict[str, Any]] = {}
@@ -246,6 +247,7 @@ def our_backbones() -> dict[str, dict[str, Any]]:
             "gmacs": row.gmacs,
             "image_size": row.size,
             "strides": [stage["reduction"] for stage in model.feature_info],
+            "any_size": takes_any_size(model, flexible=False),
             "top1": row.top1,
         }
     return found
@@ -278,40 +280,31 @@ def describe_config(
     entry["reference"] = composed.get("reference")
     entry["fingerprint"] = hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:12]
     before = old.get(name, {})
-    taken_over = {k: before[k] for k in ("parameters", "gmacs", "image_size") if k in before}
+    taken_over = {k: before[k] for k in MEASURED if k in before}
     is_known = before.get("fingerprint") == entry["fingerprint"] and "parameters" in taken_over
     entry |= measure_model(composed) if measure and (remeasure or not is_known) else taken_over
     return {k: v for k, v in entry.items() if v is not None}
 
 
 def measure_model(composed: dict[str, Any]) -> dict[str, Any]:
-    """Parameters, and multiply-adds (10^9) of one image of the model's `measured_size` or `IMAGE_SIZE`.
+    """Parameters, and multiply-adds (10^9) of one image of the model's `measured_size` or `DETECTOR_SIZE`.
 
-    On fake tensors, so nothing is computed.
-
-    Multiply-adds are those of convolutions and matrix products, as torch counts them; sampling is not among them.
+    Of a classifier also whether its backbone takes images of any size, and the strides of its maps.
     """
     import torch
-    from torch._subclasses import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"):  # and not on fake tensors, whose numbers cannot be read: timm's Swin reads some
+    from vistrain.backbones.whole import WholeBackbone
+    from vistrain.profile import DETECTOR_SIZE, count
+
+    with torch.device("meta"):
         model = build_model(composed)
-    height, width = getattr(model, "measured_size", IMAGE_SIZE)
-    channels = getattr(model, "channels", 3)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        # torch's counter fails on parameters that want a gradient where none is computed
-        model = model.to_empty(device="cpu").requires_grad_(False)
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), counter:
-            model(
-                torch.zeros(1, channels, height, width)
-            )  # without padding, which Focus-DETR would count token by token
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "gmacs": round(counter.get_total_flops() / 2e9, 1),
-        "image_size": [height, width],
-    }
+    size = tuple(getattr(model, "measured_size", DETECTOR_SIZE))
+    parameters = sum(p.numel() for p in model.parameters())
+    backbone = getattr(model, "backbone", None)
+    whole = isinstance(backbone, WholeBackbone)
+    facts = {"any_size": backbone.any_size, "maps": list(backbone.strides)} if whole else {}
+    multiply_adds, _, _ = count(model, size, getattr(model, "channels", 3))
+    return {"parameters": parameters, "gmacs": round(multiply_adds / 1e9, 1), "image_size": list(size), **facts}
 
 
 def build_model(composed: dict[str, Any]) -> Any:

@@ -80,6 +80,15 @@ examples:
   vistrain evaluate restored/ --truth Set5/ --protocol sr_luma --scale 4         a folder of restored pictures
   vistrain evaluate restored/ --truth Set5/ --protocol lpips --lpips alexnet.pth alex.pth
 """
+PROFILE_EXAMPLES = """\
+examples:
+  vistrain profile swin_tiny_patch4_window7_224
+  vistrain profile nat_mini --size 512 768 --batch 8 --device cuda --precision bf16
+  vistrain profile -c vistrain:demo/detection --size 256 --json
+  vistrain profile resnet50 --repeats 0                          parameters and multiply-adds alone, in seconds
+
+Weights are random. Multiply-adds are of one image; speed is of --batch images, median of --repeats passes.
+"""
 LIST_EXAMPLES = """\
 examples:
   vistrain list configs
@@ -269,6 +278,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _allow_option(made)
 
+    made = command(
+        profile, "parameters, multiply-adds, speed and memory of a network, and of its parts",
+        "(BACKBONE | --config FILE) [OPTIONS] [KEY=VALUE ...]", PROFILE_EXAMPLES, True,
+    )  # fmt: skip
+    made.add_argument("name", metavar="BACKBONE", nargs="?", help="as `vistrain list backbones` names it")
+    _config_option(made)
+    made.add_argument("--size", type=int, nargs="+", metavar="N", help="side, or height and width, of images in pixels")
+    made.add_argument("--batch", type=int, default=1, help="images at a time (default: %(default)s)")
+    made.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; an accelerator if there is one")
+    made.add_argument("--precision", default="32", help="32, bf16 or 16 (default: %(default)s)")
+    made.add_argument("--repeats", type=int, default=5, help="passes to time (default: %(default)s); 0: count alone")
+    made.add_argument("--json", action="store_true", help="print JSON")
+    _allow_option(made)
+
     made = command(list_, "what there is", f"{{{','.join(_kinds())}}} [PATTERN]", LIST_EXAMPLES)
     made.add_argument("kind", metavar="KIND", help=", ".join(_kinds()))
     made.add_argument("pattern", metavar="PATTERN", nargs="?", default="*", help="as for file names: 'resnet*'")
@@ -327,6 +350,11 @@ def fit(arguments: argparse.Namespace) -> int:
         if arguments.print_config:
             return _print_config(config, arguments.print_config == "full", arguments.allow)
         _start_logging()
+        if processes.shares_store():
+            logging.getLogger("vistrain").warning(
+                "torchrun: processes that are restarted may not find each other - start it with "
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+            )
         run, resume = _import_run(), arguments.resume
         # A launcher that starts the command again after a failure means the run that it started first.
         if resume == AUTO or (resume is None and processes.restarted()):
@@ -454,16 +482,46 @@ def check(arguments: argparse.Namespace) -> int:
     """Open every file of the data."""
     config = _compose(arguments)
     _start_logging()
-    data = _detection_data(config, arguments.allow)
     from rich.console import Console
 
+    from vistrain.data import DataModule
     from vistrain.data.check import check
+
+    data: DataModule = build(config.get("data"), DataModule, where="data", allow=arguments.allow)
 
     output = arguments.output or Path("check") / config["run"]["name"]
     report = check(data, output)
     Console().print(report.table())
     sys.stdout.write(f"report and pictures: {output}\n")
     return 0 if report.ok else 2
+
+
+def profile(arguments: argparse.Namespace) -> int:
+    """What a network costs."""
+    if arguments.name is not None and "=" in arguments.name:  # a change to the config, which stands first
+        arguments.overrides, arguments.name = [arguments.name, *arguments.overrides], None
+    if (arguments.name is None) == (not arguments.config):
+        raise ConfigError("profile", "which network?", "give the name of a backbone, or --config FILE")
+    name: str = arguments.name or ""
+    config = _compose(arguments) if arguments.config else None
+    if name:
+        index.check_backbone(name, "profile")
+    _start_logging()
+    _import_run()
+    from rich.console import Console
+
+    from vistrain.profile import profile_backbone, profile_config
+
+    options = {key: getattr(arguments, key) for key in ("size", "batch", "device", "precision", "repeats")}
+    if config is None:
+        found = profile_backbone(name, **options)
+    else:
+        found = profile_config(config, allow=arguments.allow, **options)
+    if arguments.json:
+        sys.stdout.write(json.dumps(found.to_dict(), indent=1) + "\n")
+    else:
+        Console().print(found.table())
+    return 0
 
 
 def list_(arguments: argparse.Namespace) -> int:
@@ -479,7 +537,6 @@ def explain(arguments: argparse.Namespace) -> int:
     from vistrain.explain import explanation
 
     sys.stdout.write(explanation(arguments.name))
-    from vistrain.data import DataModule
     return 0
 
 

@@ -59,8 +59,8 @@ def _rows(kind: str) -> dict[str, Sequence[str]]:
     if kind == "configs":
         return {name: _config_row(entry) for name, entry in known["configs"].items()}
     if kind == "backbones":
-        ours = known["our_backbones"]
-        return {name: _backbone_row(ours.get(name), tags) for name, tags in known["backbones"].items()}
+        ours, leaves = known["our_backbones"], _leaves(known)
+        return {n: _backbone_row(ours.get(n), leaves.get(n), tags) for n, tags in known["backbones"].items()}
     if kind == "metrics":
         return {name: [cls] for name, cls in known["protocols"].items()}
     others = {e["kind"] for e in known["classes"].values() if e["path"].startswith("vistrain.")} - set(KINDS.values())
@@ -69,14 +69,33 @@ def _rows(kind: str) -> dict[str, Sequence[str]]:
     return {n: [e.get("paper", ""), e["doc"]] if kind == "models" else [e["doc"]] for n, e in entries.items()}
 
 
-def _backbone_row(entry: dict[str, Any] | None, tags: Sequence[str]) -> list[str]:
-    """Of ours what the paper publishes, which takes images of any size; of timm's the tags of the weights."""
+def _backbone_row(entry: dict[str, Any] | None, leaf: dict[str, Any] | None, tags: Sequence[str]) -> list[str]:
+    """What is published of ours, and of timm's models that a shipped config trains; the tags of timm's weights."""
+    listed = ", ".join(tag for tag in tags if tag)
+    if entry is None and leaf is None:
+        return ["", "", "", "", "", "", listed]
     if entry is None:
-        return ["", "", "", "", "", ", ".join(tags)]
+        assert leaf is not None
+        reference = leaf.get("reference") or {}
+        facts = {**leaf, "image_size": leaf["image_size"][0], "strides": leaf.get("maps", ())}
+        entry = {**facts, "paper": reference.get("paper", ""), "top1": reference.get("value")}
     gmacs = f"{entry['gmacs']} G at {entry['image_size']}" if entry["gmacs"] else ""
     top1 = f"top-1 {entry['top1']}" if entry["top1"] else ""
-    strides = "strides " + " ".join(map(str, entry["strides"]))
-    return [entry["paper"], f"{entry['parameters'] / 1e6:.1f} M", gmacs, top1, strides, ", ".join(t for t in tags if t)]
+    strides = "strides " + " ".join(map(str, entry["strides"])) if entry["strides"] else "no maps"
+    sizes = "any size" if entry.get("any_size") else "one size"
+    return [str(entry["paper"]), f"{entry['parameters'] / 1e6:.1f} M", gmacs, top1, strides, sizes, listed]
+
+
+def _leaves(known: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The classification config of each of timm's models: that of its default weights, if there are several."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in known["configs"].values():
+        if (entry.get("reference") or {}).get("metric") != "cls/top1" or "parameters" not in entry:
+            continue
+        name, _, tag = str(entry.get("backbone")).partition(".")
+        if name not in found or known["backbones"].get(name, [""])[0] == tag:
+            found[name] = entry
+    return found
 
 
 def _config_row(entry: dict[str, Any]) -> list[str]:

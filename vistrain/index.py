@@ -207,7 +207,7 @@ def _check_value(value: Any, where: str, hint: str) -> None:
             raise ConfigError(path, "is not set by hand", "it comes from the data set; remove the key")
         _check_value(item, path, item_hint)
     if entry["path"].startswith("vistrain.backbones.") and isinstance(value.get("name"), str):
-        _check_backbone(value["name"], f"{where}.name")
+        check_backbone(value["name"], f"{where}.name")
 
 
 def _complete(value: Any, where: str, hint: str) -> Any:
@@ -227,8 +227,12 @@ def _complete(value: Any, where: str, hint: str) -> Any:
     return filled
 
 
-def _check_backbone(name: str, where: str) -> None:
-    """Refuse a backbone name early, if the index was made with the timm that is installed (another may know more)."""
+def check_backbone(name: str, where: str) -> None:
+    """Refuse a backbone name early, if the index was made with the timm that is installed (another may know more).
+
+    Raises:
+        ConfigError: at `where`, with the nearest name.
+    """
     index = load()
     known = index["backbones"]
     arch, _, tag = name.partition(".")

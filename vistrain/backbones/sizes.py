@@ -82,14 +82,12 @@ def size_rule(body: Any, strides: Sequence[int], flexible: bool) -> SizeRule:
     if divisor := getattr(body, "size_divisor", None):  # ours say it where their convolutions do not tell
         return SizeRule(divisor=divisor)
     coarsest = max(strides)
-    blocks = [getattr(m, _BLOCKS[type(m).__name__]) for m in body.modules() if type(m).__name__ in _BLOCKS]
-    if blocks:
+    if blocks := _blocks(body):
         sides = {side for block in blocks for side in (block if isinstance(block, tuple | list) else (block,))}
         return SizeRule(divisor=coarsest * math.lcm(*sides))
-    cfg = body.pretrained_cfg
-    if cfg.get("fixed_input_size") and not flexible and type(body).__name__ not in _ANY_SIZE:
+    if not takes_any_size(body, flexible):
         size = getattr(getattr(body, "patch_embed", None), "img_size", None) or getattr(body, "img_size", None)
-        size = size or cfg["input_size"][-2:]
+        size = size or body.pretrained_cfg["input_size"][-2:]
         return SizeRule(fixed=(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])))
     if len(set(strides)) == 1:
         return SizeRule(divisor=coarsest)
@@ -97,6 +95,23 @@ def size_rule(body: Any, strides: Sequence[int], flexible: bool) -> SizeRule:
         return SizeRule(divisor=math.lcm(*_pair(body.patch_embed.patch_size)))
     rounds_up = type(body).__name__ in _ROUNDS_UP or all(_rounds_up(module) for module in body.modules())
     return SizeRule(divisor=1 if rounds_up and type(body).__name__ not in _WHOLE_STRIDES else coarsest)
+
+
+def takes_any_size(body: Any, flexible: bool) -> bool:
+    """Whether a timm model can be brought to give maps of images of any size, by padding them if need be.
+
+    Args:
+        body: the model.
+        flexible: whether it was built to take any multiple of its patch size.
+    """
+    if flexible or _blocks(body) or type(body).__name__ in _ANY_SIZE:
+        return True
+    return not body.pretrained_cfg.get("fixed_input_size")
+
+
+def _blocks(body: nn.Module) -> list[Any]:
+    """Sizes of the blocks that a model's layers cut their maps into."""
+    return [getattr(m, _BLOCKS[type(m).__name__]) for m in body.modules() if type(m).__name__ in _BLOCKS]
 
 
 def fit(x: Tensor, stride: int, image: tuple[int, int], padded: tuple[int, int]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vistrain.backbones.build import convert, create
+from vistrain.backbones.sizes import takes_any_size
 from vistrain.errors import ConfigError
 from vistrain.structures import Channels, LabelSpace, Preprocessing
 
@@ -32,6 +33,8 @@ class WholeBackbone(nn.Module):
         preprocessing: how images must be prepared for these weights, and at which size they are evaluated.
         num_features: C of `features`.
         knows_classes: whether the classifier came with the weights.
+        any_size: whether the model gives maps of images of any size (see `Backbone`).
+        strides: of the maps that it gives, ascending; none where timm knows of no maps.
 
     Raises:
         ConfigError: unknown name or argument, or the model has no classifier or fewer blocks.
@@ -52,7 +55,9 @@ class WholeBackbone(nn.Module):
             raise ConfigError("labels", "the data has no classes", "a classifier needs at least one")
         self.name = name
         kept = None if pretrained is not False else labels.num_classes
-        body, _ = create(name, pretrained, args or {}, image_channels, kept)
+        body, flexible = create(name, pretrained, args or {}, image_channels, kept)
+        self.any_size = takes_any_size(body, flexible)
+        self.strides = _strides(body)
         self.knows_classes = pretrained is not False and body.num_classes == labels.num_classes
         if body.num_classes != labels.num_classes:
             body.reset_classifier(labels.num_classes)
@@ -180,6 +185,12 @@ def _classifiers(body: Any, name: str) -> tuple[str, ...]:
             "name", f"timm's {name} has no classifier", "it is meant for other uses; choose another model"
         )
     return found
+
+
+def _strides(body: Any) -> tuple[int, ...]:
+    info = getattr(body, "feature_info", None)
+    stages = getattr(info, "info", info) or () if hasattr(body, "forward_intermediates") else ()
+    return tuple(sorted({int(stage["reduction"]) for stage in stages}))
 
 
 def _preprocessing(body: Any, channels: int) -> Preprocessing:

@@ -1,28 +1,28 @@
-"""Looking at a detection set before a GPU is spent on it: every file is opened, everything is counted."""
+"""Looking at a data set before a GPU is spent on it: every file is opened, everything is counted. Here: boxes."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console, Group, RenderableType
-from rich.progress import track
+from rich.console import Group, RenderableType
 from rich.table import Table
 
+from vistrain.data.check_classes import ClassReport, check_classes
+from vistrain.data.check_files import opened, pixel_hash, same_pixels, shown, unreadable, write_report
+from vistrain.data.check_pairs import PairReport, check_pairs
+from vistrain.data.classification import ClassificationData
 from vistrain.data.coco import Annotations, CocoFile, Problems, read_coco, targets
 from vistrain.data.detection import CocoDataset, CocoDetection
 from vistrain.data.images import read_listed_image
-from vistrain.data.module import SplitName, available_cores
-from vistrain.errors import DataError
+from vistrain.data.module import DataModule, SplitName
+from vistrain.data.restoration import RestorationData
+from vistrain.errors import ConfigError, DataError
 from vistrain.files import whole_file
 from vistrain.pictures import bars, class_colours, draw_boxes, grid, histogram
 
@@ -64,7 +64,7 @@ class SplitReport:
 
 @dataclass
 class Report:
-    """The findings of `check`.
+    """The findings of `check_boxes`.
 
     Attributes:
         splits: by name.
@@ -90,7 +90,26 @@ class Report:
         return Group(_summary(self.splits), _class_table(self.splits), *_findings(self))
 
 
-def check(data: CocoDetection, output: str | Path) -> Report:
+def check(data: DataModule, output: str | Path) -> Report | ClassReport | PairReport:
+    """Opens every file of a data set, and looks for what is wrong with it.
+
+    Args:
+        data: the data module, of detection, classification or restoration.
+        output: folder for `report.json` and pictures, made if absent.
+
+    Raises:
+        ConfigError: there is no check for this kind of data.
+        DataError: an annotation file is missing or refused, or the output cannot be written.
+    """
+    if isinstance(data, CocoDetection):
+        return check_boxes(data, output)
+    if not isinstance(data, ClassificationData | RestorationData):
+        raise ConfigError("data.type", f"{type(data).__name__} cannot be checked", "it knows its files by itself")
+    data.prepare_data()  # generated sets are written on first use
+    return check_classes(data, output) if isinstance(data, ClassificationData) else check_pairs(data, output)
+
+
+def check_boxes(data: CocoDetection, output: str | Path) -> Report:
     """Opens every file of a detection set, counts classes and sizes, and looks for what is wrong.
 
     Writes `report.json`, `samples-*.png` (images with their boxes), `classes-*.png` and `box-sizes-*.png`.
@@ -117,14 +136,10 @@ def check(data: CocoDetection, output: str | Path) -> Report:
         for file, digest in _open_all(data, name, found, split.bad_files):
             seen[digest].append(f"{name}: {file}")
         report.pictures += _draw(data, name, found, split, output)
-    for files in seen.values():
-        where = {file.split(":")[0] for file in files}
-        if len(where) > 1:
-            report.leaks.append(files)
-        elif len(files) > 1:
-            report.splits[where.pop()].repeated.append([file.split(": ", 1)[1] for file in files])
-    with whole_file(output / "report.json") as partial:
-        partial.write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
+    report.leaks, repeated = same_pixels(seen)
+    for where, groups in repeated.items():
+        report.splits[where].repeated = groups
+    write_report(report.to_dict(), output)
     return report
 
 
@@ -162,27 +177,18 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 def _open_all(
     data: CocoDetection, name: SplitName, found: Annotations, bad: dict[str, str]
 ) -> Iterator[tuple[str, bytes]]:
-    """File names and pixel hashes of readable images; the others go to `bad`. Threads do: decoding frees the lock."""
+    """File names and pixel hashes of readable images; the others go to `bad`."""
 
-    def open_one(item: tuple[str, list[int]]) -> tuple[str, bytes | DataError]:
+    def open_one(item: tuple[str, list[int]]) -> bytes:
         file, (height, width) = item
-        try:
-            pixels = read_listed_image(data.folder(name) / file, height, width, data.exif)
-        except DataError as error:
-            return file, error
-        return file, hashlib.blake2b(pixels.data, digest_size=16, salt=b"%d" % width).digest()
+        return pixel_hash(read_listed_image(data.folder(name) / file, height, width, data.exif))
 
     items = list(zip(found.files, found.sizes.tolist(), strict=True))
-    with ThreadPoolExecutor(available_cores()) as pool:
-        results: Iterable[tuple[str, bytes | DataError]] = pool.map(open_one, items)
-        if sys.stderr.isatty():
-            console = Console(stderr=True)
-            results = track(results, f"opening {name}", total=len(items), console=console, transient=True)
-        for file, result in results:
-            if isinstance(result, DataError):
-                bad[file] = result.problem
-            else:
-                yield file, result
+    for (file, _), result in opened(items, open_one, f"opening {name}"):
+        if isinstance(result, DataError):
+            bad[file] = result.problem
+        else:
+            yield file, result
 
 
 def _draw(data: CocoDetection, name: SplitName, found: Annotations, split: SplitReport, output: Path) -> list[str]:
@@ -256,14 +262,11 @@ def _class_table(splits: dict[str, SplitReport]) -> Table:
 def _findings(report: Report) -> list[str]:
     lines = []
     for name, split in report.splits.items():
-        lines += [f"[red]unreadable[/] {name}: {file}: {why}" for file, why in list(split.bad_files.items())[:20]]
-        if len(split.bad_files) > 20:
-            lines.append(f"... and {len(split.bad_files) - 20} more, see report.json")
+        lines += unreadable(name, split.bad_files)
         lines += [f"[yellow]{name}[/]: {line}" for line in str(split.problems).split("; ") if line]
         if split.repeated:
             count, first = len(split.repeated), " = ".join(split.repeated[0])
             lines.append(f"[yellow]{name}[/]: {count} images are there more than once, e.g. {first}")
     if report.leaks:
-        shown = "; ".join(" = ".join(files) for files in report.leaks[:3])
-        lines.append(f"[yellow]{len(report.leaks)} images are in more than one split[/]: {shown}")
+        lines.append(f"[yellow]{len(report.leaks)} images are in more than one split[/]: {shown(report.leaks)}")
     return lines
