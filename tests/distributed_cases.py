@@ -24,6 +24,7 @@ from vistrain.backbones.whole import WholeBackbone
 from vistrain.callbacks import Checkpoints, ErrorAnalysis
 from vistrain.checkpoints import load_file
 from vistrain.classification import Classifier
+from vistrain.cli import main
 from vistrain.data.module import DataModule
 from vistrain.data.samplers import ResumableSampler
 from vistrain.detection import DINO, DeformableDETR, FocusDETR
@@ -413,6 +414,12 @@ def ddp_and_sharded(folder: Path, cases: Sequence[str]) -> dict[str, dict[str, A
             begun = home / f"{first} begun" / "last.ckpt"
             found[case][f"{first}, {second}"] = train_spread(home / f"{second} ended", case, second, 4, begun)
     return found
+
+
+def command(arguments: Sequence[str]) -> int:
+    """`vistrain ...` in this process."""
+    _quiet()
+    return main(list(arguments))
 
 
 if __name__ == "__main__":  # under torchrun: `-m distributed_cases FOLDER NODES COUNT`

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from distributed_cases import (
+    command,
     ddp_and_sharded,
     evaluate,
     long_evaluation,
@@ -17,6 +18,9 @@ from distributed_cases import (
     uneven_gradients,
 )
 from distributed_tools import free_port, run_all, run_ranks, torchrun
+from test_run import SMALL_DATA, SMALL_MODEL
+
+from vistrain.checkpoints import load_file
 
 pytestmark = pytest.mark.slow
 
@@ -127,3 +131,19 @@ def test_sharded_training_equals_replicated_training_and_continues_it(tmp_path: 
             assert run["state"].keys() == runs["ddp"]["state"].keys()
             for key, value in runs["ddp"]["state"].items():
                 torch.testing.assert_close(run["state"][key], value, rtol=0, atol=1e-10, msg=f"{case}, {name}: {key}")
+
+
+def test_the_command_line_trains_sharded_and_the_file_is_any_other(tmp_path: Path) -> None:
+    """Two processes, sharded, with all callbacks but the average; then one process continues, and another one tests."""
+    folder = tmp_path / "run"
+    small = [*SMALL_DATA, *SMALL_MODEL, f"run.folder={folder}", f"data.root={tmp_path / 'data'}", "callbacks.ema=null"]
+    fit = ["fit", "--config", "vistrain:demo/detection", *small, "trainer.max_epochs=1", "trainer.log_every_n_steps=1"]
+    more = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.gradient_clip_val=0.1"]
+    assert run_ranks(command, 1, ["fit", *fit[1:], "trainer.fast_dev_run=true"]) == [0]  # makes the data
+    assert run_ranks(command, 2, [*fit, *more, "trainer.strategy=fsdp2"]) == [0, 0]
+    resumed = ["fit", "--resume", str(folder), "trainer.max_epochs=2", "trainer.devices=1", "trainer.strategy=auto"]
+    assert run_ranks(command, 1, resumed) == [0]
+    assert run_ranks(command, 1, ["test", "--ckpt", str(folder / "best.ckpt")]) == [0]
+    assert load_file(folder / "last.ckpt")["global_step"] == 4
+    refused = [*fit, *more, "trainer.strategy=fsdp2", "callbacks.ema.decay=0.9", f"run.folder={tmp_path / 'other'}"]
+    assert run_ranks(command, 1, [x for x in refused if x != "callbacks.ema=null"]) == [2]

@@ -282,7 +282,7 @@ CONFIG = {
     "callbacks": {"checkpoints": {"type": "callbacks.Checkpoints", "every_n_steps": 2}},
     "trainer": {"accelerator": "cpu", "max_epochs": 3, "check_val_every_n_epoch": 1, "log_every_n_steps": 1},
 }
-LIMIT = 300.0  # seconds, for machines that do much else
+LIMIT = 60.0  # seconds; grows with the load of the machine
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +295,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(config: Path, folder: Path, *more: str) -> list[str]:
     return ["fit", "--config", str(config), "--resume", "auto", f"run.folder={folder}", *more]
+
+
+def elastic(config: Path, folder: Path, restarts: int = 0) -> Job:
+    # A store that outlives a restart holds the addresses of processes that are gone.
+    env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return torchrun(["vistrain", *arguments(config, folder)], restarts=restarts, env=env)
 
 
 def steps(folder: Path) -> int:
@@ -315,7 +321,7 @@ def same(one: Path, other: Path) -> bool:
 def whole(config: Path) -> Path:
     """An undisturbed run of two processes."""
     folder = config.parent / "whole"
-    with torchrun(["vistrain", *arguments(config, folder)]) as job:
+    with elastic(config, folder) as job:
         assert job.wait(LIMIT) == 0, job.output
     return folder
 
@@ -323,7 +329,7 @@ def whole(config: Path) -> Path:
 @pytest.mark.slow
 def test_a_killed_rank_is_replaced_and_the_run_ends_with_the_same_bits(whole: Path, config: Path) -> None:
     folder = config.parent / "killed"
-    with torchrun(["vistrain", *arguments(config, folder)], restarts=2) as job:
+    with elastic(config, folder, 2) as job:
         job.wait_for(lambda: steps(folder) >= 5, LIMIT)
         os.kill(job.wait_for(lambda: job.rank_pid(1)), signal.SIGKILL)
         assert job.wait(LIMIT) == 0, job.output
@@ -334,7 +340,7 @@ def test_a_killed_rank_is_replaced_and_the_run_ends_with_the_same_bits(whole: Pa
 @pytest.mark.parametrize("victim", ["rank", "agent"])
 def test_a_termination_saves_on_all_ranks(whole: Path, config: Path, victim: str) -> None:
     folder = config.parent / f"terminated_{victim}"
-    with torchrun(["vistrain", *arguments(config, folder)]) as job:
+    with elastic(config, folder) as job:
         job.wait_for(lambda: steps(folder) >= 5, LIMIT)
         os.kill(job.process.pid if victim == "agent" else job.rank_pid(1) or 0, signal.SIGTERM)
         assert job.wait(LIMIT) != 0
@@ -342,7 +348,7 @@ def test_a_termination_saves_on_all_ranks(whole: Path, config: Path, victim: str
         assert f"vistrain fit --resume {folder}" in job.output
         if victim == "rank":
             assert "exitcode  : 75" in job.output
-    with torchrun(["vistrain", *arguments(config, folder)]) as job:
+    with elastic(config, folder) as job:
         assert job.wait(LIMIT) == 0, job.output
     assert same(folder, whole)
 

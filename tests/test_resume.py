@@ -18,8 +18,11 @@ from training_tools import TinyData, TinyDetector, Watch, fit, make_task, make_t
 
 from vistrain.callbacks import EMA, Checkpoints, NaNGuard, Preemption
 from vistrain.checkpoints import load_file
+from vistrain.cli import main
+from vistrain.config import compose, to_yaml
 from vistrain.errors import ConfigError
 from vistrain.optim import Cosine
+from vistrain.run import _scale_rate
 from vistrain.run_folders import own_run
 
 Weights = dict[str, torch.Tensor]
@@ -227,8 +230,6 @@ def test_the_same_run_is_found_again_and_another_one_is_refused(tmp_path: Path) 
         "data": {"root": "here", "workers": 2, "batch_size": 8}, "trainer": {"max_epochs": 3},
     }  # fmt: skip
     assert own_run(config) is None
-    from vistrain.config import to_yaml
-
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert own_run(config) is None  # nothing was saved: it starts anew
     (tmp_path / "last.ckpt").touch()
@@ -241,3 +242,36 @@ def test_the_same_run_is_found_again_and_another_one_is_refused(tmp_path: Path) 
     (tmp_path / "config.yaml").unlink()
     with pytest.raises(ConfigError, match="another run"):
         own_run(config)
+
+
+def test_a_command_that_is_run_again_continues_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    asked: list[Path | None] = []
+    monkeypatch.setattr("vistrain.run.fit", lambda config, **given: asked.append(given["resume"]) or 0)
+    command = ["fit", "--config", "vistrain:demo/restoration", f"run.folder={tmp_path}"]
+    assert main(command) == main([*command, "--resume", "auto"]) == 0
+    (tmp_path / "last.ckpt").touch()
+    config = compose(["vistrain:demo/restoration"], [f"run.folder={tmp_path}", "trainer.max_epochs=2"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert main(command) == main([*command, "--resume", "auto"]) == 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert main(command) == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert main([*command, "data.root=elsewhere"]) == 0
+    assert asked == [None, None, None, tmp_path, tmp_path, tmp_path]
+    assert main([*command, "data.patch=16", "--resume", "auto"]) == 2
+    assert main(["fit", "--resume", "auto"]) == 2
+
+
+def test_the_learning_rate_follows_the_batch_only_where_asked() -> None:
+    for given, rate in (({}, 0.1), ({"base_batch_size": 16}, 0.4), ({"base_batch_size": 256}, 0.025)):
+        optimizer = {"lr": 0.1, **given}
+        _scale_rate(optimizer, 64)
+        assert optimizer == {"lr": pytest.approx(rate)}
+    for wrong in (0, -1, "16", True, 1.5):
+        with pytest.raises(ConfigError, match=r"optimizer\.base_batch_size"):
+            _scale_rate({"lr": 0.1, "base_batch_size": wrong}, 64)
+    assert compose(["vistrain:demo/restoration"], ["optimizer.base_batch_size=8"])["optimizer"]["base_batch_size"] == 8
+    with pytest.raises(ConfigError, match="did you mean 'base_batch_size'"):
+        compose(["vistrain:demo/restoration"], ["optimizer.base_batchsize=8"])

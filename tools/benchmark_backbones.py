@@ -2,10 +2,14 @@
 
     python tools/benchmark_backbones.py --output runs/benchmarks
     python tools/benchmark_backbones.py --models --output runs/benchmarks        whole models too: minutes on a CPU
+    python tools/benchmark_backbones.py --models --no-operators --threads 2      whole models alone, on two cores
 
 The authors' formulation is written here from the papers, step by step as their codes take them, with the same weights;
 that both sides compute the same is checked first. A training step of an operator is forward and backward. With one
 thread, which is the default, it is the processor's time that counts.
+
+A whole model is held against Swin-T by time, by the memory of a training step, and by multiply-adds: `times its share`
+is how many times longer it takes than Swin-T would for as many multiply-adds (torch counts none for HorNet's FFTs).
 """
 
 from __future__ import annotations
@@ -217,8 +221,10 @@ def measure_models(names: list[str], batch: int, repeats: int) -> dict[str, dict
     """Images per second of forward and training step, and the peak memory of a process that does a step."""
     results: dict[str, dict[str, float]] = {}
     images = torch.randn(batch, 3, 224, 224)
+    neighbour = timm.create_model(NEIGHBOUR)
+    swin = {"gmacs": gmacs(neighbour), "peak_mb": peak(NEIGHBOUR, batch)}
     for name in names:
-        model, neighbour = timm.create_model(name), timm.create_model(NEIGHBOUR)
+        model = timm.create_model(name)
 
         def step(model: nn.Module) -> None:
             model.zero_grad()
@@ -229,16 +235,18 @@ def measure_models(names: list[str], batch: int, repeats: int) -> dict[str, dict
                 model.eval()(images)
 
         row = {"gmacs": gmacs(model), "peak_mb": peak(name, batch)}
+        share = row["gmacs"] / swin["gmacs"]
         for kind, run in (("forward", infer), ("training step", step)):
             sides = {"ours": partial(run, model), "swin": partial(run, neighbour)}
             seconds = medians(alternate(sides, repeats, clock=clock()))
             row[f"{kind} images/s"] = batch / seconds["ours"]
             row[f"{kind} / Swin-T's"] = seconds["swin"] / seconds["ours"]
-        row["share of FLOPs"] = gmacs(neighbour) / row["gmacs"]
+            row[f"{kind}, times its share"] = seconds["ours"] / seconds["swin"] / share
+            swin.setdefault(f"{kind} images/s", batch / seconds["swin"])
         results[name] = row
-        print(f"{name:20}" + "".join(f"  {key} {value:.2f}" for key, value in row.items()))
-    results[NEIGHBOUR] = {"gmacs": gmacs(timm.create_model(NEIGHBOUR)), "peak_mb": peak(NEIGHBOUR, batch)}
-    return results
+        print(f"{name:20}" + "".join(f"  {key} {value:.2f}" for key, value in row.items()), flush=True)
+    print(f"{NEIGHBOUR:20}" + "".join(f"  {key} {value:.2f}" for key, value in swin.items()))
+    return {**results, NEIGHBOUR: swin}
 
 
 def gmacs(model: nn.Module) -> float:
@@ -272,7 +280,10 @@ def main(argv: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=15, help="of operators")
+    parser.add_argument("--model-repeats", type=int, default=3, help="of whole models")
+    parser.add_argument("--names", nargs="+", default=MODELS, metavar="NAME", help="which whole models")
+    parser.add_argument("--no-operators", action="store_true", help="leave out the operators")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--models", action="store_true", help=f"whole models beside {NEIGHBOUR}")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
@@ -283,13 +294,21 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.peak:
         print(step_memory(arguments.peak, arguments.batch))
         return 0
-    ratios = measure_operators(arguments.batch, arguments.repeats)
-    content: dict[str, Any] = {"operators, plain / ours": ratios}
+    content: dict[str, Any] = {}
+    bars: dict[str, float] = {}
+    title = "Operators: authors' formulation / ours, seconds"
+    if not arguments.no_operators:
+        ratios = measure_operators(arguments.batch, arguments.repeats)
+        content["operators, plain / ours"] = ratios
+        bars = {f"{name}, {kind}": ratio for name, row in ratios.items() for kind, ratio in row.items()}
     if arguments.models:
-        names = [name for name in MODELS if timm.is_model(name)]
-        content["models"] = measure_models(names, arguments.batch, arguments.repeats)
-    bars = {f"{name}, {kind}": ratio for name, row in ratios.items() for kind, ratio in row.items()}
-    write(arguments.output, "backbones", content, bars, "Operators: authors' formulation / ours, seconds")
+        content["models"] = found = measure_models(arguments.names, arguments.batch, arguments.model_repeats)
+        if not bars:
+            title = "Whole models: images per second, ours / Swin-T's"
+            ends = " / Swin-T's"
+            bars = {f"{n}, {k.removesuffix(ends)}": v for n, row in found.items() for k, v in row.items() if ends in k}
+    if bars:
+        write(arguments.output, "backbones", content, bars, title)
     return 0
 
 

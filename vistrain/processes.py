@@ -83,3 +83,13 @@ def launched() -> dict[str, int]:
         nodes = int(environ.get("SLURM_STEP_NUM_NODES", environ.get("SLURM_NNODES", "1")))
         return {"devices": int(environ["SLURM_NTASKS"]) // nodes, "num_nodes": nodes}
     return {}
+
+
+def shares_store() -> bool:
+    """Whether torchrun will restart this process, and the restarted ones will meet in the store of the lost ones.
+
+    They then find addresses there that nobody answers at, and fail or hang (torch 2.11 to 2.15, gloo).
+    """
+    return (
+        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("TORCHELASTIC_MAX_RESTARTS") != "0"
+    )

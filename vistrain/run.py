@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import nn
 from torch.optim import Optimizer
 
