@@ -46,7 +46,7 @@ def lists(folder: Path) -> None:
         (
             lambda f: (f / "classes.txt").write_text("ant\nwasp\n"),
             ("data.classes=classes.txt",),
-            "1 listed classes have no folder (wasp, ...); 1 folders are not listed (bee, ...) - list each class folder once",
+            "1 listed classes have no folder (wasp, ...); 1 folders are not listed (bee, ...) - list each class",
         ),
         (lambda f: None, ("model.backbone.name=resnet5O",), "model.backbone.name: no backbone 'resnet5O' - did you"),
         (
