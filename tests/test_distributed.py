@@ -143,7 +143,7 @@ def test_the_command_line_trains_sharded_and_the_file_is_any_other(tmp_path: Pat
     assert run_ranks(command, 2, [*fit, *more, "trainer.strategy=fsdp2"]) == [0, 0]
     resumed = ["fit", "--resume", str(folder), "trainer.max_epochs=2", "trainer.devices=1", "trainer.strategy=auto"]
     assert run_ranks(command, 1, resumed) == [0]
-    assert run_ranks(command, 1, ["test", "--ckpt", str(folder / "best.ckpt")]) == [0]
+    assert run_ranks(command, 1, ["test", "--ckpt", str(folder / "last.ckpt")]) == [0]
     assert load_file(folder / "last.ckpt")["global_step"] == 4
     refused = [*fit, *more, "trainer.strategy=fsdp2", "callbacks.ema.decay=0.9", f"run.folder={tmp_path / 'other'}"]
     assert run_ranks(command, 1, [x for x in refused if x != "callbacks.ema=null"]) == [2]
