@@ -27,7 +27,7 @@ from vistrain.structures import LabelSpace
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the generator: part of the folder's name, so that a change never mixes with older files
+VERSION = 2  # of the generator: part of the folder's name, so that a change never mixes with older files
 SIZES = ((64, 64), (56, 80), (80, 60), (72, 64), (64, 88), (96, 72))  # height, width
 Field = np.ndarray
 
@@ -61,7 +61,7 @@ PATTERNS: dict[str, Callable[[Field, Field], Field]] = {
     "scales": lambda x, y: np.sign(np.sin(2 * math.pi * (y + 0.9 * np.abs(np.sin(math.pi * x))))),
     "stripes": lambda x, y: np.sign(np.sin(2 * math.pi * x)),
     "waves": lambda x, y: np.sign(np.sin(2 * math.pi * (x + 0.35 * np.sin(2 * math.pi * y / 2.2)))),
-    "zigzag": lambda x, y: np.sign(np.sin(2 * math.pi * (x + 0.45 * _triangle(y / 2.2)))),
+    "zigzag": lambda x, y: np.sign(np.sin(2 * math.pi * (x + 0.9 * _triangle(y / 2.2)))),
 }
 
 
