@@ -87,7 +87,8 @@ def config_of(arguments: argparse.Namespace, scratch: Path, images: int) -> dict
     data |= {"augment": augment}
     model = {"backbone": {"name": arguments.model, "args": None}, "loss": {"smoothing": SMOOTHING}}
     model["augment"] = {"mixup": MIXUP, "cutmix": CUTMIX, "erasing": 0.25}
-    changes = {"task": {"channels_last": False}, "data": data, "model": model, "optimizer": {"lr": LR, "weight_decay": DECAY}}
+    changes = {"data": data, "model": model, "optimizer": {"lr": LR, "weight_decay": DECAY}}
+    changes["task"] = {"channels_last": False}
     changes["callbacks"] = {"ema": {"decay": EMA}}
     changes["trainer"] = {"max_epochs": 1, "limit_val_batches": 0}
     return compose(["vistrain:demo/classification"], changes=changes)

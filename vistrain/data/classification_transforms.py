@@ -218,7 +218,7 @@ def resize(image: np.ndarray, size: Size, interpolation: Interpolation) -> np.nd
         return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)  # enlarging needs no antialiasing
     planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     smaller = F.interpolate(planes, size=size, mode=interpolation, antialias=True)
-    return smaller[0].permute(1, 2, 0).contiguous().numpy()
+    return cv2.merge(list(smaller[0].numpy()))  # several times faster than torch's copy
 
 
 def jitter(image: np.ndarray, color: float, hue: float, rng: np.random.Generator) -> np.ndarray:
@@ -261,9 +261,8 @@ def _saturate(image: np.ndarray, factor: float) -> np.ndarray:
 
 def _turn_hue(image: np.ndarray, turn: float) -> np.ndarray:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    table = np.arange(256, dtype=np.uint8)
-    tables = np.stack([table + np.uint8(round(turn * 255) % 256), table, table], -1)
-    return cv2.cvtColor(cv2.LUT(hsv, tables[None]), cv2.COLOR_HSV2RGB_FULL)
+    hsv[..., 0] += np.uint8(round(turn * 255) % 256)  # a circle of 256 steps, as bytes overflow
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
 @functools.lru_cache(maxsize=8)
