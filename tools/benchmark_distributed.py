@@ -86,7 +86,8 @@ def start(folder: Path, name: str, processes: int, threads: int, changes: list[s
         f"data.root={folder}", f"run.folder={folder / name}", "callbacks.stamp.type=benchmark_distributed.Stamp",
         f"callbacks.stamp.path={folder / name}.txt", *changes,
     ]  # fmt: skip
-    env = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join([str(ROOT / "tools"), str(ROOT / "tests")])}
+    env = {"OMP_NUM_THREADS": str(threads), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tools"), str(ROOT / "tests")])
     if processes == 1:
         return vistrain(*arguments[1:], env=env)
     distributed = [f"trainer.devices={processes}", "trainer.strategy=ddp"]
