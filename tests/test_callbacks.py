@@ -285,6 +285,24 @@ def test_the_run_folder_holds_what_a_person_looks_for(tmp_path: Path, monkeypatc
     assert set(results[0]) == {"image_id", "category_id", "bbox", "score"}
 
 
+@pytest.mark.parametrize(
+    ("per_batch", "images", "shown"), [(1, 2, [0, 3]), (6, 3, [0, 2, 4]), (4, 9, [0, 1, 2, 3, 4, 5])]
+)
+def test_pictures_show_images_from_all_over_the_set(
+    tmp_path: Path, per_batch: int, images: int, shown: list[int]
+) -> None:
+    task, drawn = make_task(), []
+
+    def draw(batch: Any, i: int, found: Any, side: int) -> list[tuple[str, np.ndarray]]:
+        drawn.append(int(batch["id"][i]))
+        return [("", np.zeros((8, 8, 3), np.uint8))]
+
+    task.draw_sample = draw
+    trainer = make_trainer(tmp_path, [RunFolder(images=images)], logger=False)
+    trainer.test(task, datamodule=TinyData(eval_batch_size=per_batch), verbose=False)
+    assert drawn == shown
+
+
 def test_the_first_batch_is_not_drawn_again_and_pictures_never_stop_a_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -370,6 +370,26 @@ def test_lightnings_launcher_and_ctrl_c(whole: Path, config: Path) -> None:
         assert job.wait(LIMIT) == 0, job.output
 
 
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    """Whatever the process is doing: here it waits for nothing but signals."""
+    program = """
+import signal
+from vistrain import processes
+from vistrain.callbacks import Preemption
+processes.install({signal.SIGINT: Preemption()._note})
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+    with Job([sys.executable, "-c", program]) as job:
+        job.wait_for(lambda: "ready" in job.output)
+        job.process.send_signal(signal.SIGINT)
+        job.wait_for(lambda: "Ctrl-C again ends at once" in job.output)
+        assert job.process.poll() is None
+        job.process.send_signal(signal.SIGINT)
+        assert job.wait() == -signal.SIGINT
+
+
 @pytest.mark.slow
 def test_a_signal_before_training_ends_at_once(config: Path) -> None:
     folder = config.parent / "early"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import sys
@@ -74,7 +75,7 @@ class RunFolder(Callback):
     What cannot be written is reported, and the run goes on.
 
     Args:
-        images: how many images the pictures show.
+        images: how many images the pictures show, spread over the set.
         side: long side of each image in the pictures, pixels.
         threshold: lowest score of a drawn prediction.
         folder: where; the trainer's `default_root_dir` if None.
@@ -84,6 +85,7 @@ class RunFolder(Callback):
         self.images, self.side, self.threshold = images, side, threshold
         self.folder: Path | None = Path(folder) if folder else None
         self._rows: list[Cells] = []
+        self._batches = 0  # of the evaluation so far
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write what is known before training."""
@@ -111,7 +113,7 @@ class RunFolder(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start collecting."""
-        self._rows = []
+        self._rows, self._batches = [], 0
 
     def on_validation_batch_end(
         self,
@@ -122,11 +124,16 @@ class RunFolder(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the first images."""
+        """Keep images from all over the set: class folders would show one class alone."""
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        for i, found in enumerate(outputs["predictions"][: self.images - len(self._rows)]):
-            self._rows.append(self._cells(pl_module, batch, i, found))
+        self._batches += 1
+        batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        due = math.ceil(self.images * self._batches / max(sum(batches), self._batches)) - len(self._rows)
+        predictions = outputs["predictions"]
+        wanted = min(due, len(predictions))
+        for i in (len(predictions) * k // wanted for k in range(wanted)):
+            self._rows.append(self._cells(pl_module, batch, i, predictions[i]))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what an evaluation during training left."""
