@@ -116,6 +116,9 @@ def test_a_folder_is_measured_as_a_run_measures_it(folders, capsys):
     printed = capsys.readouterr().out
     assert "sr_luma" in printed
     assert f"{report.result.numbers['sr_luma/psnr']:.2f}" in printed
+    (made.parent / "predicted").mkdir()  # as `vistrain predict --output predicted` leaves it
+    (made.parent / "predicted" / "pictures").symlink_to(made)
+    assert evaluate_folder(made.parent / "predicted", truth, "sr_luma", 2).records == report.records
     other = evaluate_folder(made, truth, "denoise", 2, "grey")
     assert other.result.numbers["denoise/psnr"] != report.result.numbers["sr_luma/psnr"]
 

@@ -15,6 +15,7 @@ from vistrain.data.pixels import ColorName, read_pixels
 from vistrain.errors import ConfigError, DataError
 from vistrain.metrics import QUALITY, protocol
 from vistrain.metrics.image_quality import FORMATS, QualityResult
+from vistrain.predict import PICTURES
 from vistrain.structures import Restored
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def evaluate_folder(
     the bottom and right to a multiple of the scale.
 
     Args:
-        restored: folder of pictures.
+        restored: folder of pictures, or what `vistrain predict` wrote.
         truth: folder of true images; where there is a folder `HR` in it, that one.
         name: protocol, one of `QUALITY` or `lpips`.
         scale: that the pictures were enlarged by.
@@ -84,6 +85,8 @@ def evaluate_folder(
         raise ConfigError("--scale", f"{scale} is too small", "use 1 or more")
     metric = protocol(name, scale=scale, **({"weights": merged(weights)} if name == "lpips" else {}))
     pairs = find_pairs(Path(), ImageSet(str(truth)), scale)
+    if (restored / PICTURES).is_dir():
+        restored = restored / PICTURES
     pictures = [p for p in sorted(restored.rglob("*")) if p.suffix.lower() in SUFFIXES]
     if not pictures:
         raise DataError(str(restored), "no pictures" if restored.is_dir() else "no such folder")
