@@ -233,6 +233,15 @@ def test_the_shown_loss_is_the_mean_of_the_steps(tmp_path: Path) -> None:
     assert shown == pytest.approx(np.mean(losses), rel=1e-3)
 
 
+def test_a_resumed_run_says_where_it_goes_on(tmp_path: Path) -> None:
+    progress, out = plain(every_n_steps=6)
+    fit(tmp_path, make_task(), TinyData(), [progress, Checkpoints()], max_epochs=1, limit_val_batches=0)
+    assert "goes on" not in out.getvalue()
+    fit(tmp_path, make_task(), TinyData(), [progress, Checkpoints()], limit_val_batches=0,
+        resume=tmp_path / "last.ckpt")  # fmt: skip
+    assert "goes on after step 6\n" in out.getvalue()
+
+
 def test_a_terminal_gets_a_live_line(tmp_path: Path) -> None:
     out = io.StringIO()
     progress = Progress()

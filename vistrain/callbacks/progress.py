@@ -57,6 +57,8 @@ class Progress(Callback):
         """Start the clock, and the live line on a terminal."""
         self._clock.start(self._batches_done(trainer))
         self._shown_step = trainer.global_step
+        if self._enabled and trainer.global_step:
+            self._line(f"goes on after step {trainer.global_step}")
         if self._enabled and self.console.is_terminal:
             self._live = RichProgress(
                 TextColumn("{task.description}"),
