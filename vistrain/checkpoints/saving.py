@@ -31,8 +31,9 @@ def save_durably(content: Any, path: str | Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb", buffering=0) as file:  # torch writes whole tensors: a buffer only copies
+        with temporary.open("wb") as file:  # buffered: a bare file may write less than it is given, unseen by torch
             torch.save(content, file)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
