@@ -103,7 +103,11 @@ def test_a_held_out_part_is_stratified_and_apart(folders):
     [
         (lambda f: [p.unlink() for p in (f / "train/bee").iterdir()], r"train/bee: class 'bee' has no image in it"),
         (lambda f: write(f / "val/dog/1.jpg"), r"val/dog: is no class of the training folder \(3 classes\)"),
-        (lambda f: (f / "train").rename(f / "trian"), r"train: no such folder - correct data.root"),
+        (lambda f: (f / "train").rename(f / "trian"), r"train: no such folder - correct data.root[^;]*$"),
+        (
+            lambda f: (f / "val").rename(f / "test"),
+            r"val: no such folder - .*data.val=null to have 10% of the training",
+        ),
     ],
 )
 def test_folders_that_are_wrong(folders, mischief, message):

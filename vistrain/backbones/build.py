@@ -173,7 +173,8 @@ def _build_pretrained(name: str, arguments: dict[str, Any]) -> tuple[Any, bool]:
     except RuntimeError as error:
         # timm's own message for a model that has none, and load_state_dict's for `args` that change shapes.
         problem = " ".join(str(error).split())[:300]
-        raise WeightsError(f"pretrained weights of {name}", problem, "set `pretrained: false`") from error
+        remedy = "set `pretrained: /path/to/a file` of the authors', or `pretrained: false`"
+        raise WeightsError(f"pretrained weights of {name}", problem, remedy) from error
 
 
 def _load_file(body: Any, name: str, path: Path) -> None:

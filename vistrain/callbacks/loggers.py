@@ -224,10 +224,11 @@ def _wandb(run_folder: str | Path, options: dict[str, Any], config: Mapping[str,
 
 def quiet() -> None:
     """Silence what Lightning says to everyone: advertisements, and warnings about torch's own data structures, about
-    numbers that are logged on every process (the task has made them equal there), and about modules in evaluation mode
-    (frozen stages are meant to be)."""
+    numbers that are logged on every process (the task has made them equal there), about modules in evaluation mode
+    (frozen stages are meant to be), and about epochs that are short."""
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
     warnings.filterwarnings("ignore", message=r"It is recommended to use `self.log\('(val|test|train)/")
+    warnings.filterwarnings("ignore", message=r"The number of training batches \(\d+\) is smaller than the logging")
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
 

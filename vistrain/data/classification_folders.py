@@ -80,6 +80,13 @@ class ImageFolder(ClassificationData):
         """The folder of a split."""
         return self.root / (self.folders[split] or self.folders["train"] or ".")
 
+    def remedy(self) -> str:
+        """What to do where a folder is missing; validation can be done without."""
+        advice = super().remedy()
+        if self.folders["val"] is not None and self.folder("train").is_dir() and not self.folder("val").is_dir():
+            advice += f"; or write data.val=null to have {self.holdout:.0%} of the training images held out for it"
+        return advice
+
     def listed_classes(self) -> tuple[str, ...]:
         """The class folders that the file `classes` lists.
 
