@@ -163,6 +163,23 @@ def test_workers_outlive_the_signals_that_stop_a_run() -> None:
     assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3]]
 
 
+def test_a_process_that_ends_takes_its_workers_along() -> None:
+    """An error in an evaluation ends a run while the training set's workers wait for work, deaf to SIGTERM."""
+    program = """
+import sys
+from vistrain.data.module import Loader, start_worker
+loader = Loader(list(range(64)), batch_size=1, num_workers=2, persistent_workers=True, worker_init_fn=start_worker)
+batches = iter(loader)
+next(batches)
+print("workers", *(worker.pid for worker in loader._iterator._workers), flush=True)
+sys.exit(2)
+"""
+    with Job([sys.executable, "-c", program]) as job:
+        assert job.wait(30) == 2, job.output
+        assert "workers" in job.output
+        assert not job.pids()
+
+
 # ---------------------------------------------------------------- torn files
 
 TORN = """

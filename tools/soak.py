@@ -34,7 +34,7 @@ from rich.table import Table
 MARK = "VISTRAIN_SOAK"
 PATIENCE = 900.0  # seconds without a step after which a run counts as stuck
 RESTARTS = 3  # that torchrun makes by itself, before this program has to
-STEPS_PER_KILL = 8  # length of the run
+STEPS_PER_KILL = 12  # length of the run
 
 
 def main() -> int:
@@ -161,9 +161,9 @@ def torment(run: Run, kills: int, dice: random.Random, console: Console) -> list
     """Kill and restart until the run has had its kills and is finished; what happened."""
     rows: list[dict[str, Any]] = []
     while True:
-        at = steps(run.folder)
-        # Some are hit in the middle of a step or a checkpoint, some while they start.
-        target = at + dice.randint(0, STEPS_PER_KILL - 2) if len(rows) < kills else sys.maxsize
+        # Spread over the run, so that it has them all before its end; one that is late comes at once. Some hit in the
+        # middle of a step or a checkpoint, some while the processes start.
+        target = len(rows) * STEPS_PER_KILL + dice.randrange(STEPS_PER_KILL) if len(rows) < kills else sys.maxsize
         begin = time.monotonic()
         while run.process.poll() is None and steps(run.folder) < target:
             if time.monotonic() - begin > PATIENCE:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import shutil
 import signal
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
@@ -218,6 +220,12 @@ class Loader(DataLoader[Any]):
         super().__init__(dataset, **arguments)
         self.group = group
 
+    def _get_iterator(self) -> Any:
+        iterator = super()._get_iterator()
+        if self.num_workers:
+            atexit.register(_end_workers, weakref.ref(iterator))
+        return iterator
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator does for an iterator
         batches = map(self._checked, super().__iter__())
         return batches if self.group == 0 else self._counted(batches)
@@ -247,6 +255,19 @@ def _collate_or_error(samples: list[Any], size_divisor: int) -> Any:
         if isinstance(sample, VistrainError):
             return sample
     return collate(samples, size_divisor)
+
+
+def _end_workers(reference: weakref.ref[Any]) -> None:
+    """Ends the loader processes of an iterator that is still there when its process exits.
+
+    Python would ask them by SIGTERM, which they outlive, and wait for them: an error in an evaluation would be held up
+    by the training set's idle workers, and with it all other ranks.
+    """
+    iterator = reference()
+    if iterator is not None:
+        iterator._shutdown_workers()
+        for worker in iterator._workers:
+            worker.kill()
 
 
 def start_worker(worker: int) -> None:
