@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import os
 import platform
-import resource
 import statistics
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from vistrain.speed import peak_memory
 
 
 def alternate(
@@ -49,29 +47,10 @@ def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
 
 def peak_mib(run: Callable[[], object]) -> float:
     """MiB of memory that this process needs for a run on top of what it has; freed memory is given back before."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not serve the measured run
-    before, peak, done = _resident(), 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.001):
-            peak = max(peak, _resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        run()
-    finally:
-        done.set()
-        watcher.join()
-    return peak - before
-
-
-def _resident() -> float:
-    """MiB of this process in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+    needed = peak_memory(run, torch.device("cpu"))
+    if needed is None:
+        raise SystemExit("peak memory is read from /proc, which this system lacks")
+    return needed / 2**20
 
 
 def machine() -> dict[str, Any]:

@@ -87,7 +87,7 @@ def measure(
 
 
 def _speed(run: Callable[[], None], images: Tensor, repeats: int) -> Speed:
-    peak = _peak(run, images.device)  # also the warm-up
+    peak = peak_memory(run, images.device)  # also the warm-up
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -129,8 +129,16 @@ def _shares(
     return {part: seconds / total for part, seconds in spent.items()}
 
 
-def _peak(run: Callable[[], None], device: torch.device) -> int | None:
-    """Bytes that a run needs on top of what was there before."""
+def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes that a run needs on top of what was there before; freed memory is given back first.
+
+    Args:
+        run: what is measured.
+        device: of its tensors; on a processor it is the memory of this process.
+
+    Returns:
+        The bytes, or None where this cannot be told: no CUDA and no `/proc`.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

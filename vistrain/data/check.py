@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from vistrain.data.check_classes import ClassReport, check_classes
-from vistrain.data.check_files import opened, pixel_hash, same_pixels, shown, unreadable, write_report
+from vistrain.data.check_files import Findings, opened, pixel_hash, same_pixels, shown, unreadable, write_report
 from vistrain.data.check_pairs import PairReport, check_pairs
 from vistrain.data.classification import ClassificationData
 from vistrain.data.coco import Annotations, CocoFile, Problems, read_coco, targets
@@ -63,7 +62,7 @@ class SplitReport:
 
 
 @dataclass
-class Report:
+class Report(Findings):
     """The findings of `check_boxes`.
 
     Attributes:
@@ -75,15 +74,6 @@ class Report:
     splits: dict[str, SplitReport]
     leaks: list[list[str]]
     pictures: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether a run can go through: every file can be read. Leaks and mended annotations do not stop one."""
-        return not any(split.bad_files for split in self.splits.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain containers, as in `report.json`."""
-        return {"ok": self.ok, **asdict(self)}
 
     def table(self) -> RenderableType:
         """What a terminal shows: print it with a Rich console."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from vistrain.data.check_files import opened, pixel_hash, same_pixels, shown, unreadable, write_report
+from vistrain.data.check_files import Findings, opened, pixel_hash, same_pixels, shown, unreadable, write_report
 from vistrain.data.classification import ClassificationData
 from vistrain.data.classification_sources import Arrays, Split
 from vistrain.data.module import SplitName
@@ -51,7 +50,7 @@ class ClassSplitReport:
 
 
 @dataclass
-class ClassReport:
+class ClassReport(Findings):
     """The findings of `check_classes`.
 
     Attributes:
@@ -63,15 +62,6 @@ class ClassReport:
     splits: dict[str, ClassSplitReport]
     leaks: list[list[str]] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether a run can go through: every split can be listed and every file read."""
-        return not any(split.bad_files or split.problem for split in self.splits.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain containers, as in `report.json`."""
-        return {"ok": self.ok, **asdict(self)}
 
     def table(self) -> RenderableType:
         """What a terminal shows: print it with a Rich console."""

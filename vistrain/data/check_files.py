@@ -7,8 +7,9 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from rich.console import Console
@@ -22,6 +23,26 @@ from vistrain.files import whole_file
 MOST = 20  # findings of a kind that are shown; report.json has all
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Findings:
+    """What the reports on all kinds of sets share; they are dataclasses.
+
+    Attributes:
+        splits: name -> what a split holds: `bad_files`, and a `problem` where one that cannot be listed is reported
+            rather than raised.
+    """
+
+    splits: Mapping[str, Any]
+
+    @property
+    def ok(self) -> bool:
+        """Whether a run can go through: every split can be listed and every file read. Leaks do not stop one."""
+        return not any(split.bad_files or getattr(split, "problem", "") for split in self.splits.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, as in `report.json`."""
+        return {"ok": self.ok, **asdict(cast(Any, self))}
 
 
 def opened(

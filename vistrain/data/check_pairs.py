@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from vistrain.data.check_files import opened, unreadable, write_report
+from vistrain.data.check_files import Findings, opened, unreadable, write_report
 from vistrain.data.module import SplitName
 from vistrain.data.restoration import RestorationData
 from vistrain.data.restoration_samples import RestorationDataset
@@ -48,7 +47,7 @@ class PairSplitReport:
 
 
 @dataclass
-class PairReport:
+class PairReport(Findings):
     """The findings of `check_pairs`.
 
     Attributes:
@@ -62,15 +61,6 @@ class PairReport:
     patch: int
     splits: dict[str, PairSplitReport]
     pictures: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether a run can go through: every split can be listed and every pair read."""
-        return not any(split.bad_files or split.problem for split in self.splits.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain containers, as in `report.json`."""
-        return {"ok": self.ok, **asdict(self)}
 
     def table(self) -> RenderableType:
         """What a terminal shows: print it with a Rich console."""
