@@ -44,7 +44,7 @@ format: install ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-index: install ## write vistrain/index.json anew from the sources
+index: install ## write vistrain/config/index.json anew from the sources
 	$(BIN)/python tools/make_index.py
 
 clean: ## remove the environment and caches (runs and data stay)

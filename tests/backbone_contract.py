@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vistrain.attention.neighborhood import by_definition
 from vistrain.backbones import Backbone
-from vistrain.backbones.stages import register_model
+from vistrain.backbones.staged import register_model
 
 CLASSES = 5
 

@@ -20,22 +20,22 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from training_tools import make_trainer
 
-from vistrain.backbones.whole import WholeBackbone
-from vistrain.callbacks import Checkpoints, ErrorAnalysis
+from vistrain.backbones.timm_model import TimmModel
+from vistrain.callbacks import Checkpoints
 from vistrain.checkpoints import load_file
 from vistrain.classification import Classifier
 from vistrain.cli import main
-from vistrain.data.module import DataModule
-from vistrain.data.samplers import ResumableSampler
+from vistrain.data.base.module import DataModule
+from vistrain.data.base.samplers import ResumableSampler
 from vistrain.detection import DINO, DeformableDETR, FocusDETR
+from vistrain.detr import ContrastiveDenoising, DenoisingNoise
 from vistrain.losses import Charbonnier, FrequencyLoss, PSNRLoss, SoftCrossEntropy
 from vistrain.optim import ParameterGroups
 from vistrain.restoration import NAFNet, RestorationModel
 from vistrain.structures import Detections, Factory
-from vistrain.tasks import ClassificationTask, DetectionTask, RestorationTask
-from vistrain.tasks.base import Task
-from vistrain.tasks.parallel import trainer_arguments
-from vistrain.transformer import ContrastiveDenoising, DenoisingNoise
+from vistrain.tasks import ClassificationTask, DetectionTask, ErrorAnalysis, RestorationTask
+from vistrain.tasks.base.parallel import trainer_arguments
+from vistrain.tasks.base.task import Task
 
 SIDE, CLASSES = 48, 5
 SIZES: dict[str, Any] = {
@@ -63,7 +63,7 @@ def detector(kind: type[Any], **arguments: Any) -> nn.Module:
 
 def classifier(name: str, **arguments: Any) -> nn.Module:
     """A small classifier."""
-    backbone = WholeBackbone(name, contiguous(CLASSES), args=arguments)
+    backbone = TimmModel(name, contiguous(CLASSES), args=arguments)
     return Classifier(backbone, contiguous(CLASSES), SoftCrossEntropy(0.1))
 
 

@@ -21,8 +21,8 @@ from test_backbone_contract import CASES
 from torch import Tensor, nn
 
 from vistrain.detection import DINO, DeformableDETR, FocusDETR
+from vistrain.detr import ContrastiveDenoising, DenoisingNoise
 from vistrain.restoration import DRCT, HAT, MAXIM, RGT, DLGSANet, DnCNN, NAFNet, NAFNetLocal, SwinIR
-from vistrain.transformer import ContrastiveDenoising, DenoisingNoise
 
 FOLDER = Path(__file__).parent / "golden"
 SAMPLES = 8

@@ -9,7 +9,8 @@ import pytest
 import torch
 from parity import fixtures
 
-from vistrain import cli, config, index, run
+from vistrain import cli, config, run
+from vistrain.config import index
 from vistrain.errors import ConfigError
 
 CONFIGS = index.config_root()

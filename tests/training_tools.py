@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from vistrain.callbacks import make_loggers
-from vistrain.data.module import DataModule
+from vistrain.data.base.module import DataModule
 from vistrain.optim import ParameterGroups, Schedule
 from vistrain.structures import Detections, Factory, LabelSpace, Preprocessing
 from vistrain.tasks import DetectionTask

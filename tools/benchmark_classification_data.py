@@ -25,9 +25,10 @@ from benchmarking import write
 from PIL import Image
 from torchvision.transforms import v2
 
-from vistrain.data import ImageAugment, images
-from vistrain.data import classification_sources as sources
-from vistrain.data.classification import LabelledImage, collate_images
+from vistrain.data import ImageAugment
+from vistrain.data.base import images
+from vistrain.data.classification import sources
+from vistrain.data.classification.module import LabelledImage, collate_images
 
 SIDE = 224
 SIZES = {"500x375": (375, 500), "2000x1500": (1500, 2000)}

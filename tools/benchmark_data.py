@@ -27,9 +27,9 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as v2
 
-from vistrain.data.collate import Sample, collate
-from vistrain.data.images import read_image, simplejpeg
-from vistrain.data.transforms import DetrAugment, output_size
+from vistrain.data.base.images import read_image, simplejpeg
+from vistrain.data.detection.collate import Sample, collate
+from vistrain.data.detection.transforms import DetrAugment, output_size
 from vistrain.pictures import bars
 
 WIDTH, HEIGHT, OBJECTS = 640, 480, 7  # COCO's most common size, and its mean number of objects

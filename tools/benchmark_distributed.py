@@ -39,7 +39,7 @@ from lightning.pytorch.callbacks import Callback
 
 from vistrain.config import compose
 from vistrain.data import CocoDetection, CocoSplit, DetrAugment
-from vistrain.data.shards import ShardWriter
+from vistrain.data.base.shards import ShardWriter
 from vistrain.run import build_parts, build_trainer
 
 ROOT = Path(__file__).parent.parent

@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vistrain import config, run
+from vistrain.detr import DenoisingQueries
 from vistrain.layers import deformable
 from vistrain.structures import LabelSpace
-from vistrain.transformer import DenoisingQueries
 
 SIDES = {"DINO": "vistrain:det/dino_r50_4scale_12ep_detrex", "Focus-DETR": "vistrain:det/focus_detr"}
 CLASSES = 80

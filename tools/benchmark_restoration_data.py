@@ -32,10 +32,10 @@ import torch
 from benchmarking import write
 from PIL import Image
 
-from vistrain.data.decoded import Reader
-from vistrain.data.degradations import Bicubic
-from vistrain.data.image_pairs import ImageSet, find_pairs
-from vistrain.data.restoration_samples import RestorationDataset, collate_pairs
+from vistrain.data.restoration.decoded import Reader
+from vistrain.data.restoration.degradations import Bicubic
+from vistrain.data.restoration.image_pairs import ImageSet, find_pairs
+from vistrain.data.restoration.samples import RestorationDataset, collate_pairs
 
 SCALE, PATCH, BATCH = 4, 64, 16
 

@@ -32,9 +32,9 @@ import torch
 from benchmarking import write
 from rich.progress import track
 
-from vistrain.data.images import read_image
-from vistrain.data.shards import Shards
-from vistrain.data.storage import is_file, read_bytes
+from vistrain.data.base.images import read_image
+from vistrain.data.base.shards import Shards
+from vistrain.data.base.storage import is_file, read_bytes
 
 DIFFERENT = 200
 PER_FOLDER = 1000

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vistrain.speed import peak_memory
+from vistrain.run.speed import peak_memory
 
 
 def alternate(

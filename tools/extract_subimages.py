@@ -23,9 +23,9 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from vistrain.data.image_pairs import SUFFIXES
-from vistrain.data.module import available_cores
-from vistrain.data.pixels import read_pixels
+from vistrain.data.base.module import available_cores
+from vistrain.data.restoration.image_pairs import SUFFIXES
+from vistrain.data.restoration.pixels import read_pixels
 from vistrain.errors import DataError
 
 SCALE = re.compile(r"x\d+$")

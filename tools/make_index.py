@@ -1,4 +1,4 @@
-"""Writes vistrain/index.json from the sources: every name that a config or the command line may use.
+"""Writes vistrain/config/index.json from the sources: every name that a config or the command line may use.
 
     python tools/make_index.py            write it
     python tools/make_index.py --check    exit with 1 if the committed one is stale
@@ -24,9 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import vistrain
-from vistrain import building, config, index
+from vistrain import config
+from vistrain.config import builder as building
+from vistrain.config import index
 
-TARGET = Path(vistrain.__file__).parent / "index.json"
+PACKAGE = Path(vistrain.__file__).parent
+TARGET = PACKAGE / "config" / "index.json"
 ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
 SECTIONS = ("versions", "classes", "backbones", "our_backbones", "protocols", "configs")
 PACKAGES = ("lightning", "timm", "torch", "torchvision")
@@ -98,7 +101,7 @@ def our_classes() -> dict[str, Any]:
     candidates: dict[type, str] = {}
     for module in sorted(m.name for m in pkgutil.walk_packages(vistrain.__path__, "vistrain.")):
         room = module.split(".")[1]
-        if not (TARGET.parent / room).is_dir():
+        if not (PACKAGE / room).is_dir():
             continue
         for name, cls in vars(importlib.import_module(module)).items():
             if (
@@ -234,7 +237,7 @@ def our_backbones() -> dict[str, dict[str, Any]]:
     import torch
 
     from vistrain.backbones.sizes import takes_any_size
-    from vistrain.backbones.stages import ours, published
+    from vistrain.backbones.staged import ours, published
 
     found: dict[str, dict[str, Any]] = {}
     for name in ours():
@@ -293,15 +296,15 @@ def measure_model(composed: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    from vistrain.backbones.whole import WholeBackbone
-    from vistrain.profile import DETECTOR_SIZE, count
+    from vistrain.backbones.timm_model import TimmModel
+    from vistrain.run.profile import DETECTOR_SIZE, count
 
     with torch.device("meta"):
         model = build_model(composed)
     size = tuple(getattr(model, "measured_size", DETECTOR_SIZE))
     parameters = sum(p.numel() for p in model.parameters())
     backbone = getattr(model, "backbone", None)
-    whole = isinstance(backbone, WholeBackbone)
+    whole = isinstance(backbone, TimmModel)
     facts = {"any_size": backbone.any_size, "maps": list(backbone.strides)} if whole else {}
     multiply_adds, _, _ = count(model, size, getattr(model, "channels", 3))
     return {"parameters": parameters, "gmacs": round(multiply_adds / 1e9, 1), "image_size": list(size), **facts}

@@ -17,7 +17,7 @@ import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
-INDEX = Path(__file__).parent.parent / "vistrain" / "index.json"
+INDEX = Path(__file__).parent.parent / "vistrain" / "config" / "index.json"
 BUCKET = 25 * 2**20  # bytes; torch's DistributedDataParallel reduces gradients in parts of this size
 BACKWARD = 2 / 3  # of a step's computation: two multiplications for each one of the forward pass
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vistrain.predictors import Predictor
+    from vistrain.tasks.base.predictor import Predictor
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,6 @@ def load(checkpoint: str | Path, device: str = "auto", allow: Collection[str] = 
     Raises:
         ConfigError, WeightsError: the file is not ours, or cannot be read.
     """
-    from vistrain.predict import load_predictor
+    from vistrain.run.predict import load_predictor
 
     return load_predictor(checkpoint, device=device, allow=allow)

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vistrain import __version__, index, processes
-from vistrain.config import build, compose, to_yaml, without_pretrained
+from vistrain import __version__, processes
+from vistrain.config import build, compose, index, to_yaml, without_pretrained
 from vistrain.errors import ConfigError, VistrainError
 
 if TYPE_CHECKING:
@@ -329,13 +329,13 @@ def _analysis_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _kinds() -> list[str]:
-    from vistrain.explain import KINDS
+    from vistrain.config.explain import KINDS
 
     return list(KINDS)
 
 
 def _options(parser: argparse.ArgumentParser, command: str) -> list[str]:
-    from vistrain.completion import options_of
+    from vistrain.commands.completion import options_of
 
     return options_of(parser, command)
 
@@ -358,7 +358,7 @@ def fit(arguments: argparse.Namespace) -> int:
         run, resume = _import_run(), arguments.resume
         # A launcher that starts the command again after a failure means the run that it started first.
         if resume == AUTO or (resume is None and processes.restarted()):
-            from vistrain.run_folders import own_run
+            from vistrain.run.folders import own_run
 
             resume = own_run(config)
         code: int = run.fit(config, resume=resume, debug=arguments.debug, allow=arguments.allow)
@@ -391,7 +391,7 @@ def test(arguments: argparse.Namespace) -> int:
 
 def reproduce(arguments: argparse.Namespace) -> int:
     """Compare published weights with published numbers."""
-    from vistrain.reproduce import published, reproduce
+    from vistrain.run.reproduce import published, reproduce
 
     config = _compose(arguments)
     published(config.get("reference"))  # refused before torch is imported
@@ -415,7 +415,7 @@ def predict(arguments: argparse.Namespace) -> int:
         raise ConfigError(arguments.overrides[0], "a checkpoint is run as it is", "changes belong to --config")
     config = _compose(arguments) if arguments.config else None
     _start_logging()
-    from vistrain.predict import predict_paths
+    from vistrain.run.predict import predict_paths
 
     predict_paths(
         arguments.ckpt,
@@ -456,7 +456,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     Console().print(evaluate_file(arguments.predictions, annotations))
     if arguments.analysis is not None:
-        from vistrain.analysis import analyse_file
+        from vistrain.tasks.detection.analysis import analyse_file
 
         Console().print(analyse_file(arguments.predictions, annotations, arguments.analysis, images))
         sys.stdout.write(f"analysis: {arguments.analysis}\n")
@@ -469,7 +469,7 @@ def _evaluate_pictures(arguments: argparse.Namespace) -> int:
     _start_logging()
     from rich.console import Console
 
-    from vistrain.restored import evaluate_folder
+    from vistrain.tasks.restoration.evaluate import evaluate_folder
 
     report = evaluate_folder(
         arguments.predictions, arguments.truth, arguments.protocol, arguments.scale, arguments.color, arguments.lpips
@@ -485,7 +485,7 @@ def check(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from vistrain.data import DataModule
-    from vistrain.data.check import check
+    from vistrain.data.detection.check import check
 
     data: DataModule = build(config.get("data"), DataModule, where="data", allow=arguments.allow)
 
@@ -510,7 +510,7 @@ def profile(arguments: argparse.Namespace) -> int:
     _import_run()
     from rich.console import Console
 
-    from vistrain.profile import profile_backbone, profile_config
+    from vistrain.run.profile import profile_backbone, profile_config
 
     options = {key: getattr(arguments, key) for key in ("size", "batch", "device", "precision", "repeats")}
     if config is None:
@@ -526,7 +526,7 @@ def profile(arguments: argparse.Namespace) -> int:
 
 def list_(arguments: argparse.Namespace) -> int:
     """What there is."""
-    from vistrain.explain import listing
+    from vistrain.config.explain import listing
 
     sys.stdout.write(listing(arguments.kind, arguments.pattern))
     return 0
@@ -534,7 +534,7 @@ def list_(arguments: argparse.Namespace) -> int:
 
 def explain(arguments: argparse.Namespace) -> int:
     """What a name means."""
-    from vistrain.explain import explanation
+    from vistrain.config.explain import explanation
 
     sys.stdout.write(explanation(arguments.name))
     return 0
@@ -542,7 +542,7 @@ def explain(arguments: argparse.Namespace) -> int:
 
 def doctor(arguments: argparse.Namespace) -> int:
     """The state of the installation."""
-    from vistrain.doctor import report
+    from vistrain.commands.doctor import report
 
     text, is_well = report()
     sys.stdout.write(text)
@@ -551,7 +551,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def completion(arguments: argparse.Namespace) -> int:
     """A completion script."""
-    from vistrain.completion import SCRIPTS, candidates
+    from vistrain.commands.completion import SCRIPTS, candidates
 
     asked = arguments.line is not None
     sys.stdout.write("".join(f"{c}\n" for c in candidates(arguments.line)) if asked else SCRIPTS[arguments.shell])

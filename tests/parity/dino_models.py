@@ -11,9 +11,9 @@ from torch import Tensor
 from parity import fixtures
 from parity.models import TinyBackbone, TinyResNet, contiguous
 from vistrain.detection import DINO, FocusDETR
+from vistrain.detr import ContrastiveDenoising, DenoisingNoise
 from vistrain.necks import ChannelMapper
 from vistrain.structures import Factory
-from vistrain.transformer import ContrastiveDenoising, DenoisingNoise
 
 
 def storing(pattern: str, section: str, key: str, *, always: str) -> list[str]:

@@ -15,7 +15,7 @@ from parity.dino_models import detrex_dino, noise_of
 from parity.models import as_batch
 from vistrain.checkpoints import load_weights
 from vistrain.detection.targets import relative_targets
-from vistrain.transformer import ContrastiveDenoising
+from vistrain.detr import ContrastiveDenoising
 
 DETREX = sorted({"dense/dino_detrex.pt", *fixtures.names("dense/dino*_detrex.pt")})
 

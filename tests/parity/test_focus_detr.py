@@ -15,7 +15,7 @@ from parity.dino_models import focus_detr, noise_of, storing
 from parity.test_dino import batch_of, loaded
 from vistrain.detection import FocusDETR
 from vistrain.detection.targets import relative_targets
-from vistrain.transformer import ContrastiveDenoising
+from vistrain.detr import ContrastiveDenoising
 
 ALL = "dense/focus_detr*.pt"
 EVALUATED = storing(ALL, "outputs", "eval_batch2_no_mask", always="dense/focus_detr.pt")

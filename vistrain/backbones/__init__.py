@@ -4,9 +4,9 @@ import importlib
 import pkgutil
 
 from vistrain.backbones.backbone import Backbone
-from vistrain.backbones.whole import WholeBackbone
+from vistrain.backbones.timm_model import TimmModel
 
-__all__ = ["Backbone", "WholeBackbone"]
+__all__ = ["Backbone", "TimmModel"]
 
 # A paper is one file here and no edit elsewhere: each registers its variants when it is imported.
 for _file in pkgutil.iter_modules(__path__):

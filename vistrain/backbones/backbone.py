@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vistrain.backbones.build import create
+from vistrain.backbones.create import create
 from vistrain.backbones.sizes import fit, size_rule
 from vistrain.backbones.swin_dense import pad_before_shift
 from vistrain.errors import ConfigError

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.attention.bilevel_routing import BiLevelRoutingAttention, Pool
-from vistrain.backbones.stages import (
+from vistrain.backbones.staged import (
     Published,
     Stage,
     StagedBackbone,

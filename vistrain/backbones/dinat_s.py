@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.backbones.nat import AT_224, AT_384, alternate, checkpoint_filter_fn, nat_stages
-from vistrain.backbones.stages import Published, StagedBackbone, build, default_cfg, initialise, register_model
+from vistrain.backbones.staged import Published, StagedBackbone, build, default_cfg, initialise, register_model
 from vistrain.layers.norms import LayerNorm2d
 
 

@@ -15,7 +15,7 @@ from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vistrain.backbones.stages import (
+from vistrain.backbones.staged import (
     Published,
     Stage,
     StagedBackbone,

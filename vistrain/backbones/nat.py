@@ -18,7 +18,7 @@ from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
 from vistrain.attention.neighborhood import NeighborhoodAttention
-from vistrain.backbones.stages import (
+from vistrain.backbones.staged import (
     Published,
     Stage,
     StagedBackbone,

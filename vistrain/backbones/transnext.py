@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.attention.aggregated import AggregatedAttention, CosineAttention
-from vistrain.backbones.stages import (
+from vistrain.backbones.staged import (
     Published,
     Stage,
     StagedBackbone,

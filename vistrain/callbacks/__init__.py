@@ -9,7 +9,6 @@ from lightning.pytorch.callbacks import Callback
 
 from vistrain.callbacks.checkpoints import Checkpoints
 from vistrain.callbacks.ema import EMA
-from vistrain.callbacks.error_analysis import ErrorAnalysis
 from vistrain.callbacks.loggers import CSVMetrics, make_loggers, quiet
 from vistrain.callbacks.nan_guard import NaNGuard
 from vistrain.callbacks.preemption import Preemption
@@ -21,7 +20,6 @@ __all__ = [
     "EMA",
     "CSVMetrics",
     "Checkpoints",
-    "ErrorAnalysis",
     "NaNGuard",
     "Preemption",
     "Progress",

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vistrain.checkpoints.files import load_file
 from vistrain.checkpoints.keymap import KeyMap
+from vistrain.checkpoints.reading import load_file
 from vistrain.errors import WeightsError
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vistrain.backbones.whole import WholeBackbone
+from vistrain.backbones.timm_model import TimmModel
 from vistrain.checkpoints import KeyMap
 from vistrain.classification.augment import BatchAugment
 from vistrain.classification.distillation import Distillation
@@ -47,7 +47,7 @@ class Classifier(nn.Module):
 
     def __init__(
         self,
-        backbone: WholeBackbone,
+        backbone: TimmModel,
         labels: LabelSpace,
         loss: nn.Module | None = None,
         augment: BatchAugment | None = None,
@@ -118,7 +118,7 @@ class Classifier(nn.Module):
         return [ClassScores(row, self.multi_label) for row in scores]
 
     def check_size(self, height: int, width: int) -> None:
-        """See `WholeBackbone.check_size`."""
+        """See `TimmModel.check_size`."""
         self.backbone.check_size(height, width)
 
     def _logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,9 +147,9 @@ class TimmNames(KeyMap):
         backbone: whose body is to be loaded.
     """
 
-    backbone: WholeBackbone
+    backbone: TimmModel
 
-    def __init__(self, backbone: WholeBackbone) -> None:
+    def __init__(self, backbone: TimmModel) -> None:
         super().__init__("timm", marker="")
         object.__setattr__(self, "backbone", backbone)  # the base is frozen
 

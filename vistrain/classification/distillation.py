@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vistrain.backbones.whole import WholeBackbone
+from vistrain.backbones.timm_model import TimmModel
 from vistrain.errors import ConfigError
 from vistrain.layers.precision import at_least_float32
 from vistrain.structures import Factory, Preprocessing
@@ -34,7 +34,7 @@ class Distillation:
 
     def __init__(
         self,
-        teacher: Factory[WholeBackbone],
+        teacher: Factory[TimmModel],
         kind: Literal["hard", "soft"] = "hard",
         weight: float = 0.5,
         temperature: float = 3.0,
@@ -44,7 +44,7 @@ class Distillation:
         if temperature <= 0:
             raise ConfigError("temperature", f"{temperature} is not positive")
         self.teacher, self.kind, self.weight, self.temperature = teacher, kind, weight, temperature
-        self._built: WholeBackbone | None = None
+        self._built: TimmModel | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Distillation:
         return self  # nothing in it learns: averages of the student share the teacher
@@ -70,7 +70,7 @@ class Distillation:
         ours, theirs = F.log_softmax(at_least_float32(logits) / t, -1), F.log_softmax(wanted / t, -1)
         return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * t * t
 
-    def _teacher(self, device: torch.device) -> WholeBackbone:
+    def _teacher(self, device: torch.device) -> TimmModel:
         if self._built is None:
             teacher = self.teacher().eval().requires_grad_(False)
             if not teacher.knows_classes:

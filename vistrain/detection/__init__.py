@@ -3,6 +3,6 @@
 from vistrain.detection.deformable_detr import DeformableDETR
 from vistrain.detection.dino import DINO
 from vistrain.detection.focus_detr import FocusDETR
-from vistrain.detection.test_time import TestTimeAugmentation
+from vistrain.detection.tta import TestTimeAugmentation
 
 __all__ = ["DINO", "DeformableDETR", "FocusDETR", "TestTimeAugmentation"]

@@ -15,15 +15,7 @@ from torch import Tensor, nn
 from vistrain.backbones import Backbone
 from vistrain.detection.deformable_detr_keys import DETREX, OFFICIAL
 from vistrain.detection.set_detector import Decoded, SetDetector, class_head, initialize
-from vistrain.errors import ConfigError
-from vistrain.layers.mlp import MLP
-from vistrain.layers.position import SinePositionEncoding
-from vistrain.layers.precision import at_least_float32
-from vistrain.losses import SetCriterion
-from vistrain.matching import HungarianMatcher
-from vistrain.necks import default_neck
-from vistrain.structures import Factory, LabelSpace, Preprocessing
-from vistrain.transformer import (
+from vistrain.detr import (
     ContrastiveDenoising,
     DeformableDecoder,
     DeformableDecoderLayer,
@@ -36,6 +28,14 @@ from vistrain.transformer import (
     token_proposals,
     top_proposals,
 )
+from vistrain.errors import ConfigError
+from vistrain.layers.mlp import MLP
+from vistrain.layers.position import SinePositionEncoding
+from vistrain.layers.precision import at_least_float32
+from vistrain.losses import SetCriterion
+from vistrain.matching import HungarianMatcher
+from vistrain.necks import default_neck
+from vistrain.structures import Factory, LabelSpace, Preprocessing
 
 
 @dataclass(frozen=True)

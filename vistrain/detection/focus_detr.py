@@ -19,14 +19,7 @@ from vistrain.checkpoints import KeyMap
 from vistrain.detection.dino import DINO
 from vistrain.detection.focus_detr_keys import official_names
 from vistrain.detection.set_detector import Decoded, initialize
-from vistrain.errors import ConfigError
-from vistrain.layers.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from vistrain.layers.deformable import Shapes
-from vistrain.layers.precision import at_least_float32
-from vistrain.losses import SetCriterion, foreground_loss, foreground_targets
-from vistrain.matching import HungarianMatcher
-from vistrain.structures import Factory, LabelSpace
-from vistrain.transformer import (
+from vistrain.detr import (
     ContrastiveDenoising,
     DeformableEncoder,
     DeformableEncoderLayer,
@@ -35,6 +28,13 @@ from vistrain.transformer import (
     QuerySelfAttention,
     encoder_reference_points,
 )
+from vistrain.errors import ConfigError
+from vistrain.layers.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from vistrain.layers.deformable import Shapes
+from vistrain.layers.precision import at_least_float32
+from vistrain.losses import SetCriterion, foreground_loss, foreground_targets
+from vistrain.matching import HungarianMatcher
+from vistrain.structures import Factory, LabelSpace
 
 CASCADE = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from vistrain.detection.targets import check_labels, relative_targets, top_detections
+from vistrain.detr import ContrastiveDenoising, DenoisingNoise, DenoisingQueries
 from vistrain.layers.deformable import MSDeformAttn
 from vistrain.layers.padding import Normalize
 from vistrain.layers.precision import at_least_float32
 from vistrain.losses import SetCriterion, SetPrediction
 from vistrain.matching import HungarianMatcher
 from vistrain.structures import Detections, LabelSpace, Preprocessing
-from vistrain.transformer import ContrastiveDenoising, DenoisingNoise, DenoisingQueries
 
 UNMASKED = (
     "images of several sizes in a batch, and their padding is not hidden, as published: boxes come out misplaced. "

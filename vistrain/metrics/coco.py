@@ -26,7 +26,7 @@ from vistrain.metrics.coco_engine import (
     curve_arrays,
     mean_where_defined,
 )
-from vistrain.metrics.files import check_ground_truth, check_results, read_json, write_results
+from vistrain.metrics.coco_files import check_ground_truth, check_results, read_json, write_results
 from vistrain.structures import LabelSpace
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import numpy as np
 
 from vistrain.errors import DataError
 from vistrain.metrics.coco_engine import RECALL_THRESHOLDS
-from vistrain.metrics.files import check_ground_truth
+from vistrain.metrics.coco_files import check_ground_truth
 
 CHUNK = 2_000_000  # pairs of boxes that are compared at once: some 100 MB
 

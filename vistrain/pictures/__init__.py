@@ -2,7 +2,6 @@
 
 from vistrain.pictures.boxes import class_colours, draw_boxes, stable_colour
 from vistrain.pictures.charts import bars, confusion, curves, histogram
-from vistrain.pictures.detection import judged_boxes, precision_recall
 from vistrain.pictures.grids import grid
 
 __all__ = [
@@ -13,7 +12,5 @@ __all__ = [
     "draw_boxes",
     "grid",
     "histogram",
-    "judged_boxes",
-    "precision_recall",
     "stable_colour",
 ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vistrain.errors import DataError
-from vistrain.files import whole_file
+from vistrain.writing import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,8 +1,9 @@
 """LightningModules, one per task; they never name a paper."""
 
-from vistrain.tasks.base import Task
-from vistrain.tasks.classification import ClassificationTask, NeighbourTask
-from vistrain.tasks.detection import DetectionTask
-from vistrain.tasks.restoration import RestorationTask
+from vistrain.tasks.base.task import Task
+from vistrain.tasks.classification.task import ClassificationTask, NeighbourTask
+from vistrain.tasks.detection.error_analysis import ErrorAnalysis
+from vistrain.tasks.detection.task import DetectionTask
+from vistrain.tasks.restoration.task import RestorationTask
 
-__all__ = ["ClassificationTask", "DetectionTask", "NeighbourTask", "RestorationTask", "Task"]
+__all__ = ["ClassificationTask", "DetectionTask", "ErrorAnalysis", "NeighbourTask", "RestorationTask", "Task"]

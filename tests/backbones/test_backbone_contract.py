@@ -1,0 +1,63 @@
+"""Every backbone of ours keeps the contract. A new model is one line: a variant, and arguments that make it small."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import timm
+from backbone_contract import CHECKS, Case, measured
+
+from vistrain.backbones.staged import ours, published
+
+_NAT = {"embed_dim": 16, "depths": (2, 2, 1, 1), "num_heads": (2, 2, 4, 4), "kernel_size": 3, "mlp_ratio": 2.0}
+CASES = (
+    Case("biformer_tiny", {"embed_dim": (16, 32, 32, 32), "depth": (1, 1, 1, 1), "head_dim": 16}),
+    Case("biformer_stl_nchw", {"embed_dim": (16, 32, 32, 32), "depth": (1, 1, 1, 1), "head_dim": 16}),
+    Case("cswin_tiny", {"embed_dim": 16, "depth": (1, 2, 1, 1), "num_heads": (2, 2, 4, 4), "mlp_ratio": 2.0}),
+    Case("dinat_s_tiny", {**_NAT, "dilations": ((1, 5), (1, 3), (1,), (1,))}),
+    Case("hornet_tiny_gf", {"base_dim": 16, "depths": (1, 1, 1, 1), "filter_sizes": (None, None, (4, 3), (3, 3))}),
+    Case("nat_small", _NAT),
+    Case(
+        "transnext_micro",
+        {"embed_dims": (8, 16, 16, 16), "num_heads": (1, 2, 2, 2), "depths": (1, 1, 1, 1), "img_size": 64},
+    ),
+)
+
+# Variants whose published multiply-adds do not follow from their published code; what we count instead.
+COUNTED = {
+    "cswin_large": 33.1,  # 31.5 printed: less than 2.25 times the base model's linear layers
+    "cswin_large_384": 101.9,  # 96.8 printed
+    "transnext_micro": 2.63,  # 2.7 printed; products with neighbours, 0.02, are elementwise here and not counted
+}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_contract(case: Case, check: object) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("name", ours())
+def test_published_size(name: str) -> None:
+    row = published(name)
+    parameters, gmacs = measured(name, row.size)
+    digits = len(str(row.parameters).partition(".")[2])
+    assert abs(parameters - row.parameters) <= 10**-digits  # papers round, or cut
+    if row.gmacs is not None:
+        assert gmacs == pytest.approx(COUNTED.get(name, row.gmacs), rel=0.025)
+
+
+def test_every_family_has_a_case() -> None:
+    def family(name: str) -> str:
+        return timm.model_entrypoint(name).__module__
+
+    assert {family(name) for name in ours()} == {family(case.name) for case in CASES}
+
+
+def test_importing_the_room_registers_and_importing_the_package_does_not() -> None:
+    light = "import sys, vistrain; assert 'timm' not in sys.modules"
+    code = f"{light}; import vistrain.backbones, timm; print(timm.is_model({CASES[0].name!r}))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("True\n", "")  # and no warning of an overwritten name

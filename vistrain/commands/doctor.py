@@ -1,0 +1,142 @@
+"""`vistrain doctor`: is this installation well, and what a bug report needs to say about it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+from vistrain import __version__
+from vistrain.config import index
+
+PACKAGES = (
+    "torch", "torchvision", "lightning", "timm", "omegaconf", "pydantic", "numpy", "scipy", "opencv-python-headless",
+    "albumentations", "pycocotools", "pillow", "wandb", "rich",
+)  # fmt: skip
+EXTRAS = {
+    "faster-coco-eval": "nine times faster COCO evaluation: pip install 'vistrain[fast]'",
+    "simplejpeg": "twice as fast JPEG decoding: pip install 'vistrain[fast]'",
+    "tensorboard": "the logger tensorboard: pip install 'vistrain[tensorboard]'",
+    "natten": "fused neighbourhood attention on CUDA: pip install 'vistrain[natten]'",
+}
+LEAST_SHARED_MEMORY = 1 << 30  # a few batches of a few loader processes; containers have 64 MB by default
+MISMATCH = (
+    "torch and torchvision do not fit together (a CPU-only torch beside PyPI's torchvision, or two releases apart); "
+    "install both from one index: pip install --force-reinstall torch torchvision, "
+    "or for CPU only add --index-url https://download.pytorch.org/whl/cpu"
+)
+
+
+def report() -> tuple[str, bool]:
+    """The report as text, and whether nothing needs to be mended."""
+    problems: list[str] = []
+    facts = [("vistrain", f"{__version__} in {index.HERE}"), *_platform()]
+    facts += [(name, version_of(name)) for name in PACKAGES]
+    problems += [f"{name} is not installed" for name in PACKAGES if not version_of(name)]
+    facts += [(name, version_of(name) or f"not installed - {gain}") for name, gain in EXTRAS.items()]
+    pair = torch_pair()
+    facts.append(("torchvision.ops.nms", pair or "works"))
+    problems += [pair] if pair else []
+    if not pair:
+        facts += _devices()
+        stale = stale_names()
+        facts.append(("index.json", "fresh" if not stale else f"stale: {', '.join(stale[:5])}"))
+        problems += ["vistrain/config/index.json is stale; in a checkout run `make index`"] if stale else []
+    for name, value, problem in (_shared_memory(), _data()):
+        facts.append((name, value))
+        problems += [problem] if problem else []
+    width = max(len(name) for name, _ in facts)
+    lines = [f"{name.ljust(width)}  {value or 'not installed'}" for name, value in facts]
+    lines += ["", *(f"problem: {p}" for p in problems)] if problems else ["", "all is well"]
+    return "\n".join(lines) + "\n", not problems
+
+
+def version_of(package: str) -> str:
+    """The installed version of a distribution; empty if there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def torch_pair() -> str:
+    """What is wrong between torch and torchvision, found by running a compiled operator of torchvision; empty if well.
+
+    Their versions do not tell: torchvision's wheels name a lower bound of torch only, and builds for CPU and CUDA have
+    the same version.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        return f"torch cannot be imported: {error}"
+    try:
+        ops = importlib.import_module("torchvision.ops")
+        kept = ops.nms(
+            torch.tensor([[0.0, 0, 9, 9], [1, 1, 9, 9], [20, 20, 30, 30]]), torch.tensor([0.9, 0.8, 0.7]), 0.5
+        )
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        return f"{MISMATCH} (it says: {str(error).splitlines()[0]})"
+    return "" if kept.tolist() == [0, 2] else f"{MISMATCH} (nms gives {kept.tolist()}, not [0, 2])"
+
+
+def stale_names() -> list[str]:
+    """Classes of ours whose constructor has other parameters than the index says, or that are gone."""
+    from vistrain.config.builder import signature
+
+    stale = []
+    for name, entry in index.load()["classes"].items():
+        module, _, bare = entry["path"].rpartition(".")
+        if module.startswith("vistrain."):
+            cls = getattr(importlib.import_module(module), bare, None)
+            if cls is None or list(signature(cls)[0]) != list(entry["parameters"]):
+                stale.append(name)
+    return stale
+
+
+def _platform() -> list[tuple[str, str]]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    return [
+        ("python", f"{platform.python_version()} in {sys.prefix}"),
+        ("system", platform.platform()),
+        ("cores, memory", f"{cores}, {memory / 2**30:.0f} GiB"),
+        ("free disk here", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB"),
+    ]
+
+
+def _devices() -> list[tuple[str, str]]:
+    import torch
+
+    facts = [("CUDA of torch", str(torch.version.cuda))]
+    for i in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(i)
+        facts.append(
+            (f"cuda:{i}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB, {device.major}.{device.minor}")
+        )
+    if torch.backends.mps.is_available():
+        facts.append(("mps", "available"))
+    return facts if len(facts) > 1 else [*facts, ("accelerator", "none: training runs on the processor")]
+
+
+def _shared_memory() -> tuple[str, str, str]:
+    path = Path("/dev/shm")
+    if not path.is_dir():
+        return "shared memory", "not a file system here", ""
+    size = shutil.disk_usage(path).total
+    remedy = "start the container with --shm-size=8g or --ipc=host, or set data.workers=0"
+    return (
+        "shared memory",
+        f"{size / 2**30:.2f} GiB",
+        f"/dev/shm is small - {remedy}" if size < LEAST_SHARED_MEMORY else "",
+    )
+
+
+def _data() -> tuple[str, str, str]:
+    folder = Path(os.environ.get("VISTRAIN_DATA") or "data")
+    state = "" if folder.is_dir() else ", which does not exist yet"
+    return "data", f"{folder}{state} ({'VISTRAIN_DATA' if 'VISTRAIN_DATA' in os.environ else 'the default'})", ""

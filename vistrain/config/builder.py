@@ -1,0 +1,276 @@
+"""Building: a node of a composed config becomes an object, strictly, by the signature of the class that it names.
+
+Each key, each value and each `type` is checked before the class is called. Torch is imported only by what is named.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import json
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vistrain.config import index
+from vistrain.errors import ConfigError, VistrainError
+from vistrain.structures import Channels, Factory, LabelSpace
+
+ALLOWED_PACKAGES = frozenset({"vistrain", "torch", "torchvision", "timm", "lightning"})
+FACTS = (LabelSpace, Channels)  # the data says these, never a config
+
+
+def build(
+    node: Any,
+    expected: Any,
+    facts: Mapping[Any, object] | None = None,
+    where: str = "model",
+    *,
+    allow: Collection[str] = (),
+    given: Mapping[str, object] | None = None,
+) -> Any:
+    """Build a node of a config, the nodes in it first.
+
+    Args:
+        node: a mapping with `type` (may be left out where `expected` is one of our classes) and constructor arguments.
+        expected: class that the result must be of; or `Factory[class]`, for a checked but unbuilt part.
+        facts: what the data says, by annotation (`{LabelSpace: ..., Channels: 3}`); vistrain constructors receive them.
+        where: dotted key of the node, for messages.
+        allow: packages beyond torch, torchvision, timm and lightning whose classes may be named.
+        given: arguments that the caller has already built; the config may not write them.
+
+    Raises:
+        ConfigError: a key or type is unknown, forbidden, missing, or a value is of the wrong type.
+    """
+    builder = _Builder(dict(facts or {}), ALLOWED_PACKAGES | set(allow))
+    if not isinstance(node, dict):
+        raise ConfigError(where, f"{node!r} is not a mapping", "write `type: ...` and its arguments")
+    if typing.get_origin(expected) is Factory:
+        return builder.factory(node, typing.get_args(expected), where)
+    return builder.part(node, (expected,), where, given or {})
+
+
+def class_named(name: str, expected: type, where: str, *, allow: Collection[str] = ()) -> type:
+    """The class that a `type` names, unbuilt.
+
+    Args:
+        name, expected, where, allow: as for `build`.
+
+    Raises:
+        ConfigError: there is no such class, or it is not an `expected`.
+    """
+    return _Builder({}, ALLOWED_PACKAGES | set(allow)).class_of({"type": name}, (expected,), where)
+
+
+@dataclass(frozen=True)
+class _Builder:
+    facts: dict[Any, object]
+    allowed: frozenset[str]
+
+    def part(self, node: dict[str, Any], expected: tuple[type, ...], where: str, given: Mapping[str, object]) -> Any:
+        cls = self.class_of(node, expected, where)
+        arguments = self.arguments(cls, node, where, given)
+        try:
+            return cls(**arguments)
+        except VistrainError as error:
+            # A constructor knows its parameter's name, not where in the config it stands.
+            if re.split(r"[.\[]", error.where)[0] in arguments:
+                raise type(error)(f"{where}.{error.where}", error.problem, error.remedy) from error
+            raise
+        except Exception as error:
+            error.add_note(f"while building {where} ({cls.__module__}.{cls.__qualname__})")
+            raise
+
+    def factory(self, node: dict[str, Any], expected: tuple[type, ...], where: str) -> Factory[Any]:
+        cls = self.class_of(node, expected, where)
+        return _PartFactory(cls, functools.partial(self.arguments, cls, node, where, None))
+
+    def class_of(self, node: dict[str, Any], expected: tuple[type, ...], where: str) -> type:
+        name = node.get("type")
+        if name is None:
+            ours = [c for c in expected if _is_ours(c) and "." in where]  # a section always names its class
+            if not ours:
+                raise ConfigError(where, "`type` is missing", f"it names a {_names(expected)}")
+            return ours[0]
+        if not isinstance(name, str):
+            raise ConfigError(f"{where}.type", f"{name!r} is not a name")
+        entry = index.entry_of(name, where)
+        found = self.import_class(entry["path"] if entry else name, f"{where}.type")
+        if not issubclass(found, expected):
+            raise ConfigError(f"{where}.type", f"{name} is not a {_names(expected)}")
+        return found
+
+    def import_class(self, path: str, where: str) -> type:
+        """The class at a dotted path, if it is of an allowed package itself: modules expose what they import, too."""
+        parts = path.split(".")
+        if any(not p.isidentifier() or p.startswith("_") for p in parts):
+            raise ConfigError(where, f"{path!r} is not the path of a public class")
+        if parts[0] not in self.allowed:
+            raise ConfigError(where, f"classes of {parts[0]!r} are not built", f"--allow {parts[0]} if you trust it")
+        found: Any = None
+        for i, part in enumerate(parts):
+            if i and hasattr(found, part):
+                found = getattr(found, part)
+            else:
+                prefix = ".".join(parts[: i + 1])
+                try:
+                    found = importlib.import_module(prefix)
+                except ModuleNotFoundError as error:
+                    if error.name and not prefix.startswith(error.name):
+                        raise
+                    raise ConfigError(where, f"no class {path!r}", index.nearest(part, dir(found))) from None
+            owner = found.__name__ if isinstance(found, types.ModuleType) else getattr(found, "__module__", "")
+            if str(owner).partition(".")[0] not in self.allowed:
+                raise ConfigError(
+                    where, f"{path!r} is not a class of {parts[0]}, it is {owner}'s", "name it by its own path"
+                )
+        if not isinstance(found, type):
+            raise ConfigError(where, f"{path!r} is not a class")
+        return found
+
+    def arguments(
+        self, cls: type, node: dict[str, Any], where: str, given: Mapping[str, object] | None
+    ) -> dict[str, Any]:
+        """Checked and built arguments of a class; `given` is None for a factory, whose owner brings what is missing."""
+        parameters, hints = signature(cls)
+        keyword = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        is_open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        facts = {n: f for n in keyword for f in FACTS if _is_ours(cls) and f in _options(hints.get(n))}
+        arguments = {n: self.facts[f] for n, f in facts.items() if f in self.facts}
+        arguments.update(given or {})
+        for key, value in node.items():
+            path = f"{where}.{key}"
+            if key == "type":
+                continue
+            if key in facts:
+                raise ConfigError(path, "is not set by hand", "it comes from the data set; remove the key")
+            if key in (given or {}):
+                raise ConfigError(path, "is not set here", "it is built from its own section")
+            if key not in keyword and not is_open:
+                raise index.unknown_key(where, str(key), keyword, _is_ours(cls))
+            arguments[key] = self.value(value, hints.get(key, Any), path)
+        for name, parameter in keyword.items():
+            if given is not None and name not in arguments and parameter.default is parameter.empty:
+                remedy = "the data set must say it" if name in facts else f"{cls.__name__} needs it"
+                raise ConfigError(f"{where}.{name}", "is missing", remedy)
+        return arguments
+
+    def value(self, value: Any, hint: Any, where: str) -> Any:
+        """A plain value checked against a type hint; mappings that stand for parts are built."""
+        options = _options(hint)
+        if isinstance(value, dict):
+            for option in options:
+                if typing.get_origin(option) is Factory:
+                    return self.factory(value, typing.get_args(option), where)
+            expected = tuple(o for o in options if _is_part(o))
+            if expected and ("type" in value or any(map(_is_ours, expected))):
+                return self.part(value, expected, where, {})
+        for option in options:
+            origin, inner = typing.get_origin(option), typing.get_args(option)
+            if not isinstance(origin, type) or not any(map(_holds_parts, inner)):
+                continue
+            if isinstance(value, dict) and issubclass(dict, origin):
+                return {k: self.value(v, inner[1], f"{where}.{k}") for k, v in value.items()}
+            if isinstance(value, list) and (issubclass(list, origin) or origin is tuple):
+                built = [self.value(v, inner[0], f"{where}[{i}]") for i, v in enumerate(value)]
+                return tuple(built) if origin is tuple else built
+        return check_value(value, hint, where)
+
+
+class _PartFactory(Factory[Any]):
+    """A checked, unbuilt part. Parts inside it are built anew at each call, so that two calls share no weights."""
+
+    def __init__(self, target: type, rebuild: Callable[[], dict[str, Any]]) -> None:
+        super().__init__(target, **rebuild())
+        self.rebuild = rebuild
+
+    def __call__(self, *args: Any, **facts: Any) -> Any:
+        return self.target(*args, **{**self.rebuild(), **facts})
+
+
+def signature(cls: type) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+    """Constructor parameters of a class, without `self`, and their type hints.
+
+    Hints of foreign classes that cannot be resolved are left out; ours must resolve.
+    """
+    try:
+        parameters = dict(inspect.signature(cls).parameters)
+    except ValueError:  # classes written in C have no signature
+        return {}, {}
+    try:
+        return parameters, typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    except (NameError, TypeError, AttributeError):
+        if _is_ours(cls):
+            raise
+        return parameters, {}
+
+
+def check_value(value: Any, hint: Any, where: str) -> Any:
+    """A plain value of a config as its hint wants it: a list becomes a tuple, an int a float, no more.
+
+    Raises:
+        ConfigError: the value is of another type.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+
+    if hint is Any:
+        return value
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticSchemaGenerationError:
+        return value  # a hint without a meaning for plain values
+    except PydanticUserError:  # a TypedDict or dataclass brings its own settings
+        adapter = TypeAdapter(hint)
+    try:
+        # JSON mode is strict about scalars, and lets lists, which are all that YAML has, be tuples and sets.
+        return adapter.validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        deepest = max(sum(isinstance(p, int) for p in e["loc"]) for e in errors)
+        found = [e for e in errors if sum(isinstance(p, int) for p in e["loc"]) == deepest]
+        place = "".join(f"[{p}]" for p in found[0]["loc"] if isinstance(p, int))
+        wants = dict.fromkeys(_wanted(e["msg"], hint) for e in found)
+        raise ConfigError(
+            f"{where}{place}", f"{found[0]['input']!r} is of the wrong type", " or ".join(wants)
+        ) from None
+
+
+def _wanted(message: str, hint: Any) -> str:
+    if "isinstance" in message or "callable" in message:
+        return f"a mapping that describes a {_names([o for o in _options(hint) if _is_part(o)]) or hint}"
+    return message[:1].lower() + message[1:]
+
+
+def _options(hint: Any) -> list[Any]:
+    """The members of a union; a list of one for everything else."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [option for argument in typing.get_args(hint) for option in _options(argument)]
+    return [hint]
+
+
+def _is_part(option: Any) -> bool:
+    """Whether a hint is a class that a `type` node could be built for, not a container or scalar."""
+    if not isinstance(option, type) or typing.get_origin(option) is not None or issubclass(option, dict):
+        return False
+    return option.__module__.partition(".")[0] not in sys.stdlib_module_names
+
+
+def _holds_parts(hint: Any) -> bool:
+    return any(
+        _is_part(o) or typing.get_origin(o) is Factory or any(map(_holds_parts, typing.get_args(o)))
+        for o in _options(hint)
+    )
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "vistrain"
+
+
+def _names(classes: Collection[type]) -> str:
+    return " or ".join(c.__name__ for c in classes)

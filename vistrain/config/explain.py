@@ -1,0 +1,228 @@
+"""`vistrain list` and `vistrain explain`: the index, for people. Imports no torch."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vistrain.config import index
+from vistrain.errors import ConfigError
+
+# What can be listed -> the kind of class in the index; None: listed from elsewhere
+KINDS: dict[str, str | None] = {
+    "configs": None,
+    "models": "model",
+    "backbones": None,
+    "datasets": "dataset",
+    "tasks": "task",
+    "optimizers": "optimizer",
+    "schedules": "schedule",
+    "callbacks": "callback",
+    "loggers": "logger",
+    "metrics": None,
+    "parts": "",  # every class of ours that has none of the kinds above
+}
+
+
+def listing(kind: str, pattern: str = "*") -> str:
+    """A table with a line for each name of a kind.
+
+    Args:
+        kind: of `KINDS`.
+        pattern: shell pattern; without wildcards, a part of the name.
+
+    Raises:
+        ConfigError: the kind is unknown, or nothing matches.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"list {kind}", "cannot be listed", index.nearest(kind, KINDS))
+    rows = _rows(kind)
+    wanted = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
+    found = {
+        name: row
+        for name, row in rows.items()
+        if any(fnmatch.fnmatchcase(n, wanted.lower()) for n in (name.lower(), re.split(r"[./]", name.lower())[-1]))
+    }
+    if not found:
+        raise ConfigError(f"list {kind} {pattern}", "nothing matches", index.nearest(pattern.strip("*"), rows))
+    return table([[name, *row] for name, row in found.items()])
+
+
+def _rows(kind: str) -> dict[str, Sequence[str]]:
+    known = index.load()
+    if kind == "configs":
+        return {name: _config_row(entry) for name, entry in known["configs"].items()}
+    if kind == "backbones":
+        ours, leaves = known["our_backbones"], _leaves(known)
+        return {n: _backbone_row(ours.get(n), leaves.get(n), tags) for n, tags in known["backbones"].items()}
+    if kind == "metrics":
+        return {name: [cls] for name, cls in known["protocols"].items()}
+    others = {e["kind"] for e in known["classes"].values() if e["path"].startswith("vistrain.")} - set(KINDS.values())
+    kinds = {KINDS[kind]} if KINDS[kind] else others
+    entries = {n: e for n, e in known["classes"].items() if e["kind"] in kinds}
+    return {n: [e.get("paper", ""), e["doc"]] if kind == "models" else [e["doc"]] for n, e in entries.items()}
+
+
+def _backbone_row(entry: dict[str, Any] | None, leaf: dict[str, Any] | None, tags: Sequence[str]) -> list[str]:
+    """What is published of ours, and of timm's models that a shipped config trains; the tags of timm's weights."""
+    listed = ", ".join(tag for tag in tags if tag)
+    if entry is None and leaf is None:
+        return ["", "", "", "", "", "", listed]
+    if entry is None:
+        assert leaf is not None
+        reference = leaf.get("reference") or {}
+        facts = {**leaf, "image_size": leaf["image_size"][0], "strides": leaf.get("maps", ())}
+        entry = {**facts, "paper": reference.get("paper", ""), "top1": reference.get("value")}
+    gmacs = f"{entry['gmacs']} G at {entry['image_size']}" if entry["gmacs"] else ""
+    top1 = f"top-1 {entry['top1']}" if entry["top1"] else ""
+    strides = "strides " + " ".join(map(str, entry["strides"])) if entry["strides"] else "no maps"
+    sizes = "any size" if entry.get("any_size") else "one size"
+    return [str(entry["paper"]), f"{entry['parameters'] / 1e6:.1f} M", gmacs, top1, strides, sizes, listed]
+
+
+def _leaves(known: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The classification config of each of timm's models: that of its default weights, if there are several."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in known["configs"].values():
+        if (entry.get("reference") or {}).get("metric") != "cls/top1" or "parameters" not in entry:
+            continue
+        name, _, tag = str(entry.get("backbone")).partition(".")
+        if name not in found or known["backbones"].get(name, [""])[0] == tag:
+            found[name] = entry
+    return found
+
+
+def _config_row(entry: dict[str, Any]) -> list[str]:
+    reference = entry.get("reference") or {}
+    parameters = f"{entry['parameters'] / 1e6:.1f} M" if "parameters" in entry else ""
+    published = f"{reference['metric']} {reference['value']}" if "value" in reference else ""
+    return [entry.get("backbone") or "", parameters, published, entry["title"]]
+
+
+def table(rows: Iterable[Sequence[str]], indent: str = "") -> str:
+    """Columns two spaces apart; the last one is as long as it is."""
+    rows = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    used = [i for i, width in enumerate(widths) if width]
+    return "".join(
+        (indent + "  ".join(row[i].ljust(widths[i]) for i in used)).rstrip() + "\n" for row in rows
+    )  # fmt: skip
+
+
+def explanation(name: str) -> str:
+    """What a class, a section, a dotted key or a config is.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    known = index.load()
+    short = index.canonical(name)
+    by_bare_name = {n.rpartition(".")[2]: n for n in known["classes"]}
+    short = by_bare_name.get(short, short)
+    if short in known["classes"]:
+        return _explain_class(short, known["classes"][short])
+    config = name.removeprefix("vistrain:").removesuffix(".yaml").removeprefix("configs/")
+    if config in known["configs"]:
+        return _explain_config(config, known["configs"][config])
+    section, _, key = name.partition(".")
+    if section in index.SECTIONS:
+        return _explain_key(section, key) if key else _explain_section(section)
+    names = [*known["classes"], *by_bare_name, *index.SECTIONS, *known["configs"]]
+    raise ConfigError(f"explain {name}", "no such class, key or config", index.nearest(name, names))
+
+
+def _explain_class(name: str, entry: dict[str, Any]) -> str:
+    doc = docstring(entry) or entry["doc"]
+    lines = [f"{name}  ({entry['path']})", ""]
+    lines += [textwrap.indent(doc, "  "), "", "  parameters:", _parameter_table(entry).rstrip("\n")]
+    users = [n for n, c in index.load()["configs"].items() if name in (c.get("model"), c.get("task"), c.get("dataset"))]
+    if users:
+        lines += ["", "  used by:", *(f"    vistrain:{n}" for n in users)]
+    return "\n".join(lines) + "\n"
+
+
+def _parameter_table(entry: dict[str, Any]) -> str:
+    rows = []
+    for key, parameter in entry["parameters"].items():
+        hint = parameter.get("hint", "")
+        if index.FACTS.search(hint):
+            default = "given by the data"
+        elif "default" in parameter:
+            default = f"= {_yaml(parameter['default'])}"
+        else:
+            default = f"= {parameter['built']}(...)" if "built" in parameter else "required"
+        rows.append([key, hint, default])
+    return table(rows, "    ") if rows else "    none\n"
+
+
+def _yaml(value: Any) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def _explain_config(name: str, entry: dict[str, Any]) -> str:
+    facts = {k: v for k, v in entry.items() if k not in ("title", "reference")} | (entry.get("reference") or {})
+    file = index.config_root() / f"{name}.yaml"
+    return f"vistrain:{name}  ({file})\n\n  {entry['title']}\n\n" + table(facts.items(), "  ")
+
+
+def _explain_section(section: str) -> str:
+    known = index.load()["classes"]
+    lines = f"{section}: {index.SECTIONS[section]}\n"
+    if section in index.PLAIN_SECTIONS:
+        return lines + "\n  keys: " + ", ".join(index.PLAIN_SECTIONS[section]) + "\n"
+    if section == "trainer":
+        return lines + "\n" + _parameter_table(known[index.TRAINER])
+    kind = {"callbacks": "callback", "data": "dataset"}.get(section, section)
+    rows = [[name, entry["doc"]] for name, entry in known.items() if entry["kind"] == kind]
+    return lines + ("\n  classes:\n" + table(rows, "    ") if rows else "")
+
+
+def _explain_key(section: str, key: str) -> str:
+    """A key of a section: which classes take it, as what, and what their docstrings say of it."""
+    known, last = index.load()["classes"], key.rpartition(".")[2]
+    if f"{section}.{key}" in index.ELSEWHERE:
+        return f"{section}.{key} is not set: {index.ELSEWHERE[f'{section}.{key}']}\n"
+    if section in index.PLAIN_SECTIONS and key in index.PLAIN_SECTIONS[section]:
+        return f"{section}.{key}: a key of {section}, {index.SECTIONS[section]}\n"
+    kind = {"callbacks": "callback", "data": "dataset"}.get(section, section)
+    takers = {n: e for n, e in known.items() if last in e["parameters"] and (e["kind"] == kind or "." in key)}
+    if "." in key:  # a part inside: only classes that are parts, or that a part's key names
+        takers = {n: e for n, e in takers.items() if e["path"].startswith("vistrain.") or e["kind"] == kind}
+    if not takers:
+        names = {f"{section}.{p}" for e in known.values() if e["kind"] == kind for p in e["parameters"]}
+        raise ConfigError(
+            f"{section}.{key}", "no class of this section takes it", index.nearest(f"{section}.{key}", names)
+        )
+    lines = [f"{section}.{key}", ""]
+    for name, entry in takers.items():
+        parameter = {"parameters": {last: entry["parameters"][last]}}
+        lines.append(f"  {name}\n{_parameter_table(parameter)}" + _parameter_doc(docstring(entry), last))
+    return "\n".join(lines)
+
+
+def docstring(entry: dict[str, Any]) -> str:
+    """The docstring of a class of ours, read from its source; empty for others, and where there is none."""
+    module, _, name = entry["path"].rpartition(".")
+    if not module.startswith("vistrain."):
+        return ""
+    path = index.HERE.joinpath(*module.split(".")[1:])
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    found = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name]
+    return (ast.get_docstring(found[0]) or "") if found else ""
+
+
+def _parameter_doc(doc: str, name: str) -> str:
+    """The lines of a docstring's `Args` that speak of a parameter; several may share an entry: `height, width: ...`."""
+    block = re.search(r"^(?:Args|Attributes):\n((?:[ ]{4}.*\n?|\n)+)", inspect.cleandoc(doc), re.M)
+    for entry in re.split(r"\n(?=    \S)", block.group(1)) if block else []:
+        names, colon, text = entry.partition(":")
+        if colon and name in re.split(r"[,\s]+", names.strip()):
+            return textwrap.indent(textwrap.fill(" ".join(text.split()), 110), "      ") + "\n"
+    return ""

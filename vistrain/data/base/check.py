@@ -1,0 +1,115 @@
+"""What looking at any data set takes: every file opened by several threads, copies found, a report written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+
+from vistrain.data.base.module import available_cores
+from vistrain.errors import DataError
+from vistrain.writing import whole_file
+
+MOST = 20  # findings of a kind that are shown; report.json has all
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Findings:
+    """What the reports on all kinds of sets share; they are dataclasses.
+
+    Attributes:
+        splits: name -> what a split holds: `bad_files`, and a `problem` where one that cannot be listed is reported
+            rather than raised.
+    """
+
+    splits: Mapping[str, Any]
+
+    @property
+    def ok(self) -> bool:
+        """Whether a run can go through: every split can be listed and every file read. Leaks do not stop one."""
+        return not any(split.bad_files or getattr(split, "problem", "") for split in self.splits.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, as in `report.json`."""
+        return {"ok": self.ok, **asdict(cast(Any, self))}
+
+
+def opened(
+    items: Sequence[Item], open_one: Callable[[Item], Result], title: str
+) -> Iterator[tuple[Item, Result | DataError]]:
+    """Each item with what a function makes of it, or its DataError; in order, with a progress bar on a terminal.
+
+    Threads do: decoding frees Python's lock.
+    """
+
+    def safe(item: Item) -> tuple[Item, Result | DataError]:
+        try:
+            return item, open_one(item)
+        except DataError as error:
+            return item, error
+
+    with ThreadPoolExecutor(available_cores()) as pool:
+        results: Iterable[tuple[Item, Result | DataError]] = pool.map(safe, items)
+        if sys.stderr.isatty():
+            console = Console(stderr=True)
+            results = track(results, title, total=len(items), console=console, transient=True)
+        yield from results
+
+
+def pixel_hash(pixels: np.ndarray) -> bytes:
+    """16 bytes that tell images of other pixels or widths apart."""
+    contiguous = np.ascontiguousarray(pixels)
+    return hashlib.blake2b(contiguous.data, digest_size=16, salt=b"%d" % pixels.shape[1]).digest()
+
+
+def same_pixels(seen: Mapping[bytes, Sequence[str]]) -> tuple[list[list[str]], dict[str, list[list[str]]]]:
+    """Groups of files with the same pixels.
+
+    Args:
+        seen: hash -> files as `split: file`.
+
+    Returns:
+        Those in more than one split; and split -> those within it, without the split's name.
+    """
+    leaks, repeated = [], dict[str, list[list[str]]]()
+    for files in seen.values():
+        where = {file.split(": ")[0] for file in files}
+        if len(where) > 1:
+            leaks.append(list(files))
+        elif len(files) > 1:
+            repeated.setdefault(where.pop(), []).append([file.split(": ", 1)[1] for file in files])
+    return leaks, repeated
+
+
+def unreadable(split: str, bad: Mapping[str, str]) -> list[str]:
+    """Lines for a terminal about files that cannot be used: file -> why."""
+    lines = [f"[red]unusable[/] {split}: {escape(file)}: {escape(why)}" for file, why in list(bad.items())[:MOST]]
+    if len(bad) > MOST:
+        lines.append(f"... and {len(bad) - MOST} more, see report.json")
+    return lines
+
+
+def shown(groups: Sequence[Sequence[str]]) -> str:
+    """The first groups of equal files, for a line."""
+    return escape("; ".join(" = ".join(files) for files in groups[:3]))
+
+
+def write_report(content: Mapping[str, Any], folder: Path) -> None:
+    """Write `report.json`.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    with whole_file(folder / "report.json") as partial:
+        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")

@@ -1,0 +1,195 @@
+"""The one place where data sets open and list image files: a path may lead into tar shards (see `data.shards`).
+
+In a shard folder `set`, the path `set/train/cat/1.jpg` means the member `train/cat/1.jpg`, so a data module reads
+shards as soon as its paths point there. What the index of the nearest folder above a path lists, the shards answer for;
+everything else is a plain file, so annotations and lists may lie beside the shards.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from vistrain.data.base.shards import INDEX, REINDEX, Shards, shard_files
+from vistrain.errors import DataError
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        OSError: a plain file cannot be read, as `Path.read_bytes` raises it.
+        DataError: shards are damaged, have no index, or do not hold the file.
+    """
+    found = _locate(path)
+    if found is not None:
+        shards, name = found
+        position = shards.position(name)
+        if position is not None:
+            return shards.read(position)
+    try:
+        return Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if found is not None:
+            problem = f"not there, and not among the {len(shards):,} files of the shards in {shards.folder}"
+            raise DataError(str(path), problem, "correct the name, or make the shards anew with it") from error
+        if _made_since(Path(path).parent):
+            return read_bytes(path)
+        _refuse_unindexed(Path(path).parent)
+        raise
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """A file to read the beginning of.
+
+    Raises:
+        OSError, DataError: as `read_bytes`.
+    """
+    found = _locate(path)
+    if found is None or found[0].position(found[1]) is None:
+        return Path(path).open("rb")
+    return io.BytesIO(read_bytes(path))
+
+
+def stamp(path: str | Path) -> tuple[int, int]:
+    """Two numbers that differ where a file of that path has another content: bytes, and time or check sum.
+
+    Raises:
+        OSError, DataError: as `read_bytes`.
+    """
+    found = _locate(path)
+    position = found[0].position(found[1]) if found is not None else None
+    if found is None or position is None:
+        state = Path(path).stat()
+        return state.st_size, state.st_mtime_ns
+    return int(found[0].index.size[position]), int(found[0].index.crc[position])
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a path is a file.
+
+    Raises:
+        DataError: there are shards, and their index is missing or damaged.
+    """
+    found = _locate(path)
+    return (found is not None and found[0].position(found[1]) is not None) or Path(path).is_file()
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a path is a folder.
+
+    Raises:
+        DataError: there are shards, and their index is missing or damaged.
+    """
+    if _shards_of(path) is not None or Path(path).is_dir():
+        return True
+    if _made_since(Path(path)):
+        return is_folder(path)
+    _refuse_unindexed(Path(path))
+    return False
+
+
+def file_names(folder: str | Path) -> set[str]:
+    """Names of what lies in a folder (of shards, files alone); none if there is no such folder.
+
+    Raises:
+        DataError: as `is_folder`.
+    """
+    found = _shards_of(folder)
+    if found is not None:
+        return {name for name in found[0].below(found[1]) if "/" not in name}
+    _refuse_unindexed(Path(folder))
+    return set(os.listdir(folder)) if Path(folder).is_dir() else set()
+
+
+def folder_names(folder: str | Path) -> list[str]:
+    """Names of the folders in a folder, sorted.
+
+    Raises:
+        OSError: there is no such folder, or it cannot be read.
+        DataError: as `is_folder`.
+    """
+    found = _shards_of(folder)
+    if found is not None:
+        return sorted(found[0].folders(found[1]))
+    _refuse_unindexed(Path(folder))
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+
+
+def files_below(folder: str | Path) -> list[str]:
+    """Paths of the files below a folder, at any depth and relative to it, sorted; nothing below hidden folders.
+
+    Raises:
+        OSError: a folder cannot be read.
+        DataError: as `is_folder`.
+    """
+    shards = _shards_of(folder)
+    if shards is not None:
+        return sorted(n for n in shards[0].below(shards[1]) if not any(p.startswith(".") for p in n.split("/")[:-1]))
+    _refuse_unindexed(Path(folder))
+    found: list[str] = []
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        base = os.path.relpath(parent, folder)
+        prefix = "" if base == "." else f"{base}/"
+        found += [prefix + f for f in files]
+    return sorted(found)
+
+
+def _locate(path: str | Path) -> tuple[Shards, str] | None:
+    """The shards of the nearest folder above a path that has an index, and the path's name in them."""
+    folder, name = os.path.split(os.path.abspath(path))
+    found = _nearest(folder)
+    return None if found is None else (found[0], found[1] + name)
+
+
+def _shards_of(folder: str | Path) -> tuple[Shards, str] | None:
+    """The shards that hold anything below a folder, and its name in them."""
+    found = _nearest(os.path.abspath(folder))
+    if found is None or not found[0].has_folder(found[1].rstrip("/")):
+        return None
+    return found[0], found[1].rstrip("/")
+
+
+@functools.lru_cache(maxsize=4096)  # the folders of ImageNet's classes, and then some
+def _nearest(folder: str) -> tuple[Shards, str] | None:
+    """The shards of the nearest folder at or above one, and its name in them, with a `/` at the end."""
+    at, name = folder, ""
+    while True:
+        try:
+            state = os.stat(os.path.join(at, INDEX))
+        except OSError:
+            parent, base = os.path.split(at)
+            if parent == at:
+                return None
+            at, name = parent, f"{base}/{name}"
+        else:
+            return _opened(at, state.st_mtime_ns, state.st_size), name
+
+
+@functools.lru_cache(maxsize=32)
+def _opened(folder: str, changed: int, length: int) -> Shards:
+    return Shards(folder)
+
+
+def _made_since(folder: Path) -> bool:
+    """Whether shards at or above a folder have been written since this process last looked there and found none."""
+    at = os.path.abspath(folder)
+    if _nearest(at) is not None:
+        return False
+    _nearest.cache_clear()
+    return _nearest(at) is not None
+
+
+def _refuse_unindexed(path: Path) -> None:
+    """What is missed may be in shards whose index was not copied; said instead of `no such file`."""
+    folder = next((p for p in (path, *path.parents) if p.is_dir()), path)
+    if shard_files(folder) and not (folder / INDEX).exists():
+        raise DataError(str(folder / INDEX), "no index of the shards in this folder", REINDEX.format(folder))

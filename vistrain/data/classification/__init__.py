@@ -1,0 +1,1 @@
+"""Data with classes: folders, lists, the known sets, generated patterns."""

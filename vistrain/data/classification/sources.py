@@ -1,0 +1,264 @@
+"""Where the images of a classification set come from: files, or arrays in memory; read only as far as is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from vistrain.data.base.images import JPEG_MAGIC, read_image
+from vistrain.data.base.storage import file_names, files_below, read_bytes
+from vistrain.errors import DataError
+
+try:  # extra `fast`, see `images`
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm")
+FACTORS = (8, 4, 2)  # by which JPEGs can be decoded smaller at less than the full cost
+
+
+class Encoded(Protocol):
+    """An image that is not decoded yet."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        ...
+
+    def decode(self, shrink: float = 1.0) -> np.ndarray:
+        """uint8 `[h, w, 3]`, RGB, at most `shrink` times smaller than it is; often not smaller at all."""
+        ...
+
+
+class Source(Protocol):
+    """Images by index."""
+
+    def __len__(self) -> int: ...
+
+    def open(self, index: int) -> Encoded:
+        """The image of an index."""
+        ...
+
+    def path(self, index: int) -> Path:
+        """Its file, for messages and pictures."""
+        ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and their classes.
+
+    Attributes:
+        source: the images.
+        labels: `[M]` int64, class channels of all images one after the other.
+        first: `[N + 1]` int64: image i has `labels[first[i]:first[i + 1]]`.
+    """
+
+    source: Source
+    labels: np.ndarray
+    first: np.ndarray
+
+    @classmethod
+    def single(cls, source: Source, labels: Sequence[int] | np.ndarray) -> Split:
+        """A split with one class for each image."""
+        return cls(source, np.asarray(labels, dtype=np.int64), np.arange(len(source) + 1))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def of(self, index: int) -> tuple[int, ...]:
+        """The classes of an image."""
+        return tuple(self.labels[self.first[index] : self.first[index + 1]].tolist())
+
+    def subset(self, chosen: np.ndarray) -> Split:
+        """The images of these indices, in this order."""
+        labels = [self.of(int(i)) for i in chosen]
+        first = np.concatenate([[0], np.cumsum([len(row) for row in labels])])
+        flat = np.array([label for row in labels for label in row], np.int64)
+        return Split(_Chosen(self.source, chosen), flat, first)
+
+
+class Files:
+    """Image files below a folder. Names are kept as one array of bytes, which worker processes share without copies.
+
+    Args:
+        folder: that the names are relative to.
+        names: of the files.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder = folder
+        self.names = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def open(self, index: int) -> Encoded:
+        """The file's image.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return ImageFile(self.path(index))
+
+    def path(self, index: int) -> Path:
+        """The file."""
+        return self.folder / os.fsdecode(bytes(self.names[index]))
+
+
+class ImageFile:
+    """An image file, of which nothing but the head is decoded until it is asked for.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._pixels: np.ndarray | None = None
+        try:
+            self._data = read_bytes(path)
+        except OSError as error:
+            raise DataError(str(path), f"cannot be read: {error.strerror or error}") from error
+        self.size = self._head() or self._all().shape[:2]
+
+    def decode(self, shrink: float = 1.0) -> np.ndarray:
+        """uint8 `[h, w, 3]`; a JPEG by 2, 4 or 8 smaller where that is not too small.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        factor = next((f for f in FACTORS if f <= shrink), 1)
+        if factor > 1 and self._pixels is None:
+            # Anything out of the ordinary is the full reader's to judge.
+            with contextlib.suppress(ValueError, RuntimeError, OSError, SyntaxError):
+                return self._decode_smaller(factor)
+        return self._all()
+
+    def _head(self) -> tuple[int, int] | None:
+        """Height and width of an ordinary JPEG."""
+        if not self._data.startswith(JPEG_MAGIC):
+            return None
+        with contextlib.suppress(ValueError, RuntimeError, OSError, SyntaxError):
+            if simplejpeg is not None:
+                height, width, colours, _ = simplejpeg.decode_jpeg_header(self._data)
+                return (height, width) if colours in ("YCbCr", "Gray", "RGB") else None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with Image.open(io.BytesIO(self._data)) as image:
+                    return (image.height, image.width) if image.mode in ("RGB", "L") else None
+        return None
+
+    def _decode_smaller(self, factor: int) -> np.ndarray:
+        height, width = self.size
+        wanted = (math.ceil(height / factor), math.ceil(width / factor))
+        if simplejpeg is not None:
+            pixels: np.ndarray = simplejpeg.decode_jpeg(
+                self._data, "RGB", min_height=wanted[0], min_width=wanted[1], min_factor=factor
+            )
+            return pixels
+        with Image.open(io.BytesIO(self._data)) as image:
+            image.draft("RGB", wanted[::-1])
+            return np.array(image.convert("RGB"))
+
+    def _all(self) -> np.ndarray:
+        if self._pixels is None:
+            self._pixels = read_image(self.path, data=self._data)
+        return self._pixels
+
+
+class Arrays:
+    """Images in memory.
+
+    Args:
+        images: uint8 `[N, H, W]` or `[N, H, W, 3]`.
+        path: the file that they come from.
+    """
+
+    def __init__(self, images: np.ndarray, path: Path) -> None:
+        self.images, self.file = images, path
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def open(self, index: int) -> Encoded:
+        """The image of an index."""
+        return _Decoded(self.images[index])
+
+    def path(self, index: int) -> Path:
+        """The file that holds all of them."""
+        return self.file
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    image: np.ndarray
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.image.shape[0], self.image.shape[1]
+
+    def decode(self, shrink: float = 1.0) -> np.ndarray:
+        if self.image.ndim == 2:
+            return np.repeat(self.image[..., None], 3, axis=2)
+        return np.ascontiguousarray(self.image)
+
+
+class _Chosen:
+    def __init__(self, source: Source, chosen: np.ndarray) -> None:
+        self.source, self.chosen = source, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def open(self, index: int) -> Encoded:
+        return self.source.open(int(self.chosen[index]))
+
+    def path(self, index: int) -> Path:
+        return self.source.path(int(self.chosen[index]))
+
+
+def image_files(folder: Path) -> list[str]:
+    """Names of the image files below a folder, at any depth, sorted; hidden files are left out.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    try:
+        names = files_below(folder)
+    except OSError as error:
+        raise DataError(str(folder), f"cannot be read: {error.strerror or error}") from error
+    return [n for n in names if n.lower().endswith(SUFFIXES) and not os.path.basename(n).startswith(".")]
+
+
+def refuse_missing(files: Sequence[str], folder: Path, listing: Path) -> None:
+    """Refuses a list that names images that are not there; one directory listing per folder, not a look at each file.
+
+    Raises:
+        DataError: saying how many, and which is the first.
+    """
+    present: dict[str, set[str]] = {}
+    missing = []
+    for name in files:
+        parent, base = os.path.split(name)
+        if parent not in present:
+            present[parent] = file_names(folder / parent)
+        if base not in present[parent]:
+            missing.append(name)
+    if missing:
+        problem = f"{len(missing)} of {len(files)} listed images are not in {folder} (first: {missing[0]})"
+        raise DataError(str(listing), problem, "complete the folder, or correct the list or data.images")

@@ -1,0 +1,1 @@
+"""Data with boxes: COCO's format, its augmentation, generated shapes."""

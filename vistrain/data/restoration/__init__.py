@@ -1,0 +1,1 @@
+"""Data of degraded and true pictures: pairs, degradations, generated textures."""

@@ -1,0 +1,83 @@
+"""Reading the pixels of image sets for restoration: as few of them as are needed, in the colours that are wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vistrain.data.base.images import read_image
+from vistrain.data.base.storage import open_file, read_bytes
+from vistrain.errors import DataError
+from vistrain.metrics.image import luma
+
+ColorName = Literal["rgb", "grey", "luma"]
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+END = b"IEND\xaeB`\x82"  # the last bytes of a whole PNG
+PLAIN = {b"\x08\x00": 2, b"\x08\x02": 3}  # bit depth and colour type -> dimensions of what OpenCV gives: grey, RGB
+
+
+def read_pixels(path: Path, color: ColorName = "rgb") -> np.ndarray:
+    """The pixels of a file.
+
+    Args:
+        path: whatever `read_image` reads; of 16-bit files the high byte is kept, alpha is dropped.
+        color: `rgb`; `grey` is a grey file as it is, and of a colour file 0.299 R + 0.587 G + 0.114 B; `luma` is Y of
+            BT.601 in the studio range, rounded, as MATLAB's `rgb2ycbcr` gives it.
+
+    Returns:
+        uint8 `[H, W, 3]` or `[H, W, 1]`.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    image = _fast_png(path)
+    if image is None:
+        image = read_image(path)
+    if color == "rgb":
+        return np.repeat(image, 3, 2) if image.shape[2] == 1 else image
+    if color == "luma":
+        return luma(np.repeat(image, 3, 2) if image.shape[2] == 1 else image).round().astype(np.uint8)
+    if image.shape[2] == 1:
+        return image
+    first = image[..., :1]
+    return first if (image == first).all() else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width, from the header alone.
+
+    Raises:
+        DataError: the file is missing, or no image.
+    """
+    try:
+        with open_file(path) as file, Image.open(file) as image:
+            return image.height, image.width
+    except FileNotFoundError as error:
+        raise DataError(str(path), "no such image file") from error
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(str(path), f"not an image that can be read ({error})") from error
+
+
+def _fast_png(path: Path) -> np.ndarray | None:
+    """uint8 `[H, W, 1 or 3]` of an ordinary 8-bit PNG; None for anything else, damage included, which is Pillow's to
+    judge (OpenCV gives half an image for half a file)."""
+    try:
+        data = read_bytes(path)
+    except OSError:
+        return None
+    dimensions = PLAIN.get(data[24:26])
+    if not data.startswith(PNG_MAGIC) or not data.endswith(END) or dimensions is None:
+        return None
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if (
+        image is None
+        or image.dtype != np.uint8
+        or image.ndim != dimensions
+        or (dimensions == 3 and image.shape[2] != 3)
+    ):
+        return None
+    return image[..., None] if dimensions == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

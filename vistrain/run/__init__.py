@@ -1,0 +1,27 @@
+"""From a composed config to something done: training, evaluation, prediction, reproduction, profiles."""
+
+from vistrain.run.engine import (
+    Parts,
+    best_precision,
+    build_model,
+    build_parts,
+    build_trainer,
+    fit,
+    load,
+    load_checkpoint,
+    load_official,
+    test,
+)
+
+__all__ = [
+    "Parts",
+    "best_precision",
+    "build_model",
+    "build_parts",
+    "build_trainer",
+    "fit",
+    "load",
+    "load_checkpoint",
+    "load_official",
+    "test",
+]

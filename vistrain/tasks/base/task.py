@@ -1,0 +1,329 @@
+"""What every task does around its network: losses into steps, predictions into numbers, facts into checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loops.progress import _ProcessedTracker
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from rich.console import Console
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from vistrain import __version__
+from vistrain.errors import ConfigError
+from vistrain.optim import Constant, ParameterGroups, Schedule
+from vistrain.structures import Factory
+from vistrain.tasks.base.gather import Gatherer, Record
+from vistrain.tasks.base.parallel import same_statistics, spread
+
+log = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+
+
+class Metric(Protocol):
+    """What a task asks of a metric: records per sample, and numbers from all records."""
+
+    @property
+    def result(self) -> object:
+        """What a Rich console prints about the last `compute`."""
+        ...
+
+    def update(self, ids: Sequence[Any], predictions: Sequence[Any], targets: Sequence[Any]) -> list[dict[str, Any]]:
+        """One record for each sample, a plain dict with its `id`."""
+        ...
+
+    def compute(self, records: list[Record]) -> dict[str, float]:
+        """Named numbers from the records of all samples."""
+        ...
+
+
+class Task(LightningModule):
+    """Trains and evaluates a network that offers `losses(batch)` and `predict(batch)`.
+
+    The network keeps mixed precision out of its losses and matching; the task only adds up what `losses` returns. It is
+    stored under `model.` in checkpoints.
+
+    Random numbers drawn while training (dropout, noise) depend on (seed, epoch, batch, rank) alone, because each batch
+    seeds the generators: a resumed run draws what the undisturbed one would have drawn, and evaluating in between or
+    not changes nothing.
+
+    Args:
+        model: the network.
+        optimizer: unbuilt torch optimizer; its arguments hold at least `lr`.
+        groups: how parameters are sorted into groups; default: no decay on norms.
+        schedule: factor on the learning rate for each optimizer step; default: none.
+        metrics: names of the protocols to evaluate with.
+        compile: compile, in place, the parts that the network names in `compiled_parts` (default: `backbone`).
+        seed: of the random numbers drawn while training.
+        channels_last: keep the weights of convolutions as `[out, height, width, in]` in memory: the same numbers but
+            for rounding, and faster convolutions where the device prefers it (tensor cores, AMX).
+
+    Attributes:
+        checkpoint_facts: plain containers that every checkpoint carries under `vistrain`, beside the version, the
+            labels and the preprocessing; the runner puts the composed config there.
+        losses: detached losses of the latest batch, as the network named them.
+        records: after an evaluation, on rank 0, the merged records of each metric by protocol name.
+        evaluators: split -> the metrics of an evaluation by protocol name.
+        numbers: the numbers of the latest evaluation, the same on every process.
+        sync_batchnorm: while training on several accelerators, batch norms use the statistics of all.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Factory[Optimizer],
+        groups: ParameterGroups | None = None,
+        schedule: Schedule | None = None,
+        metrics: Sequence[str] = (),
+        compile: bool = False,
+        seed: int = 0,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        # Weights alone: a convolution takes its input's and gives its output in the order of its weights.
+        self.model = model.to(memory_format=torch.channels_last) if channels_last else model
+        self.optimizer, self.groups = optimizer, groups or ParameterGroups()
+        self.schedule = schedule or Constant()
+        self.metrics, self.compile_model, self.seed = tuple(metrics), compile, seed
+        self.checkpoint_facts: dict[str, Any] = {}
+        self.losses: dict[str, Tensor] = {}
+        self.records: dict[str, list[Record]] = {}
+        self.evaluators: dict[str, dict[str, Metric]] = {}
+        self.numbers: dict[str, float] = {}
+        self._collected: dict[str, list[Record]] = {}
+        self._gatherer: Gatherer | None = None
+        self._to_log: list[dict[str, Tensor]] = []
+        self._logged_rate, self._stepped = 0.0, False
+        self.sync_batchnorm = False
+
+    def build_metrics(self, split: str) -> dict[str, Metric]:
+        """The metrics of one split (`val` or `test`) by protocol name; the subclass knows what facts they need."""
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------- setting up
+
+    def setup(self, stage: str) -> None:
+        """Build the metrics before anything is trained: a wrong name must not surface after the first epoch."""
+        split = "test" if stage == "test" else "val"
+        self.evaluators[split] = self.build_metrics(split)
+
+    def teardown(self, stage: str) -> None:
+        """Let go of ground truth and process group: a later `fit` copies this module."""
+        self.evaluators, self.records, self._collected, self._gatherer = {}, {}, {}, None
+
+    def configure_model(self) -> None:
+        """Prepare the network for the strategy, see `tasks.parallel`."""
+        spread(self)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer over the parameter groups, and the schedule as a factor for each optimizer step.
+
+        Raises:
+            ConfigError: the optimizer has no learning rate, or the schedule needs an end that the run does not have.
+        """
+        arguments = self.optimizer.arguments
+        if not isinstance(arguments.get("lr"), int | float):
+            raise ConfigError("optimizer.lr", "the learning rate is missing", "give a number")
+        parameters = self.groups(self.model, arguments["lr"], arguments.get("weight_decay", 0.0))
+        optimizer = self.optimizer(parameters)
+        self.trainer.fit_loop.setup_data()  # a run that is limited by steps would not know yet how long an epoch is
+        total = self.trainer.estimated_stepping_batches
+        batches = self.trainer.num_training_batches
+        per_epoch = 1 if math.isinf(batches) else max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
+        schedule = self.schedule
+        scheduler = LambdaLR(optimizer, lambda step: schedule.factor(step, total, per_epoch))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Compile in place: parameter names, and so checkpoints, stay as they are."""
+        if not self.compile_model:
+            return
+        for name in getattr(self.model, "compiled_parts", ("backbone",)):
+            self.model.get_submodule(name).compile()
+
+    # ---------------------------------------------------------------- training
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed this batch's random numbers.
+
+        Not with `torch.manual_seed`, which turns to every kind of device and costs half a millisecond.
+        """
+        key = (self.seed, self.current_epoch, batch_idx, self.global_rank)
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The sum of the network's losses, a scalar."""
+        losses: dict[str, Tensor] = self.model.losses(batch)  # type: ignore[operator]
+        self.losses = {name: value.detach() for name, value in losses.items()}
+        if self._logs_at(self.trainer.global_step + 1):
+            self._to_log.append(self.losses)
+        return torch.stack([value.reshape(()) for value in losses.values()]).sum()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """An optimizer step, and then the network's own `on_step_end(step)`, for teachers and schedules.
+
+        Here and not in `on_train_batch_end`, because callbacks write checkpoints there, before the module's hook.
+        """
+        if self._logs_at(self.trainer.global_step + 1):
+            self._logged_rate = self.learning_rate  # before the schedule moves it on
+        super().optimizer_step(*args, **kwargs)
+        self._stepped = True
+        hook = getattr(self.model, "on_step_end", None)
+        if hook is not None:
+            hook(self.trainer.global_step + 1)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Write the losses and the learning rate to the loggers, every `log_every_n_steps` optimizer steps.
+
+        Lightning's `self.log` would look at every loss of every batch; this touches them, and waits for the device,
+        only where a line is written. Losses are the mean over the accumulated micro-batches of all processes.
+        """
+        if not (self._stepped and self._to_log):
+            self._stepped = False
+            return
+        group, self._to_log, self._stepped = self._to_log, [], False
+        names = list(dict.fromkeys(name for losses in group for name in losses))
+        zero = group[0][names[0]].new_zeros(())
+        rows = [torch.stack([losses.get(name, zero).reshape(()) for name in names]) for losses in group]
+        values = self.trainer.strategy.reduce(torch.stack(rows).mean(0), reduce_op="mean").tolist()
+        numbers = {f"train/{name}": value for name, value in zip(names, values, strict=True)}
+        numbers = {"train/loss": sum(values), **numbers, "lr": self._logged_rate, "epoch": self.current_epoch}
+        self.log("train/loss", numbers["train/loss"], logger=False)  # for callbacks that monitor it
+        self._write(numbers, self.trainer.global_step)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the group that learns fastest: the base learning rate times the schedule's factor."""
+        return max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+
+    def _logs_at(self, step: int) -> bool:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return bool(every) and (step % every == 0 or self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+    def _write(self, numbers: Mapping[str, float], step: int) -> None:
+        for logger in self.trainer.loggers:
+            logger.log_metrics(dict(numbers), step)
+            logger.save()
+
+    # ---------------------------------------------------------------- evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        """Start collecting records."""
+        if self.trainer.world_size > 1:
+            same_statistics(self.model)
+        self._collected = {name: [] for name in self.evaluators["val"]}
+
+    def on_test_epoch_start(self) -> None:
+        """Start collecting records."""
+        self._collected = {name: [] for name in self.evaluators["test"]}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Predict, and keep each metric's records.
+
+        Returns:
+            `{"predictions": one per image}`, for callbacks that draw them.
+        """
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """As `validation_step`."""
+        return self._evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Gather, compute, log."""
+        if not self.trainer.sanity_checking:  # a few batches for the sake of errors, not for numbers
+            self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Gather, compute, log, and print the tables."""
+        self._finish("test")
+        if self.trainer.is_global_zero:
+            for metric in self.evaluators["test"].values():
+                Console().print(metric.result)
+
+    def predictions(self, batch: Batch, split: str) -> list[Any]:
+        """What the network predicts for each sample of an evaluation batch of `val` or `test`."""
+        found: list[Any] = self.model.predict(batch)  # type: ignore[operator]
+        return found
+
+    def _evaluate(self, batch: Batch, split: str) -> dict[str, Any]:
+        predictions = self.predictions(batch, split)
+        for name, metric in self.evaluators[split].items():
+            self._collected[name].extend(metric.update(batch["id"], predictions, batch["target"]))
+        return {"predictions": predictions}
+
+    def _finish(self, split: str) -> None:
+        if self._gatherer is None:
+            self._gatherer = Gatherer(self.global_rank, self.trainer.world_size)
+        numbers: dict[str, float] = {}
+        for name, metric in self.evaluators[split].items():
+            records = self._gatherer.gather(self._collected.pop(name))
+            with self._gatherer.from_rank_zero() as computed:
+                if records is not None:
+                    self.records[name] = records
+                    computed.update(metric.compute(records))
+            numbers |= {f"{split}/{key}": float(value) for key, value in computed.items()}
+        self.numbers = numbers
+        in_test = split == "test"
+        # For callbacks that monitor them, and as what `trainer.test` returns, which Lightning wants a logger for.
+        warnings.filterwarnings("ignore", message=r"You called `self\.log\('test/")
+        self.log_dict(numbers, logger=in_test)
+        if not in_test:
+            self._write({**numbers, "epoch": self.current_epoch}, self.trainer.global_step)
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the network without config or data, and where in the data the run stands."""
+        labels, preprocessing = getattr(self.model, "labels", None), getattr(self.model, "preprocessing", None)
+        checkpoint["vistrain"] = {
+            "version": __version__,
+            "labels": labels.to_dict() if labels is not None else None,
+            "preprocessing": preprocessing.to_dict() if preprocessing is not None else None,
+            "channels": getattr(self.model, "channels", 3),
+            **self.checkpoint_facts,
+        }
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            checkpoint["vistrain"]["progress"] = self._progress()
+
+    def _progress(self) -> dict[str, int]:
+        """Where in the data the run stands: epoch, samples of it that all processes together consumed, processes."""
+        data, trainer = getattr(self.trainer, "datamodule", None), self.trainer
+        # `processed` and not `completed`, which lags by one inside `on_train_batch_end`, where checkpoints are written.
+        counts = cast(_ProcessedTracker, trainer.fit_loop.epoch_loop.batch_progress.current)
+        batches, epoch = counts.processed, trainer.current_epoch
+        if batches >= trainer.num_training_batches:
+            batches, epoch = 0, epoch + 1
+        samples = batches * getattr(data, "batch_size", 0) // trainer.accumulate_grad_batches
+        return {"epoch": epoch, "consumed": samples, "world_size": trainer.world_size}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Tell the data module where to continue; Lightning calls this before any loader is made."""
+        progress = checkpoint.get("vistrain", {}).get("progress")
+        data = getattr(self.trainer, "datamodule", None)
+        if progress is None or data is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        data.resume = (progress["epoch"], progress["consumed"])
+        # Lightning knows one way to resume a loader, through its own state; ours resumes through the sampler.
+        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+        if progress["world_size"] != self.trainer.world_size:
+            log.warning(
+                "resuming on %d processes what ran on %d: the data continues at the right sample, but results will not "
+                "be equal to the bit",
+                self.trainer.world_size,
+                progress["world_size"],
+            )

@@ -1,0 +1,237 @@
+"""Classification: an image in, its class or classes out; also by its nearest neighbours among the training images."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from vistrain.data.classification.module import ClassificationData
+from vistrain.errors import ConfigError, VistrainError
+from vistrain.metrics import protocol
+from vistrain.optim import ParameterGroups, Schedule
+from vistrain.pictures import confusion
+from vistrain.structures import ClassScores, Factory, LabelSpace
+from vistrain.tasks.base.task import Batch, Metric, Task
+from vistrain.writing import whole_file
+
+MOST_CLASSES = 40  # in the picture of confusions
+
+
+class ClassificationTask(Task):
+    """Trains and evaluates a classifier.
+
+    Args: see `Task`.
+    """
+
+    def setup(self, stage: str) -> None:
+        """Build the metrics, and refuse an image size that the network cannot take before anything is trained."""
+        super().setup(stage)
+        # Lightning takes what is frozen on purpose for an oversight.
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
+        data, check = getattr(self.trainer, "datamodule", None), getattr(self.model, "check_size", None)
+        if not isinstance(data, ClassificationData) or check is None:
+            return
+        for key, (height, width) in data.image_sizes().items():
+            try:
+                check(height, width)
+            except ConfigError as error:
+                raise ConfigError(f"data.{key}", error.problem, error.remedy) from error
+
+    def build_metrics(self, split: str) -> dict[str, Metric]:
+        """One metric for each protocol name.
+
+        Raises:
+            ConfigError: a name is no protocol.
+        """
+        truth = self.trainer.datamodule.ground_truth(split) if self.metrics else {}  # type: ignore[attr-defined]
+        return {name: protocol(name, ground_truth=truth, labels=self._labels) for name in self.metrics}
+
+    def draw_sample(
+        self, batch: Batch, index: int, prediction: ClassScores | None, side: int
+    ) -> list[tuple[str, np.ndarray]]:
+        """The image with its classes above it, or with what was found.
+
+        Args:
+            batch: as the network gets it.
+            index: of the image in it.
+            prediction: its scores, or None.
+            side: longest side to show, pixels.
+        """
+        names = self._labels.name_of
+        truth = batch["target"][index]["labels"]
+        caption = told = ", ".join(names[label] for label in truth) or "-"
+        if prediction is not None and prediction.multi_label:
+            found = (prediction.scores >= 0.5).nonzero()[:, 0].tolist()
+            caption = f"{', '.join(names[k] for k in found) or '-'} (truth: {told})"
+        elif prediction is not None:
+            best = int(prediction.scores.argmax())
+            score = f"{names[best]} {float(prediction.scores[best]):.2f}"
+            caption = score if best in truth else f"{score}, truth: {told}"
+        image = batch["image"][index, :3].cpu()
+        return [(caption, np.ascontiguousarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy()))]
+
+    def write_predictions(self, path: Path) -> None:
+        """Write what the latest evaluation recorded of each image, and beside it `per_class.json` and `confusion.png`;
+        on rank 0, which has the records."""
+        names = self._labels.name_of
+        for records in list(self.records.values())[:1]:
+            rows = [json.dumps({**_plain(row), "name": _named(row["target"], names)}) for row in records]
+            with whole_file(path) as partial:
+                partial.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
+        for metric in [m for metrics in self.evaluators.values() for m in metrics.values()][:1]:
+            result: Any = metric.result
+            if result is None:
+                return
+            content = {"protocol": result.protocol, "numbers": result.numbers, "classes": result.per_class}
+            with whole_file(path.with_name("per_class.json")) as partial:
+                partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            if result.confusion.size:
+                chosen = most_confused(result.confusion, MOST_CLASSES)
+                of = (
+                    f", the {len(chosen)} most confused of {len(result.names)}"
+                    if len(chosen) < len(result.names)
+                    else ""
+                )
+                title = f"{100 * result.numbers['cls/top1']:.1f} % right{of}"
+                shown = [result.names[k] for k in chosen]
+                confusion(result.confusion[np.ix_(chosen, chosen)], shown, path.with_name("confusion.png"), title)
+
+    @property
+    def _labels(self) -> LabelSpace:
+        labels: Any = self.model.labels
+        return cast(LabelSpace, labels)
+
+
+class NeighbourTask(ClassificationTask):
+    """Evaluates frozen features by the classes of their nearest training images; `vistrain test` is enough.
+
+    The protocol of Wu et al. 2018 (arXiv 1805.01978, section 3.4), as DINO uses it: cosine similarities of the
+    `neighbours` nearest training images vote, each with weight exp(similarity / temperature). Training images are
+    seen under the evaluation crop; every process encodes all of them.
+
+    Args:
+        neighbours: how many vote.
+        temperature: of the votes.
+        others: see `Task`.
+
+    Raises:
+        ConfigError: a number is not positive.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Factory[Optimizer],
+        groups: ParameterGroups | None = None,
+        schedule: Schedule | None = None,
+        metrics: Sequence[str] = (),
+        compile: bool = False,
+        seed: int = 0,
+        neighbours: int = 20,
+        temperature: float = 0.07,
+    ) -> None:
+        super().__init__(model, optimizer, groups, schedule, metrics, compile, seed)
+        for name, value in (("neighbours", neighbours), ("temperature", temperature)):
+            if value <= 0:
+                raise ConfigError(f"task.{name}", f"{value} is not positive")
+        self.neighbours, self.temperature = neighbours, temperature
+        self._bank: tuple[Tensor, Tensor] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Refuse data whose images have several classes, beside what the base refuses."""
+        if getattr(self.model, "multi_label", False):
+            raise ConfigError("model.multi_label", "neighbours vote for one class per image", "set it to false")
+        super().setup(stage)
+
+    def on_test_epoch_start(self) -> None:
+        """Encode the training images."""
+        super().on_test_epoch_start()
+        self._bank = self._encode()
+
+    def on_validation_epoch_start(self) -> None:
+        """Encode the training images."""
+        super().on_validation_epoch_start()
+        self._bank = self._encode()
+
+    def teardown(self, stage: str) -> None:
+        """Let go of the training images' features, too."""
+        super().teardown(stage)
+        self._bank = None
+
+    def _evaluate(self, batch: Batch, split: str) -> dict[str, Any]:
+        assert self._bank is not None
+        predictions = vote(
+            self._features(batch), *self._bank, self._labels.num_classes, self.neighbours, self.temperature
+        )
+        found = [ClassScores(row) for row in predictions]
+        for name, metric in self.evaluators[split].items():
+            self._collected[name].extend(metric.update(batch["id"], found, batch["target"]))
+        return {"predictions": found}
+
+    @torch.no_grad()
+    def _encode(self) -> tuple[Tensor, Tensor]:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        workers = data.workers if data.workers is not None else 0
+        loader = DataLoader(
+            data.plain_train_dataset(), data.eval_batch_size, collate_fn=data.collate_function(), num_workers=workers
+        )
+        features, labels = [], []
+        for batch in loader:
+            if isinstance(batch, VistrainError):
+                raise batch
+            moved = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            features.append(self._features(moved))
+            labels.append(moved["labels"])
+        return torch.cat(features), torch.cat(labels)
+
+    def _features(self, batch: Batch) -> Tensor:
+        features: Tensor = self.model.features(batch).float()  # type: ignore[operator]
+        return nn.functional.normalize(features, dim=-1)
+
+
+def vote(
+    features: Tensor, bank: Tensor, labels: Tensor, num_classes: int, neighbours: int, temperature: float
+) -> Tensor:
+    """Class shares of the nearest neighbours' votes.
+
+    Args:
+        features: `[B, F]`, of length 1.
+        bank: `[N, F]`, of length 1.
+        labels: `[N]` int64.
+        num_classes: K.
+        neighbours: how many vote; all, if there are fewer.
+        temperature: weights are exp(similarity / temperature).
+
+    Returns:
+        `[B, K]`, sums of 1.
+    """
+    near = (features @ bank.T).topk(min(neighbours, len(bank)), dim=1)
+    weights = (near.values / temperature).softmax(1)
+    shares = features.new_zeros(len(features), num_classes)
+    return shares.scatter_add_(1, labels[near.indices], weights)
+
+
+def most_confused(counts: np.ndarray, most: int) -> list[int]:
+    """The classes of a confusion matrix `[K, K]` that are mistaken for others, or others for them, most often."""
+    if len(counts) <= most:
+        return list(range(len(counts)))
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")
+    return sorted(order[:most].tolist())
+
+
+def _plain(row: Any) -> dict[str, Any]:
+    return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in row.items()}
+
+
+def _named(target: int | Sequence[int], names: dict[int, str]) -> str | list[str]:
+    return names[target] if isinstance(target, int) else [names[t] for t in target]

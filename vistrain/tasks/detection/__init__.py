@@ -1,0 +1,1 @@
+"""Boxes of objects: the task, its predictor, and the analysis of its errors."""

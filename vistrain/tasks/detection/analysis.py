@@ -1,0 +1,157 @@
+"""What a detector gets wrong, as a folder to look at: from the records of an evaluation, or from a file of results."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vistrain import pictures
+from vistrain.data.base.images import read_listed_image
+from vistrain.errors import DataError
+from vistrain.metrics.coco import read_records
+from vistrain.metrics.coco_files import read_json
+from vistrain.metrics.detection_errors import KINDS, DetectionAnalysis, ImageErrors, analyse
+from vistrain.tasks.detection.pictures import judged_boxes, precision_recall
+from vistrain.writing import whole_file
+
+log = logging.getLogger(__name__)
+
+SIDE = 480  # long side of an image in the picture of the worst, pixels
+ENLARGED = 2.5  # tiny images are shown up to this many times as large
+
+
+def write_analysis(
+    analysis: DetectionAnalysis,
+    folder: str | Path,
+    read_image: Callable[[int], np.ndarray] | None = None,
+    worst: int = 8,
+) -> Path:
+    """Write an analysis into a folder.
+
+    `analysis.json` holds all numbers; `confusion.png`, `precision_recall.png`, `errors.png` (AP that mending each kind
+    of error would gain) and, where images can be read, `worst.png`: the images with the most confident false detections
+    and missed objects, truth beside prediction.
+
+    Args:
+        analysis: of `metrics.detection_errors.analyse`.
+        folder: made if needed.
+        read_image: image id -> uint8 `[H, W, 3]` as annotated; None draws no images.
+        worst: how many images.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: a file cannot be written. Images that cannot be read are left out, with a warning.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(str(folder), f"cannot be made: {error.strerror or error}") from error
+    with whole_file(folder / "analysis.json") as path:
+        path.write_text(json.dumps(analysis.to_dict(worst), allow_nan=False) + "\n", encoding="utf-8")
+    names = analysis.flat.names
+    at = f"IoU {analysis.iou_threshold:g}, score >= {analysis.score_threshold:g}"
+    classes = [*names, "background"]
+    pictures.confusion(analysis.confusion, classes, folder / "confusion.png", f"objects at {at}")
+    curves = analysis.curves
+    png = folder / "precision_recall.png"
+    precision_recall(curves.precision, curves.iou_thresholds, names, png, analysis.iou_threshold)
+    if np.isfinite(analysis.errors.ap):  # not so without objects
+        _draw_costs(analysis, folder / "errors.png")
+    if read_image is not None and worst > 0:
+        _draw_worst(analysis.worst(worst), names, read_image, folder / "worst.png")
+    return folder
+
+
+def analyse_file(
+    predictions: str | Path, annotations: str | Path, folder: str | Path, images: str | Path | None = None
+) -> DetectionAnalysis:
+    """Analyse a COCO results file against COCO annotations, over all images that the annotations list.
+
+    Args:
+        predictions: a JSON list of `{image_id, category_id, bbox: [x, y, width, height], score}`.
+        annotations: COCO ground truth.
+        folder: see `write_analysis`.
+        images: folder that the annotations' `file_name`s are relative to; None draws no images.
+
+    Returns:
+        The analysis; a Rich console prints it.
+
+    Raises:
+        DataError: a file is missing or malformed, or cannot be written.
+    """
+    truth = read_json(annotations)
+    _, records = read_records(predictions, annotations, truth)
+    analysis = analyse(truth, records)
+    write_analysis(analysis, folder, None if images is None else image_reader(truth, Path(images)))
+    return analysis
+
+
+def image_reader(truth: Mapping[str, Any], images: Path, exif: str = "auto") -> Callable[[int], np.ndarray]:
+    """What reads images of a ground truth by their id, in the orientation that they were annotated in.
+
+    Args:
+        truth: COCO ground truth.
+        images: folder that its `file_name`s are relative to.
+        exif: see `data.images.read_listed_image`.
+    """
+    listed = {image["id"]: image for image in truth["images"]}
+
+    def read(image_id: int) -> np.ndarray:
+        entry = listed[image_id]
+        try:
+            path, height, width = images / entry["file_name"], int(entry["height"]), int(entry["width"])
+        except KeyError as error:
+            raise DataError(f"image {image_id} of the annotations", f"has no {error.args[0]!r}") from error
+        return read_listed_image(path, height, width, exif)
+
+    return read
+
+
+def _draw_costs(analysis: DetectionAnalysis, png: Path) -> None:
+    errors = analysis.errors
+    names = {k: f"{k} ({n})" for k, n in errors.counts.items()}
+    gains = {names.get(k, k.replace("_", " ")): round(100 * gain, 2) for k, gain in errors.cost.items()}
+    title = f"AP at IoU {analysis.iou_threshold:g}: {100 * errors.ap:.1f}; mending one kind of error alone adds"
+    pictures.bars(gains, png, title, "AP, in points of 100")
+
+
+def _draw_worst(
+    errors: list[ImageErrors], names: tuple[str, ...], read_image: Callable[[int], np.ndarray], png: Path
+) -> None:
+    cells: list[np.ndarray] = []
+    captions: list[str] = []
+    for e in errors:
+        try:
+            image = read_image(e.image_id)
+        except DataError as error:
+            log.warning("not drawn: %s", error)
+            continue
+        scale = min(ENLARGED, SIDE / max(image.shape[:2]))
+        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        shown = np.asarray(Image.fromarray(image).resize(size))
+        there = [names[k] for k in e.object_categories]
+        fates = ["right" if found else "missed" for found in e.found]
+        said = [names[k] for k in e.categories]
+        kinds = ["right" if k == 0 else "ignored" if k < 0 else KINDS[k - 1] for k in e.kinds]
+        cells.append(judged_boxes(shown, _corners(e.object_boxes) * scale, there, fates))
+        cells.append(judged_boxes(shown, _corners(e.boxes) * scale, said, kinds, e.scores))
+        captions.append(f"{e.image_id}: {len(fates)} objects, {fates.count('missed')} missed")
+        captions.append(f"{len(kinds)} detections, {sum(k not in ('right', 'ignored') for k in kinds)} false")
+    if cells:  # two images side by side, each as truth | prediction
+        starts = range(0, len(cells), 4)
+        picture = pictures.grid([cells[i : i + 4] for i in starts], [captions[i : i + 4] for i in starts])
+        with whole_file(png) as path:
+            Image.fromarray(picture).save(path, format="PNG")
+
+
+def _corners(xywh: np.ndarray) -> np.ndarray:
+    return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)

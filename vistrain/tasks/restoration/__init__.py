@@ -1,0 +1,1 @@
+"""Degraded pictures restored: the task and its predictor."""

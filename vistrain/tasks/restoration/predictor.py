@@ -1,0 +1,115 @@
+"""Photographs denoised or enlarged."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from vistrain.layers.imresize import imresize_uint8
+from vistrain.layers.padding import to_unit
+from vistrain.tasks.base.predictor import Predictor, take
+
+TILE = 512  # pixels; what is larger is cut into tiles of this side, unless the network says otherwise
+
+
+class RestorationPredictor(Predictor[np.ndarray]):
+    """Any picture in, the restored picture out, uint8 `[H * scale, W * scale, 3]`.
+
+    A network for grey images restores the three colours one by one. Of files, alpha channels are kept (enlarged by
+    MATLAB's bicubic), and grey pictures stay grey.
+
+    Args:
+        model: a `RestorationModel`.
+        device: see `Predictor`.
+        tile: side of the tiles that larger pictures are cut into (without seams), pixels; None takes the network's own
+            tiles, or 512. 0 takes pictures whole, which may need much memory.
+    """
+
+    lossless = True
+
+    def __init__(self, model: nn.Module, device: str = "auto", tile: int | None = None) -> None:
+        super().__init__(model, device)
+        self.scale, self.channels = int(model.scale), int(model.channels)  # type: ignore[arg-type]
+        if tile is not None:
+            model.set_tile(tile or None)  # type: ignore[operator]
+        elif model.tile is None:
+            model.set_tile(TILE)
+
+    @classmethod
+    def from_facts(
+        cls,
+        model: nn.Module,
+        facts: Mapping[str, Any],
+        device: str = "auto",
+        allow: Collection[str] = (),
+        **options: Any,
+    ) -> RestorationPredictor:
+        """See `Predictor`; the one option is `tile`."""
+        (tile,) = take(options, tile=None)
+        return cls(model, device, tile)
+
+    @torch.inference_mode()
+    def predict_batch(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Restored pictures; one after the other, as they may be large."""
+        return [self._restore(image) for image in images]
+
+    def _restore(self, image: np.ndarray) -> np.ndarray:
+        planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if self.channels == 1:
+            is_grey = bool((planes[0] == planes[1]).all() and (planes[0] == planes[2]).all())
+            stack = [planes[:1]] if is_grey else [planes[c : c + 1] for c in range(3)]
+            restored = torch.cat([self._run(plane) for plane in stack]).expand(3, -1, -1)
+        else:
+            restored = self._run(planes)
+        return np.ascontiguousarray((restored.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+
+    def _run(self, planes: Tensor) -> Tensor:
+        restored: Tensor = self.model.restore(to_unit(planes.to(self.device))[None])[0]  # type: ignore[operator]
+        return restored.float().cpu()
+
+    def describe(self, image: np.ndarray, result: np.ndarray) -> dict[str, Any]:
+        """The size of the restored picture."""
+        return {"restored_width": result.shape[1], "restored_height": result.shape[0]}
+
+    def draw(self, image: np.ndarray, result: np.ndarray) -> np.ndarray:
+        """The restored picture itself."""
+        return result
+
+    def picture(self, file: Path, image: np.ndarray, result: np.ndarray) -> np.ndarray:
+        """See `Predictor` and the class."""
+        channels = [result]
+        if (image[..., :1] == image).all():  # a network for colours tints grey a little
+            channels = [cv2.cvtColor(result, cv2.COLOR_RGB2GRAY)[..., None]]
+        alpha = _alpha(file)
+        if alpha is not None:
+            channels.append(alpha if self.scale == 1 else imresize_uint8(alpha, self.scale))
+        made = np.concatenate(channels, 2)
+        return made[..., 0] if made.shape[2] == 1 else made
+
+    def sentence(self, entries: Sequence[Mapping[str, Any]]) -> str:
+        """What was done."""
+        what = f"enlarged {self.scale} times" if self.scale > 1 else "restored"
+        return f"{what} (by a network for grey images, colours one by one)" if self.channels == 1 else what
+
+    def header(self) -> dict[str, Any]:
+        """The factor."""
+        return {"scale": self.scale}
+
+
+def _alpha(file: Path) -> np.ndarray | None:
+    """uint8 `[H, W, 1]`, turned as the picture is; None if nothing is transparent."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # broken EXIF and transparency notes, as in `read_image`
+        with Image.open(file) as image:
+            if not ("A" in image.getbands() or "transparency" in image.info):
+                return None
+            alpha = np.array(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
+    return None if (alpha == 255).all() else alpha[..., None]
