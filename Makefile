@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    ?= runs/demo
+OLDEST ?= .venv-oldest
 BIN    := $(VENV)/bin
 
-.PHONY: help install demo test test-fast lint format index clean
+.PHONY: help install install-oldest demo test test-fast test-oldest lint format index leaves clean
 
 help: ## what there is to make
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 install: $(VENV)/.installed ## make the environment (about 6 GB with PyPI's torch)
 
@@ -17,22 +18,33 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-demo: install ## train the demo detector, evaluate it, write pictures, say where they are
+install-oldest: $(OLDEST)/.installed ## make an environment of the oldest versions that pyproject.toml allows (about 6 GB)
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[dev]"
+	touch $@
+
+demo: install ## train a small detector, evaluate it, draw what it finds (about five minutes)
 	rm -rf $(RUN)
 	$(BIN)/vistrain fit --config configs/demo/detection.yaml run.folder=$(RUN)
 	$(BIN)/vistrain test --ckpt $(RUN)/best.ckpt
-	$(BIN)/vistrain predict --ckpt $(RUN)/best.ckpt --input 'data/shapes-*/val/*1.jpg' --output $(RUN)/predictions
+	$(BIN)/vistrain predict --ckpt $(RUN)/best.ckpt --input 'data/shapes-*-1000-100-*/val/*1.jpg' --output $(RUN)/predictions
 	@echo
-	@echo "curves          $(RUN)/curves.png"
-	@echo "training batch  $(RUN)/first_batch.png"
-	@echo "truth | found   $(RUN)/eval/"
-	@echo "predictions     $(RUN)/predictions/"
+	@echo "Pictures:"
+	@echo "  what it finds    $(RUN)/predictions/"
+	@echo "  beside the truth $(RUN)/eval/"
+	@echo "  training batch   $(RUN)/first_batch.png"
+	@echo "  curves           $(RUN)/curves.png"
 
 test: lint ## ruff, mypy, import contracts, all tests
 	$(BIN)/python -m pytest
 
 test-fast: install ## the tests that are not marked slow
 	$(BIN)/python -m pytest -m "not slow"
+
+test-oldest: install-oldest ## the same tests with the oldest versions that pyproject.toml allows
+	$(OLDEST)/bin/python -m pytest -m "not slow"
 
 lint: install ## ruff (lint, format), mypy, import contracts
 	$(BIN)/ruff check .
@@ -44,8 +56,11 @@ format: install ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-index: install ## write vistrain/config/index.json anew from the sources
+index: install ## write the index of names anew from the sources
 	$(BIN)/python tools/make_index.py
 
-clean: ## remove the environment and caches (runs and data stay)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+leaves: install ## build the network of every shipped config, changed or not (minutes)
+	LEAVES=all $(BIN)/python -m pytest tests/config/test_leaves.py
+
+clean: ## remove the environments and caches (runs and data stay)
+	rm -rf $(VENV) $(OLDEST) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,7 +1,7 @@
 """What every backbone of ours keeps to (docs/backbones.md, "The contract"); `test_backbone_contract.py` runs it.
 
-Checks are functions of a `Case`; all of `CHECKS` are run for each. They build a registered variant with arguments that
-make it small, so a case is one line.
+Checks are functions of a `Case`; all of `CHECKS` are run for each of `CASES`. They build a registered variant with
+arguments that make it small, so a case is one line.
 """
 
 from __future__ import annotations
@@ -63,6 +63,22 @@ class Case:
         """`[B, C, H, W]`, the same at each call."""
         generator = torch.Generator().manual_seed(1)
         return torch.randn(batch, channels, *(size or self.size), generator=generator)
+
+
+# A new model is one line: a variant, and arguments that make it small.
+_NAT = {"embed_dim": 16, "depths": (2, 2, 1, 1), "num_heads": (2, 2, 4, 4), "kernel_size": 3, "mlp_ratio": 2.0}
+CASES = (
+    Case("biformer_tiny", {"embed_dim": (16, 32, 32, 32), "depth": (1, 1, 1, 1), "head_dim": 16}),
+    Case("biformer_stl_nchw", {"embed_dim": (16, 32, 32, 32), "depth": (1, 1, 1, 1), "head_dim": 16}),
+    Case("cswin_tiny", {"embed_dim": 16, "depth": (1, 2, 1, 1), "num_heads": (2, 2, 4, 4), "mlp_ratio": 2.0}),
+    Case("dinat_s_tiny", {**_NAT, "dilations": ((1, 5), (1, 3), (1,), (1,))}),
+    Case("hornet_tiny_gf", {"base_dim": 16, "depths": (1, 1, 1, 1), "filter_sizes": (None, None, (4, 3), (3, 3))}),
+    Case("nat_small", _NAT),
+    Case(
+        "transnext_micro",
+        {"embed_dims": (8, 16, 16, 16), "num_heads": (1, 2, 2, 2), "depths": (1, 1, 1, 1), "img_size": 64},
+    ),
+)
 
 
 def same(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:

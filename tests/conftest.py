@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from parity import fixtures
@@ -41,8 +42,17 @@ class ParityCount:
         elif report.when == "call":
             self.ran.add(report.nodeid)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """A worker process of pytest-xdist has ended: what it left out was left out here, too."""
+        self.deselected |= set(getattr(node, "workeroutput", {}).get("deselected", ()))
+
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Fail a whole run that had the fixtures and did not run everything on the committed list."""
+        output = getattr(session.config, "workeroutput", None)
+        if output is not None:  # a worker sees a part of the tests; who started it counts
+            output["deselected"] = sorted(self.deselected)
+            return
         if fixtures.folder() is None or not _whole(session.config):
             return
         expected = [line for line in EXPECTED.read_text().splitlines() if line and not line.startswith("#")]

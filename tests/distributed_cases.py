@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from vistrain.data.base.samplers import ResumableSampler
 from vistrain.detection import DINO, DeformableDETR, FocusDETR
 from vistrain.detr import ContrastiveDenoising, DenoisingNoise
 from vistrain.losses import Charbonnier, FrequencyLoss, PSNRLoss, SoftCrossEntropy
+from vistrain.metrics import Metric
+from vistrain.network import Network
 from vistrain.optim import ParameterGroups
 from vistrain.restoration import NAFNet, RestorationModel
 from vistrain.structures import Detections, Factory
@@ -145,7 +147,7 @@ class Data(DataModule):
         ordered: bool = False,
         eval_batch_size: int = 1,
     ) -> None:
-        super().__init__(batch_size, per_device, workers=0, eval_batch_size=eval_batch_size)
+        super().__init__(batch_size=batch_size, per_device=per_device, workers=0, eval_batch_size=eval_batch_size)
         self.kind, self.counts, self.ordered = kind, counts, ordered
 
     def dataset(self, split: str) -> Samples:
@@ -158,8 +160,12 @@ class Data(DataModule):
         made = super().training_sampler(length)
         return _Ordered(made) if self.ordered else made
 
-    def collate_function(self) -> Any:
+    @property
+    def collate(self) -> Any:
         return lambda samples: as_batch(samples, self.kind)
+
+    def count_targets(self, target: Any) -> int | None:
+        return len(target["labels"]) if "labels" in target else None
 
     def ground_truth(self, split: str) -> dict[str, Any]:
         samples = self.dataset(split)
@@ -282,7 +288,7 @@ def evaluate(folder: Path, world: int, nodes: int, count: int) -> dict[str, Any]
     ):
         network = model(case)
         network = network.double() if case == "restoration" else network
-        task = task_type(network, optimizer, metrics=metrics)
+        task = task_type(model=network, optimizer=optimizer, metrics=metrics)
         data = Data(kind_of(case), [i % 3 for i in range(count)], eval_batch_size=2)
         callbacks: list[Callback] = [Kept()]
         if case == "near":
@@ -296,14 +302,17 @@ def evaluate(folder: Path, world: int, nodes: int, count: int) -> dict[str, Any]
     return {**found, "analysis": json.loads(written.read_text()) if written.exists() else None}
 
 
-class NearTruth(nn.Module):
+class NearTruth(Network):
     """Detections that lie near the truth, and some that do not: an untrained network finds nothing to count."""
 
     def __init__(self) -> None:
         super().__init__()
         self.labels, self.weight = contiguous(CLASSES), nn.Parameter(torch.zeros(()))
 
-    def predict(self, batch: dict[str, Any]) -> list[Detections]:
+    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {"loss": self.weight}
+
+    def predict(self, batch: Mapping[str, Any]) -> list[Detections]:
         found = []
         for i, target in zip(batch["id"], batch["target"], strict=True):
             g = torch.Generator().manual_seed(100 + i)
@@ -327,10 +336,8 @@ class Kept(Callback):
         self.ids = {name: [record["id"] for record in records] for name, records in pl_module.records.items()}
 
 
-class Thorough:
+class Thorough(Metric):
     """A metric that rank 0 computes for longer than collectives of the training group may wait."""
-
-    result = None
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds

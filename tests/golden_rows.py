@@ -15,9 +15,8 @@ from typing import Any
 
 import timm
 import torch
-from backbone_contract import Case
+from backbone_contract import CASES, Case
 from parity.models import TinyBackbone, TinyBody, as_batch, contiguous
-from test_backbone_contract import CASES
 from torch import Tensor, nn
 
 from vistrain.detection import DINO, DeformableDETR, FocusDETR
@@ -131,6 +130,7 @@ def denoising_noise() -> DenoisingNoise:
 
 
 SWIN: dict[str, Any] = {"img_size": 16, "embed_dim": 12, "depths": (2, 2), "num_heads": (2, 3), "window_size": 4}
+NAFNET: dict[str, Any] = {"width": 8, "enc_blk_nums": (1, 1), "dec_blk_nums": (1, 1)}
 REFINED = {"box_refinement": True}
 SAME = (96, 128)
 TWO_STAGE = {**REFINED, "two_stage": True}
@@ -158,8 +158,8 @@ ROWS: Mapping[str, Callable[[], dict[str, Any]]] = {
     ),
     "dncnn": network(lambda: DnCNN(nc=8, nb=5), (1, 13, 18)),
     "dncnn_weighted": network(lambda: DnCNN(nc=8, nb=5, act_mode="R", den=(0.7,)), (1, 13, 18)),
-    "nafnet": network(lambda: NAFNet(3, 8, 1, (1, 1), (1, 1)), (3, 13, 18)),
-    "nafnet_local": network(lambda: NAFNetLocal(3, 8, 1, (1, 1), (1, 1), train_size=(8, 8)), (3, 23, 18)),
+    "nafnet": network(lambda: NAFNet(**NAFNET), (3, 13, 18)),
+    "nafnet_local": network(lambda: NAFNetLocal(**NAFNET, train_size=(8, 8)), (3, 23, 18)),
     "swinir": network(lambda: SwinIR(**SWIN, upscale=3, resi_connection="3conv"), (3, 13, 18)),
     "swinir_denoising": network(lambda: SwinIR(**SWIN, upscale=1, upsampler="none", in_chans=1), (1, 12, 16)),
     "swinir_real": network(lambda: SwinIR(**SWIN, upscale=4, upsampler="nearest+conv"), (3, 12, 8)),

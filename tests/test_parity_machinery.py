@@ -65,6 +65,20 @@ def test_all_run(suite: Path) -> None:
     assert "2 passed" in lines[-1]
 
 
+@pytest.mark.parametrize("chosen", [(), ("-k", "one")])
+def test_worker_processes_count_together(suite: Path, chosen: tuple[str, ...]) -> None:
+    pytest.importorskip("xdist")
+    folder = store(suite, "one.pt", "two.pt")
+    status, lines = run(suite, "-n", "2", *chosen)
+    assert status == 0
+    assert f"parity: {2 - len(chosen) // 2} run, 0 skipped" in lines[-2]
+    if not chosen:
+        (folder / "two.pt").unlink()
+        status, lines = run(suite, "-n", "2", VISTRAIN_PARITY=str(folder))
+        assert status == 1
+        assert "parity: did not run tests/parity/test_some.py::test_two" in lines
+
+
 def test_without_fixtures_all_skip_with_their_reason(suite: Path) -> None:
     status, lines = run(suite, "-rs")
     assert status == 0

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from vistrain.callbacks import make_loggers
 from vistrain.data.base.module import DataModule
+from vistrain.network import Network
 from vistrain.optim import ParameterGroups, Schedule
 from vistrain.structures import Detections, Factory, LabelSpace, Preprocessing
 from vistrain.tasks import DetectionTask
@@ -22,7 +23,7 @@ LABELS = LabelSpace(("cat", "dog"), (3, 7))
 SIDE = 16
 
 
-class TinyDetector(nn.Module):
+class TinyDetector(Network):
     """One box and one class per image, from the mean of a convolution."""
 
     def __init__(self, dropout: float = 0.0, norm: bool = False, poison: frozenset[int] = frozenset()) -> None:
@@ -103,7 +104,7 @@ class TinyData(DataModule):
     """The generated images behind vistrain's own samplers and loaders."""
 
     def __init__(self, count: int = 24, batch_size: int = 4, **arguments: Any) -> None:
-        super().__init__(batch_size, **{"workers": 0, **arguments})
+        super().__init__(batch_size=batch_size, **{"workers": 0, **arguments})
         self.count = count
         self.seen: list[list[int]] = []
 
@@ -117,8 +118,12 @@ class TinyData(DataModule):
     def largest(self, split: str) -> tuple[int, int]:
         return SIDE, SIDE
 
-    def collate_function(self) -> Any:
+    @property
+    def collate(self) -> Any:
         return collate
+
+    def count_targets(self, target: Any) -> int:
+        return len(target["labels"])
 
     def ground_truth(self, split: str) -> dict[str, Any]:
         data, annotations = self.dataset(split), []
@@ -151,10 +156,10 @@ class Watch(Callback):
         self.ids.append(tuple(batch["id"]))
 
 
-def make_task(model: nn.Module | None = None, lr: float = 0.05, schedule: Schedule | None = None, **more: Any) -> Any:
+def make_task(model: Network | None = None, lr: float = 0.05, schedule: Schedule | None = None, **more: Any) -> Any:
     optimizer: Factory[Any] = Factory(torch.optim.AdamW, lr=lr, weight_decay=0.01)
-    arguments: dict[str, Any] = {"metrics": ("coco_box",), **more}
-    return DetectionTask(model or TinyDetector(), optimizer, ParameterGroups(), schedule, **arguments)
+    arguments = {"metrics": ("coco_box",), "groups": ParameterGroups(), "schedule": schedule, **more}
+    return DetectionTask(model=model or TinyDetector(), optimizer=optimizer, **arguments)
 
 
 def make_trainer(folder: Path, callbacks: Sequence[Callback] = (), **arguments: Any) -> Trainer:

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from vistrain.processes import available_cores
 from vistrain.run.speed import peak_memory
+from vistrain.surroundings import processor
 
 
 def alternate(
@@ -55,16 +57,9 @@ def peak_mib(run: Callable[[], object]) -> float:
 
 def machine() -> dict[str, Any]:
     """What the numbers belong to."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
     return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
+        "cpu": processor(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "load_before": os.getloadavg()[0],
         "torch": torch.__version__,

@@ -23,10 +23,10 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from vistrain.data.base.module import available_cores
-from vistrain.data.restoration.image_pairs import SUFFIXES
+from vistrain.data.base.images import SUFFIXES
 from vistrain.data.restoration.pixels import read_pixels
 from vistrain.errors import DataError
+from vistrain.processes import available_cores
 
 SCALE = re.compile(r"x\d+$")
 

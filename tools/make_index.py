@@ -1,4 +1,4 @@
-"""Writes vistrain/config/index.json from the sources: every name that a config or the command line may use.
+"""Writes the index, vistrain/config/names/, from the sources: every name that a config or the command line may use.
 
     python tools/make_index.py            write it
     python tools/make_index.py --check    exit with 1 if the committed one is stale
@@ -11,7 +11,6 @@ names; the rest depends on this repository alone, and is the same on every machi
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
 import importlib.metadata
 import inspect
@@ -23,17 +22,16 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import leaves
+
 import vistrain
 from vistrain import config
-from vistrain.config import builder as building
-from vistrain.config import index
+from vistrain.config import index, sources
+from vistrain.config.builder import signature
 
-PACKAGE = Path(vistrain.__file__).parent
-TARGET = PACKAGE / "config" / "index.json"
 ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
-SECTIONS = ("versions", "classes", "backbones", "our_backbones", "protocols", "configs")
 PACKAGES = ("lightning", "timm", "torch", "torchvision")
-# What is measured of a leaf's model, and taken over while its section of the config stays as it is.
+# What is measured of a leaf's model, and taken over while what the model is made of stays as it is.
 MEASURED = ("parameters", "gmacs", "image_size", "any_size", "maps")
 
 
@@ -43,90 +41,128 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the index is stale")
     parser.add_argument("--remeasure", action="store_true", help="measure every model, changed or not (minutes)")
     arguments = parser.parse_args(argv)
-    if not TARGET.exists():
-        TARGET.write_text(json.dumps({section: {} for section in SECTIONS}))
-    made = make(measure=not arguments.check, remeasure=arguments.remeasure)
+    committed = read()
+    made = make(committed, measure=not arguments.check, remeasure=arguments.remeasure)
     if arguments.check:
-        fresh = made == json.loads(TARGET.read_text(encoding="utf-8"))
+        fresh = made == committed
         print("fresh" if fresh else "stale: run `make index`")
         return int(not fresh)
-    TARGET.write_text(dump(made), encoding="utf-8")
-    print(f"{TARGET}: {len(made['classes'])} classes, {len(made['configs'])} configs, {TARGET.stat().st_size} bytes")
+    write(made)
+    size = sum(file.stat().st_size for file in index.NAMES.glob("*.json"))
+    print(f"{index.NAMES}: {len(made['classes'])} classes, {len(made['configs'])} configs, {size} bytes")
     return 0
 
 
-def make(measure: bool, remeasure: bool = False) -> dict[str, Any]:
-    """The index.
+def make(committed: dict[str, Any], measure: bool, remeasure: bool = False) -> dict[str, Any]:
+    """The index, section by section (see `index.FILES`).
 
     Args:
-        measure: build the model of each config and count its parameters and multiply-adds; otherwise both are taken
-            over from the committed index (a test of its own compares them).
-        remeasure: measure the unchanged ones too.
+        committed: the index of before.
+        measure: write the names first, then build the model of each config whose hash changed, and count its parameters
+            and multiply-adds; otherwise these are taken over (`tests/config/test_leaves.py` builds some).
+        remeasure: build the unchanged ones too.
     """
-    from vistrain.metrics import PROTOCOLS
-
-    classes = {**our_classes(), **foreign_classes()}
-    made: dict[str, Any] = {
-        "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
-        "classes": dict(sorted(classes.items())),
-        "backbones": backbones(),
-        "our_backbones": our_backbones(),
-        "protocols": {name: getattr(made, "func", made).__name__ for name, made in sorted(PROTOCOLS.items())},
-        "configs": {},
-    }
-    # Composing checks configs against the index, so the names must be there first.
-    old = json.loads(TARGET.read_text(encoding="utf-8"))
-    TARGET.write_text(dump({**made, "configs": old["configs"]}), encoding="utf-8") if measure else None
-    index.load.cache_clear()
-    made["configs"] = {
-        name: describe_config(name, path, measure, old["configs"], remeasure) for name, path in config_files()
-    }
+    made = {**make_names(), "configs": {}}
+    if measure:  # composing checks configs against the index, so the names must be there first
+        write({**made, "configs": committed["configs"]})
+    old, new = leaves.hashes(), {}
+    for name, path in leaves.config_files():
+        composed = {} if leaves.is_template(path) else config.compose([path])
+        before = committed["configs"].get(name, {})
+        facts = {key: before[key] for key in MEASURED if key in before}
+        if measure and composed:
+            new[name] = leaves.digest(composed)
+            if remeasure or not facts or new[name] != old.get(name):
+                facts = leaves.measure(composed)
+        made["configs"][name] = describe_config(path, composed) | facts
+    if measure:
+        leaves.HASHES.write_text(json.dumps(new, indent=0) + "\n", encoding="utf-8")
     return made
 
 
-def dump(made: dict[str, Any]) -> str:
+def make_names() -> dict[str, Any]:
+    """All sections but `configs`."""
+    from vistrain.metrics import PROTOCOLS
+
+    return {
+        "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
+        "protocols": {name: getattr(made, "func", made).__name__ for name, made in sorted(PROTOCOLS.items())},
+        "classes": dict(sorted({**our_classes(), **foreign_classes()}.items())),
+        "backbones": index.backbones_of_timm(),
+        "our_backbones": our_backbones(),
+    }
+
+
+def read() -> dict[str, Any]:
+    """The committed index; empty sections where there is none."""
+    files = [file for file in sorted(set(index.FILES.values())) if (index.NAMES / f"{file}.json").exists()]
+    return {**{section: {} for section in index.FILES}, **{k: v for f in files for k, v in index.read(f).items()}}
+
+
+def write(made: dict[str, Any]) -> None:
+    """Write the index's files."""
+    index.NAMES.mkdir(exist_ok=True)
+    for file in set(index.FILES.values()):
+        sections = {section: made[section] for section, holder in index.FILES.items() if holder == file}
+        if "backbones" in sections:
+            sections["backbones"] = {name: " ".join(tags) for name, tags in made["backbones"].items()}
+        (index.NAMES / f"{file}.json").write_text(dump(sections), encoding="utf-8")
+    index.forget()
+
+
+def dump(sections: dict[str, Any]) -> str:
     """JSON with one line per class, config and backbone: short, and readable in a diff."""
     parts = []
-    for section, content in made.items():
-        rows = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in content.items())
-        parts.append(f" {json.dumps(section)}: {{\n{rows}\n }}")
+    for section, content in sections.items():
+        rows = ",\n".join(f"{json.dumps(k)}:{_short(v)}" for k, v in content.items())
+        parts.append(f"{json.dumps(section)}: {{\n{rows}\n}}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def our_classes() -> dict[str, Any]:
-    """The public classes of the rooms that a config can name or reach, as `room.Class`.
+def _short(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
-    These are modules, the sections' classes, and what their constructors' hints name, with its subclasses.
+
+def our_classes() -> dict[str, Any]:
+    """What a config may name of ours, as `room.Class`: what a room exports (`__all__`) and a config can reach.
+
+    Reached are modules, the sections' classes, and what the hints of their constructors name, with its subclasses.
     """
-    candidates: dict[type, str] = {}
-    for module in sorted(m.name for m in pkgutil.walk_packages(vistrain.__path__, "vistrain.")):
-        room = module.split(".")[1]
-        if not (PACKAGE / room).is_dir():
-            continue
-        for name, cls in vars(importlib.import_module(module)).items():
-            if (
-                inspect.isclass(cls)
-                and cls.__module__ == module
-                and not name.startswith("_")
-                and not inspect.isabstract(cls)
-            ):
-                candidates[cls] = room
-    wanted = {cls for cls in candidates if issubclass(cls, section_classes())}
+    rooms = [m.name for m in pkgutil.iter_modules(vistrain.__path__) if m.ispkg]
+    exported: dict[type, str] = {}
+    for room in rooms:
+        module = importlib.import_module(f"vistrain.{room}")
+        for name in getattr(module, "__all__", ()):
+            cls = getattr(module, name)
+            if inspect.isclass(cls) and cls.__module__.startswith(f"vistrain.{room}") and not inspect.isabstract(cls):
+                exported[cls] = room
+    wanted = reached(exported)
+    found: dict[str, Any] = {}
+    for cls in sorted(wanted, key=lambda c: c.__qualname__):
+        twins = [entry["path"] for name, entry in found.items() if name.rpartition(".")[2] == cls.__name__]
+        if twins:
+            raise SystemExit(f"two classes are called {cls.__name__}: {twins[0]} and {cls.__module__}")
+        found[f"{exported[cls]}.{cls.__name__}"] = describe_class(cls, kind_of(cls, exported[cls]))
+    return found
+
+
+def reached(exported: dict[type, str]) -> set[type]:
+    """Those of the exported classes that a config can come to.
+
+    Raises:
+        SystemExit: a hint names a class of a room that does not export it.
+    """
+    wanted = {cls for cls in exported if issubclass(cls, section_classes())}
     new = wanted
     while new:
-        named = {c for cls in new for hint in building.signature(cls)[1].values() for c in classes_in(hint)}
-        new = {cls for cls in candidates if issubclass(cls, tuple(named))} - wanted
+        named = {c: cls for cls in new for hint in signature(cls)[1].values() for c in classes_in(hint)}
+        for cls, owner in named.items():
+            is_in_room = (sources.PACKAGE / cls.__module__.split(".")[1]).is_dir()
+            if is_in_room and cls not in exported and not any(issubclass(c, cls) for c in exported):
+                raise SystemExit(f"{owner.__qualname__} takes a {cls.__qualname__}, which its room does not export")
+        new = {cls for cls in exported if issubclass(cls, tuple(named))} - wanted
         wanted |= new
-    found: dict[str, Any] = {}
-    for cls, room in candidates.items():
-        if cls in wanted:
-            bare = [n for n in found if n.rpartition(".")[2] == cls.__name__]
-            if bare:
-                raise SystemExit(
-                    f"two classes are called {cls.__name__}: {found[bare[0]]['path']} and {cls.__module__}"
-                )
-            found[f"{room}.{cls.__name__}"] = describe_class(cls, kind_of(cls, room))
-    return found
+    return wanted
 
 
 def section_classes() -> tuple[type, ...]:
@@ -169,10 +205,12 @@ def foreign_classes() -> dict[str, Any]:
 def kind_of(cls: type, room: str) -> str:
     """What a class is for, as `vistrain list` groups it."""
     from lightning.pytorch import Callback
+    from lightning.pytorch.loggers import Logger
 
     from vistrain import data, optim, tasks
+    from vistrain.network import Network
 
-    if callable(getattr(cls, "losses", None)) and callable(getattr(cls, "predict", None)):
+    if issubclass(cls, Network):
         return "model"
     if issubclass(cls, data.DataModule):
         return "dataset"
@@ -180,6 +218,8 @@ def kind_of(cls: type, room: str) -> str:
         return "task"
     if issubclass(cls, Callback):
         return "callback"
+    if issubclass(cls, Logger):
+        return "logger"
     return "schedule" if issubclass(cls, optim.Schedule) else room
 
 
@@ -188,7 +228,7 @@ def describe_class(cls: type, kind: str, path: str = "") -> dict[str, Any]:
 
     For classes of ours every hint must resolve: they are the schema of configs.
     """
-    parameters, _ = building.signature(cls)
+    parameters, _ = signature(cls)
     own = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     has_open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     doc = inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
@@ -200,7 +240,31 @@ def describe_class(cls: type, kind: str, path: str = "") -> dict[str, Any]:
     if has_open:
         entry["open"] = True
     entry["parameters"] = {name: describe_parameter(p) for name, p in own.items()}
-    return entry
+    return entry | (options_of_task(cls) if kind == "task" else {})
+
+
+def options_of_task(task: Any) -> dict[str, Any]:
+    """What `vistrain predict` and `vistrain evaluate` take for a task: hints, defaults and what docstrings say.
+
+    They are the keyword-only parameters of its predictor, beyond those of every predictor, and of `evaluate_file`.
+    """
+    from vistrain.tasks.base.predictor import Predictor
+
+    predictor = task.predictor
+    path = f"{predictor.__module__}.{predictor.__qualname__}"
+    common = signature(Predictor)[0]
+    predict = {
+        name: {**describe_parameter(p), "doc": sources.parameter_doc(path, name).partition(": ")[2]}
+        for name, p in signature(predictor)[0].items()
+        if p.kind is p.KEYWORD_ONLY and name not in common
+    }
+    doc = inspect.getdoc(task.evaluate_file) or ""
+    evaluate = {
+        name: {**describe_parameter(p), "doc": sources.entry_of_args(doc, name).partition(": ")[2]}
+        for name, p in inspect.signature(task.evaluate_file).parameters.items()
+        if p.kind is p.KEYWORD_ONLY
+    }
+    return {"predict": predict, "evaluate": evaluate}
 
 
 def describe_parameter(parameter: inspect.Parameter) -> dict[str, Any]:
@@ -216,19 +280,6 @@ def describe_parameter(parameter: inspect.Parameter) -> dict[str, Any]:
         except TypeError:
             described["built"] = type(parameter.default).__name__
     return described
-
-
-def backbones() -> dict[str, list[str]]:
-    """Every model of timm and of ours, with the tags of its weights, the default first."""
-    import timm
-
-    importlib.import_module("vistrain.backbones")  # registers ours with timm
-
-    tags: dict[str, list[str]] = {name: [] for name in timm.list_models()}
-    for name in timm.list_models(pretrained=True):
-        arch, _, tag = name.partition(".")
-        tags.setdefault(arch, []).append(tag) if tag else None
-    return dict(sorted(tags.items()))
 
 
 def our_backbones() -> dict[str, dict[str, Any]]:
@@ -256,73 +307,16 @@ def our_backbones() -> dict[str, dict[str, Any]]:
     return found
 
 
-def config_files() -> list[tuple[str, Path]]:
-    """Shipped leaf configs as `(det/name, path)`; folders that begin with `_` hold bases."""
-    root = index.config_root()
-    names = {p.relative_to(root).with_suffix("").as_posix(): p for p in root.rglob("*.yaml")}
-    return [(name, path) for name, path in sorted(names.items()) if not name.startswith("_") and "/_" not in name]
-
-
-def describe_config(
-    name: str, path: Path, measure: bool, old: dict[str, Any], remeasure: bool = False
-) -> dict[str, Any]:
-    """Title (the first comment line), model, reference, backbone and strides, and what the model measures.
-
-    A model whose section of the config is as it was is not measured again: hundreds of configs take minutes.
-    """
-    text = path.read_text(encoding="utf-8")
-    title = text.splitlines()[0].removeprefix("#").strip()
-    entry: dict[str, Any] = {"title": title}
-    if "???" in text:  # a start for a user's own data, not complete as it is
+def describe_config(path: Path, composed: dict[str, Any]) -> dict[str, Any]:
+    """Title (the first comment line), classes of model, task and data, backbone and strides, and the reference."""
+    entry: dict[str, Any] = {"title": path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()}
+    if not composed:
         return entry
-    composed = config.compose([path])
-    model = composed.get("model", {})
-    entry |= {"model": model.get("type"), "task": composed.get("task", {}).get("type")}
-    entry |= {"dataset": composed.get("data", {}).get("type"), "backbone": model.get("backbone", {}).get("name")}
-    entry["strides"] = model.get("backbone", {}).get("strides")
+    backbone = composed["model"].get("backbone") or {}
+    entry["classes"] = [composed[section]["type"] for section in ("model", "task", "data")]
+    entry |= {"backbone": backbone.get("name"), "strides": backbone.get("strides")}
     entry["reference"] = composed.get("reference")
-    entry["fingerprint"] = hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:12]
-    before = old.get(name, {})
-    taken_over = {k: before[k] for k in MEASURED if k in before}
-    is_known = before.get("fingerprint") == entry["fingerprint"] and "parameters" in taken_over
-    entry |= measure_model(composed) if measure and (remeasure or not is_known) else taken_over
     return {k: v for k, v in entry.items() if v is not None}
-
-
-def measure_model(composed: dict[str, Any]) -> dict[str, Any]:
-    """Parameters, and multiply-adds (10^9) of one image of the model's `measured_size` or `DETECTOR_SIZE`.
-
-    Of a classifier also whether its backbone takes images of any size, and the strides of its maps.
-    """
-    import torch
-
-    from vistrain.backbones.timm_model import TimmModel
-    from vistrain.run.profile import DETECTOR_SIZE, count
-
-    with torch.device("meta"):
-        model = build_model(composed)
-    size = tuple(getattr(model, "measured_size", DETECTOR_SIZE))
-    parameters = sum(p.numel() for p in model.parameters())
-    backbone = getattr(model, "backbone", None)
-    whole = isinstance(backbone, TimmModel)
-    facts = {"any_size": backbone.any_size, "maps": list(backbone.strides)} if whole else {}
-    multiply_adds, _, _ = count(model, size, getattr(model, "channels", 3))
-    return {"parameters": parameters, "gmacs": round(multiply_adds / 1e9, 1), "image_size": list(size), **facts}
-
-
-def build_model(composed: dict[str, Any]) -> Any:
-    """The network of a composed config, in evaluation mode, without fetching weights."""
-    from torch import nn
-
-    from vistrain.data import DataModule
-    from vistrain.structures import Channels, LabelSpace
-
-    data = config.build(composed["data"], DataModule, {}, "data")
-    changed = composed["model"]
-    if "backbone" in changed:
-        changed = config.merge(changed, {"backbone": {"pretrained": False}})
-    model = config.build(changed, nn.Module, {LabelSpace: data.labels, Channels: data.channels}, "model")
-    return model.eval()
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ from pathlib import Path
 
 from rich.progress import track
 
+from vistrain.data.base.images import SUFFIXES
 from vistrain.data.base.shards import Shards, ShardWriter, reindex
 from vistrain.data.base.storage import files_below, read_bytes
-from vistrain.data.classification.sources import SUFFIXES
 from vistrain.errors import DataError, VistrainError
 
 LISTS = (".json", ".csv", ".txt", ".mat")

@@ -11,13 +11,12 @@ not given is an assumption, and the table says so. Nothing here is a measurement
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import pickle
 from dataclasses import dataclass
-from pathlib import Path
 
-INDEX = Path(__file__).parent.parent / "vistrain" / "config" / "index.json"
+from vistrain.config import index
+
 BUCKET = 25 * 2**20  # bytes; torch's DistributedDataParallel reduces gradients in parts of this size
 BACKWARD = 2 / 3  # of a step's computation: two multiplications for each one of the forward pass
 
@@ -174,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     parameters = arguments.parameters
     if parameters is None:
-        configs = json.loads(INDEX.read_text())["configs"]
+        configs = index.load("configs")
         name = arguments.config.removeprefix("vistrain:")
         if name not in configs:
             parser.error(f"no config {name!r}: see `vistrain list configs`")

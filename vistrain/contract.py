@@ -20,7 +20,7 @@ class Contract:
     """Base of classes whose public names are offers to subclasses: nearly one of them is a mistake, not a new name.
 
     A direct subclass is the contract; what it defines or annotates are the names. A class below it that defines a
-    name very like one of these, and not it, cannot be made.
+    name very like one of these, and not it, cannot be made. Private names are free.
 
     Raises:
         TypeError: when such a class is made; it says which name is meant.
@@ -30,6 +30,18 @@ class Contract:
         super().__init_subclass__(**arguments)
         for name in (*vars(cls), *vars(cls).get("__annotations__", {})):
             refuse_misspelt(cls, name)
+
+
+class GuardedContract(Contract):
+    """A contract whose objects cannot be given such names either, for classes that say most of it in constructors.
+
+    Raises:
+        TypeError: when such a name is set.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_misspelt(type(self), name)
+        super().__setattr__(name, value)
 
 
 def refuse_misspelt(cls: type, name: str) -> None:
@@ -45,8 +57,8 @@ def refuse_misspelt(cls: type, name: str) -> None:
 
 @functools.cache
 def _contract(cls: type) -> type:
-    """The direct subclass of `Contract` that a class is, or derives from."""
-    return next(c for c in reversed(cls.__mro__) if c is not Contract and issubclass(c, Contract))
+    """The direct subclass of `Contract` or `GuardedContract` that a class is, or derives from."""
+    return next(c for c in reversed(cls.__mro__) if issubclass(c, Contract) and c not in (Contract, GuardedContract))
 
 
 @functools.cache
@@ -63,8 +75,8 @@ def constructor(cls: type) -> tuple[dict[str, inspect.Parameter], dict[str, Any]
     """Parameters of a constructor without `self`, and their type hints, with those that it takes as `**base`.
 
     `def __init__(self, own: int = 1, **base: Any)` takes all parameters of the next constructor in the order of
-    inheritance, but for those that it has itself (under another default, perhaps) and those that the class lists in
-    `sets_itself`, which it passes on by itself.
+    inheritance, but for those that it has itself (under another default, perhaps) and those that the class names in
+    `sets_itself`, which it passes on by itself (a collection of names, or a mapping with their values).
 
     Raises:
         ValueError: the class has no readable signature, as classes written in C.

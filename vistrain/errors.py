@@ -1,9 +1,13 @@
 """The three errors that are the user's to mend; each ends a command in one line and exit code 2.
 
-Anything else that escapes is a bug of vistrain: full traceback, exit code 1.
+Anything else that escapes is a bug of vistrain: full traceback, exit code 1. The remedy of most is the nearest name.
 """
 
 from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
 
 
 class VistrainError(Exception):
@@ -34,3 +38,29 @@ class DataError(VistrainError):
 
 class WeightsError(VistrainError):
     """A checkpoint cannot be read, or does not fit the model; `where` is the file."""
+
+
+def nearest(
+    name: str, known: Iterable[str], *, count: int = 1, cutoff: float = 0.6, otherwise: str | None = None
+) -> str:
+    """`did you mean 'x'?`, for the remedy of an error.
+
+    Args:
+        name: what was written.
+        known: the names that exist.
+        count: names to offer at the most.
+        cutoff: how alike they must be, 0 to 1 (see `difflib.get_close_matches`).
+        otherwise: said where nothing is near; None lists the names that exist (the first twelve).
+    """
+    names = sorted(known)
+    wanted = str(name).lower()
+    # By the whole name; for dotted names also by the last part alone.
+    for part in (str.lower, lambda n: re.split(r"[./]", n.lower())[-1]):
+        folded = {part(n): n for n in reversed(names)}
+        near = difflib.get_close_matches(part(wanted), folded, count, cutoff)
+        if near:
+            return f"did you mean {' or '.join(repr(folded[n]) for n in near)}?"
+    if otherwise is not None:
+        return otherwise
+    listed = ", ".join(names[:12])
+    return f"there are: {listed}{', ...' if len(names) > 12 else ''}" if names else ""

@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from vistrain.checkpoints import KeyMap
-from vistrain.contract import Contract, refuse_misspelt
+from vistrain.contract import GuardedContract
 from vistrain.structures import LabelSpace, Preprocessing
 
 
-class Network(Contract, nn.Module, abc.ABC):
+class Network(GuardedContract, nn.Module, abc.ABC):
     """Base of all networks that a config's `model` names.
 
     Batches are dicts: `image` uint8 or floating point `[B, C, *S]` (S: height and width, or depth, height and width),
@@ -29,31 +29,27 @@ class Network(Contract, nn.Module, abc.ABC):
         labels: the label space that it was built for; None where there are no classes.
         preprocessing: how images must reach it; the data module's transforms follow it, and checkpoints hold it.
         channels: C of the images.
-        compiled_parts: paths of the sub-modules that `task.compile` compiles, in place; none unless it names some.
-        sharded_parts: paths of the sub-modules whose blocks are sharded one by one under FSDP2; `compiled_parts` if
-            None.
+        compiled_parts: paths of the sub-modules that `task.compile` compiles, in place.
+        sharded_parts: paths of the sub-modules whose repeated blocks are sharded one by one under FSDP2; None:
+            `compiled_parts`.
         entrances: methods that a task calls on it, besides `forward`.
-        key_maps: the names of its official files, tried in order by `load_weights`.
-        class_layers: regular expressions of the tensors that depend on the classes: left out when weights of other
-            classes start a run, and named then.
-        scale_layers: the same for tensors that depend on an enlargement factor.
-        measured_size: sides of an image, pixels, that multiply-adds are counted at.
+        key_maps: names in its official files; `load_weights` takes the first that a file has.
+        class_layers: regular expressions of the tensors whose shape depends on the classes: they keep their first
+            values, and are named, when weights for other classes start a run.
+        scale_layers: the same for tensors that depend on a factor of enlargement.
+        measured_size: sides of the image, pixels, that multiply-adds are counted for unless another is asked for.
     """
 
     labels: LabelSpace | None = None
     preprocessing: Preprocessing = Preprocessing()
     channels: int = 3
-    compiled_parts: tuple[str, ...] = ()
+    compiled_parts: tuple[str, ...] = ("backbone",)
     sharded_parts: tuple[str, ...] | None = None
     entrances: tuple[str, ...] = ("losses", "predict")
     key_maps: Sequence[KeyMap] = ()
     class_layers: tuple[str, ...] = ()
     scale_layers: tuple[str, ...] = ()
     measured_size: tuple[int, ...] = (800, 1280)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        refuse_misspelt(type(self), name)
-        super().__setattr__(name, value)
 
     @abc.abstractmethod
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -78,10 +74,13 @@ class Network(Contract, nn.Module, abc.ABC):
         """Called after the optimizer's step number `step` (from 1), for teachers and schedules; does nothing."""
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that its authors exempt from weight decay; none unless it says so."""
+        """Names of the parameters that its authors exempt from weight decay, beside norms and biases."""
         return set()
 
-    def layer_of(self) -> dict[str, int] | None:
-        """Parameter name -> number of its layer from the input (0), for learning rates that decay with depth; None if
-        it does not say."""
+    def layers_above(self) -> dict[str, int] | None:
+        """How many layers lie above each parameter's, by name, for learning rates that fall with depth.
+
+        The topmost layer has 0, and so has every parameter that is not named. None: it does not say what its layers
+        are.
+        """
         return None

@@ -2,33 +2,10 @@
 
 import pytest
 import torch
+from attention_definitions import neighborhood as by_definition
 from torch import Tensor
 
 from vistrain.attention.neighborhood import NeighborhoodAttention, neighborhood_attention, neighborhood_mask
-
-
-def neighbours(token: int, length: int, kernel: int, dilation: int) -> list[int]:
-    """The K tokens nearest to a token among those of its residue; ties do not arise, borders shift."""
-    group = list(range(token % dilation, length, dilation))
-    place = group.index(token)
-    first = min(max(place - kernel // 2, 0), len(group) - kernel)
-    return group[first : first + kernel]
-
-
-def by_definition(q: Tensor, k: Tensor, v: Tensor, kernel: int, dilation: int, rpb: Tensor) -> Tensor:
-    out = torch.empty_like(q)
-    height, width = q.shape[1:3]
-    for y in range(height):
-        for x in range(width):
-            cells = [
-                (i, j) for i in neighbours(y, height, kernel, dilation) for j in neighbours(x, width, kernel, dilation)
-            ]
-            rows, columns = zip(*cells, strict=True)
-            logits = torch.einsum("bhd,bnhd->bhn", q[:, y, x] * q.shape[-1] ** -0.5, k[:, rows, columns])
-            steps = [((i - y) // dilation + kernel - 1, (j - x) // dilation + kernel - 1) for i, j in cells]
-            logits = logits + torch.stack([rpb[:, a, b] for a, b in steps], -1)
-            out[:, y, x] = torch.einsum("bhn,bnhd->bhd", logits.softmax(-1), v[:, rows, columns])
-    return out
 
 
 def tensors(*size: int, heads: int = 2, dim: int = 4, kernel: int = 3) -> list[Tensor]:

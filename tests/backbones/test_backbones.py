@@ -132,7 +132,7 @@ def test_one_fixed_size_takes_smaller_images_and_says_when_they_are_larger() -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "resnet500"}, r"name: no backbone 'resnet500' - did you mean resnet50"),
+        ({"name": "resnet500"}, r"name: no backbone 'resnet500' - did you mean 'resnet50'"),
         ({"name": "resnet50.tv_in2k"}, r"name: no weights 'tv_in2k' of resnet50 - there are .*resnet50\.tv_in1k"),
         ({"name": "resnet18", "strides": (8, 64)}, r"strides: resnet18 has no stride 64 - it has 2, 4, 8, 16, 32"),
         ({"name": "test_vit", "strides": (8,)}, r"strides: test_vit has no stride 8 - it has 16; .*SimplePyramid"),
@@ -141,7 +141,7 @@ def test_one_fixed_size_takes_smaller_images_and_says_when_they_are_larger() -> 
         ({"name": "resnet18", "freeze_at_stride": 3}, r"freeze_at_stride: resnet18 has no stage of stride 3"),
         (
             {"name": "resnet18", "args": {"drop_path_rat": 0.1}},
-            r"args\.drop_path_rat: timm's resnet18 has no such argument - did you mean drop_path_rate",
+            r"args\.drop_path_rat: timm's resnet18 has no such argument - did you mean 'drop_path_rate'",
         ),
         ({"name": "maxvit_pico_rw_256", "args": {"windw": 7}}, r"args\.windw: timm's maxvit_pico_rw_256 has no such"),
         ({"name": "resnet18", "args": {"drop_path_rate": None}}, r"args\.drop_path_rate: is null"),
@@ -160,7 +160,7 @@ def test_a_family_that_swallows_unknown_arguments_is_checked_by_its_signature(mo
             super().__init__()
 
     monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: Swallowing(**kwargs))
-    with pytest.raises(ConfigError, match=r"args\.drop_rat: .* did you mean drop_rate\?"):
+    with pytest.raises(ConfigError, match=r"args\.drop_rat: .* did you mean 'drop_rate'\?"):
         Backbone("resnet18", args={"drop_rat": 0.1})
 
 

@@ -1,4 +1,4 @@
-"""Any backbone, ours or timm's, trains a classifier by one word on the command line; a leaf takes real steps."""
+"""Any backbone, ours or timm's, trains a classifier by one word on the command line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from vistrain import config, run
 from vistrain.cli import main
 
 SMALL = ("resnet18", "convnext_atto", "efficientvit_m0")
@@ -51,19 +50,3 @@ def test_a_model_of_one_size_names_it(tmp_path, capsys):
     words = ["fit", "-c", str(tmp_path / "mine.yaml"), "model.backbone.name=maxvit_pico_rw_256"]
     assert main(words) == 2
     assert "maxvit_pico_rw_256 cannot take images of 64x64; it takes 256x256" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_two_real_steps_of_a_leaf(tmp_path):
-    """The leaf as it is, but for the data (generated), image size, batch and workers."""
-    data = {"type": "data.GeneratedPatterns", "root": str(tmp_path), "train_images": 1, "val_images": 1}
-    leaf = config.compose(["vistrain:cls/efficientvit_m0"])["data"]
-    kept = {key: leaf[key] for key in ("augment", "repeats")}
-    small = {
-        "data": {**data, **kept, "batch_size": 4, "workers": 0, "image_size": 64},
-        "trainer": {"max_epochs": None, "max_steps": 2, "accelerator": "cpu", "log_every_n_steps": 1},
-        "run": {"folder": str(tmp_path / "run")},
-    }
-    assert run.fit(config.compose(["vistrain:cls/efficientvit_m0"], changes=small)) == 0
-    assert len(losses(tmp_path / "run")) == 2
-    assert (tmp_path / "run" / "last.ckpt").is_file()

@@ -18,14 +18,15 @@ from PIL import Image
 from rich.console import Console
 from training_tools import TinyData, TinyDetector, fit, make_task, make_trainer
 
-from vistrain.callbacks import EMA, Checkpoints, CSVMetrics, NaNGuard, Progress, RunFolder, default_callbacks
+from vistrain.callbacks import EMA, Checkpoints, NaNGuard, Progress, RunFolder, default_callbacks
 from vistrain.callbacks import loggers as loggers_module
-from vistrain.callbacks.loggers import make_loggers
+from vistrain.callbacks.loggers import CSVMetrics, make_loggers
 from vistrain.callbacks.progress import duration
-from vistrain.callbacks.run_folder import environment
 from vistrain.checkpoints import load_file
 from vistrain.errors import ConfigError, VistrainError, WeightsError
+from vistrain.metrics import Metric, Unit
 from vistrain.structures import Factory
+from vistrain.surroundings import environment
 
 
 def flat(state: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -128,6 +129,36 @@ def test_low_can_be_good_and_equals_keep_the_older(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "none").iterdir()) == ["last.ckpt"]
 
 
+def test_without_a_mode_the_metric_says_what_is_good(tmp_path: Path) -> None:
+    class Distance(Metric):
+        """Grows with each evaluation."""
+
+        families = ("distance",)
+        value = 0.0
+
+        def update(self, ids: Any, predictions: Any, targets: Any) -> list[dict[str, Any]]:
+            return [{"id": i} for i in ids]
+
+        def compute(self, records: Any) -> dict[str, float]:
+            self.value += 1
+            return {"distance/far": self.value}
+
+        @classmethod
+        def unit(cls, name: str) -> Unit:
+            return Unit(lower_is_better=True)
+
+    for mode, best in ((None, 2), ("min", 2), ("max", 6)):
+        task = make_task(metrics=())
+        task.build_metrics = lambda split: {"distance": Distance()}
+        folder = tmp_path / str(mode)
+        fit(folder, task, TinyData(count=8), [Checkpoints(mode=mode)], max_epochs=3, logger=False)
+        assert step_of(folder / "best.ckpt") == best
+    assert task.units["val/distance/far"].lower_is_better
+    assert task.unit("train/loss").lower_is_better
+    assert task.unit("val/loss_box").lower_is_better
+    assert not task.unit("val/score").lower_is_better
+
+
 def test_the_ranking_survives_a_resume(tmp_path: Path) -> None:
     run_scored(tmp_path, 0.5, 0.9, 0.1)
     saving = Checkpoints(monitor="val/score")
@@ -224,6 +255,20 @@ def test_plain_lines_say_what_a_person_asks(tmp_path: Path) -> None:
     assert float(CSVMetrics(tmp_path).read()[0]["train/loss"]) > 0
 
 
+def test_a_run_that_shares_the_processor_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+    for load in (None, 1.2, 6.31):
+        monkeypatch.setattr("vistrain.callbacks.progress.os.cpu_count", lambda: 2)
+        monkeypatch.setattr("vistrain.callbacks.progress.load_average", lambda load=load: load)
+        progress, out = plain(every_n_steps=3)
+        fit(tmp_path / str(load), make_task(), TinyData(), [progress], limit_val_batches=0)
+        said.append([line for line in out.getvalue().splitlines() if "other programs" in line])
+    assert said[:2] == [[], []]
+    assert len(said[2]) == 1
+    assert "6.3 threads want its 2 cores" in said[2][0]
+    assert said[2][0].endswith("OMP_NUM_THREADS=1")
+
+
 def test_the_shown_loss_is_the_mean_of_the_steps(tmp_path: Path) -> None:
     progress, out = plain(every_n_steps=6)
     data = TinyData(per_device=2)
@@ -302,7 +347,7 @@ def test_pictures_show_images_from_all_over_the_set(
 ) -> None:
     task, drawn = make_task(), []
 
-    def draw(batch: Any, i: int, found: Any, side: int) -> list[tuple[str, np.ndarray]]:
+    def draw(batch: Any, i: int, found: Any, side: int, threshold: float) -> list[tuple[str, np.ndarray]]:
         drawn.append(int(batch["id"][i]))
         return [("", np.zeros((8, 8, 3), np.uint8))]
 
@@ -386,10 +431,10 @@ def test_rows_merge_and_columns_grow(tmp_path: Path) -> None:
 def test_loggers_on_request(tmp_path: Path) -> None:
     assert [type(x).__name__ for x in make_loggers(None, tmp_path)] == ["CSVMetrics"]
     names = [type(x).__name__ for x in make_loggers({"tensorboard": {}, "wandb": None}, tmp_path)]
-    assert names == ["CSVMetrics", "TensorBoardLogger"]
+    assert names == ["CSVMetrics", "TensorBoard"]
     with pytest.raises(ConfigError, match="did you mean 'tensorboard'"):
         make_loggers(["tensorbord"], tmp_path)
-    with pytest.raises(ConfigError, match=r"logger\.wandb\.projekt: no such option - did you mean 'project'"):
+    with pytest.raises(ConfigError, match=r"logger\.wandb\.projekt: no such key - did you mean 'project'"):
         make_loggers({"wandb": {"projekt": "x"}}, tmp_path)
     loggers = make_loggers("tensorboard", tmp_path)
     fit(tmp_path, make_task(), TinyData(), max_epochs=1, logger=loggers)

@@ -188,7 +188,7 @@ def test_weights_for_other_classes_leave_the_classifier(tmp_path):
 
 
 def test_names_and_arguments_are_checked():
-    with pytest.raises(ConfigError, match=r"no backbone 'resnet5O'.*did you mean resnet50"):
+    with pytest.raises(ConfigError, match=r"no backbone 'resnet5O'.*did you mean 'resnet50'"):
         classifier("resnet5O")
     with pytest.raises(ConfigError, match=r"args.drop_path_rat.*drop_path_rate"):
         classifier(args={"drop_path_rat": 0.1})

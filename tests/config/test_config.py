@@ -14,6 +14,7 @@ from torch import nn
 
 from vistrain import config
 from vistrain.config import build, compose, index
+from vistrain.config.builder import signature
 from vistrain.errors import ConfigError
 from vistrain.structures import Channels, Factory, LabelSpace
 
@@ -63,7 +64,7 @@ def room(monkeypatch):
     monkeypatch.setitem(sys.modules, "vistrain.room", module)
     monkeypatch.setattr(sys.modules["vistrain"], "room", module, raising=False)
     exec(ROOM, module.__dict__)
-    known = dict(index.load())
+    known = dict(index.load("classes"))
     parameters = {
         "Detector": {"backbone": "Stem", "labels": "LabelSpace", "neck": "Factory[nn.Module]", "width": "int"}
         | dict.fromkeys(("dropout", "mode", "flag"), "") | {"extra": "tuple[Stem, ...]", "named": "dict[str, Stem]"},
@@ -74,8 +75,7 @@ def room(monkeypatch):
         f"room.{c}": {"path": f"vistrain.room.{c}", "kind": "x", "parameters": {k: {"hint": h} for k, h in p.items()}}
         for c, p in parameters.items()
     }
-    known["classes"] = {**known["classes"], **ours}
-    monkeypatch.setattr(index, "load", lambda: known)
+    monkeypatch.setitem(index.read("classes"), "classes", {**known, **ours})
     index._by_class_name.cache_clear()
     yield module
     index._by_class_name.cache_clear()
@@ -212,6 +212,29 @@ def test_binary_and_missing_files_are_refused(tmp_path):
 def test_wrong_overrides(tmp_path, override, message):
     write(tmp_path, a="optimizer: {type: torch.optim.AdamW, betas: [0.9, 0.99]}\ndata: {type: data.Coco2017}")
     assert message in refused(compose, [tmp_path / "a.yaml"], [override])
+
+
+# The bases as they were addressed when all lay in one folder: configs of then, and checkpoints' notes, name them so.
+BASES_OF_BEFORE = (
+    "classification", "coco_detection", "color_denoising", "convnext_300_epochs", "convnext_30_epochs",
+    "crossvit_300_epochs", "cswin_300_epochs", "davit_300_epochs", "deformable_detr_50_epochs",
+    "deformable_detr_detrex", "deit_300_epochs", "detrex_90k", "dinat_large_30_epochs", "dino", "dino_detrex",
+    "dlgsanet", "dncnn", "efficientvit_300_epochs", "focus_detr", "gopro_deblurring", "grey_denoising", "imagenet",
+    "inception_rmsprop", "maxim", "maxvit_300_epochs", "maxvit_30_epochs", "nafnet", "nat_300_epochs", "rain13k",
+    "resnet_a1_600_epochs", "restoration", "runtime", "sidd_denoising", "super_resolution", "super_resolution_250k",
+    "super_resolution_500k", "swin", "swin_300_epochs", "swin_30_epochs", "tnt_300_epochs", "volo_300_epochs",
+    "volo_30_epochs",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("base", BASES_OF_BEFORE)
+def test_the_bases_addresses_of_before_still_lead_to_them(tmp_path, base):
+    found = config.locate(f"vistrain:_base_/{base}")
+    assert (found.parent.name, found.stem) == ("_base_", base)
+    assert list(index.config_root().rglob(f"_base_/{base}.yaml")) == [found]  # no second one to mean
+    more = "model: {network: {upscale: 2}}" if base.startswith(("super_resolution", "dlgsanet")) else ""
+    write(tmp_path, mine=f"base: vistrain:_base_/{base}\n{more}")
+    assert compose([tmp_path / "mine.yaml"]) == compose([found], ["model.network.upscale=2"] if more else [])
 
 
 def test_resolvers_come_back_after_composing():
@@ -353,7 +376,7 @@ def test_a_real_failure_keeps_its_traceback_and_says_what_was_being_built(room):
         ("subprocess.Popen", "--allow subprocess if you trust it"),
         ("builtins.eval", "--allow builtins"),
         ("timm.models.resnet.resnet50", "is not a class"),
-        ("vistrain.config.compose.yaml.SafeLoader", "it is yaml's"),
+        ("vistrain.config.builder.json.JSONDecoder", "it is json's"),
         ("torch.nn", "is not a class"),
         ("", "no class ''"),
         ("../x", "model.type"),
@@ -388,3 +411,73 @@ def test_a_section_names_its_class():
     assert "schedule: `type` is missing" in refused(build, {"gamma": 1}, Schedule, {}, "schedule")
     assert "schedule: None is not a mapping" in refused(build, None, Schedule, {}, "schedule")
     assert isinstance(build({"no_decay_bias": True}, ParameterGroups, {}, "optimizer.groups"), ParameterGroups)
+
+
+# -- constructors that take their base's parameters
+
+INHERITING = """
+from typing import Any
+
+from torch import nn
+from vistrain.structures import Channels
+
+
+class Grandparent(nn.Module):
+    def __init__(self, image_channels: Channels = 3, width: int = 4, depth: int = 2, heads: int = 8) -> None:
+        super().__init__()
+        self.seen = {"image_channels": image_channels, "width": width, "depth": depth, "heads": heads}
+
+
+class Parent(Grandparent):
+    sets_itself = ("heads",)
+
+    def __init__(self, depth: int = 6, ratio: float = 0.5, **base: Any) -> None:
+        super().__init__(depth=depth, heads=1, **base)
+        self.seen["ratio"] = ratio
+
+
+class Child(Parent):
+    def __init__(self, name: str = "x", **base: Any) -> None:
+        super().__init__(**base)
+        self.seen["name"] = name
+"""
+
+
+@pytest.fixture
+def family(monkeypatch):
+    module = types.ModuleType("vistrain.family")
+    monkeypatch.setitem(sys.modules, "vistrain.family", module)
+    monkeypatch.setattr(sys.modules["vistrain"], "family", module, raising=False)
+    exec(INHERITING, module.__dict__)
+    return module
+
+
+def child(**changes):
+    return build({"type": "vistrain.family.Child", **changes}, nn.Module, {Channels: 1}, "model")
+
+
+def test_parameters_of_three_levels_are_one_schema(family):
+    parameters, hints = signature(family.Child)
+    assert list(parameters) == ["image_channels", "width", "depth", "ratio", "name"]
+    assert {name: p.default for name, p in parameters.items()} == {
+        "image_channels": 3, "width": 4, "depth": 6, "ratio": 0.5, "name": "x"
+    }  # fmt: skip
+    assert hints["width"] is int
+    assert hints["ratio"] is float
+    assert child().seen == {"image_channels": 1, "width": 4, "depth": 6, "heads": 1, "ratio": 0.5, "name": "x"}
+    assert child(width=7, depth=1, ratio=1).seen["depth"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"widht": 1}, "model.widht: no such key - did you mean 'width'"),
+        ({"heads": 2}, "model.heads: no such key"),
+        ({"base": {}}, "model.base: no such key"),
+        ({"width": "5"}, "model.width: '5' is of the wrong type - input should be a valid integer"),
+        ({"depth": 1.5}, "model.depth"),
+        ({"image_channels": 1}, "model.image_channels: is not set by hand"),
+    ],
+)
+def test_inherited_parameters_are_checked_as_ones_own(family, changes, message):
+    assert message in refused(child, **changes)

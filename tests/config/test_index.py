@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 import typing
 from pathlib import Path
 
@@ -16,20 +17,22 @@ import pytest
 
 from vistrain.config import builder as building
 from vistrain.config import index
-from vistrain.config.explain import listing
+from vistrain.config.explain import explanation, listing
 from vistrain.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-COMMITTED = json.loads((ROOT / "vistrain" / "config" / "index.json").read_text())
+sys.path.append(str(ROOT / "tools"))
+
+import larger_index  # noqa: E402
+import make_index  # noqa: E402
+
+COMMITTED = make_index.read()
 
 
 @pytest.fixture(scope="module")
 def made():
-    """The index as the sources give it now; what takes building models is taken over."""
-    spec = importlib.util.spec_from_file_location("make_index", ROOT / "tools" / "make_index.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool.make(measure=False)
+    """The names as the sources give them now; of configs see test_leaves.py."""
+    return make_index.make_names()
 
 
 def _ours(classes: dict) -> dict:
@@ -39,15 +42,19 @@ def _ours(classes: dict) -> dict:
 def test_the_committed_index_is_fresh(made):
     """`make index` mends this. What is said of other packages is compared where those versions are installed."""
     assert _ours(made["classes"]) == _ours(COMMITTED["classes"])
-    for section in ("configs", "protocols"):
-        assert made[section] == COMMITTED[section], section
+    assert made["protocols"] == COMMITTED["protocols"]
     installed = {package: importlib.metadata.version(package) for package in COMMITTED["versions"]}
     if installed == COMMITTED["versions"]:
-        assert made == COMMITTED
+        assert {**made, "configs": COMMITTED["configs"]} == COMMITTED
 
 
-def test_making_it_twice_gives_the_same_and_it_is_small(made):
-    assert (ROOT / "vistrain" / "config" / "index.json").stat().st_size < 400_000
+def test_it_is_small_sorted_and_written_as_it_is_read(monkeypatch, tmp_path):
+    files = {file.name: file.read_text() for file in index.NAMES.glob("*.json")}
+    assert sum(len(text.encode()) for text in files.values()) < 250_000
+    monkeypatch.setattr(index, "NAMES", tmp_path)
+    make_index.write(COMMITTED)
+    assert {file.name: file.read_text() for file in tmp_path.glob("*.json")} == files
+    assert all(len(text.splitlines()) > 100 for text in files.values())  # a line for each entry
     assert list(COMMITTED["classes"]) == sorted(COMMITTED["classes"])
     assert list(COMMITTED["configs"]) == sorted(COMMITTED["configs"])
 
@@ -57,6 +64,40 @@ def test_class_names_are_unique_and_aliases_lead_to_classes():
     assert len(bare) == len(set(bare))
     assert set(index.ALIASES.values()) <= set(COMMITTED["classes"])
     assert not set(index.ALIASES) & set(COMMITTED["classes"])
+
+
+def test_only_what_a_room_exports_is_in_it():
+    """Blocks inside a network are built by it, not named by a config; their names may be used twice."""
+    for name in _ours(COMMITTED["classes"]):
+        room, _, bare = name.partition(".")
+        assert bare in importlib.import_module(f"vistrain.{room}").__all__
+    assert {"restoration.SwinIR", "losses.Charbonnier", "backbones.Backbone"} <= set(COMMITTED["classes"])
+    assert not {"restoration.SwinBlock", "backbones.CSWinBlock", "callbacks.CSVMetrics"} & set(COMMITTED["classes"])
+
+
+def test_a_class_that_configs_reach_must_be_exported():
+    from vistrain.backbones import Backbone
+    from vistrain.detection import DeformableDETR
+
+    with pytest.raises(SystemExit, match=r"DeformableDETR takes a \w+, which its room does not export"):
+        make_index.reached({DeformableDETR: "detection"})
+    assert make_index.reached({Backbone: "backbones"}) == {Backbone}
+
+
+def test_tasks_say_which_options_they_have():
+    tasks = {name: entry for name, entry in COMMITTED["classes"].items() if entry["kind"] == "task"}
+    assert tasks["tasks.DetectionTask"]["predict"]["threshold"]["default"] == 0.3
+    assert tasks["tasks.RestorationTask"]["predict"]["tile"]["hint"].startswith("int")
+    for task in tasks.values():
+        for option in (*task["predict"].values(), *task["evaluate"].values()):
+            assert option["doc"]
+            assert {"hint", "default"} <= set(option)
+
+
+def test_networks_are_models():
+    models = {name for name, entry in COMMITTED["classes"].items() if entry["kind"] == "model"}
+    assert {"detection.FocusDETR", "classification.Classifier", "restoration.RestorationModel"} <= models
+    assert "restoration.SwinIR" not in models
 
 
 @pytest.mark.parametrize("name", sorted(_ours(COMMITTED["classes"])))
@@ -92,19 +133,45 @@ def test_what_the_index_knows_of_timm_torch_and_lightning():
 def test_backbone_names_are_checked_before_torch_is_imported(monkeypatch, name, message):
     config = {"model": {"type": "detection.DeformableDETR", "backbone": {"name": name}}}
     monkeypatch.setattr(importlib.metadata, "version", lambda package: COMMITTED["versions"][package])
+    monkeypatch.setattr(index, "backbones_of_timm", None)
     with pytest.raises(ConfigError) as caught:
         index.check(config)
     assert message in str(caught.value)
 
 
 def test_another_timm_may_know_more_backbones(monkeypatch):
-    config = {"model": {"type": "detection.DeformableDETR", "backbone": {"name": "of_tomorrow"}}}
+    """Its names are asked for where the index does not know one, and only there."""
+    config = {"model": {"type": "detection.DeformableDETR", "backbone": {"name": "of_tomorrow.in22k"}}}
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "99.0")
+    monkeypatch.setattr(index, "backbones_of_timm", lambda: {"of_tomorrow": ["in22k"], "resnet50": []})
     index.check(config)
-    monkeypatch.undo()
+    config["model"]["backbone"]["name"] = "of_tomorrow.in23k"
+    with pytest.raises(ConfigError, match=r"no weights 'of_tomorrow\.in23k' - did you mean 'of_tomorrow\.in22k'"):
+        index.check(config)
+    config["model"]["backbone"]["name"] = "of_tomorow"
+    with pytest.raises(ConfigError, match="no backbone 'of_tomorow' - did you mean 'of_tomorrow'"):
+        index.check(config)
+    monkeypatch.setattr(index, "backbones_of_timm", None)
+    config["model"]["backbone"]["name"] = "resnet50.tv_in1k"
+    index.check(config)
     config["model"]["backbone"]["nam"] = 1
     with pytest.raises(ConfigError, match=r"model\.backbone\.nam"):
         index.check(config)
+
+
+def test_backbones_of_another_timm_are_listed_with_a_note(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "99.0")
+    monkeypatch.setattr(index, "backbones_of_timm", lambda: {"of_tomorrow": ["in22k"], "resnet50": ["a1_in1k"]})
+    made = COMMITTED["versions"]["timm"]
+    rows = listing("backbones").splitlines()
+    assert [row.split()[0] for row in rows[:-1]] == ["of_tomorrow", "resnet50"]
+    assert rows[-1] == f"names are those of the installed timm 99.0; what is known of the models is of timm {made}"
+
+
+def test_the_installed_timm_says_what_the_index_says():
+    if importlib.metadata.version("timm") != COMMITTED["versions"]["timm"]:
+        pytest.skip("the index was made with another timm")
+    assert index.backbones_of_timm() == COMMITTED["backbones"]
 
 
 def test_completing_adds_defaults_and_nothing_that_may_not_be_written():
@@ -125,6 +192,132 @@ def test_completing_adds_defaults_and_nothing_that_may_not_be_written():
         assert hidden[1] not in hidden[0]
     index.check(full)
     assert index.complete(full) == full
+
+
+def test_nodes_are_walked_from_the_outside_in_and_found_by_their_key():
+    config = {
+        "model": {"type": "detection.DeformableDETR", "backbone": {"name": "resnet10t"}},
+        "optimizer": {"type": "torch.optim.SGD", "groups": {"no_decay_bias": True}},
+        "callbacks": {"ema": {"type": "callbacks.EMA"}, "none": None},
+        "logger": {"wandb": {}, "other": {"type": "lightning.pytorch.loggers.CSVLogger", "save_dir": "x"}},
+        "data": {"type": "mine.Data", "augment": {"type": "data.DetrAugment"}, "anything": {"goes": 1}},
+    }
+    places = [node.where for node in index.walk(config)]
+    assert places == [
+        "model", "model.backbone", "data.augment", "optimizer", "optimizer.groups", "callbacks.ema", "logger.wandb",
+        "logger.other",
+    ]  # fmt: skip
+    assert index.node_at(config, "model.backbone").value == {"name": "resnet10t"}
+    assert "strides" in index.node_at({"model": {"type": "detection.DINO"}}, "model.backbone").settable
+    assert "labels" not in index.node_at(config, "model").settable
+    assert index.node_at(config, "data.anything") is None
+    assert index.node_at({}, "model.backbone") is None
+    assert "project" in index.node_at({}, "logger.wandb").settable
+    assert "callbacks" not in index.node_at({}, "trainer").settable
+    assert config["callbacks"] == {"ema": {"type": "callbacks.EMA"}, "none": None}
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("wandbb", "logger.wandbb: no such logger - did you mean 'wandb'?"),
+        (["tensorboard", "csv"], "logger.csv: is not set here - metrics.csv is always written; remove the key"),
+        ({"csv": {"type": "lightning.pytorch.loggers.CSVLogger"}}, "logger.csv: is not set here"),
+        ({"mlf": {"experiment_name": "x"}}, "logger.mlf: no such logger - there are: tensorboard, wandb; others need"),
+        ({"wandb": 5}, "logger.wandb: 5 is not a mapping"),
+        ({"wandb": {"projekt": "x"}}, "logger.wandb.projekt: no such key - did you mean 'project'?"),
+        (
+            {"mlf": {"type": "lightning.pytorch.loggers.MLFlowLogger", "run_nam": "x"}},
+            "logger.mlf.run_nam: no such key - did you mean 'run_name'?",
+        ),
+        ({"x": {"type": "callbacks.WandBB"}}, "logger.x.type: no class 'callbacks.WandBB' - did you mean"),
+    ],
+)
+def test_what_is_wrong_in_the_logger_section_is_said_in_one_line(section, message):
+    with pytest.raises(ConfigError) as caught:
+        index.check({"logger": section})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        None, "wandb", ["wandb", "tensorboard"], {"wandb": {"project": "x"}, "tensorboard": None, "mine": None},
+        {"wandb": True, "tensorboard": False}, {"wandb": {"type": "lightning.pytorch.loggers.WandbLogger"}},
+        {"mlf": {"type": "lightning.pytorch.loggers.MLFlowLogger", "run_name": "x"}},
+    ],
+)  # fmt: skip
+def test_what_the_logger_section_may_say(section):
+    index.check({"logger": section})
+
+
+def test_loggers_that_are_listed_are_those_that_a_config_may_name():
+    rows = {row.split()[0] for row in listing("loggers").splitlines()}
+    assert {"callbacks.WandB", "callbacks.TensorBoard", "lightning.pytorch.loggers.MLFlowLogger"} <= rows
+    assert "callbacks.CSVMetrics" not in rows
+    assert {f"callbacks.{name}" for name in index.LOGGERS.values()} <= rows
+    for name in rows:
+        index.check({"logger": {"mine": {"type": name}}})
+
+
+def test_an_inherited_parameter_is_explained_by_the_base():
+    text = explanation("detection.DINO")
+    base = explanation("detection.DeformableDETR")
+    assert "num_queries" in text
+    said = re.search(r"num_queries: (.{20})", base)
+    assert said
+    assert said.group(1) in explanation("model.num_queries")
+
+
+# -- what grows with it
+
+WATCH = """
+import sys
+opened = []
+sys.addaudithook(lambda event, facts: opened.append(str(facts[0])) if event == "open" else None)
+from vistrain.cli import main
+assert main(sys.argv[1:]) == 0
+from vistrain.config import index
+sys.stderr.write(" ".join(sorted({name.rpartition("/")[2] for name in opened if name.startswith(str(index.NAMES))})))
+sys.exit("torch" in sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def ten_times(tmp_path_factory):
+    """A folder to start Python in, with a copy of the package whose index is ten times as long."""
+    folder = tmp_path_factory.mktemp("larger")
+    larger_index.write(folder, 10)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "files"),
+    [
+        (["--help"], {"classes.json"}),
+        (["list", "configs"], {"classes.json", "configs.json"}),
+        (["list", "models"], {"classes.json"}),
+        (["list", "backbones", "resnet5*"], {"backbones.json", "classes.json", "configs.json"}),
+    ],
+)
+def test_a_command_reads_no_more_of_the_index_than_it_says(ten_times, words, files):
+    """The files that it may read; of ten times as long an index as of the real one."""
+    environment = {**os.environ, "PYTHONPATH": str(ten_times)}
+    command = [sys.executable, "-c", WATCH, *words]
+    made = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ten_times)
+    assert made.returncode == 0, made.stderr
+    assert set(made.stderr.split()) <= files
+    if words[0] == "list":
+        assert made.stdout.count("\n") >= 10
+
+
+def test_reading_ten_times_as_long_an_index_takes_little(ten_times):
+    """Processor time, since other programs may want the machine; a tenth of it on an idle one."""
+    start = time.process_time()
+    for file in (ten_times / "vistrain" / "config" / "names").glob("*.json"):
+        json.loads(file.read_text())
+    assert time.process_time() - start < 0.5
 
 
 def test_what_is_published_of_backbones_is_listed_from_the_index_alone():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torchvision.ops import generalized_box_iou
 from vistrain.errors import ConfigError
 from vistrain.layers.boxes import cxcywh_to_xyxy, giou, inverse_sigmoid, iou_and_union, xyxy_to_cxcywh
 from vistrain.layers.deformable import MSDeformAttn, choose_core, deformable_sampling
-from vistrain.layers.padding import Normalize, padding_mask
+from vistrain.layers.padding import Normalize, extend, padding_mask, resize_mask
 from vistrain.layers.position import SinePositionEncoding, sine_embedding
 from vistrain.structures import Preprocessing
 
@@ -104,6 +105,35 @@ def test_normalize_takes_other_types_and_turns_channels() -> None:
     flat = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), channel_order="bgr")
     assert Normalize(flat)(image, size)[0][0, :, 0, 0].tolist() == pytest.approx([0.6, 0.4, 0.2])
     assert not Normalize(Preprocessing()).state_dict()
+
+
+def test_padding_of_volumes() -> None:
+    """The same as of images: the mask, the normalised values, and extending, side by side."""
+    size = torch.tensor([[2, 3, 4], [3, 1, 5]])
+    volumes = torch.randint(0, 256, (2, 3, 3, 4, 5), dtype=torch.uint8)
+    mask = padding_mask(size, 3, 4, 5)
+    for one, sides in zip(mask, size.tolist(), strict=True):
+        inside = np.ix_(*(range(n) for n in sides))
+        assert not one[inside].any()
+        assert (~one).sum() == np.prod(sides)
+    pixels, found = Normalize(Preprocessing())(volumes, size)
+    assert torch.equal(found, mask)
+    for depth in range(3):  # a slice is what the image would be
+        inside = (depth < size[:, 0]).long()[:, None] * size[:, 1:]
+        plane, _ = Normalize(Preprocessing())(volumes[:, :, depth], inside)
+        assert torch.equal(pixels[:, :, depth], plane)
+    small = resize_mask(mask, (3, 2, 5))
+    assert small.shape == (2, 3, 2, 5)
+    assert torch.equal(small, mask[:, :, ::2])
+
+
+@pytest.mark.parametrize("mode", ["reflect", "symmetric", "edge", "zeros"])
+def test_volumes_are_extended_as_numpy_pads_them(mode: str) -> None:
+    volume = torch.rand(2, 3, 4, 5)
+    numpys = {"mode": "constant" if mode == "zeros" else mode}
+    for back, bottom, right in ((0, 0, 0), (1, 0, 2), (7, 3, 11)):
+        expected = np.pad(volume.numpy(), ((0, 0), (0, back), (0, bottom), (0, right)), **numpys)
+        assert np.array_equal(extend(volume, back, bottom, right, mode=mode).numpy(), expected)
 
 
 # ---------------------------------------------------------------- deformable sampling

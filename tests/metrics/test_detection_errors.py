@@ -14,11 +14,12 @@ from training_tools import TinyData, make_task, make_trainer
 
 from vistrain.cli import main
 from vistrain.errors import ConfigError, DataError
+from vistrain.metrics.coco import read_records
 from vistrain.metrics.coco_engine import curve_arrays
 from vistrain.metrics.detection_errors import KINDS, DetectionAnalysis, analyse
 from vistrain.metrics.detection_matching import flatten, match_own_class, rank_in_group
 from vistrain.tasks import ErrorAnalysis
-from vistrain.tasks.detection.analysis import analyse_file, image_reader, write_analysis
+from vistrain.tasks.detection.analysis import analyse_records, image_reader, write_analysis
 from vistrain.tasks.detection.pictures import FATES, judged_boxes
 
 CAT, DOG, COW = 3, 7, 20
@@ -295,7 +296,7 @@ def test_a_results_file_becomes_a_folder(files: Path, capsys: pytest.CaptureFixt
     assert len(content["precision_recall"]["precision"]["dog"]) == 10
     assert len(content["precision_recall"]["precision"]["dog"][0]) == 101
     assert content["errors"]["counts"].keys() == set(KINDS)
-    direct = analyse_file(files / "found.json", files / "truth.json", files / "again")
+    direct = analyse_records(*read_records(files / "found.json", files / "truth.json"), files / "again")
     assert content["errors"]["cost"] == direct.errors.cost
     assert not (files / "again" / "worst.png").exists()  # no images were given
 
@@ -318,16 +319,23 @@ def test_without_a_metric_nothing_is_analysed(tmp_path: Path, caplog: pytest.Log
     assert not (tmp_path / "analysis").exists()
 
 
-def test_the_option_of_the_command_line_adds_the_callback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_option_of_the_command_line_asks_the_task(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     seen: dict[str, Any] = {}
     monkeypatch.setattr("vistrain.run.test", lambda config, **named: seen.update(config=config, **named))
     (tmp_path / "mine.yaml").write_text("seed: 1\n")
     assert main(["test", "-c", str(tmp_path / "mine.yaml"), "--weights", "w.pth", "--analysis", "a: b"]) == 0
-    assert seen["config"]["callbacks"]["analysis"] == {"type": "callbacks.ErrorAnalysis", "folder": "a: b"}
+    assert seen["analysis"] == Path("a: b")
     assert main(["test", "--ckpt", "best.ckpt", "--analysis", "out"]) == 0
-    assert list(seen["overrides"]) == [
-        "callbacks.analysis.type=callbacks.ErrorAnalysis", 'callbacks.analysis.folder="out"'
-    ]  # fmt: skip
+    assert seen["analysis"] == Path("out")
+    task, trainer = make_task(), make_trainer(tmp_path, logger=False)
+    task.analysis_folder = tmp_path / "asked"
+    trainer.test(task, datamodule=TinyData(), verbose=False)
+    assert (tmp_path / "asked" / "confusion.png").exists()
+    settings = json.loads((tmp_path / "asked" / "analysis.json").read_text())["settings"]
+    assert settings["score_threshold"] == 0.3
+    assert "errors at IoU 0.5" in capsys.readouterr().out
 
 
 def test_images_that_cannot_be_read_are_left_out(files: Path, caplog: pytest.LogCaptureFixture) -> None:

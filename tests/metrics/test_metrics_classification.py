@@ -9,7 +9,7 @@ from rich.console import Console
 
 from vistrain.errors import ConfigError, DataError
 from vistrain.metrics import protocol
-from vistrain.metrics.classification import average_precision, calibration_error
+from vistrain.metrics.accuracy import average_precision, calibration_error
 from vistrain.structures import ClassScores, LabelSpace
 
 LABELS = LabelSpace(tuple("abcdefg"), tuple(range(7)))

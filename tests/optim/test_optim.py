@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from vistrain.backbones import Backbone, TimmModel
+from vistrain.classification import Classifier
+from vistrain.detection.set_detector import SetDetector
 from vistrain.errors import ConfigError
+from vistrain.network import Network
 from vistrain.optim import Constant, Cosine, MultiStep, ParameterGroups, Poly
+from vistrain.structures import LabelSpace
 
 
-class Net(nn.Module):
+class Untrained(Network):
+    """What groups are made of: names, and what a network says of its layers."""
+
+    def losses(self, batch: Any) -> dict[str, torch.Tensor]:
+        raise NotImplementedError
+
+    def predict(self, batch: Any) -> list[Any]:
+        raise NotImplementedError
+
+
+class Net(Untrained):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GroupNorm(2, 4))
@@ -83,12 +99,20 @@ def test_a_rule_that_cannot_be_meant_is_refused(rule: dict, message: str) -> Non
 
 
 def test_layer_decay_follows_timms_layers_with_the_head_on_top() -> None:
-    timm = pytest.importorskip("timm")
-    for classes in (0, 10):  # with and without a classifier the last block is one below the top
-        model = nn.Module()
-        model.backbone = nn.Module()
-        model.backbone.body = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=3, num_classes=classes)
-        model.head = nn.Linear(4, 2)
+    class Dense(Untrained):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = Backbone("vit_tiny_patch16_224", strides=(16,), args=args)
+            self.head = nn.Linear(4, 2)
+
+        def layers_above(self) -> dict[str, int] | None:
+            return SetDetector.layers_above(self)
+
+    args = {"img_size": 32, "depth": 3}
+    labels = LabelSpace(tuple(map(str, range(10))), tuple(range(10)))
+    classifier = Classifier(TimmModel("vit_tiny_patch16_224", labels, args=args), labels)
+    classifier.head = nn.Linear(4, 2)
+    for model in (Dense(), classifier):  # with and without a classifier the last block is one below the top
         groups = by_name(model, ParameterGroups(layer_decay=0.5)(model, 1.0, 0.05))
         rates = {n: g["lr"] for n, g in groups.items()}
         assert rates["head.weight"] == 1.0

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vistrain.backbones import DenseBackbone
 from vistrain.detection import DeformableDETR
 from vistrain.losses import SetCriterion
 from vistrain.matching import HungarianMatcher
@@ -93,8 +94,8 @@ class TinyResNet(nn.Module):
         return maps
 
 
-class TinyBackbone(nn.Module):
-    """What a detector asks of a backbone: maps, `.strides`, `.channels`."""
+class TinyBackbone(DenseBackbone):
+    """Any module as a backbone."""
 
     def __init__(
         self,

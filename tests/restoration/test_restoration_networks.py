@@ -92,8 +92,8 @@ def test_nafnet_pads_what_its_levels_do_not_divide():
 
 def test_local_nafnet_is_the_plain_one_where_its_window_covers_the_image():
     torch.manual_seed(0)
-    arguments = (3, 4, 1, (1, 1), (1, 1))
-    plain, local = NAFNet(*arguments), NAFNetLocal(*arguments, train_size=(16, 16))
+    arguments = {"width": 4, "enc_blk_nums": (1, 1), "dec_blk_nums": (1, 1)}
+    plain, local = NAFNet(**arguments), NAFNetLocal(**arguments, train_size=(16, 16))
     for p in plain.parameters():
         nn.init.normal_(p, std=0.2)
     local.load_state_dict(plain.state_dict())

@@ -19,6 +19,7 @@ from training_tools import TinyData, Watch, fit, make_task
 from vistrain import processes
 from vistrain.callbacks import Checkpoints, Unreadable
 from vistrain.checkpoints import load_file, save_durably
+from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.faults import Watched, dead_worker, replacement
 from vistrain.data.base.module import Loader, start_worker
 from vistrain.errors import ConfigError, DataError
@@ -39,13 +40,14 @@ class Holey(TinyData):
     def dataset(self, split: str) -> Any:
         whole, bad = super().dataset(split), self.bad[1] if split == self.bad[0] else ()
 
-        class Images(torch.utils.data.Dataset[Any]):
+        class Images(SampleSet):
             def __len__(self) -> int:
                 return len(whole)
 
-            def __getitem__(self, key: Any) -> Any:
-                index = key if isinstance(key, int) else key[0]
-                return DataError(self.where(index), "damaged image") if index in bad else whole[key]
+            def sample(self, index: int, seed: int | None = None) -> Any:
+                if index in bad:
+                    raise DataError(self.where(index), "damaged image")
+                return whole[index if seed is None else (index, seed)]
 
             def where(self, index: int) -> str:
                 return f"{index}.png"

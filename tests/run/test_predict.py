@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,19 +15,27 @@ from PIL import Image
 from torch import nn
 
 from vistrain.data.detection.transforms import EvalResize
+from vistrain.devices import choose_device
 from vistrain.errors import ConfigError, DataError, WeightsError
+from vistrain.network import Network
 from vistrain.pictures import stable_colour
 from vistrain.run.predict import load_predictor, predict_files, predict_paths
 from vistrain.structures import Detections, LabelSpace, Preprocessing
 from vistrain.tasks.base.inputs import find_images
-from vistrain.tasks.base.predictor import choose_device
 from vistrain.tasks.detection.predictor import DetectionPredictor
 
 LABELS = LabelSpace(("red thing", "Größe"), (4, 9), name="coco_ids")
 ORIENTATION = 0x0112
 
 
-class FindsRed(nn.Module):
+class Finder(Network):
+    """Learns nothing."""
+
+    def losses(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        return {}
+
+
+class FindsRed(Finder):
     """A detector of the one red rectangle in a picture: class 9 at 0.8, then a weak, a nameless and a broken one."""
 
     def __init__(self) -> None:
@@ -49,7 +59,8 @@ class FindsRed(nn.Module):
 
 def predictor(short: int = 60, long: int = 100, size_divisor: int = 1, threshold: float = 0.3) -> DetectionPredictor:
     preprocessing, resize = Preprocessing(size_divisor=size_divisor), EvalResize(short, long)
-    return DetectionPredictor(FindsRed(), LABELS, preprocessing, resize, "cpu", threshold)
+    facts = {"labels": LABELS, "preprocessing": preprocessing, "transform": resize}
+    return DetectionPredictor(FindsRed(), "cpu", threshold=threshold, **facts)
 
 
 def red_picture(width: int = 120, height: int = 80, box: tuple[int, int, int, int] = (12, 20, 60, 50)) -> Image.Image:
@@ -75,14 +86,14 @@ def test_boxes_come_back_in_the_pictures_own_coordinates(tmp_path, kind: str) ->
 
 
 def test_grey_arrays_are_pictures_and_other_arrays_are_refused() -> None:
-    class Sees(nn.Module):
+    class Sees(Finder):
         def predict(self, batch: dict) -> list[Detections]:
             self.image = batch["image"]
             return [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))]
 
     model = Sees()
     grey = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64).astype(np.uint8)
-    DetectionPredictor(model, LABELS, Preprocessing(), EvalResize(64, 64), "cpu").predict(grey)
+    DetectionPredictor(model, "cpu", labels=LABELS, transform=EvalResize(64, 64)).predict(grey)
     assert (model.image[0] == torch.from_numpy(grey)).all()
     for bad in (np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(DataError, match="is not uint8"):
@@ -223,7 +234,7 @@ def test_every_kind_of_file_is_read_and_damaged_ones_are_named_and_skipped(tmp_p
 
 
 def test_sixteen_bit_and_grey_files_are_read(tmp_path) -> None:
-    class Sees(nn.Module):
+    class Sees(Finder):
         def predict(self, batch: dict) -> list[Detections]:
             self.image = batch["image"]
             return [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))]
@@ -232,9 +243,8 @@ def test_sixteen_bit_and_grey_files_are_read(tmp_path) -> None:
     Image.fromarray(values).save(tmp_path / "deep.png")
     model = Sees()
     files = find_images([tmp_path / "deep.png"])
-    summary = predict_files(
-        DetectionPredictor(model, LABELS, Preprocessing(), EvalResize(64, 64), "cpu"), files, tmp_path / "out"
-    )
+    made = DetectionPredictor(model, "cpu", labels=LABELS, transform=EvalResize(64, 64))
+    summary = predict_files(made, files, tmp_path / "out")
     assert [e["detections"] for e in summary.entries] == [[]]
     assert (model.image[0] == torch.from_numpy((values >> 8).astype(np.uint8))).all()
 
@@ -279,6 +289,7 @@ def test_a_checkpoint_alone_rebuilds_the_predictor(tmp_path) -> None:
     from vistrain import run
 
     config = {
+        "task": {"type": "tasks.DetectionTask"},
         "model": {
             "type": "detection.DeformableDETR",
             "backbone": {"name": "test_resnet.r160_in1k", "pretrained": False, "strides": [8, 16, 32]},
@@ -306,7 +317,8 @@ def test_a_checkpoint_alone_rebuilds_the_predictor(tmp_path) -> None:
         tmp_path / "best.ckpt",
     )
     made = load_predictor(tmp_path / "best.ckpt", "cpu")
-    assert (made.resize.short, made.resize.long, made.resize.interpolation) == (64, 96, "bicubic")
+    resize = made.transform
+    assert (resize.short, resize.long, resize.interpolation) == (64, 96, "bicubic")
     assert made.labels == labels
     red_picture(300, 200).save(tmp_path / "a.jpg")
     summary = predict_paths(tmp_path / "best.ckpt", tmp_path / "a.jpg", tmp_path / "out", threshold=0.0, device="cpu")

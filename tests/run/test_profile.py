@@ -8,13 +8,14 @@ import re
 import pytest
 import timm
 import torch
+from rich.console import Console
 from torch import nn
 
 from vistrain.attention.neighborhood import NeighborhoodAttention, by_definition
 from vistrain.backbones import staged as stages
 from vistrain.cli import main
 from vistrain.errors import ConfigError
-from vistrain.run.profile import count, part_names, profile, profile_backbone
+from vistrain.run.profile import count, part_names, profile, profile_backbone, sides
 
 
 class Two(nn.Module):
@@ -100,8 +101,8 @@ def test_a_backbone_by_name_is_profiled_at_its_own_size():
     [
         ({"precision": "8"}, "--precision: '8' is unknown - use one of 32, bf16, 16"),
         ({"batch": 0}, "profile: batch and size are 1 or more"),
-        ({"device": "cuda:99"}, "--device: 'cuda:99' is not here"),
-        ({"device": "nonsense"}, "--device: 'nonsense' is not here"),
+        ({"device": "cuda:99"}, "--device: 'cuda:99' is not available"),
+        ({"device": "nonsense"}, "--device: 'nonsense' is not available"),
     ],
 )
 def test_bad_options(options, message):
@@ -117,6 +118,41 @@ def test_a_size_that_a_network_of_a_config_cannot_take():
 
     with pytest.raises(ConfigError, match=r"--size: two cannot take images of 16x8 \(only 8"):
         profile(Square, "two", (16, 8), repeats=0)
+
+
+def test_images_of_three_sides():
+    class Volume(nn.Module):
+        """Two layers that take volumes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv3d(2, 4, 3, padding=1), nn.Conv3d(4, 1, 1)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(images))
+
+    found = profile(Volume, "volume", (4, 6, 8), channels=2, device="cpu", repeats=1)
+    assert found.size == (4, 6, 8)
+    assert found.multiply_adds == (2 * 27 + 1) * 4 * 4 * 6 * 8
+    assert found.parts[0].shape == (1, 4, 4, 6, 8)
+    console = Console(width=100, record=True)
+    console.print(found.table())
+    assert "volume at 4x6x8" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("size", "measured", "expected"),
+    [
+        (None, (4, 6, 8), (4, 6, 8)), (32, (4, 6, 8), (32, 32, 32)), ([16], (6, 8), (16, 16)), ([1, 2], (6, 8), (1, 2)),
+        ([1, 2], (4, 6, 8), "--size: 2 numbers - give one side, or depth, height and width"),
+    ],
+)  # fmt: skip
+def test_one_side_stands_for_all_of_a_networks(size, measured, expected):
+    if isinstance(expected, tuple):
+        assert sides(size, measured) == expected
+    else:
+        with pytest.raises(ConfigError, match=expected):
+            sides(size, measured)
 
 
 # ------------------------------------------------------------------ the command

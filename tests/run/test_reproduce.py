@@ -7,12 +7,13 @@ import math
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 
 from vistrain import run
-from vistrain.cli import main
+from vistrain.cli import build_parser, main
 from vistrain.commands import completion
 from vistrain.config import index
 from vistrain.errors import ConfigError
@@ -96,8 +97,30 @@ def test_a_test_set_that_is_not_there_is_said_and_not_counted(files, capsys):
     numbers, _ = files
     del numbers["test/denoise/BSD68/psnr"]
     assert reproduced() == 0
-    assert "not measured" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "not measured" in said
+    assert "dncnn, protocol denoise: 1 of 2 numbers" in said
+    assert "reproduced in part: 1 of 2 numbers measured" in said
     assert record()["results"][1]["within"] is None
+    assert (record()["complete"], record()["reproduced"]) == (False, True)
+    numbers["test/denoise/Set12/psnr"] = 30.0
+    assert reproduced() == 3
+    assert "not reproduced: 1 of 2 numbers measured" in capsys.readouterr().out
+    assert (record()["complete"], record()["reproduced"]) == (False, False)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"RANK": "1"}, {"LOCAL_RANK": "1"}, {"SLURM_PROCID": "3"}, {"PMI_RANK": "2"}, {"NODE_RANK": "1"}],
+)
+def test_only_the_first_process_writes(files, monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert reproduced() == 0
+    assert not Path("reproduced/dncnn/reproduction.json").exists()
+    monkeypatch.setenv("RANK", "0")
+    assert reproduced() == 0
+    assert record()["complete"] is True
 
 
 def test_nothing_in_common_is_refused(files, capsys):
@@ -150,12 +173,12 @@ def test_units_and_tolerances_of_each_kind():
     assert [row.within for row in found] == [True, False]
 
 
-PUBLISHING = [n for n, e in index.load()["configs"].items() if {"value", "values"} & set(e.get("reference") or {})]
+PUBLISHING = [n for n, e in index.load("configs").items() if {"value", "values"} & set(e.get("reference") or {})]
 
 
 @pytest.mark.parametrize("leaf", PUBLISHING)
 def test_every_leaf_publishes_what_can_be_compared(leaf):
-    assert reproduce.published(index.load()["configs"][leaf]["reference"])
+    assert reproduce.published(index.load("configs")[leaf]["reference"])
 
 
 def test_help_and_completion_import_no_torch():
@@ -166,5 +189,6 @@ def test_help_and_completion_import_no_torch():
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "Exit code: 0 if all are within the tolerance, 3 if one is outside" in said
     assert said.splitlines()[-1] == "[]"
-    assert "reproduce" in completion.candidates("vistrain repr")
-    assert "--weights" in completion.candidates("vistrain reproduce --w")
+    parser = build_parser("completion")
+    assert "reproduce" in completion.candidates("vistrain repr", parser)
+    assert "--weights" in completion.candidates("vistrain reproduce --w", parser)

@@ -30,7 +30,7 @@ TWELVE = {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "AR
 
 
 def arguments(folder: Path, *more: str) -> list[str]:
-    config = ["--config", "vistrain:demo/detection", f"run.folder={folder}", f"data.root={folder.parent / 'data'}"]
+    config = ["--config", "vistrain:demo/detection_long", f"run.folder={folder}", f"data.root={folder.parent / 'data'}"]
     return ["fit", *config, *SMALL_DATA, *SMALL_MODEL, "trainer.log_every_n_steps=1", *more]
 
 

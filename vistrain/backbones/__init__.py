@@ -4,9 +4,10 @@ import importlib
 import pkgutil
 
 from vistrain.backbones.backbone import Backbone
+from vistrain.backbones.dense import DenseBackbone
 from vistrain.backbones.timm_model import TimmModel
 
-__all__ = ["Backbone", "TimmModel"]
+__all__ = ["Backbone", "DenseBackbone", "TimmModel"]
 
 # A paper is one file here and no edit elsewhere: each registers its variants when it is imported.
 for _file in pkgutil.iter_modules(__path__):

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from vistrain.backbones import timm_body
 from vistrain.backbones.create import create
+from vistrain.backbones.dense import DenseBackbone
 from vistrain.backbones.sizes import fit, size_rule
 from vistrain.backbones.swin_dense import pad_before_shift
 from vistrain.errors import ConfigError
 from vistrain.layers.norms import LayerNorm2d, freeze_batch_norms
-from vistrain.structures import Channels, Preprocessing
+from vistrain.structures import Channels
 
 log = logging.getLogger(__name__)
 
 
-class Backbone(nn.Module):
+class Backbone(DenseBackbone):
     """Maps of chosen strides from any timm model.
 
     Levels are chosen by stride, never by index: the last stage of that stride is taken. In models whose stages all
@@ -76,7 +79,8 @@ class Backbone(nn.Module):
         self.norms = nn.ModuleList(LayerNorm2d(c, output_norm_eps or 0.0) for c in normalised)
         self._norm = len(last_of) == 1
         self._size_rule = size_rule(body, list(last_of), flexible)
-        self.preprocessing = _preprocessing(body, image_channels, self._size_rule.divisor)
+        divisor = self._size_rule.divisor
+        self.preprocessing = replace(timm_body.preprocessing(body, image_channels), size_divisor=divisor)
 
         frozen = _modules_up_to(body, name, stages, freeze_at_stride)
         body.prune_intermediate_layers(self._indices, prune_norm=not self._norm, prune_head=True)
@@ -128,8 +132,12 @@ class Backbone(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that the model's authors exempt from weight decay (position tables, tokens)."""
-        names = self.body.no_weight_decay() if hasattr(self.body, "no_weight_decay") else ()
-        return {f"body.{name}" for name in names}
+        return {f"body.{name}" for name in timm_body.no_weight_decay(self.body)}
+
+    def layers_above(self) -> dict[str, int] | None:
+        """How many layers lie above each parameter's, by timm's `group_matcher`; see `Network.layers_above`."""
+        known = timm_body.layers_above(self.body)
+        return None if known is None else {f"body.{name}": above for name, above in known.items()}
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
@@ -141,9 +149,10 @@ class Backbone(nn.Module):
 
 def _stages(body: Any, name: str) -> list[dict[str, Any]]:
     """timm's description of the stages: `reduction`, `num_chs`, `module` of each."""
-    if not hasattr(body, "forward_intermediates") or not hasattr(body, "prune_intermediate_layers"):
+    stages = timm_body.stages(body)
+    if not stages or not hasattr(body, "prune_intermediate_layers"):
         raise ConfigError("name", f"timm's {name} gives no intermediate maps", "see docs/backbones.md")
-    return list(getattr(body.feature_info, "info", body.feature_info))
+    return stages
 
 
 def _strides_given(name: str, strides: Sequence[int], known: dict[int, int]) -> tuple[int, ...]:
@@ -183,18 +192,3 @@ def _modules_up_to(body: nn.Module, name: str, stages: Sequence[dict[str, Any]],
     last = max(i for i, path in enumerate(paths) if path == end or path.startswith(f"{end}."))
     ancestors = {".".join(end.split(".")[:depth]) for depth in range(end.count(".") + 1)}
     return [path for path in paths[: last + 1] if path not in ancestors]
-
-
-def _preprocessing(body: Any, channels: int, divisor: int) -> Preprocessing:
-    cfg = body.pretrained_cfg
-    mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
-    if len(mean) != channels:  # as timm spreads the weights of the first convolution: no channel is special
-        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
-    return Preprocessing(
-        mean=mean,
-        std=std,
-        interpolation=cfg["interpolation"],
-        crop_pct=cfg["crop_pct"],
-        size_divisor=divisor,
-        input_size=(cfg["input_size"][-2], cfg["input_size"][-1]),
-    )

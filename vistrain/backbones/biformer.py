@@ -22,7 +22,7 @@ from vistrain.backbones.staged import (
     Published,
     Stage,
     StagedBackbone,
-    build,
+    build_variant,
     converter,
     default_cfg,
     dense_key_map,
@@ -163,7 +163,6 @@ class BiFormer(StagedBackbone):
 
     Args:
         in_chans: channels of the images.
-        num_classes, global_pool, drop_rate: see `StagedBackbone`.
         embed_dim: channels of each stage.
         depth: blocks of each stage.
         head_dim: channels of a head's queries and keys.
@@ -182,13 +181,12 @@ class BiFormer(StagedBackbone):
         param_attention: `qkvo`, or `qkv` to leave out the last linear layer, where attention is routed.
         soft_routing, diff_routing, param_routing: see `BiLevelRoutingAttention`.
         drop_path_rate: of the last block; it grows evenly from 0 at the first.
+        base: see `StagedBackbone`.
     """
 
     def __init__(
         self,
         in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
         embed_dim: Sequence[int] = (64, 128, 256, 512),
         depth: Sequence[int] = (4, 4, 18, 4),
         head_dim: int = 32,
@@ -209,8 +207,8 @@ class BiFormer(StagedBackbone):
         soft_routing: bool = False,
         diff_routing: bool = False,
         param_routing: bool = False,
-        drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        **base: Any,
     ) -> None:
         qk_dims = qk_dims or embed_dim
 
@@ -263,10 +261,9 @@ class BiFormer(StagedBackbone):
             stem,
             stages,
             nn.BatchNorm2d(embed_dim[-1]),
-            embed_dim,
-            num_classes=num_classes,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
+            channels=embed_dim,
+            strides=(4, 8, 16, 32),
+            **base,
         )
         initialise(self)
 
@@ -276,20 +273,18 @@ class BiFormerSTL(StagedBackbone):
 
     Args:
         in_chans: channels of the images.
-        num_classes, global_pool, drop_rate: see `StagedBackbone`.
         embed_dim, depth, head_dim, topks, side_dwconv, mlp_ratios, drop_path_rate: see `BiFormer`.
         n_wins: regions along each side of the map, for each stage.
         norm_layer: between stages and at the end.
         pre_head_norm_layer: at the end, if it is another one.
         nchw: the authors' second form, which pads what was projected (see `BiLevelRoutingAttention`). Its attention
             over the whole map (`topks` of -1) convolves values, faithfully with a kernel of 5 whatever `side_dwconv`.
+        base: see `StagedBackbone`.
     """
 
     def __init__(
         self,
         in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
         embed_dim: Sequence[int] = (96, 192, 384, 768),
         depth: Sequence[int] = (2, 2, 6, 2),
         head_dim: int = 32,
@@ -300,8 +295,8 @@ class BiFormerSTL(StagedBackbone):
         norm_layer: Norm = "batchnorm2d",
         pre_head_norm_layer: Norm | None = None,
         nchw: bool = False,
-        drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        **base: Any,
     ) -> None:
         norm = NORMS[norm_layer]
 
@@ -328,10 +323,9 @@ class BiFormerSTL(StagedBackbone):
             nn.Sequential(nn.Conv2d(in_chans, embed_dim[0], 4, 4), norm(embed_dim[0])),
             stages,
             NORMS[pre_head_norm_layer or norm_layer](embed_dim[-1]),
-            embed_dim,
-            num_classes=num_classes,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
+            channels=embed_dim,
+            strides=(4, 8, 16, 32),
+            **base,
         )
         initialise(self)
 
@@ -351,7 +345,7 @@ default_cfgs = generate_default_cfgs(
 def _build(
     cls: type[StagedBackbone], name: str, pretrained: bool, variant: dict[str, Any], kwargs: dict[str, Any]
 ) -> StagedBackbone:
-    return build(cls, name, pretrained, checkpoint_filter_fn, {**variant, **kwargs})
+    return build_variant(cls, name, pretrained, checkpoint_filter_fn, {**variant, **kwargs})
 
 
 @register_model

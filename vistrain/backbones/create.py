@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +19,7 @@ from torch import nn
 from vistrain.backbones.resnet_keys import DETECTRON2
 from vistrain.backbones.timm_keys import AUTHORS
 from vistrain.checkpoints import load_weights, read_state_dict
-from vistrain.errors import ConfigError, WeightsError
+from vistrain.errors import ConfigError, WeightsError, nearest
 
 # timm's arguments that the wrapper decides, and what to write instead.
 _DECIDED = {
@@ -77,16 +76,11 @@ def create(
     return body, flexible
 
 
-def nearest(name: str, names: Collection[str], count: int = 3) -> str:
-    """`did you mean ...?` with the names most like a wrong one; empty if none is like it."""
-    close = difflib.get_close_matches(name, list(names), count, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else ""
-
-
 def _check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        remedy = nearest(architecture, timm.list_models()) or "`vistrain list backbones` shows them all"
+        otherwise = "`vistrain list backbones` shows them all"
+        remedy = nearest(architecture, timm.list_models(), count=3, otherwise=otherwise)
         raise ConfigError("name", f"no backbone {name!r}", remedy)
     try:
         get_pretrained_cfg(name)
@@ -119,14 +113,19 @@ def _check_args(name: str, args: Mapping[str, Any]) -> None:
         known = _parameters(type(swallowing))
         unknown = [key for key in args if key not in known]
     if unknown:
-        raise ConfigError(f"args.{unknown[0]}", f"timm's {name} has no such argument", nearest(unknown[0], known))
+        problem, remedy = f"timm's {name} has no such argument", nearest(unknown[0], known, count=3)
+        raise ConfigError(f"args.{unknown[0]}", problem, remedy)
 
 
 def _parameters_in(name: str, message: str) -> set[str]:
-    """Arguments of the class that a message like `SwinTransformer.__init__() got an unexpected ...` names."""
+    """Arguments of the class that a message like `SwinTransformer.__init__() got an unexpected ...` names.
+
+    Where it is the base of several families, those of all that stand in the model's file.
+    """
     found = re.search(r"(\w+)\.__init__\(\)", message)
-    cls = getattr(_module_of(name), found[1], None) if found else None
-    return _parameters(cls) if isinstance(cls, type) else set()
+    there = [cls for cls in vars(_module_of(name)).values() if isinstance(cls, type)]
+    bases = tuple(cls for cls in there if found and cls.__name__ == found[1])
+    return {name for cls in there if bases and issubclass(cls, bases) for name in _parameters(cls)}
 
 
 def _parameters(cls: type) -> set[str]:

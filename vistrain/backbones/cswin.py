@@ -20,7 +20,7 @@ from vistrain.backbones.staged import (
     Published,
     Stage,
     StagedBackbone,
-    build,
+    build_variant,
     converter,
     default_cfg,
     dense_key_map,
@@ -136,7 +136,6 @@ class CSWin(StagedBackbone):
         img_size: side of the images trained on, in pixels. Images of any size are taken; it decides one thing: a stage
             whose map is one stripe wide at this size attends over the whole map.
         in_chans: channels of the images.
-        num_classes, global_pool, drop_rate: see `StagedBackbone`.
         embed_dim: channels of the first stage; they double from stage to stage.
         depth: blocks of each stage.
         split_size: width of the stripes of each stage in cells; the last stage attends over the whole map.
@@ -145,6 +144,7 @@ class CSWin(StagedBackbone):
         qkv_bias: whether the projections to queries, keys and values have a bias.
         qk_scale: of the logits; None is one over the root of a head's channels.
         drop_path_rate: of the last block; it grows evenly from 0 at the first.
+        base: see `StagedBackbone`.
     """
 
     size_divisor = 1
@@ -153,8 +153,6 @@ class CSWin(StagedBackbone):
         self,
         img_size: int = 224,
         in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
         embed_dim: int = 96,
         depth: Sequence[int] = (2, 4, 32, 2),
         split_size: Sequence[int] = (1, 2, 7, 7),
@@ -162,8 +160,8 @@ class CSWin(StagedBackbone):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
-        drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        **base: Any,
     ) -> None:
         dims = [embed_dim * 2**i for i in range(4)]
         stem = nn.Sequential(nn.Conv2d(in_chans, embed_dim, 7, 4, 2), LayerNorm2d(embed_dim, eps=1e-5))
@@ -178,10 +176,9 @@ class CSWin(StagedBackbone):
             stem,
             stages,
             LayerNorm2d(dims[-1], eps=1e-5),
-            dims,
-            num_classes=num_classes,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
+            channels=dims,
+            strides=(4, 8, 16, 32),
+            **base,
         )
         initialise(self)
 
@@ -203,7 +200,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _cswin(name: str, pretrained: bool, variant: dict[str, Any], kwargs: dict[str, Any]) -> StagedBackbone:
-    return build(CSWin, name, pretrained, checkpoint_filter_fn, {**variant, **kwargs})
+    return build_variant(CSWin, name, pretrained, checkpoint_filter_fn, {**variant, **kwargs})
 
 
 @register_model

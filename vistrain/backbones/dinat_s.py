@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.backbones.nat import AT_224, AT_384, alternate, checkpoint_filter_fn, nat_stages
-from vistrain.backbones.staged import Published, StagedBackbone, build, default_cfg, initialise, register_model
+from vistrain.backbones.staged import Published, StagedBackbone, build_variant, default_cfg, initialise, register_model
 from vistrain.layers.norms import LayerNorm2d
 
 
@@ -70,7 +70,7 @@ class DiNATs(StagedBackbone):
         patch_norm: whether tokens are normalised at once.
         in_chans, embed_dim, depths, num_heads, kernel_size, dilations, mlp_ratio, qkv_bias, qk_scale: see `NAT`.
         proj_drop_rate, attn_drop_rate, drop_path_rate: see `NAT`.
-        num_classes, global_pool, drop_rate: see `StagedBackbone`.
+        base: see `StagedBackbone`.
     """
 
     size_divisor = 1
@@ -79,8 +79,6 @@ class DiNATs(StagedBackbone):
         self,
         patch_size: int = 4,
         in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
         embed_dim: int = 96,
         depths: Sequence[int] = (2, 2, 6, 2),
         num_heads: Sequence[int] = (3, 6, 12, 24),
@@ -90,10 +88,10 @@ class DiNATs(StagedBackbone):
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         patch_norm: bool = True,
-        drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        **base: Any,
     ) -> None:
         dims = [embed_dim * 2**i for i in range(len(depths))]
         block = {"kernel_size": kernel_size, "mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "qk_scale": qk_scale}
@@ -102,11 +100,9 @@ class DiNATs(StagedBackbone):
             PatchEmbed(patch_size, in_chans, embed_dim, patch_norm, proj_drop_rate),
             nat_stages(PatchMerging, dims, depths, num_heads, dilations, drop_path_rate, block),
             LayerNorm2d(dims[-1], eps=1e-5),
-            dims,
+            channels=dims,
             strides=[patch_size * 2**i for i in range(len(depths))],
-            num_classes=num_classes,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
+            **base,
         )
         initialise(self)
 
@@ -147,7 +143,7 @@ def _dinat_s(
     name: str, pretrained: bool, variant: dict[str, Any], kwargs: dict[str, Any], largest: Sequence[int] = AT_224
 ) -> StagedBackbone:
     dilations = alternate(kwargs.get("depths", variant["depths"]), largest)
-    return build(DiNATs, name, pretrained, checkpoint_filter_fn, {"dilations": dilations, **variant, **kwargs})
+    return build_variant(DiNATs, name, pretrained, checkpoint_filter_fn, {"dilations": dilations, **variant, **kwargs})
 
 
 @register_model

@@ -19,7 +19,7 @@ from vistrain.backbones.staged import (
     Published,
     Stage,
     StagedBackbone,
-    build,
+    build_variant,
     converter,
     default_cfg,
     dense_key_map,
@@ -152,7 +152,6 @@ class HorNet(StagedBackbone):
 
     Args:
         in_chans: channels of the images.
-        num_classes, global_pool, drop_rate: see `StagedBackbone`.
         base_dim: channels of the first stage; they double from stage to stage.
         depths: blocks of each stage.
         orders: of the gated convolutions of each stage.
@@ -160,21 +159,22 @@ class HorNet(StagedBackbone):
         filter_sizes: of the filters of each stage, see `GlobalLocalFilter`; None for a 7x7 convolution.
         layer_scale_init_value: see `HorBlock`.
         drop_path_rate: of the last block; it grows evenly from 0 at the first.
+        base: see `StagedBackbone`.
     """
+
+    pool_first = True
 
     def __init__(
         self,
         in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
         base_dim: int = 64,
         depths: Sequence[int] = (2, 3, 18, 2),
         orders: Sequence[int] = (2, 3, 4, 5),
         scale: float = 1 / 3,
         filter_sizes: Sequence[tuple[int, int] | None] = (None, None, None, None),
         layer_scale_init_value: float = 1e-6,
-        drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        **base: Any,
     ) -> None:
         dims = [base_dim * 2**i for i in range(4)]
         stages = []
@@ -187,11 +187,9 @@ class HorNet(StagedBackbone):
             nn.Sequential(nn.Conv2d(in_chans, base_dim, 4, 4), LayerNorm2d(base_dim)),
             stages,
             LayerNorm2d(dims[-1]),
-            dims,
-            num_classes=num_classes,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
-            pool_first=True,
+            channels=dims,
+            strides=(4, 8, 16, 32),
+            **base,
         )
         initialise(self)
         for layer in self.modules():
@@ -225,7 +223,7 @@ _GF_384: dict[str, Any] = {"filter_sizes": (None, None, (24, 13), (12, 7))}
 
 
 def _hornet(name: str, pretrained: bool, variant: dict[str, Any], kwargs: dict[str, Any]) -> StagedBackbone:
-    return build(HorNet, name, pretrained, checkpoint_filter_fn, {**variant, **kwargs})
+    return build_variant(HorNet, name, pretrained, checkpoint_filter_fn, {**variant, **kwargs})
 
 
 @register_model

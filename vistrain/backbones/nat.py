@@ -22,7 +22,7 @@ from vistrain.backbones.staged import (
     Published,
     Stage,
     StagedBackbone,
-    build,
+    build_variant,
     converter,
     default_cfg,
     dense_key_map,
@@ -102,7 +102,6 @@ class NAT(StagedBackbone):
 
     Args:
         in_chans: channels of the images.
-        num_classes, global_pool, drop_rate: see `StagedBackbone`.
         embed_dim: channels of the first stage; they double from stage to stage.
         depths: blocks of each stage.
         num_heads: of each stage.
@@ -111,6 +110,7 @@ class NAT(StagedBackbone):
         mlp_ratio, qkv_bias, qk_scale, layer_scale: see `NATBlock`.
         proj_drop_rate, attn_drop_rate: see `NATBlock`; the former after the stem too.
         drop_path_rate: of the last block; it grows evenly from 0 at the first.
+        base: see `StagedBackbone`.
     """
 
     size_divisor = 1
@@ -118,8 +118,6 @@ class NAT(StagedBackbone):
     def __init__(
         self,
         in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
         embed_dim: int = 64,
         depths: Sequence[int] = (3, 4, 18, 5),
         num_heads: Sequence[int] = (2, 4, 8, 16),
@@ -129,10 +127,10 @@ class NAT(StagedBackbone):
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         layer_scale: float | None = None,
-        drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        **base: Any,
     ) -> None:
         dims = [embed_dim * 2**i for i in range(len(depths))]
         block = {"kernel_size": kernel_size, "mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "qk_scale": qk_scale}
@@ -145,11 +143,9 @@ class NAT(StagedBackbone):
             nn.Sequential(OrderedDict(proj=proj, norm=norm, drop=nn.Dropout(proj_drop_rate))),
             nat_stages(_downsampling, dims, depths, num_heads, dilations, drop_path_rate, block),
             LayerNorm2d(dims[-1], eps=1e-5),
-            dims,
+            channels=dims,
             strides=[4 * 2**i for i in range(len(depths))],
-            num_classes=num_classes,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
+            **base,
         )
         initialise(self)
 
@@ -235,7 +231,7 @@ AT_224, AT_384 = (8, 4, 2, 1), (13, 6, 3, 1)
 
 
 def _nat(name: str, pretrained: bool, variant: dict[str, Any], kwargs: dict[str, Any]) -> StagedBackbone:
-    return build(NAT, name, pretrained, checkpoint_filter_fn, {**variant, **kwargs})
+    return build_variant(NAT, name, pretrained, checkpoint_filter_fn, {**variant, **kwargs})
 
 
 def _dinat(

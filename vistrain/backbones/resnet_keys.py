@@ -5,6 +5,8 @@ timm's names are torchvision's (`conv1`, `bn1`, `layer1.0.conv1`, `layer1.0.down
 (detectron2/modeling/backbone/resnet.py; tools/convert-torchvision-to-d2.py). Caffe2's MSRA files
 (`res2_0_branch2a_w`) are another network (the stride is in the first 1x1 convolution, images are BGR) and not taken.
 
+torchvision is BSD-3-Clause, detectron2 Apache-2.0; ResNet is arXiv 1512.03385. Only names of weights are here.
+
     key_maps = (KeyMap("detrex", marker=..., rules=(*detectron2_rules("backbone.", "backbone.body."), ...)), ...)
 """
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vistrain.backbones.timm_body import fixed_size
 from vistrain.errors import ConfigError
 
 # timm marks these `fixed_input_size`, but they interpolate, pad or need no positions; tried at odd sizes.
@@ -86,9 +87,7 @@ def size_rule(body: Any, strides: Sequence[int], flexible: bool) -> SizeRule:
         sides = {side for block in blocks for side in (block if isinstance(block, tuple | list) else (block,))}
         return SizeRule(divisor=coarsest * math.lcm(*sides))
     if not takes_any_size(body, flexible):
-        size = getattr(getattr(body, "patch_embed", None), "img_size", None) or getattr(body, "img_size", None)
-        size = size or body.pretrained_cfg["input_size"][-2:]
-        return SizeRule(fixed=(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])))
+        return SizeRule(fixed=fixed_size(body))
     if len(set(strides)) == 1:
         return SizeRule(divisor=coarsest)
     if flexible:  # Swin pads its windows and odd maps as the authors' dense code does, but not the first patches

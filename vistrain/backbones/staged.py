@@ -78,14 +78,16 @@ class StagedBackbone(nn.Module):
         num_classes: of the classifier; 0 for none.
         global_pool: `avg`, `max`, or empty for none (which goes with 0 classes).
         drop_rate: dropout before the classifier.
-        pool_first: whether maps are pooled before the norm.
 
     Attributes:
+        pool_first: whether maps are pooled before the norm.
         feature_info: timm's description of the maps: channels, stride and module of each.
         size_divisor: what image sides must be multiples of, where the class says so; None leaves it to be found out
             from the convolutions (`sizes.py`).
     """
 
+    sets_itself = ("stem", "stages", "norm", "channels", "strides")
+    pool_first = False
     size_divisor: int | None = None
     global_pool: Any  # timm's pooling, whose sources are not typed
 
@@ -94,18 +96,17 @@ class StagedBackbone(nn.Module):
         stem: nn.Module,
         stages: Sequence[nn.Module],
         norm: nn.Module,
+        *,
         channels: Sequence[int],
-        strides: Sequence[int] = (4, 8, 16, 32),
+        strides: Sequence[int],
         num_classes: int = 1000,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
-        pool_first: bool = False,
     ) -> None:
         super().__init__()
         self.stem = stem
         self.stages = nn.Sequential(*stages)
         self.norm = norm
-        self.pool_first = pool_first
         self.feature_info = [
             {"num_chs": c, "reduction": s, "module": f"stages.{i}"}
             for i, (c, s) in enumerate(zip(channels, strides, strict=True))
@@ -298,7 +299,7 @@ def default_cfg(
     }
 
 
-def build(
+def build_variant(
     cls: type[StagedBackbone],
     name: str,
     pretrained: bool,

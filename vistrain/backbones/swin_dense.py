@@ -1,10 +1,12 @@
 """timm's Swin on maps that its windows do not divide.
 
-The authors' dense code (SwinTransformer/Swin-Transformer-Object-Detection, mmdet/models/backbones/swin_transformer.py)
-pads a map at the bottom and right, then shifts it; timm 1.0 shifts it and then pads. Where nothing is padded, as in
-classification, both are the same; elsewhere timm's shifted windows hold other tokens, and detectors trained with the
-authors' would not give their numbers. The authors also shift windows on every map, timm only on maps larger than a
-window at the size that the model was built for: `args: {always_partition: true}` asks it to.
+The authors' dense code pads a map at the bottom and right, then shifts it; timm 1.0 shifts it and then pads. Where
+nothing is padded, as in classification, both are the same; elsewhere timm's shifted windows hold other tokens, and
+detectors trained with the authors' would not give their numbers. The authors also shift windows on every map, timm only
+on maps larger than a window at the size that the model was built for: `args: {always_partition: true}` asks it to.
+
+Swin is arXiv 2103.14030. The dense code is github.com/SwinTransformer/Swin-Transformer-Object-Detection, Apache-2.0
+(mmdet/models/backbones/swin_transformer.py).
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
 """Names of Swin weights in the dense codes, as plain rules that a detector's key map takes in.
 
 timm's names are the authors', but that timm puts the merging of patches before a stage and the authors after the one
-before. The authors' dense code (SwinTransformer/Swin-Transformer-Object-Detection, mmdet/models/backbones/
-swin_transformer.py; detectron2's and DINO's are copies) adds a norm to each map that it gives out: here it belongs to
-the neck (`necks.ChannelMapper`, `input_norm`).
+before. The authors' dense code adds a norm to each map that it gives out: here it belongs to the neck
+(`necks.ChannelMapper`, `input_norm`).
+
+Swin is arXiv 2103.14030. The dense code is github.com/SwinTransformer/Swin-Transformer-Object-Detection, Apache-2.0
+(mmdet/models/backbones/swin_transformer.py); detectron2's and DINO's are copies, Apache-2.0 too. Only names of weights
+are here.
 """
 
 from __future__ import annotations

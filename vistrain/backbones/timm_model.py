@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vistrain.backbones import timm_body
 from vistrain.backbones.create import convert, create
 from vistrain.backbones.sizes import takes_any_size
 from vistrain.errors import ConfigError
@@ -57,7 +59,7 @@ class TimmModel(nn.Module):
         kept = None if pretrained is not False else labels.num_classes
         body, flexible = create(name, pretrained, args or {}, image_channels, kept)
         self.any_size = takes_any_size(body, flexible)
-        self.strides = _strides(body)
+        self.strides = tuple(sorted({int(stage["reduction"]) for stage in timm_body.stages(body)}))
         self.knows_classes = pretrained is not False and body.num_classes == labels.num_classes
         if body.num_classes != labels.num_classes:
             body.reset_classifier(labels.num_classes)
@@ -118,8 +120,17 @@ class TimmModel(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that the model's authors exempt from weight decay (position tables, tokens)."""
-        names = self.body.no_weight_decay() if hasattr(self.body, "no_weight_decay") else ()
-        return {f"body.{name}" for name in names}
+        return {f"body.{name}" for name in timm_body.no_weight_decay(self.body)}
+
+    def layers_above(self) -> dict[str, int] | None:
+        """How many layers lie above each parameter's, by timm's `group_matcher`; see `Network.layers_above`."""
+        known = timm_body.layers_above(self.body)
+        return None if known is None else {f"body.{name}": above for name, above in known.items()}
+
+    def learn_from_teachers(self) -> None:
+        """Give two results in training where the model has a token of its own for what a teacher says."""
+        if hasattr(self.body, "set_distilled_training"):  # timm's models with two tokens have it
+            self.body.set_distilled_training(True)
 
     def convert(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of `body` under timm's names, from timm's or, where timm knows them, the authors'.
@@ -157,11 +168,10 @@ class TimmModel(nn.Module):
             self.body.get_submodule(classifier).requires_grad_(True)
         if not blocks:
             return
-        from timm.models import group_parameters
-
-        if not callable(getattr(self.body, "group_matcher", None)):
+        known = timm_body.layers(self.body)
+        if known is None:
             raise ConfigError("trainable_blocks", f"{self.name} does not say what its blocks are", "use 0 or null")
-        layers = group_parameters(self.body, self.body.group_matcher(coarse=False), reverse=True)
+        layers = known[0]
         heads = tuple(f"{classifier}." for classifier in self.classifiers)
         top = max(layers.values())
         # A norm before the classifier is often a layer of its own: it learns with any block.
@@ -187,33 +197,16 @@ def _classifiers(body: Any, name: str) -> tuple[str, ...]:
     return found
 
 
-def _strides(body: Any) -> tuple[int, ...]:
-    info = getattr(body, "feature_info", None)
-    stages = getattr(info, "info", info) or () if hasattr(body, "forward_intermediates") else ()
-    return tuple(sorted({int(stage["reduction"]) for stage in stages}))
-
-
 def _preprocessing(body: Any, channels: int) -> Preprocessing:
     """The evaluation protocol of timm's default cfg; `body.pretrained_cfg` is that of the tag."""
-    cfg = body.pretrained_cfg
-    mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
-    if len(mean) != channels:
-        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
-    size, test = _sides(cfg["input_size"]), cfg.get("test_input_size")
-    built = getattr(getattr(body, "patch_embed", None), "img_size", None)  # `args: {img_size: 384}`
-    if built is not None and tuple(built) != size:
-        size, test = (int(built[0]), int(built[1])), None
-    return Preprocessing(
-        mean=mean,
-        std=std,
-        interpolation=cfg["interpolation"],
-        crop_pct=cfg["crop_pct"],
+    cfg, basic = body.pretrained_cfg, timm_body.preprocessing(body, channels)
+    size, test, built = basic.input_size, cfg.get("test_input_size"), timm_body.built_size(body)
+    if built is not None and built != size:
+        size, test = built, None
+    return replace(
+        basic,
         input_size=size,
         crop_mode=cfg.get("crop_mode") or "center",
-        test_size=_sides(test) if test else None,
+        test_size=timm_body.sides(test) if test else None,
         test_crop_pct=cfg.get("test_crop_pct") if test else None,
     )
-
-
-def _sides(size: Sequence[int]) -> tuple[int, int]:
-    return int(size[-2]), int(size[-1])

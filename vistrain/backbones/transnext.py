@@ -22,7 +22,7 @@ from vistrain.backbones.staged import (
     Published,
     Stage,
     StagedBackbone,
-    build,
+    build_variant,
     converter,
     default_cfg,
     dense_key_map,
@@ -131,7 +131,6 @@ class TransNeXt(StagedBackbone):
         window_size: side of the neighbourhood of each stage; not used where `sr_ratios` is 1.
         patch_size: stride of the stem.
         in_chans: channels of the images.
-        num_classes, global_pool, drop_rate: see `StagedBackbone`.
         embed_dims, depths, num_heads: channels, blocks and heads of each stage.
         mlp_ratios: hidden channels of the MLPs by channels, before the gate's share.
         qkv_bias: whether projections to queries, keys and values have a bias.
@@ -139,6 +138,7 @@ class TransNeXt(StagedBackbone):
         fixed_pool_size: side of the pooled maps; None leaves it to `sr_ratios`.
         proj_drop_rate, attn_drop_rate: dropout after linear layers, and of attention weights.
         drop_path_rate: of the last block; it grows evenly from 0 at the first.
+        base: see `StagedBackbone`.
     """
 
     size_divisor = 1
@@ -151,8 +151,6 @@ class TransNeXt(StagedBackbone):
         window_size: Sequence[int | None] = (3, 3, 3, None),
         patch_size: int = 4,
         in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
         embed_dims: Sequence[int] = (72, 144, 288, 576),
         depths: Sequence[int] = (2, 2, 15, 2),
         num_heads: Sequence[int] = (3, 6, 12, 24),
@@ -160,10 +158,10 @@ class TransNeXt(StagedBackbone):
         qkv_bias: bool = True,
         sr_ratios: Sequence[int] = (8, 4, 2, 1),
         fixed_pool_size: int | None = None,
-        drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        **base: Any,
     ) -> None:
         stages: list[nn.Module] = []
         common: dict[str, Any] = {"is_extrapolation": is_extrapolation, "qkv_bias": qkv_bias}
@@ -186,11 +184,9 @@ class TransNeXt(StagedBackbone):
             _patch_embed(in_chans, embed_dims[0], patch_size),
             stages,
             nn.Identity(),
-            embed_dims,
+            channels=embed_dims,
             strides=[patch_size * 2**i for i in range(len(depths))],
-            num_classes=num_classes,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
+            **base,
         )
         initialise(self)
         for layer in self.modules():
@@ -244,7 +240,7 @@ _AAAA: dict[str, Any] = {"img_size": 256, "window_size": (3, 3, 3, 3), "sr_ratio
 
 
 def _transnext(name: str, pretrained: bool, variant: dict[str, Any], kwargs: dict[str, Any]) -> StagedBackbone:
-    return build(TransNeXt, name, pretrained, checkpoint_filter_fn, {**variant, **kwargs})
+    return build_variant(TransNeXt, name, pretrained, checkpoint_filter_fn, {**variant, **kwargs})
 
 
 @register_model

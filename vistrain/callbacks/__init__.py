@@ -9,22 +9,22 @@ from lightning.pytorch.callbacks import Callback
 
 from vistrain.callbacks.checkpoints import Checkpoints
 from vistrain.callbacks.ema import EMA
-from vistrain.callbacks.loggers import CSVMetrics, make_loggers, quiet
-from vistrain.callbacks.nan_guard import NaNGuard
+from vistrain.callbacks.guards import NaNGuard, Unreadable
+from vistrain.callbacks.loggers import TensorBoard, WandB, make_loggers, quiet
 from vistrain.callbacks.preemption import Preemption
 from vistrain.callbacks.progress import Progress
 from vistrain.callbacks.run_folder import RunFolder
-from vistrain.callbacks.unreadable import Unreadable
 
 __all__ = [
     "EMA",
-    "CSVMetrics",
     "Checkpoints",
     "NaNGuard",
     "Preemption",
     "Progress",
     "RunFolder",
+    "TensorBoard",
     "Unreadable",
+    "WandB",
     "default_callbacks",
     "make_loggers",
 ]

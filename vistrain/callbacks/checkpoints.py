@@ -16,6 +16,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from vistrain.checkpoints import load_file, save_durably
 from vistrain.errors import ConfigError, WeightsError
+from vistrain.internals import lightning as internals
+from vistrain.tasks.base.task import Task, as_task
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ class Checkpoints(Callback):
 
     Args:
         monitor: what to rank by (`val/coco/AP`); None: the first number of the evaluation.
-        mode: whether high or low values are good.
+        mode: whether high or low values are good; None asks the metric that the value is of (low losses are good).
         keep_best: how many of the best to keep.
         every_n_steps: also renew `last.ckpt` after this many optimizer steps; 0 only at evaluations and epochs.
         folder: where; the trainer's `default_root_dir` if None.
@@ -88,7 +90,7 @@ class Checkpoints(Callback):
     def __init__(
         self,
         monitor: str | None = None,
-        mode: Literal["max", "min"] = "max",
+        mode: Literal["max", "min"] | None = None,
         keep_best: int = 1,
         every_n_steps: int = 1000,
         folder: str | None = None,
@@ -102,7 +104,7 @@ class Checkpoints(Callback):
         self.best: list[tuple[float, int]] = []  # (value, optimizer step), best first
         self._io = DurableIO()
         self._saved_step = self._seen_step = -1
-        self._unsaved = self._warned = self._before_evaluation = False
+        self._unsaved = self._warned = self._before_evaluation = self._low_is_good = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make Lightning write durably; remove what a killed run left half-written."""
@@ -123,7 +125,7 @@ class Checkpoints(Callback):
         """Renew `last.ckpt` between evaluations; only where an optimizer step ended, as gradients are not stored."""
         step, before, self._seen_step = trainer.global_step, self._seen_step, trainer.global_step
         due = self.every_n_steps and step != before and step % self.every_n_steps == 0
-        if due and not self.evaluation_follows(trainer):
+        if due and not internals.evaluation_follows(trainer):
             self._save(trainer, None)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -136,7 +138,7 @@ class Checkpoints(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was just evaluated."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._save(trainer, self._value(trainer, pl_module))
+            self._save(trainer, self._value(trainer, as_task(pl_module)))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save an epoch that ended without an evaluation."""
@@ -160,18 +162,10 @@ class Checkpoints(Callback):
         if trainer.global_step != self._saved_step:
             self._save(trainer, None)
 
-    @staticmethod
-    def evaluation_follows(trainer: Trainer) -> bool:
-        """Whether the batch that just ended is the last one before an evaluation."""
-        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
-        return fetcher is not None and trainer.enable_validation and loop._should_check_val_fx(fetcher)
-
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Before an evaluation, say that its first batch has begun: Lightning then goes back to it when it resumes."""
+        """Before an evaluation, let a run that resumes from here begin with it."""
         if self._before_evaluation:
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
-            for counts in (progress["total"], progress["current"]):
-                counts["ready"] = counts["started"] = counts["processed"] + 1
+            internals.resume_with_evaluation(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """The ranking so far."""
@@ -187,8 +181,8 @@ class Checkpoints(Callback):
         assert self.folder is not None
         return self.folder / f"step_{step:08d}.ckpt"
 
-    def _value(self, trainer: Trainer, pl_module: LightningModule) -> float | None:
-        name = self.monitor or next(iter(getattr(pl_module, "numbers", {})), None)
+    def _value(self, trainer: Trainer, task: Task) -> float | None:
+        name = self.monitor or next(iter(task.numbers), None)
         value = trainer.callback_metrics.get(name) if name else None
         if value is None or not math.isfinite(float(value)):
             if not self._warned:
@@ -196,18 +190,19 @@ class Checkpoints(Callback):
                 log.warning("no best checkpoint: the monitored value %r %s", name, found)
                 self._warned = True
             return None
+        self._low_is_good = task.unit(str(name)).lower_is_better if self.mode is None else self.mode == "min"
         return float(value)
 
     def _save(self, trainer: Trainer, value: float | None) -> None:
         """Write the state; as a named file if its value is among the best."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if internals.is_trial(trainer):
             return
         assert self.folder is not None
         step, before = trainer.global_step, self.best
-        inside_group = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches != 0
+        inside_group = internals.is_inside_group(trainer)
         if value is not None:
             ranked = [entry for entry in before if entry[1] != step] + [(value, step)]
-            ranked.sort(key=lambda entry: entry[0], reverse=self.mode == "max")  # stable: of equals, the older
+            ranked.sort(key=lambda entry: entry[0], reverse=not self._low_is_good)  # stable: of equals, the older
             self.best = ranked[: self.keep_best]  # before saving, so that the file knows of itself
         named = value is not None and step in (entry[1] for entry in self.best)
         if inside_group and not trainer.strategy.broadcast(named):

@@ -11,6 +11,8 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from vistrain.errors import ConfigError
+from vistrain.internals.lightning import average_of, latest_update, note_update
+from vistrain.internals.torch import copy_all, move_towards
 
 
 class EMA(WeightAveraging):
@@ -53,8 +55,7 @@ class EMA(WeightAveraging):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Pair up the tensors once all are on their device."""
-        assert self._average_model is not None
-        ours, theirs = self._average_model.module, pl_module
+        ours, theirs = average_of(self), pl_module
         pairs: list[tuple[Tensor, Tensor]] = list(zip(ours.parameters(), theirs.parameters(), strict=True))
         copied: list[tuple[Tensor, Tensor]] = list(zip(ours.buffers(), theirs.buffers(), strict=True))
         if self.buffers == "average":
@@ -71,14 +72,11 @@ class EMA(WeightAveraging):
     ) -> None:
         """Update, if this batch ended an optimizer step."""
         step = trainer.global_step
-        if step <= self._latest_update_step:
+        if step <= latest_update(self):
             return
-        averaged, current = self._pairs["average"]
-        torch._foreach_lerp_(averaged, current, 1 - self.decay_at(step - 1))
-        averaged, current = self._pairs["copy"]
-        if averaged:
-            torch._foreach_copy_(averaged, current)
-        self._latest_update_step = step
+        move_towards(*self._pairs["average"], 1 - self.decay_at(step - 1))
+        copy_all(*self._pairs["copy"])
+        note_update(self, step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing: the base class would offer an update for each epoch, too."""

@@ -1,22 +1,24 @@
-"""Where the numbers of a run go: `metrics.csv` always, TensorBoard and Weights & Biases on request."""
+"""Where the numbers of a run go: `metrics.csv` always, TensorBoard, Weights & Biases and others on request."""
 
 from __future__ import annotations
 
 import csv
-import difflib
 import inspect
 import logging
 import os
 import warnings
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from vistrain.config import build, index
+from vistrain.config.builder import class_named, signature
 from vistrain.errors import ConfigError
+from vistrain.internals.lightning import rank_of_process
 
 log = logging.getLogger(__name__)
 
@@ -121,105 +123,134 @@ def _short(value: Any) -> Any:
     return f"{value:.9g}" if isinstance(value, float) else value
 
 
-def make_loggers(
-    section: str | Sequence[str | Logger] | Mapping[str, Any] | None,
-    run_folder: str | Path,
-    config: Mapping[str, Any] | None = None,
-) -> list[Logger]:
-    """The loggers of a run.
+class TensorBoard(TensorBoardLogger):
+    """TensorBoard's event files, in `tensorboard/` of the run folder.
 
     Args:
-        section: what is wanted beside `metrics.csv`: `tensorboard`, `wandb`, a list of them, or a mapping from them to
-            their options (`{wandb: {project: detectors, mode: online}}`). Ready-made loggers are passed on.
-        run_folder: where they write.
-        config: the composed config, for W&B's own table.
-
-    Returns:
-        `CSVMetrics` first.
+        save_dir: folder in place of the run folder.
+        flush_secs: seconds between writes to disk.
+        max_queue: events that may wait for one.
 
     Raises:
-        ConfigError: an unknown name, or an unknown option.
+        ConfigError: TensorBoard is not installed.
     """
-    if isinstance(section, str):
-        section = [section]
-    wanted = dict(section) if isinstance(section, Mapping) else {str(entry): entry for entry in section or ()}
-    loggers: list[Logger] = [CSVMetrics(run_folder)]
-    for name, value in wanted.items():
-        if value is None or value is False:
-            continue
-        if isinstance(value, Logger):
-            loggers.append(value)
-            continue
-        options = dict(value) if isinstance(value, Mapping) else {}
-        if name == "tensorboard":
-            loggers.append(_tensorboard(run_folder, options))
-        elif name == "wandb":
-            logger = _wandb(run_folder, options, config)
-            loggers += [logger] if logger is not None else []
-        elif name != "csv":
-            near = difflib.get_close_matches(name, ("tensorboard", "wandb", "csv"), 1, 0.0)
-            raise ConfigError(f"logger.{name}", "no such logger", f"did you mean {near[0]!r}?")
-    return loggers
+
+    def __init__(self, save_dir: str = ".", flush_secs: int = 120, max_queue: int = 10) -> None:
+        try:
+            super().__init__(save_dir, name="", version="tensorboard", flush_secs=flush_secs, max_queue=max_queue)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "logger.tensorboard", "TensorBoard is not installed", "pip install 'vistrain[tensorboard]'"
+            ) from error
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run folder holds the composed config."""
 
 
-def _check_options(where: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
-    for key in options:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.0)
-            raise ConfigError(f"{where}.{key}", "no such option", f"did you mean {near[0]!r}?")
+class WandB(WandbLogger):
+    """Weights & Biases, which never stops or blocks a run: offline unless asked otherwise, and where online fails.
+
+    `wandb sync` uploads what was recorded offline. Where not even that can be begun, the run goes on without it.
+
+    Args:
+        project: that the run belongs to.
+        entity: whose project; None: the account's own.
+        name: of the run; None: that of its folder.
+        group: of runs that belong together.
+        tags: words to find it by.
+        notes: a longer text.
+        id: of a run to continue.
+        mode: None takes `WANDB_MODE`, and `offline` without it.
+        save_dir: folder in place of the run folder.
+    """
+
+    def __init__(
+        self,
+        project: str = "vistrain",
+        entity: str | None = None,
+        name: str | None = None,
+        group: str | None = None,
+        tags: tuple[str, ...] = (),
+        notes: str | None = None,
+        id: str | None = None,
+        mode: Literal["online", "offline", "disabled"] | None = None,
+        save_dir: str = ".",
+    ) -> None:
+        given = {"entity": entity, "group": group, "tags": tags, "notes": notes, "id": id}
+        arguments: dict[str, Any] = {"project": project, "name": name or Path(save_dir).resolve().name, "dir": save_dir}
+        arguments |= {key: value for key, value in given.items() if value}
+        wanted = mode or os.environ.get("WANDB_MODE") or "offline"
+        run = _begin_run(wanted, arguments) if rank_of_process() == 0 else None
+        super().__init__(experiment=run, save_dir=save_dir, project=project)
 
 
-def _tensorboard(run_folder: str | Path, options: dict[str, Any]) -> Logger:
-    _check_options("logger.tensorboard", options, ("flush_secs", "max_queue"))
-    try:
-        return TensorBoardLogger(str(run_folder), name="", version="tensorboard", **options)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "logger.tensorboard", "TensorBoard is not installed", "pip install 'vistrain[tensorboard]'"
-        ) from error
-
-
-def _wandb(run_folder: str | Path, options: dict[str, Any], config: Mapping[str, Any] | None) -> Logger | None:
-    """A W&B logger that never stops or blocks a run: offline unless asked otherwise, and offline where online fails."""
-    known = ("project", "entity", "name", "group", "tags", "notes", "id", "mode")
-    _check_options("logger.wandb", options, known)
-    if getattr(rank_zero_only, "rank", 0) != 0:
-        return None
+def _begin_run(mode: str, arguments: dict[str, Any]) -> Any:
+    """A run of W&B in the first of these modes that works: the wanted one, offline, disabled."""
     import wandb  # takes a second, and few runs want it
 
-    folder = Path(run_folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    mode = options.pop("mode", None) or os.environ.get("WANDB_MODE") or "offline"
-    arguments = {
-        "project": "vistrain",
-        "name": folder.name,
-        "dir": str(folder),
-        "config": dict(config or {}),
-        **options,
-    }
+    Path(arguments["dir"]).mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(init_timeout=WANDB_INIT_SECONDS)
     if hasattr(settings, "finish_timeout"):  # newer than the oldest release that works
         settings.finish_timeout = WANDB_FINISH_SECONDS
-    run = None
     if mode == "online":
         try:
             # Without a key, `init` would ask for one on a terminal; without a network, verifying it would take long.
             arguments_of_login = inspect.signature(wandb.login).parameters
             ask = {"prompt": False} if "prompt" in arguments_of_login else {"timeout": 10}
             if wandb.login(verify=False, **ask):
-                run = wandb.init(mode="online", settings=settings, **arguments)
-            else:
-                log.warning("W&B: no API key (`wandb login`); the run is recorded offline, `wandb sync` uploads it")
+                return wandb.init(mode="online", settings=settings, **arguments)
+            log.warning("W&B: no API key (`wandb login`); the run is recorded offline, `wandb sync` uploads it")
         except (wandb.errors.Error, OSError) as error:
             log.warning("W&B: %s; the run is recorded offline, `wandb sync` uploads it", str(error).splitlines()[0])
-    if run is None:
+    if mode != "disabled":
         try:
-            fallback: Literal["disabled", "offline"] = "disabled" if mode == "disabled" else "offline"
-            run = wandb.init(mode=fallback, settings=settings, **arguments)
+            return wandb.init(mode="offline", settings=settings, **arguments)
         except (wandb.errors.Error, OSError) as error:
             log.warning("W&B: %s; the run goes on without it", str(error).splitlines()[0])
-            return None
-    return WandbLogger(experiment=run)
+    return wandb.init(mode="disabled", settings=settings, **arguments)
+
+
+BY_NAME: dict[str, type[Logger]] = {"wandb": WandB, "tensorboard": TensorBoard}  # see `index.LOGGERS`
+
+
+def make_loggers(
+    section: Any, run_folder: str | Path, config: Mapping[str, Any] | None = None, allow: Collection[str] = ()
+) -> list[Logger]:
+    """The loggers of a run.
+
+    Args:
+        section: what is wanted beside `metrics.csv`, as a config's `logger` says it: nodes by name, of which `wandb`
+            and `tensorboard` need no `type`; or one of these names, or a list of them.
+        run_folder: where they write, unless their nodes give a `save_dir`.
+        config: the composed config; loggers that have a table for it receive it.
+        allow: see `config.build`.
+
+    Returns:
+        `CSVMetrics` first.
+
+    Raises:
+        ConfigError: an unknown name, or an argument that its class does not take.
+    """
+    loggers: list[Logger] = [CSVMetrics(run_folder)]
+    loggers += [_build(name, node, str(run_folder), allow) for name, node in index.loggers(section).items()]
+    for logger in loggers:
+        logger.log_hyperparams(dict(config or {}))
+    return loggers
+
+
+def _build(name: str, node: dict[str, Any], folder: str, allow: Collection[str]) -> Logger:
+    where = f"logger.{name}"
+    cls = class_named(node["type"], Logger, where, allow=allow) if "type" in node else BY_NAME[name]
+    is_missing = "save_dir" in signature(cls)[0] and "save_dir" not in node
+    given = {"save_dir": folder} if is_missing else {}
+    try:
+        logger: Logger = build(node, Logger if "type" in node else cls, where=where, allow=allow, given=given)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            where, f"{cls.__name__} wants a package that is missing", str(error).splitlines()[0]
+        ) from error
+    return logger
 
 
 def quiet() -> None:

@@ -18,6 +18,7 @@ from torch import distributed
 from vistrain import processes
 from vistrain.callbacks.checkpoints import Checkpoints
 from vistrain.errors import VistrainError
+from vistrain.internals import lightning as internals
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +60,7 @@ class Preemption(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep Lightning's handlers from being set."""
-        trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
-        if stage == "fit" and hasattr(trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor"):
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+        internals.keep_from_signals(trainer)
 
     # ---------------------------------------------------------------- training
 
@@ -93,9 +92,9 @@ class Preemption(Callback):
             return
         self._step = step
         self._agree(step)
-        if self._agreed and not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, Checkpoints) and not callback.evaluation_follows(trainer):
+        if self._agreed and not (internals.epoch_ends(trainer) or internals.evaluation_follows(trainer)):
+            for callback in internals.callbacks_of(trainer):
+                if isinstance(callback, Checkpoints):
                     callback.save_last(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -155,7 +154,7 @@ class Preemption(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take the processes along that Lightning started: they would wait for this one."""
         self._restore()
-        children = list(getattr(trainer.strategy.launcher, "procs", ()))
+        children = internals.launched_processes(trainer)
         patience = time.monotonic() + (CHILDREN_SECONDS if self._agreed else 0)
         while any(child.poll() is None for child in children) and time.monotonic() < patience:
             time.sleep(0.05)
@@ -212,7 +211,3 @@ class Preemption(Callback):
             why = "interrupted" if self._agreed == processes.INTERRUPTED else "told to stop"
             log.warning("%s at step %d - continue with: vistrain fit --resume %s", why, trainer.global_step, folder)
         raise SystemExit(self._agreed)
-
-
-def _nothing() -> None:
-    """In place of what Lightning would do."""

@@ -15,9 +15,14 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor
 
+from vistrain.internals import lightning as internals
+from vistrain.processes import load_average, resident_memory
+from vistrain.tasks.base.task import as_task
+
 REFRESH_SECONDS = 0.5  # of the live line
 SHOWN_NUMBERS = 3  # of an evaluation; the rest is in metrics.csv
 EVALUATION_SECONDS = 30.0  # between plain lines of an evaluation
+CROWDED = 1.5  # threads per core above which other programs must be running: a run has about one, and its loaders
 
 
 class Progress(Callback):
@@ -25,7 +30,7 @@ class Progress(Callback):
 
     A step costs a few microseconds: the loss is summed on the device and read only where something is shown. The
     shares and speeds also go to the loggers (`perf/images_per_s`, `perf/data_share`) at the trainer's
-    `log_every_n_steps`.
+    `log_every_n_steps`. A run on the processor says once if it has to share it with other programs.
 
     Args:
         every_n_steps: optimizer steps between plain lines; the trainer's `log_every_n_steps` if None.
@@ -46,6 +51,7 @@ class Progress(Callback):
         self._losses = 0
         self._shown_step, self._shown_at = 0, 0.0
         self._evaluated, self._evaluation_start = 0, 0.0
+        self._said_crowded = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Only rank 0 shows anything."""
@@ -86,7 +92,7 @@ class Progress(Callback):
         self._loss = loss if self._loss is None else self._loss + loss
         self._losses += 1
         step = trainer.global_step
-        every = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
+        every = self.every_n_steps or internals.log_every_n_steps(trainer)
         line_due = step != self._shown_step and step % max(every, 1) == 0
         if line_due or (self._live is not None and time.perf_counter() - self._shown_at > REFRESH_SECONDS):
             self._show(trainer, pl_module, step, line_due)
@@ -117,11 +123,23 @@ class Progress(Callback):
         elif line_due:
             self._line(f"{title}  {text}")
         if line_due:
+            self._say_if_crowded(pl_module.device)
             for logger in trainer.loggers:
                 logger.log_metrics({"perf/images_per_s": images, "perf/data_share": share}, step)
             self._loss, self._losses, self._shown_step = None, 0, step
             clock.restart()
         clock.resume()
+
+    def _say_if_crowded(self, device: torch.device) -> None:
+        # The load is the whole machine's, so it is compared with all cores, not with those that this process may use.
+        load, cores = load_average(), os.cpu_count() or 1
+        if self._said_crowded or device.type != "cpu" or load is None or load <= CROWDED * cores:
+            return
+        self._said_crowded = True
+        self._line(
+            f"other programs share the processor: {load:.1f} threads want its {cores} core{'s' * (cores > 1)}, and "
+            f"training can be several times slower - end them, or leave them room: OMP_NUM_THREADS={max(cores - 1, 1)}"
+        )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear the live line."""
@@ -172,7 +190,7 @@ class Progress(Callback):
         self._clock.pause()
         if not self._enabled or trainer.sanity_checking:
             return
-        main = list(getattr(pl_module, "numbers", {}).items())[:SHOWN_NUMBERS]
+        main = list(as_task(pl_module).numbers.items())[:SHOWN_NUMBERS]
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in main)
         took = duration(time.perf_counter() - self._evaluation_start)
         self._line(f"step {trainer.global_step}  evaluated in {took}  {numbers}")
@@ -190,7 +208,7 @@ class Progress(Callback):
 
     @staticmethod
     def _batches_done(trainer: Trainer) -> int:
-        return trainer.fit_loop.total_batch_idx + 1
+        return internals.batches_in_all(trainer)
 
 
 class _Clock:
@@ -272,9 +290,8 @@ def memory(device: torch.device) -> str:
     """What the run holds: the most that the accelerator gave out so far, else the resident memory of this process."""
     if device.type == "cuda":
         used = torch.cuda.max_memory_reserved(device)
-    elif os.path.exists("/proc/self/statm"):
-        with open("/proc/self/statm") as file:
-            used = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    elif (resident := resident_memory()) is not None:
+        used = resident
     else:
         import resource  # not on Windows, where this function then has nothing to say
 

@@ -2,6 +2,8 @@
 
 They belong to training, not to the data set: they need normalised images (erased pixels are noise of mean 0 and
 variance 1) and give images of two classes, which only a loss on dense targets understands.
+
+timm: github.com/huggingface/pytorch-image-models, Apache-2.0.
 """
 
 from __future__ import annotations

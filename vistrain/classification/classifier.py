@@ -1,4 +1,8 @@
-"""The network that a classification run trains: any timm model, a loss, and what the recipe does to its batches."""
+"""The network that a classification run trains: any timm model, a loss, and what the recipe does to its batches.
+
+The linear probe's norm is MAE's (arXiv 2111.06377), written from the paper: the authors' code is CC BY-NC 4.0, and
+nothing of it is here.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,11 @@ from vistrain.errors import ConfigError
 from vistrain.layers.padding import Normalize
 from vistrain.layers.precision import at_least_float32
 from vistrain.losses.classification import BinaryCrossEntropy, SoftCrossEntropy
+from vistrain.network import Network
 from vistrain.structures import ClassScores, LabelSpace
 
 
-class Classifier(nn.Module):
+class Classifier(Network):
     """Any timm model (or one of ours) as a classifier.
 
     Args:
@@ -34,16 +39,12 @@ class Classifier(nn.Module):
         probe_norm: normalise features by their batch statistics before the classifier (MAE's linear probe, arXiv
             2111.06377, appendix A.1).
 
-    Attributes:
-        preprocessing: of the backbone's weights.
-        measured_size: (height, width) that multiply-adds are counted at.
-        key_maps, class_layers: for `load_weights`: timm's and the authors' names, and the classifier.
-
     Raises:
         ConfigError: parts that do not go together.
     """
 
-    compiled_parts = ("backbone",)
+    entrances = ("losses", "predict", "features")
+    labels: LabelSpace
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class Classifier(nn.Module):
             )
         self.backbone, self.labels, self.multi_label = backbone, labels, multi_label
         self.preprocessing = backbone.preprocessing
+        self.channels = len(self.preprocessing.mean)
         self.measured_size = self.preprocessing.input_size or (224, 224)
         self.normalize = Normalize(self.preprocessing)
         self.loss = loss or (BinaryCrossEntropy() if multi_label else SoftCrossEntropy())
@@ -74,8 +76,8 @@ class Classifier(nn.Module):
         self.probe_norm = nn.BatchNorm1d(backbone.num_features, eps=1e-6, affine=False) if probe_norm else None
         self.key_maps = (TimmNames(backbone),)
         self.class_layers = tuple(rf"^backbone\.body\.{re.escape(name)}\." for name in backbone.classifiers)
-        if distillation is not None and hasattr(backbone.body, "set_distilled_training"):
-            backbone.body.set_distilled_training(True)
+        if distillation is not None:
+            backbone.learn_from_teachers()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[B, K]` of normalised images `[B, C, H, W]`."""
@@ -117,9 +119,18 @@ class Classifier(nn.Module):
         scores = logits.sigmoid() if self.multi_label else logits.softmax(-1)
         return [ClassScores(row, self.multi_label) for row in scores]
 
-    def check_size(self, height: int, width: int) -> None:
+    def check_size(self, *size: int) -> None:
         """See `TimmModel.check_size`."""
-        self.backbone.check_size(height, width)
+        self.backbone.check_size(*size)
+
+    def no_weight_decay(self) -> set[str]:
+        """See `Network`: what the model's authors exempt."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def layers_above(self) -> dict[str, int] | None:
+        """See `Network`: timm's layers; the classifier is the topmost."""
+        layers = self.backbone.layers_above()
+        return None if layers is None else {f"backbone.{name}": above for name, above in layers.items()}
 
     def _logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits for the labels and for the teacher; the same where the model has no token of its own for it."""

@@ -1,15 +1,23 @@
-"""Shell completion: scripts that ask `vistrain completion --line`, which reads the index alone and imports no torch."""
+"""`vistrain completion`: scripts for shells that ask `vistrain completion --line`, which reads the index alone."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vistrain.config import index
-
+SUMMARY = "print a completion script for a shell"
+USAGE = "{bash,zsh,fish}"
+CHANGES = False
+EXAMPLES = """\
+to turn it on:
+  bash:  vistrain completion bash > ~/.local/share/bash-completion/completions/vistrain
+  zsh:   vistrain completion zsh > "${fpath[1]}/_vistrain"
+  fish:  vistrain completion fish > ~/.config/fish/completions/vistrain.fish
+"""
 # Each script passes the words up to the cursor; candidates come back one a line. Bash splits words at `=` and `:`, so
 # it passes the line as it is, and drops from the candidates what stands before the last of these.
 SCRIPTS = {
@@ -44,24 +52,40 @@ complete -c vistrain -a '(__vistrain_complete)'
 }
 
 
-def candidates(line: str) -> list[str]:
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), nargs="?", default="bash")
+    parser.add_argument("--line", help=argparse.SUPPRESS)  # what the scripts ask: the command line up to the cursor
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a script, or what its script asks for."""
+    if arguments.line is None:
+        sys.stdout.write(SCRIPTS[arguments.shell])
+    else:
+        sys.stdout.write("".join(f"{c}\n" for c in candidates(arguments.line, arguments.parser)))
+    return 0
+
+
+def candidates(line: str, parser: argparse.ArgumentParser) -> list[str]:
     """What can stand where a command line ends.
 
     Args:
         line: as typed so far, from `vistrain` to the cursor; a space at its end asks for the next word.
+        parser: of all commands, with their options.
     """
-    from vistrain.cli import build_parser
+    from vistrain.config import index
     from vistrain.config.explain import KINDS
+    from vistrain.internals.argparse import commands_of, options_of
 
     words = line.split(" ")
     last, before = words[-1], [w for w in words[1:-1] if w]
-    known = index.load()
     command = before[0] if before else ""
     previous = before[-1] if before else ""
     if not command:
-        names: Iterable[str] = _commands(build_parser())
+        names: Iterable[str] = commands_of(parser)
     elif previous in ("-c", "--config"):
-        names = [f"vistrain:{n}" for n in known["configs"]] + _files(last, (".yaml", ".yml"))
+        names = [f"vistrain:{n}" for n in index.load("configs")] + _files(last, (".yaml", ".yml"))
     elif previous == "--resume":
         names = sorted(p.parent.as_posix() for p in Path().glob("runs/*/last.ckpt"))
     elif previous in ("--ckpt", "--weights"):
@@ -69,29 +93,15 @@ def candidates(line: str) -> list[str]:
     elif command == "list":
         names = KINDS if len(before) == 1 else []
     elif command == "explain":
-        names = [*known["classes"], *index.SECTIONS, *known["configs"]] if len(before) == 1 else []
+        names = [*index.load("classes"), *index.SECTIONS, *index.load("configs")] if len(before) == 1 else []
     elif command == "completion":
         names = SCRIPTS
     elif last.startswith("-"):
-        names = options_of(build_parser(), command)
+        parsers = commands_of(parser)
+        names = options_of(parsers[command]) if command in parsers else []
     else:
         names = _keys(last, before)
     return sorted(n for n in names if n.startswith(last))
-
-
-def options_of(parser: argparse.ArgumentParser, command: str) -> list[str]:
-    """The options of a command."""
-    made = _commands(parser).get(command)
-    return (
-        [o for action in made._actions for o in action.option_strings if action.help != argparse.SUPPRESS]
-        if made
-        else []
-    )
-
-
-def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    actions = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    return dict(actions[0].choices)
 
 
 def _files(start: str, endings: Sequence[str]) -> list[str]:
@@ -103,17 +113,21 @@ def _files(start: str, endings: Sequence[str]) -> list[str]:
 
 def _keys(word: str, before: Sequence[str]) -> list[str]:
     """Dotted keys of the config on the line one level at a time, or values of the key that a word has come to."""
+    from vistrain.config import index
+
     key, equals, _ = word.partition("=")
     path = key.split(".")
-    node, hint = _descend(_composed(before), path[:-1])
-    parameters = _parameters(node, ".".join(path[:-1]), hint)
+    where = ".".join(path[:-1])
+    composed = _composed(before)
+    node = index.node_at(composed, where) if where else None
+    parameters = node.settable if node else {}
     if equals:
         return [f"{key}={value}" for value in _values(path, parameters.get(path[-1], {}))]
-    start = ".".join([*path[:-1], ""]) if path[:-1] else ""
-    inside = {k for k, v in (node or {}).items() if isinstance(v, dict)}
-    names = index.SECTIONS if not path[:-1] else {**dict.fromkeys(node or {}), **parameters}
-    nodes = inside | (set(index.SECTION_HINTS) if not path[:-1] else set())
-    return [f"{start}{name}{'.' if name in nodes else '='}" for name in names]
+    written = _at(composed, path[:-1]) | ({name: {} for name in index.LOGGERS} if where == "logger" else {})
+    inside = {k for k, v in written.items() if isinstance(v, dict)}
+    names = {**dict.fromkeys(written), **parameters} if where else index.SECTIONS
+    nodes = inside if where else {*inside, *index.SECTION_HINTS}
+    return [f"{where}{'.' if where else ''}{name}{'.' if name in nodes else '='}" for name in names]
 
 
 def _composed(before: Sequence[str]) -> dict[str, Any]:
@@ -127,35 +141,22 @@ def _composed(before: Sequence[str]) -> dict[str, Any]:
         return {}
 
 
-def _descend(config: dict[str, Any], path: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """The node at a path, and the type hint that it stands under."""
+def _at(config: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """The mapping at a path; empty where there is none."""
     node: Any = config
-    hint = index.SECTION_HINTS.get(path[0], "") if path else ""
-    for i, key in enumerate(path):
-        if i:
-            hint = _parameters(node, ".".join(path[:i]), hint).get(key, {}).get("hint", "")
+    for key in path:
         node = node.get(key) if isinstance(node, dict) else None
-    return (node if isinstance(node, dict) else {}), hint
-
-
-def _parameters(node: dict[str, Any] | None, where: str, hint: str) -> dict[str, Any]:
-    from vistrain.errors import VistrainError
-
-    try:
-        entry = index.entry_of_node(node or {}, where, hint)
-    except VistrainError:
-        return {}
-    found: dict[str, Any] = entry["parameters"] if entry else {}
-    return {name: p for name, p in found.items() if f"{where}.{name}" not in index.ELSEWHERE}
+    return node if isinstance(node, dict) else {}
 
 
 def _values(path: Sequence[str], parameter: dict[str, Any]) -> list[str]:
-    known = index.load()
+    from vistrain.config import index
+
     if path[-1] == "type":
         kinds = {"data": "dataset", "callbacks": "callback"}
-        kind = kinds.get(path[0], path[0]) if len(path) == 2 or path[0] == "callbacks" else None
-        return [name for name, entry in known["classes"].items() if kind is None or entry["kind"] == kind]
+        kind = kinds.get(path[0], path[0]) if len(path) == 2 or path[0] in ("callbacks", "logger") else None
+        return [name for name, entry in index.load("classes").items() if kind is None or entry["kind"] == kind]
     if path[-2:] == ["backbone", "name"]:
-        return [n for arch, tags in known["backbones"].items() for n in (arch, *(f"{arch}.{t}" for t in tags))]
+        return [n for arch, tags in index.load("backbones").items() for n in (arch, *(f"{arch}.{t}" for t in tags))]
     hint = parameter.get("hint", "")
     return ["true", "false"] if hint == "bool" else []

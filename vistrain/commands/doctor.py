@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
-import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
 import sys
 from pathlib import Path
 
-from vistrain import __version__
-from vistrain.config import index
+import vistrain
+from vistrain.processes import available_cores, total_memory
 
+SUMMARY = "check the installation, and print what a bug report needs"
+USAGE = ""
+CHANGES = False
+EXAMPLES = ""
 PACKAGES = (
     "torch", "torchvision", "lightning", "timm", "omegaconf", "pydantic", "numpy", "scipy", "opencv-python-headless",
     "albumentations", "pycocotools", "pillow", "wandb", "rich",
@@ -32,10 +35,21 @@ MISMATCH = (
 )
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes: nothing."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the state of the installation."""
+    text, is_well = report()
+    sys.stdout.write(text)
+    return 0 if is_well else 2
+
+
 def report() -> tuple[str, bool]:
     """The report as text, and whether nothing needs to be mended."""
     problems: list[str] = []
-    facts = [("vistrain", f"{__version__} in {index.HERE}"), *_platform()]
+    facts = [("vistrain", f"{vistrain.__version__} in {Path(vistrain.__file__).parent}"), *_platform()]
     facts += [(name, version_of(name)) for name in PACKAGES]
     problems += [f"{name} is not installed" for name in PACKAGES if not version_of(name)]
     facts += [(name, version_of(name) or f"not installed - {gain}") for name, gain in EXTRAS.items()]
@@ -45,8 +59,8 @@ def report() -> tuple[str, bool]:
     if not pair:
         facts += _devices()
         stale = stale_names()
-        facts.append(("index.json", "fresh" if not stale else f"stale: {', '.join(stale[:5])}"))
-        problems += ["vistrain/config/index.json is stale; in a checkout run `make index`"] if stale else []
+        facts.append(("index of names", "fresh" if not stale else f"stale: {', '.join(stale[:5])}"))
+        problems += ["the index of names is stale; in a checkout run `make index`"] if stale else []
     for name, value, problem in (_shared_memory(), _data()):
         facts.append((name, value))
         problems += [problem] if problem else []
@@ -58,9 +72,11 @@ def report() -> tuple[str, bool]:
 
 def version_of(package: str) -> str:
     """The installed version of a distribution; empty if there is none."""
+    from importlib import metadata
+
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return ""
 
 
@@ -86,10 +102,11 @@ def torch_pair() -> str:
 
 def stale_names() -> list[str]:
     """Classes of ours whose constructor has other parameters than the index says, or that are gone."""
+    from vistrain.config import index
     from vistrain.config.builder import signature
 
     stale = []
-    for name, entry in index.load()["classes"].items():
+    for name, entry in index.load("classes").items():
         module, _, bare = entry["path"].rpartition(".")
         if module.startswith("vistrain."):
             cls = getattr(importlib.import_module(module), bare, None)
@@ -99,12 +116,10 @@ def stale_names() -> list[str]:
 
 
 def _platform() -> list[tuple[str, str]]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     return [
         ("python", f"{platform.python_version()} in {sys.prefix}"),
         ("system", platform.platform()),
-        ("cores, memory", f"{cores}, {memory / 2**30:.0f} GiB"),
+        ("cores, memory", f"{available_cores()}, {total_memory() / 2**30:.0f} GiB"),
         ("free disk here", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB"),
     ]
 

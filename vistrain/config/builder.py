@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vistrain.config import index
-from vistrain.errors import ConfigError, VistrainError
+from vistrain.contract import constructor
+from vistrain.errors import ConfigError, VistrainError, nearest
 from vistrain.structures import Channels, Factory, LabelSpace
 
 ALLOWED_PACKAGES = frozenset({"vistrain", "torch", "torchvision", "timm", "lightning"})
@@ -123,7 +124,7 @@ class _Builder:
                 except ModuleNotFoundError as error:
                     if error.name and not prefix.startswith(error.name):
                         raise
-                    raise ConfigError(where, f"no class {path!r}", index.nearest(part, dir(found))) from None
+                    raise ConfigError(where, f"no class {path!r}", nearest(part, dir(found))) from None
             owner = found.__name__ if isinstance(found, types.ModuleType) else getattr(found, "__module__", "")
             if str(owner).partition(".")[0] not in self.allowed:
                 raise ConfigError(
@@ -196,18 +197,17 @@ class _PartFactory(Factory[Any]):
 def signature(cls: type) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     """Constructor parameters of a class, without `self`, and their type hints.
 
-    Hints of foreign classes that cannot be resolved are left out; ours must resolve.
+    Parameters that a class takes as `**base` are among them (see `vistrain.contract.constructor`). Hints of foreign
+    classes that cannot be resolved are left out; ours must resolve.
     """
     try:
-        parameters = dict(inspect.signature(cls).parameters)
+        return constructor(cls)
     except ValueError:  # classes written in C have no signature
         return {}, {}
-    try:
-        return parameters, typing.get_type_hints(cls.__init__)  # type: ignore[misc]
     except (NameError, TypeError, AttributeError):
         if _is_ours(cls):
             raise
-        return parameters, {}
+        return dict(inspect.signature(cls).parameters), {}
 
 
 def check_value(value: Any, hint: Any, where: str) -> Any:

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # comes with omegaconf
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
 from vistrain.config import index
 from vistrain.config.builder import build
-from vistrain.errors import ConfigError
+from vistrain.errors import ConfigError, nearest
+from vistrain.internals.omegaconf import without_resolvers
 
 __all__ = ["build", "compose", "locate", "merge", "to_yaml", "without_pretrained"]
 
@@ -102,21 +101,28 @@ def locate(address: str, beside: Path | None = None) -> Path:
     Raises:
         ConfigError: there is no such file.
     """
-    root = index.config_root()
-    shipped = sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
     if address.startswith(SCHEME):
         name = address.removeprefix(SCHEME).removesuffix(".yaml")
-        if name.startswith("_base_/"):  # bases lie with their task now; configs of before name the one folder of then
-            name = next((known for known in shipped if known.endswith(f"/{name}")), name)
-        if name not in shipped:
-            raise ConfigError(address, "no such config", index.nearest(name, shipped))
-        return root / f"{name}.yaml"
+        path = index.config_root() / f"{name}.yaml"
+        if name.startswith("_base_/") and not path.is_file():
+            # Bases lie with their task now; configs of before name the one folder of then.
+            path = next(index.config_root().glob(f"*/{name}.yaml"), path)
+        is_inside = not name.startswith("/") and ".." not in name.split("/")
+        if not is_inside or not path.is_file():
+            raise ConfigError(address, "no such config", nearest(name, _shipped()))
+        return path
     path = (beside or Path()) / address
     if not path.is_file():
         name = Path(address).with_suffix("").as_posix().removeprefix("configs/")
-        remedy = f"write {SCHEME}{name}" if name in shipped else "`vistrain list configs` shows those that are shipped"
+        remedy = f"write {SCHEME}{name}" if name in _shipped() else "`vistrain list configs` shows those shipped"
         raise ConfigError(address, "no such file", remedy)
     return path
+
+
+def _shipped() -> list[str]:
+    """The shipped configs, bases among them, as `vistrain:` names them."""
+    root = index.config_root()
+    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
 
 
 def _read(address: str, parents: tuple[Path, ...]) -> dict[str, Any]:
@@ -165,20 +171,9 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return merged
 
 
-@contextmanager
-def _without_resolvers() -> Iterator[None]:
-    """OmegaConf's resolvers (`${oc.env:HOME}`) switched off: a stranger's config reads nothing of this machine."""
-    saved = dict(BaseContainer._resolvers)
-    BaseContainer._resolvers.clear()
-    try:
-        yield
-    finally:
-        BaseContainer._resolvers.update(saved)
-
-
 def _resolve(merged: dict[str, Any]) -> dict[str, Any]:
     try:
-        with _without_resolvers():
+        with without_resolvers():  # a stranger's config reads nothing of this machine
             resolved: Any = OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, RecursionError) as error:
         message, where = str(error).splitlines()[0], getattr(error, "full_key", None) or "config"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import fnmatch
-import inspect
+import importlib.metadata
 import json
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vistrain.config import index
-from vistrain.errors import ConfigError
+from vistrain.config import index, sources
+from vistrain.errors import ConfigError, nearest
 
 # What can be listed -> the kind of class in the index; None: listed from elsewhere
 KINDS: dict[str, str | None] = {
@@ -41,7 +40,7 @@ def listing(kind: str, pattern: str = "*") -> str:
         ConfigError: the kind is unknown, or nothing matches.
     """
     if kind not in KINDS:
-        raise ConfigError(f"list {kind}", "cannot be listed", index.nearest(kind, KINDS))
+        raise ConfigError(f"list {kind}", "cannot be listed", nearest(kind, KINDS))
     rows = _rows(kind)
     wanted = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
     found = {
@@ -50,22 +49,31 @@ def listing(kind: str, pattern: str = "*") -> str:
         if any(fnmatch.fnmatchcase(n, wanted.lower()) for n in (name.lower(), re.split(r"[./]", name.lower())[-1]))
     }
     if not found:
-        raise ConfigError(f"list {kind} {pattern}", "nothing matches", index.nearest(pattern.strip("*"), rows))
-    return table([[name, *row] for name, row in found.items()])
+        raise ConfigError(f"list {kind} {pattern}", "nothing matches", nearest(pattern.strip("*"), rows))
+    return table([[name, *row] for name, row in found.items()]) + _note(kind)
+
+
+def _note(kind: str) -> str:
+    """Where the names of backbones come from, if it is not the index."""
+    if kind != "backbones" or index.made_with_installed("timm"):
+        return ""
+    made, installed = index.load("versions")["timm"], importlib.metadata.version("timm")
+    return f"names are those of the installed timm {installed}; what is known of the models is of timm {made}\n"
 
 
 def _rows(kind: str) -> dict[str, Sequence[str]]:
-    known = index.load()
     if kind == "configs":
-        return {name: _config_row(entry) for name, entry in known["configs"].items()}
+        return {name: _config_row(entry) for name, entry in index.load("configs").items()}
     if kind == "backbones":
-        ours, leaves = known["our_backbones"], _leaves(known)
-        return {n: _backbone_row(ours.get(n), leaves.get(n), tags) for n, tags in known["backbones"].items()}
+        known = index.load("backbones") if index.made_with_installed("timm") else index.backbones_of_timm()
+        ours, leaves = index.load("our_backbones"), _leaves()
+        return {n: _backbone_row(ours.get(n), leaves.get(n), tags) for n, tags in known.items()}
     if kind == "metrics":
-        return {name: [cls] for name, cls in known["protocols"].items()}
-    others = {e["kind"] for e in known["classes"].values() if e["path"].startswith("vistrain.")} - set(KINDS.values())
+        return {name: [cls] for name, cls in index.load("protocols").items()}
+    classes = index.load("classes")
+    others = {e["kind"] for e in classes.values() if e["path"].startswith("vistrain.")} - set(KINDS.values())
     kinds = {KINDS[kind]} if KINDS[kind] else others
-    entries = {n: e for n, e in known["classes"].items() if e["kind"] in kinds}
+    entries = {n: e for n, e in classes.items() if e["kind"] in kinds}
     return {n: [e.get("paper", ""), e["doc"]] if kind == "models" else [e["doc"]] for n, e in entries.items()}
 
 
@@ -86,14 +94,15 @@ def _backbone_row(entry: dict[str, Any] | None, leaf: dict[str, Any] | None, tag
     return [str(entry["paper"]), f"{entry['parameters'] / 1e6:.1f} M", gmacs, top1, strides, sizes, listed]
 
 
-def _leaves(known: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _leaves() -> dict[str, dict[str, Any]]:
     """The classification config of each of timm's models: that of its default weights, if there are several."""
     found: dict[str, dict[str, Any]] = {}
-    for entry in known["configs"].values():
+    default = index.load("backbones")
+    for entry in index.load("configs").values():
         if (entry.get("reference") or {}).get("metric") != "cls/top1" or "parameters" not in entry:
             continue
         name, _, tag = str(entry.get("backbone")).partition(".")
-        if name not in found or known["backbones"].get(name, [""])[0] == tag:
+        if name not in found or (default.get(name) or [""])[0] == tag:
             found[name] = entry
     return found
 
@@ -121,30 +130,38 @@ def explanation(name: str) -> str:
     Raises:
         ConfigError: it is none of these.
     """
-    known = index.load()
+    classes, configs = index.load("classes"), index.load("configs")
     short = index.canonical(name)
-    by_bare_name = {n.rpartition(".")[2]: n for n in known["classes"]}
+    by_bare_name = {n.rpartition(".")[2]: n for n in classes}
     short = by_bare_name.get(short, short)
-    if short in known["classes"]:
-        return _explain_class(short, known["classes"][short])
+    if short in classes:
+        return _explain_class(short, classes[short])
     config = name.removeprefix("vistrain:").removesuffix(".yaml").removeprefix("configs/")
-    if config in known["configs"]:
-        return _explain_config(config, known["configs"][config])
+    if config in configs:
+        return _explain_config(config, configs[config])
     section, _, key = name.partition(".")
     if section in index.SECTIONS:
         return _explain_key(section, key) if key else _explain_section(section)
-    names = [*known["classes"], *by_bare_name, *index.SECTIONS, *known["configs"]]
-    raise ConfigError(f"explain {name}", "no such class, key or config", index.nearest(name, names))
+    names = [*classes, *by_bare_name, *index.SECTIONS, *configs]
+    raise ConfigError(f"explain {name}", "no such class, key or config", nearest(name, names))
 
 
 def _explain_class(name: str, entry: dict[str, Any]) -> str:
-    doc = docstring(entry) or entry["doc"]
+    doc = sources.docstring(entry["path"]) or entry["doc"]
     lines = [f"{name}  ({entry['path']})", ""]
     lines += [textwrap.indent(doc, "  "), "", "  parameters:", _parameter_table(entry).rstrip("\n")]
-    users = [n for n, c in index.load()["configs"].items() if name in (c.get("model"), c.get("task"), c.get("dataset"))]
+    docs = (sources.parameter_doc(entry["path"], key) for key in entry["parameters"] if _inherited(entry, key))
+    inherited = list(dict.fromkeys(text for text in docs if text))
+    if inherited:
+        lines += ["", "  from its base:", *(textwrap.indent(textwrap.fill(t, 110), "    ") for t in inherited)]
+    users = [n for n, c in index.load("configs").items() if name in c.get("classes", ())]
     if users:
         lines += ["", "  used by:", *(f"    vistrain:{n}" for n in users)]
     return "\n".join(lines) + "\n"
+
+
+def _inherited(entry: dict[str, Any], key: str) -> bool:
+    return not sources.entry_of_args(sources.docstring(entry["path"]), key)
 
 
 def _parameter_table(entry: dict[str, Any]) -> str:
@@ -166,13 +183,15 @@ def _yaml(value: Any) -> str:
 
 
 def _explain_config(name: str, entry: dict[str, Any]) -> str:
-    facts = {k: v for k, v in entry.items() if k not in ("title", "reference")} | (entry.get("reference") or {})
+    classes = dict(zip(("model", "task", "data"), entry.get("classes", ()), strict=False))
+    measured = {k: v for k, v in entry.items() if k not in ("title", "classes", "reference")}
+    facts = {**classes, **measured, **(entry.get("reference") or {})}
     file = index.config_root() / f"{name}.yaml"
     return f"vistrain:{name}  ({file})\n\n  {entry['title']}\n\n" + table(facts.items(), "  ")
 
 
 def _explain_section(section: str) -> str:
-    known = index.load()["classes"]
+    known = index.load("classes")
     lines = f"{section}: {index.SECTIONS[section]}\n"
     if section in index.PLAIN_SECTIONS:
         return lines + "\n  keys: " + ", ".join(index.PLAIN_SECTIONS[section]) + "\n"
@@ -185,7 +204,7 @@ def _explain_section(section: str) -> str:
 
 def _explain_key(section: str, key: str) -> str:
     """A key of a section: which classes take it, as what, and what their docstrings say of it."""
-    known, last = index.load()["classes"], key.rpartition(".")[2]
+    known, last = index.load("classes"), key.rpartition(".")[2]
     if f"{section}.{key}" in index.ELSEWHERE:
         return f"{section}.{key} is not set: {index.ELSEWHERE[f'{section}.{key}']}\n"
     if section in index.PLAIN_SECTIONS and key in index.PLAIN_SECTIONS[section]:
@@ -196,33 +215,15 @@ def _explain_key(section: str, key: str) -> str:
         takers = {n: e for n, e in takers.items() if e["path"].startswith("vistrain.") or e["kind"] == kind}
     if not takers:
         names = {f"{section}.{p}" for e in known.values() if e["kind"] == kind for p in e["parameters"]}
-        raise ConfigError(
-            f"{section}.{key}", "no class of this section takes it", index.nearest(f"{section}.{key}", names)
-        )
+        raise ConfigError(f"{section}.{key}", "no class of this section takes it", nearest(f"{section}.{key}", names))
     lines = [f"{section}.{key}", ""]
     for name, entry in takers.items():
         parameter = {"parameters": {last: entry["parameters"][last]}}
-        lines.append(f"  {name}\n{_parameter_table(parameter)}" + _parameter_doc(docstring(entry), last))
+        lines.append(f"  {name}\n{_parameter_table(parameter)}" + _indented(sources.parameter_doc(entry["path"], last)))
     return "\n".join(lines)
 
 
-def docstring(entry: dict[str, Any]) -> str:
-    """The docstring of a class of ours, read from its source; empty for others, and where there is none."""
-    module, _, name = entry["path"].rpartition(".")
-    if not module.startswith("vistrain."):
-        return ""
-    path = index.HERE.joinpath(*module.split(".")[1:])
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    found = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name]
-    return (ast.get_docstring(found[0]) or "") if found else ""
-
-
-def _parameter_doc(doc: str, name: str) -> str:
-    """The lines of a docstring's `Args` that speak of a parameter; several may share an entry: `height, width: ...`."""
-    block = re.search(r"^(?:Args|Attributes):\n((?:[ ]{4}.*\n?|\n)+)", inspect.cleandoc(doc), re.M)
-    for entry in re.split(r"\n(?=    \S)", block.group(1)) if block else []:
-        names, colon, text = entry.partition(":")
-        if colon and name in re.split(r"[,\s]+", names.strip()):
-            return textwrap.indent(textwrap.fill(" ".join(text.split()), 110), "      ") + "\n"
-    return ""
+def _indented(doc: str) -> str:
+    """What a docstring says of a parameter, below it."""
+    text = doc.partition(": ")[2]
+    return textwrap.indent(textwrap.fill(text, 110), "      ") + "\n" if text else ""

@@ -1,35 +1,38 @@
-"""What vistrain knows about its own names without importing them: `index.json`, and checks of configs against it.
+"""What vistrain knows about its own names without importing them: the index, and checks of configs against it.
 
-The index is written by `tools/make_index.py` from the sources. Everything here answers in milliseconds: no torch.
+The index (the files in `names/`) is written by `tools/make_index.py` from the sources and holds what a config may name.
+Everything here answers in milliseconds, without torch; each file is read when something in it is asked for.
 """
 
 from __future__ import annotations
 
-import difflib
+import copy
 import functools
+import importlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vistrain.errors import ConfigError
+from vistrain.errors import ConfigError, nearest
 
 HERE = Path(__file__).parents[1]  # the package
+NAMES = Path(__file__).parent / "names"
+# Section of the index -> the file that holds it
+FILES = {
+    "versions": "classes", "protocols": "classes", "classes": "classes", "configs": "configs",
+    "backbones": "backbones", "our_backbones": "backbones",
+}  # fmt: skip
 
 # Class names are permanent. One that had to change stays here for ever: old name -> new name, as configs write them.
 ALIASES: dict[str, str] = {
     "backbones.WholeBackbone": "backbones.TimmModel",
     "callbacks.ErrorAnalysis": "tasks.ErrorAnalysis",
-    **{
-        f"transformer.{name}": f"detr.{name}"
-        for name in (
-            "BoxDecoder", "ContrastiveDenoising", "DeformableDecoder", "DeformableDecoderLayer", "DeformableEncoder",
-            "DeformableEncoderLayer", "QuerySelfAttention",
-        )
-    },
-}  # fmt: skip
+    "transformer.ContrastiveDenoising": "detr.ContrastiveDenoising",
+}
 
 SECTIONS = {
     "task": "how the network is trained and evaluated; normally set by the base",
@@ -39,7 +42,7 @@ SECTIONS = {
     "schedule": "the learning rate over time",
     "trainer": "arguments of Lightning's Trainer",
     "callbacks": "named Lightning callbacks; null removes one",
-    "logger": "metrics.csv is always written; more loggers here",
+    "logger": "metrics.csv is always written; more loggers here, those named wandb and tensorboard without a type",
     "metrics": "names of evaluation protocols",
     "run": "where the run is kept and which weights it starts from",
     "seed": "of everything random",
@@ -53,6 +56,8 @@ SECTION_HINTS = {
     "callbacks": "dict[str, Callback]",
     "logger": "dict[str, Logger]",
 }
+# What a node of the section logger is whose name says enough: it needs no `type`.
+LOGGERS = {"wandb": "WandB", "tensorboard": "TensorBoard"}
 PLAIN_SECTIONS = {
     "run": ("folder", "name", "weights"),
     "reference": ("paper", "metric", "value", "values", "tolerance", "weights", "source", "note"),
@@ -78,31 +83,31 @@ FACTS = re.compile(r"\b(LabelSpace|Channels)\b")  # hints of what the data says
 CLASS_COUNTS = ("num_classes", "n_classes", "num_labels", "nb_classes", "num_channels", "in_channels", "in_chans")
 
 
+def load(section: str) -> dict[str, Any]:
+    """A section of the index: one of `FILES` (see tools/make_index.py)."""
+    found: dict[str, Any] = read(FILES[section])[section]
+    return found
+
+
 @functools.cache
-def load() -> dict[str, Any]:
-    """The index: `classes`, `configs`, `backbones`, `versions` (see tools/make_index.py)."""
-    index: dict[str, Any] = json.loads((HERE / "config" / "index.json").read_text(encoding="utf-8"))
-    return index
+def read(file: str) -> dict[str, Any]:
+    """The sections of one of the index's files, by name."""
+    sections: dict[str, Any] = json.loads((NAMES / f"{file}.json").read_text(encoding="utf-8"))
+    if "backbones" in sections:
+        sections["backbones"] = {name: tags.split() for name, tags in sections["backbones"].items()}
+    return sections
+
+
+def forget() -> None:
+    """Read the files anew when they are asked for: they were written."""
+    read.cache_clear()
+    _by_class_name.cache_clear()
 
 
 def config_root() -> Path:
     """The shipped configs: inside the package where it was installed from a wheel, else beside it in the repository."""
     shipped = HERE / "configs"
     return shipped if shipped.is_dir() else HERE.parent / "configs"
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'?`, or, where nothing is near, the names that exist (the first twelve)."""
-    names = sorted(known)
-    wanted = str(name).lower()
-    # By the whole name; for dotted names also by the last part alone.
-    for part in (str.lower, lambda n: re.split(r"[./]", n.lower())[-1]):
-        folded = {part(n): n for n in reversed(names)}
-        near = difflib.get_close_matches(part(wanted), folded, 1)
-        if near:
-            return f"did you mean {folded[near[0]]!r}?"
-    listed = ", ".join(names[:12])
-    return f"there are: {listed}{', ...' if len(names) > 12 else ''}" if names else ""
 
 
 def canonical(name: str) -> str:
@@ -117,7 +122,7 @@ def entry_of(name: str, where: str) -> dict[str, Any] | None:
     Raises:
         ConfigError: the name looks like one of ours and does not exist.
     """
-    classes = load()["classes"]
+    classes = load("classes")
     short = canonical(name)
     entry: dict[str, Any] | None = classes.get(short)
     rooms = {n.partition(".")[0] for n, e in classes.items() if e["path"].startswith("vistrain.")}
@@ -138,6 +143,83 @@ def unknown_key(where: str, key: str, known: Iterable[str], ours: bool = True) -
     return ConfigError(path, "no such key", nearest(key, known))
 
 
+@dataclass(frozen=True)
+class Node:
+    """A mapping in a config that stands for an object whose class the index knows.
+
+    Attributes:
+        value: the mapping itself.
+        where: its dotted key.
+        entry: of its class, as the index has it.
+    """
+
+    value: dict[str, Any]
+    where: str
+    entry: dict[str, Any]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether its class is one of vistrain's."""
+        return bool(self.entry["path"].startswith("vistrain."))
+
+    @property
+    def settable(self) -> dict[str, dict[str, Any]]:
+        """The parameters that a config may write: neither the run gives them, nor the data."""
+        return {
+            name: parameter
+            for name, parameter in self.entry["parameters"].items()
+            if f"{self.where}.{name}" not in ELSEWHERE and not (self.is_ours and _is_fact(parameter))
+        }
+
+
+def _is_fact(parameter: Mapping[str, Any]) -> bool:
+    return bool(FACTS.search(parameter.get("hint", "")))
+
+
+def walk(config: Mapping[str, Any]) -> Iterator[Node]:
+    """The nodes of a config, each before those inside it; keys that are added to one meanwhile are walked, too.
+
+    What stands under a class that the index does not know is walked only where it says `type` itself.
+
+    Raises:
+        ConfigError: a `type` looks like one of ours and does not exist.
+    """
+    for section, hint in SECTION_HINTS.items():
+        yield from _nodes(config.get(section), section, hint)
+
+
+def _nodes(value: Any, where: str, hint: str) -> Iterator[Node]:
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _nodes(item, f"{where}[{i}]", hint)
+    if not isinstance(value, dict):
+        return
+    if "type" not in value and re.match(r"(dict|Mapping)\[", hint):  # named parts
+        for key, item in value.items():
+            named = LOGGERS.get(key) if where == "logger" else None
+            yield from _nodes(item, f"{where}.{key}", named or hint.partition("[")[2])
+        return
+    entry = _entry_of_node(value, where, hint)
+    if entry is not None:
+        yield Node(value, where, entry)
+    parameters = entry["parameters"] if entry else {}
+    for key, item in value.items():
+        yield from _nodes(item, f"{where}.{key}", parameters.get(key, {}).get("hint", ""))
+
+
+def _entry_of_node(value: Mapping[str, Any], where: str, hint: str) -> dict[str, Any] | None:
+    """The index entry of a node's class: of its `type`, or of the class of ours that its parameter's hint names."""
+    if "type" in value:
+        entry = entry_of(str(value["type"]), where)
+    else:
+        entry = next((e for word in re.findall(r"\w+", hint) if (e := _by_class_name().get(word))), None)
+    if where == "optimizer":  # the one section with keys that are not its class's
+        entry = entry or {"path": "", "parameters": {}, "open": True}
+        more = {"groups": {"hint": "ParameterGroups"}, "base_batch_size": {"hint": "int | None"}}
+        entry = {**entry, "parameters": {**entry["parameters"], **more}}
+    return entry
+
+
 def check(config: Mapping[str, Any]) -> None:
     """Check every key of a composed config, and every `type`, against the index. Values are the builder's matter.
 
@@ -152,12 +234,18 @@ def check(config: Mapping[str, Any]) -> None:
         for key in section if isinstance(section, dict) else ():
             if key not in keys:
                 raise unknown_key(name, str(key), keys)
-    protocols = load()["protocols"]
+    protocols = load("protocols") if config.get("metrics") else {}
     for name in config.get("metrics") or ():
         if name not in protocols:
             raise ConfigError("metrics", f"unknown protocol {name!r}", nearest(name, protocols))
-    for name, hint in SECTION_HINTS.items():
-        _check_value(config.get(name), name, hint)
+    loggers(config.get("logger"))
+    for node in walk(config):
+        for key in node.value:
+            if key != "type":
+                _check_key(node, str(key))
+        name = node.value.get("name")
+        if node.entry["path"].startswith("vistrain.backbones.") and isinstance(name, str):
+            check_backbone(name, f"{node.where}.name")
     for i, stage in enumerate(config.get("stages") or ()):
         if isinstance(stage, dict):
             try:
@@ -166,97 +254,117 @@ def check(config: Mapping[str, Any]) -> None:
                 raise ConfigError(f"stages[{i}].{error.where}", error.problem, error.remedy) from None
 
 
+def _check_key(node: Node, key: str) -> None:
+    path, parameters = f"{node.where}.{key}", node.entry["parameters"]
+    if path in ELSEWHERE or (key not in parameters and not node.entry.get("open")):
+        raise unknown_key(node.where, key, parameters, node.is_ours)
+    if node.is_ours and _is_fact(parameters.get(key, {})):
+        raise ConfigError(path, "is not set by hand", "it comes from the data set; remove the key")
+
+
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with every default of every class that the index knows written out; it composes as the original does.
 
     Defaults that are objects are left out: their class decides them.
     """
-    return {k: _complete(v, k, SECTION_HINTS[k]) if k in SECTION_HINTS else v for k, v in config.items()}
-
-
-def entry_of_node(node: Mapping[str, Any], where: str, hint: str) -> dict[str, Any] | None:
-    """The index entry of a node's class: of its `type`, or of the class of ours that its parameter's hint names."""
-    if "type" in node:
-        entry = entry_of(str(node["type"]), where)
-    else:
-        entry = next((e for word in re.findall(r"\w+", hint) if (e := _by_class_name().get(word))), None)
-    if where == "optimizer":  # the one section with keys that are not its class's
-        entry = entry or {"path": "", "parameters": {}, "open": True}
-        more = {"groups": {"hint": "ParameterGroups"}, "base_batch_size": {"hint": "int | None"}}
-        entry = {**entry, "parameters": {**entry["parameters"], **more}}
-    return entry
-
-
-def _inner(value: Any, where: str, hint: str) -> list[tuple[Any, Any, str, str]] | None:
-    """Items of a list, or of a mapping of named parts, as `(key, item, where, hint)`; None for nodes and scalars."""
-    if isinstance(value, list):
-        return [(i, item, f"{where}[{i}]", hint) for i, item in enumerate(value)]
-    if isinstance(value, dict) and "type" not in value and re.match(r"(dict|Mapping)\[", hint):
-        return [(key, item, f"{where}.{key}", hint.partition("[")[2]) for key, item in value.items()]
-    return None
-
-
-def _check_value(value: Any, where: str, hint: str) -> None:
-    items = _inner(value, where, hint)
-    if items is not None:
-        for _, item, path, item_hint in items:
-            _check_value(item, path, item_hint)
-        return
-    entry = entry_of_node(value, where, hint) if isinstance(value, dict) else None
-    if entry is None:
-        return
-    ours, parameters = entry["path"].startswith("vistrain."), entry["parameters"]
-    for key, item in value.items():
-        path = f"{where}.{key}"
-        if key == "type":
-            continue
-        if path in ELSEWHERE or (key not in parameters and not entry.get("open")):
-            raise unknown_key(where, str(key), parameters, ours)
-        item_hint = parameters.get(key, {}).get("hint", "")
-        if ours and FACTS.search(item_hint):
-            raise ConfigError(path, "is not set by hand", "it comes from the data set; remove the key")
-        _check_value(item, path, item_hint)
-    if entry["path"].startswith("vistrain.backbones.") and isinstance(value.get("name"), str):
-        check_backbone(value["name"], f"{where}.name")
-
-
-def _complete(value: Any, where: str, hint: str) -> Any:
-    items = _inner(value, where, hint)
-    if items is not None:
-        done = {key: _complete(item, path, item_hint) for key, item, path, item_hint in items}
-        return list(done.values()) if isinstance(value, list) else done
-    entry = entry_of_node(value, where, hint) if isinstance(value, dict) else None
-    if entry is None:
-        return value
-    parameters = entry["parameters"]
-    filled = {k: _complete(v, f"{where}.{k}", parameters.get(k, {}).get("hint", "")) for k, v in value.items()}
-    for name, parameter in parameters.items():
-        settable = f"{where}.{name}" not in ELSEWHERE and not FACTS.search(parameter.get("hint", ""))
-        if name not in filled and "default" in parameter and settable:
-            filled[name] = parameter["default"]
+    filled = copy.deepcopy(dict(config))
+    for node in walk(filled):
+        for name, parameter in node.settable.items():
+            if "default" in parameter:
+                node.value.setdefault(name, copy.deepcopy(parameter["default"]))
     return filled
 
 
+def node_at(config: Mapping[str, Any], path: str) -> Node | None:
+    """What stands, or could stand, at a dotted key; None where the index knows no class for it.
+
+    Raises:
+        ConfigError: see `walk`.
+    """
+    filled = copy.deepcopy(dict(config))
+    inner = filled
+    for key in path.split("."):
+        if not isinstance(inner.get(key), dict):
+            inner[key] = {}
+        inner = inner[key]
+    return next((node for node in walk(filled) if node.where == path), None)
+
+
+def loggers(section: Any) -> dict[str, dict[str, Any]]:
+    """The section `logger` as nodes by name; it may also be a name, or a list of them. Null and false remove one.
+
+    Raises:
+        ConfigError: a name does not say which logger it is, or cannot be chosen.
+    """
+    if isinstance(section, dict):
+        wanted = section
+    else:
+        names = section if isinstance(section, list | tuple) else [] if section is None else [section]
+        wanted = {str(name): {} for name in names}
+    found: dict[str, dict[str, Any]] = {}
+    for name, node in wanted.items():
+        if name == "csv":
+            raise ConfigError("logger.csv", "is not set here", "metrics.csv is always written; remove the key")
+        if node is None or node is False:
+            continue
+        node = {} if node is True else node
+        if not isinstance(node, dict):
+            raise ConfigError(f"logger.{name}", f"{node!r} is not a mapping", "write the logger's arguments")
+        if "type" not in node and name not in LOGGERS:
+            remedy = nearest(name, LOGGERS) + "; others need a type, see `vistrain list loggers`"
+            raise ConfigError(f"logger.{name}", "no such logger", remedy)
+        found[name] = node
+    return found
+
+
 def check_backbone(name: str, where: str) -> None:
-    """Refuse a backbone name early, if the index was made with the timm that is installed (another may know more).
+    """Refuse the name of a backbone, or of its weights, that does not exist.
+
+    What the index does not know is looked up in timm itself, which takes seconds, if another one is installed than the
+    index was made with. A name that is gone from that one is refused when it is built.
 
     Raises:
         ConfigError: at `where`, with the nearest name.
     """
-    index = load()
-    known = index["backbones"]
-    arch, _, tag = name.partition(".")
-    if ":" in name or index["versions"]["timm"] != importlib.metadata.version("timm"):
+    if ":" in name:  # hf-hub:, local-dir:
         return
+    problem = _problem_of_backbone(name, where, load("backbones"))
+    if problem is not None and not made_with_installed("timm"):
+        problem = _problem_of_backbone(name, where, backbones_of_timm())
+    if problem is not None:
+        raise problem
+
+
+def _problem_of_backbone(name: str, where: str, known: Mapping[str, list[str]]) -> ConfigError | None:
+    arch, _, tag = name.partition(".")
     if arch not in known:
-        raise ConfigError(where, f"no backbone {name!r}", nearest(arch, known))
+        return ConfigError(where, f"no backbone {name!r}", nearest(arch, known))
     if tag and tag not in known[arch]:
         options = [f"{arch}.{t}" for t in known[arch]]
-        raise ConfigError(where, f"no weights {name!r}", nearest(name, options) if options else f"write {arch!r}")
+        return ConfigError(where, f"no weights {name!r}", nearest(name, options) if options else f"write {arch!r}")
+    return None
+
+
+def made_with_installed(package: str) -> bool:
+    """Whether the index was made with the version of a package that is installed."""
+    made: str = load("versions")[package]
+    return made == importlib.metadata.version(package)
+
+
+@functools.cache
+def backbones_of_timm() -> dict[str, list[str]]:
+    """Every model of the installed timm and of ours, with the tags of its weights, the default first. Imports torch."""
+    timm: Any = importlib.import_module("timm")
+    importlib.import_module("vistrain.backbones")  # registers ours with timm
+    tags: dict[str, list[str]] = {name: [] for name in timm.list_models()}
+    for name in timm.list_models(pretrained=True):
+        arch, _, tag = name.partition(".")
+        tags.setdefault(arch, []).extend([tag] if tag else [])
+    return dict(sorted(tags.items()))
 
 
 @functools.cache
 def _by_class_name() -> dict[str, dict[str, Any]]:
-    """Our classes, and Lightning's Trainer, by their bare names, which are unique in the house."""
-    classes = load()["classes"]
+    """Our classes, and Lightning's Trainer, by their bare names, which are unique in the index."""
+    classes = load("classes")
     return {n.rpartition(".")[2]: e for n, e in classes.items() if e["path"].startswith("vistrain.") or n == TRAINER}

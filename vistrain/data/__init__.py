@@ -2,15 +2,18 @@
 
 from vistrain.data.base.images import read_image
 from vistrain.data.base.module import DataModule
+from vistrain.data.base.transform import EvalTransform
 from vistrain.data.classification.folders import ImageFolder, ImageList
 from vistrain.data.classification.generated import GeneratedPatterns
 from vistrain.data.classification.imagenet import ImageNet
+from vistrain.data.classification.module import ClassificationData
 from vistrain.data.classification.sets import CIFAR10, CIFAR100, MNIST, Digits, EuroSAT, FashionMNIST
 from vistrain.data.classification.transforms import EvalCrop, ImageAugment
 from vistrain.data.detection.coco2017 import Coco2017
+from vistrain.data.detection.coco_sets import CocoDetection, CocoSplit
 from vistrain.data.detection.collate import Sample, collate
-from vistrain.data.detection.module import CocoDetection, CocoSplit
-from vistrain.data.detection.shapes import GeneratedShapes
+from vistrain.data.detection.module import DetectionData
+from vistrain.data.detection.shapes import GeneratedShapes, Scenes
 from vistrain.data.detection.transforms import DetrAugment, EvalResize
 from vistrain.data.restoration.degradations import Bicubic, Chain, GaussianNoise, Jpeg
 from vistrain.data.restoration.image_pairs import ImageSet
@@ -23,15 +26,18 @@ __all__ = [
     "MNIST",
     "Bicubic",
     "Chain",
+    "ClassificationData",
     "Coco2017",
     "CocoDetection",
     "CocoSplit",
     "DataModule",
+    "DetectionData",
     "DetrAugment",
     "Digits",
     "EuroSAT",
     "EvalCrop",
     "EvalResize",
+    "EvalTransform",
     "FashionMNIST",
     "GaussianNoise",
     "GeneratedPatterns",
@@ -45,6 +51,7 @@ __all__ = [
     "Jpeg",
     "RestorationData",
     "Sample",
+    "Scenes",
     "collate",
     "read_image",
 ]

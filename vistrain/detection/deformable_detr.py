@@ -8,34 +8,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vistrain.backbones import Backbone
+from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.detection.deformable_detr_keys import DETREX, OFFICIAL
 from vistrain.detection.set_detector import Decoded, SetDetector, class_head, initialize
-from vistrain.detr import (
-    ContrastiveDenoising,
+from vistrain.detr import DenoisingQueries, Pyramid, box_position, flatten_pyramid, token_proposals, top_proposals
+from vistrain.detr.deformable import (
     DeformableDecoder,
     DeformableDecoderLayer,
     DeformableEncoder,
     DeformableEncoderLayer,
-    DenoisingQueries,
-    Pyramid,
-    box_position,
-    flatten_pyramid,
-    token_proposals,
-    top_proposals,
 )
 from vistrain.errors import ConfigError
 from vistrain.layers.mlp import MLP
 from vistrain.layers.position import SinePositionEncoding
 from vistrain.layers.precision import at_least_float32
-from vistrain.losses import SetCriterion
-from vistrain.matching import HungarianMatcher
 from vistrain.necks import default_neck
-from vistrain.structures import Factory, LabelSpace, Preprocessing
+from vistrain.structures import Factory, LabelSpace
 
 
 @dataclass(frozen=True)
@@ -56,9 +49,6 @@ class DeformableDETR(SetDetector):
     `detections_per_image=300`. For the single-scale model give `num_levels=1` (the coarsest map is used).
 
     Args:
-        backbone: gives maps `[B, C_i, H_i, W_i]` fine to coarse. From Python, any module with `.strides` and
-            `.channels` (and perhaps `.preprocessing`) will do.
-        labels: the label space; its `num_classes` is the number of logits K (91 for COCO's raw ids).
         neck: maps the backbone's maps to `num_levels` maps of `embed_dim`; default: see `necks.default_neck`.
         num_levels: L.
         embed_dim, num_heads, num_points: C, attention heads, sampling points per head and level.
@@ -68,14 +58,9 @@ class DeformableDETR(SetDetector):
         two_stage: queries are the best of all tokens' proposals (needs `box_refinement`).
         position_temperature, position_offset: of the sine encoding of tokens (see `SinePositionEncoding`).
         inverse_sigmoid_eps: 1e-5 here, 1e-3 in detrex.
-        aux_loss: losses on every decoder layer.
-        matcher, criterion: default to the authors' weights (2, 5, 2).
-        detections_per_image: 100 here; detrex gives more.
-        clip_boxes: cut detections at the image's border and drop empty ones (detectron2, detrex).
-        mask_padding_in_eval: hide padding from the transformer in evaluation too; detrex does in training only.
-        denoising: noised objects as extra training queries (DINO); needs `two_stage`, where boxes have positions.
         activation_checkpointing: recompute transformer layers in the backward pass instead of storing them.
         sampling_core: of `layers.deformable.deformable_sampling`.
+        base: see `SetDetector`. `denoising` needs `two_stage`, where boxes have positions.
 
     Raises:
         ConfigError: a combination that cannot be built.
@@ -88,7 +73,7 @@ class DeformableDETR(SetDetector):
 
     def __init__(
         self,
-        backbone: Backbone | nn.Module,
+        backbone: Backbone | DenseBackbone,
         labels: LabelSpace,
         *,
         neck: Factory[nn.Module] | None = None,
@@ -106,46 +91,30 @@ class DeformableDETR(SetDetector):
         position_temperature: float = 10000.0,
         position_offset: float = -0.5,
         inverse_sigmoid_eps: float = 1e-5,
-        aux_loss: bool = True,
-        matcher: HungarianMatcher | None = None,
-        criterion: SetCriterion | None = None,
-        detections_per_image: int = 100,
-        clip_boxes: bool = False,
-        mask_padding_in_eval: bool = True,
-        denoising: ContrastiveDenoising | None = None,
         activation_checkpointing: bool = False,
         sampling_core: str = "auto",
+        **base: Any,
     ) -> None:
+        super().__init__(backbone, labels, **base)
         if two_stage and not box_refinement:
             raise ConfigError("model.two_stage", "two-stage queries are boxes to refine", "set box_refinement: true")
-        if denoising is not None and not two_stage:
+        if self.denoising is not None and not two_stage:
             raise ConfigError("model.denoising", "noised boxes need queries that are boxes", "set two_stage: true")
         if decoder_layers < 1:
             raise ConfigError("model.decoder_layers", "the decoder needs a layer", "at least 1")
-        super().__init__(
-            labels,
-            getattr(backbone, "preprocessing", Preprocessing()),
-            matcher or HungarianMatcher(),
-            criterion or SetCriterion(),
-            denoising,
-            aux_loss,
-            detections_per_image,
-            clip_boxes,
-            mask_padding_in_eval,
-        )
-        self.backbone = backbone
         self.neck = (neck or default_neck(backbone, num_levels))(
             channels=backbone.channels, strides=backbone.strides, num_levels=num_levels, embed_dim=embed_dim
         )
         self.box_refinement, self.two_stage, self.num_queries = box_refinement, two_stage, num_queries
         self.position = SinePositionEncoding(embed_dim // 2, position_temperature, offset=position_offset)
         self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
-        sizes = (embed_dim, num_heads, num_levels, num_points, ffn_dim, dropout, sampling_core)
+        sizes: dict[str, Any] = {"embed_dim": embed_dim, "num_heads": num_heads, "num_points": num_points}
+        sizes |= {"num_levels": num_levels, "ffn_dim": ffn_dim, "dropout": dropout, "core": sampling_core}
         self.encoder = DeformableEncoder(
-            partial(DeformableEncoderLayer, *sizes), encoder_layers, activation_checkpointing
+            partial(DeformableEncoderLayer, **sizes), encoder_layers, activation_checkpointing
         )
         self.decoder = DeformableDecoder(
-            partial(DeformableDecoderLayer, *sizes), decoder_layers, inverse_sigmoid_eps, activation_checkpointing
+            partial(DeformableDecoderLayer, **sizes), decoder_layers, inverse_sigmoid_eps, activation_checkpointing
         )
         if two_stage:
             self.enc_output = nn.Linear(embed_dim, embed_dim)
@@ -155,7 +124,7 @@ class DeformableDETR(SetDetector):
         else:
             self.query_embed = nn.Embedding(num_queries, 2 * embed_dim)
             self.reference_points = nn.Linear(embed_dim, 2)
-        if denoising is not None:
+        if self.denoising is not None:
             self.label_embed = nn.Embedding(labels.num_classes, embed_dim)
         # Without refinement the layers share one head, under as many names: as in the authors' checkpoints.
         heads = decoder_layers + two_stage if box_refinement else 1

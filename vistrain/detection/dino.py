@@ -12,22 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vistrain.backbones import Backbone
+from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.checkpoints import KeyMap
 from vistrain.detection.dino_keys import detrex_names, official_names
 from vistrain.detection.set_detector import Decoded, SetDetector, class_head, initialize
 from vistrain.detr import (
-    BoxDecoder,
     ContrastiveDenoising,
-    DeformableDecoderLayer,
-    DeformableEncoder,
-    DeformableEncoderLayer,
     DenoisingQueries,
     Pyramid,
     flatten_pyramid,
     token_proposals,
     top_proposals,
 )
+from vistrain.detr.box_decoder import BoxDecoder
+from vistrain.detr.deformable import DeformableDecoderLayer, DeformableEncoder, DeformableEncoderLayer
 from vistrain.errors import ConfigError
 from vistrain.layers.mlp import MLP
 from vistrain.layers.position import SinePositionEncoding
@@ -35,7 +33,7 @@ from vistrain.layers.precision import at_least_float32
 from vistrain.losses import SetCriterion
 from vistrain.matching import HungarianMatcher
 from vistrain.necks import default_neck
-from vistrain.structures import Factory, LabelSpace, Preprocessing
+from vistrain.structures import Factory, LabelSpace
 
 
 class DINO(SetDetector):
@@ -46,9 +44,6 @@ class DINO(SetDetector):
     `denoising=ContrastiveDenoising(box_noise_scale=1.0)`, `mask_padding_in_eval=False` and `clip_boxes=True`.
 
     Args:
-        backbone: gives maps `[B, C_i, H_i, W_i]` fine to coarse. From Python, any module with `.strides` and
-            `.channels` (and perhaps `.preprocessing`) will do.
-        labels: the label space; its `num_classes` is the number of logits K (91 for COCO's raw ids).
         neck: maps the backbone's maps to `num_levels` maps of `embed_dim`; default: see `necks.default_neck`.
         num_levels: L; 4 from strides 8 to 32, 5 from strides 4 to 32.
         embed_dim, num_heads, num_points: C, attention heads, sampling points per head and level.
@@ -59,15 +54,13 @@ class DINO(SetDetector):
         spare_label: one more row in the table of label embeddings, which nothing uses (the authors' table has it).
         position_temperature, position_offset: of the sine encoding of tokens (see `SinePositionEncoding`).
         inverse_sigmoid_eps: 1e-3 in both codes.
-        aux_loss: losses on every decoder layer.
-        matcher, criterion: default to costs (2, 5, 2), losses (1, 5, 2) and a GIoU eps of 1e-6, as in both codes.
-        denoising: defaults to 100 positives, labels noised at 0.5, boxes at 0.4, the authors' rule for few positives.
-            `number: 0` trains without. Where one of the three is given, the parts' own defaults stand for the rest.
-        detections_per_image: (query, class) pairs kept.
-        clip_boxes: cut detections at the image's border and drop empty ones (detectron2, detrex).
-        mask_padding_in_eval: hide padding from the transformer in evaluation too; detrex does in training only.
         activation_checkpointing: recompute transformer layers in the backward pass instead of storing them.
         sampling_core: of `layers.deformable.deformable_sampling`.
+        detections_per_image: (query, class) pairs kept.
+        base: see `SetDetector`. By default costs are (2, 5, 2), losses (1, 5, 2) with a GIoU eps of 1e-6, as in both
+            codes; denoising has 100 positives, labels noised at 0.5, boxes at 0.4, and the authors' rule for few
+            positives, `denoising: {number: 0}` trains without. Where one of the three is given, the part's own defaults
+            stand for the rest.
 
     Attributes:
         key_maps: the names in official files. They depend on the number of maps and layers.
@@ -76,7 +69,9 @@ class DINO(SetDetector):
         ConfigError: a combination that cannot be built.
     """
 
-    key_maps: tuple[KeyMap, ...]
+    default_matcher = Factory(HungarianMatcher, giou_eps=1e-6)
+    default_criterion = Factory(SetCriterion, class_weight=1.0, giou_eps=1e-6)
+    default_denoising = Factory(ContrastiveDenoising, box_noise_scale=0.4, group_threshold=100)
     class_layers = (r"^class_embed\.", r"^enc_out_class_embed\.", r"^label_enc\.")
     compiled_parts = ("backbone", "neck", "encoder", "decoder")
     encoder_type: type[DeformableEncoder] = DeformableEncoder
@@ -84,7 +79,7 @@ class DINO(SetDetector):
 
     def __init__(
         self,
-        backbone: Backbone | nn.Module,
+        backbone: Backbone | DenseBackbone,
         labels: LabelSpace,
         *,
         neck: Factory[nn.Module] | None = None,
@@ -102,46 +97,31 @@ class DINO(SetDetector):
         position_temperature: float = 20.0,
         position_offset: float = 0.0,
         inverse_sigmoid_eps: float = 1e-3,
-        aux_loss: bool = True,
-        matcher: HungarianMatcher | None = None,
-        criterion: SetCriterion | None = None,
-        denoising: ContrastiveDenoising | None = None,
-        detections_per_image: int = 300,
-        clip_boxes: bool = False,
-        mask_padding_in_eval: bool = True,
         activation_checkpointing: bool = False,
         sampling_core: str = "auto",
+        detections_per_image: int = 300,
+        **base: Any,
     ) -> None:
+        super().__init__(backbone, labels, detections_per_image=detections_per_image, **base)
         for name, value in (("decoder_layers", decoder_layers), ("num_queries", num_queries)):
             if value < 1:
                 raise ConfigError(f"model.{name}", f"{value} is too few", "at least 1")
-        super().__init__(
-            labels,
-            getattr(backbone, "preprocessing", Preprocessing()),
-            matcher or HungarianMatcher(giou_eps=1e-6),
-            criterion or SetCriterion(class_weight=1.0, giou_eps=1e-6),
-            denoising or ContrastiveDenoising(box_noise_scale=0.4, group_threshold=100),
-            aux_loss,
-            detections_per_image,
-            clip_boxes,
-            mask_padding_in_eval,
-        )
-        self.backbone = backbone
         self.neck: Any = (neck or default_neck(backbone, num_levels))(
             channels=backbone.channels, strides=backbone.strides, num_levels=num_levels, embed_dim=embed_dim
         )
         self.position = SinePositionEncoding(embed_dim // 2, position_temperature, offset=position_offset)
         self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
-        sizes = (embed_dim, num_heads, num_levels, num_points, ffn_dim, dropout, sampling_core)
+        sizes: dict[str, Any] = {"embed_dim": embed_dim, "num_heads": num_heads, "num_points": num_points}
+        sizes |= {"num_levels": num_levels, "ffn_dim": ffn_dim, "dropout": dropout, "core": sampling_core}
         self.encoder = self.encoder_type(
-            partial(self.encoder_layer_type, *sizes), encoder_layers, activation_checkpointing
+            partial(self.encoder_layer_type, **sizes), encoder_layers, activation_checkpointing
         )
         self.decoder = BoxDecoder(
-            partial(DeformableDecoderLayer, *sizes),
+            partial(DeformableDecoderLayer, **sizes),
             decoder_layers,
             inverse_sigmoid_eps,
-            activation_checkpointing,
             embed_dim,
+            activation_checkpointing=activation_checkpointing,
         )
         self.enc_output = nn.Linear(embed_dim, embed_dim)
         self.enc_output_norm = nn.LayerNorm(embed_dim)
@@ -155,7 +135,7 @@ class DINO(SetDetector):
         if shared_heads:
             self.enc_out_class_embed = class_head(embed_dim, labels.num_classes)
             self.enc_out_bbox_embed = _box_head(embed_dim)
-        maps = min(num_levels, len(backbone.channels))  # type: ignore[arg-type]
+        maps = min(num_levels, len(backbone.channels))
         self.key_maps = self._names(maps, encoder_layers, decoder_layers)
         nn.init.normal_(self.level_embed)
         for part in (self.encoder, self.decoder, self.enc_output):

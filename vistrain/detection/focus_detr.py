@@ -6,7 +6,7 @@ Authors' code: github.com/huawei-noah/noah-research, Focus-DETR, commit aa0f80c,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,26 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vistrain.backbones import Backbone
+from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.checkpoints import KeyMap
 from vistrain.detection.dino import DINO
 from vistrain.detection.focus_detr_keys import official_names
 from vistrain.detection.set_detector import Decoded, initialize
-from vistrain.detr import (
-    ContrastiveDenoising,
-    DeformableEncoder,
-    DeformableEncoderLayer,
-    DenoisingQueries,
-    Pyramid,
-    QuerySelfAttention,
-    encoder_reference_points,
-)
+from vistrain.detr import ContrastiveDenoising, DenoisingQueries, Pyramid, encoder_reference_points
+from vistrain.detr.attention import QuerySelfAttention
+from vistrain.detr.deformable import DeformableEncoder, DeformableEncoderLayer
 from vistrain.errors import ConfigError
 from vistrain.layers.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from vistrain.layers.deformable import Shapes
 from vistrain.layers.precision import at_least_float32
-from vistrain.losses import SetCriterion, foreground_loss, foreground_targets
-from vistrain.matching import HungarianMatcher
+from vistrain.losses import foreground_loss, foreground_targets
 from vistrain.structures import Factory, LabelSpace
 
 CASCADE = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
@@ -93,20 +86,16 @@ class FocusEncoderLayer(DeformableEncoderLayer):
     """Dual attention (section 3.3): self-attention among a few tokens, then the deformable layer for all that are kept.
 
     Args:
-        As `DeformableEncoderLayer`.
+        embed_dim, num_heads: C and attention heads, of both attentions.
+        ffn_dim: width of the feed-forward network.
+        dropout: after attention, inside and after the feed-forward network.
+        base: see `DeformableEncoderLayer`.
     """
 
     def __init__(
-        self,
-        embed_dim: int = 256,
-        num_heads: int = 8,
-        num_levels: int = 4,
-        num_points: int = 4,
-        ffn_dim: int = 2048,
-        dropout: float = 0.0,
-        core: str = "auto",
+        self, embed_dim: int = 256, num_heads: int = 8, ffn_dim: int = 2048, dropout: float = 0.0, **base: Any
     ) -> None:
-        super().__init__(embed_dim, num_heads, num_levels, num_points, ffn_dim, dropout, core)
+        super().__init__(embed_dim, num_heads, ffn_dim=ffn_dim, dropout=dropout, **base)
         self.select_attn = QuerySelfAttention(embed_dim, num_heads, dropout)
         self.select_norm = nn.LayerNorm(embed_dim)
 
@@ -202,10 +191,6 @@ class FocusDETR(DINO):
     loss is the mean over the images that one process sees at once.
 
     Args:
-        backbone, labels, neck, num_levels, embed_dim, num_heads, num_points, num_queries, encoder_layers,
-            decoder_layers, ffn_dim, dropout, position_temperature, position_offset, inverse_sigmoid_eps, aux_loss,
-            matcher, criterion, denoising, detections_per_image, clip_boxes, mask_padding_in_eval,
-            activation_checkpointing, sampling_core: as in `DINO`. The neck must say its `strides`.
         keep_ratio: share of an image's unpadded tokens that are foreground, in 0..1.
         cascade: share of those that each encoder layer computes, in 0..1.
         topk_sa: tokens that attend to each other in each encoder layer; fewer where a layer has fewer.
@@ -213,41 +198,23 @@ class FocusDETR(DINO):
         select_weight, select_alpha, select_gamma: of the selector's focal loss.
         select_limits: for each level the greatest distance, in pixels, from a foreground token to the farthest side of
             its object; None: eight times the stride, infinite on the coarsest level (64, 128, 256 and infinite).
+        position_temperature, position_offset, clip_boxes, mask_padding_in_eval: as in `DINO`.
+        base: see `DINO`. The neck must say its `strides`. Denoising has the part's own defaults, which are detrex's.
 
     Raises:
         ConfigError: a combination that cannot be built.
     """
 
+    sets_itself: ClassVar[Mapping[str, Any]] = {"shared_heads": False, "spare_label": False}
+    default_denoising = Factory(ContrastiveDenoising)
     encoder_type = FocusEncoder
     encoder_layer_type = FocusEncoderLayer
 
     def __init__(
         self,
-        backbone: Backbone | nn.Module,
+        backbone: Backbone | DenseBackbone,
         labels: LabelSpace,
         *,
-        neck: Factory[nn.Module] | None = None,
-        num_levels: int = 4,
-        embed_dim: int = 256,
-        num_heads: int = 8,
-        num_points: int = 4,
-        num_queries: int = 900,
-        encoder_layers: int = 6,
-        decoder_layers: int = 6,
-        ffn_dim: int = 2048,
-        dropout: float = 0.0,
-        position_temperature: float = 10000.0,
-        position_offset: float = -0.5,
-        inverse_sigmoid_eps: float = 1e-3,
-        aux_loss: bool = True,
-        matcher: HungarianMatcher | None = None,
-        criterion: SetCriterion | None = None,
-        denoising: ContrastiveDenoising | None = None,
-        detections_per_image: int = 300,
-        clip_boxes: bool = True,
-        mask_padding_in_eval: bool = False,
-        activation_checkpointing: bool = False,
-        sampling_core: str = "auto",
         keep_ratio: float = 0.5,
         cascade: tuple[float, ...] = CASCADE,
         topk_sa: int = 300,
@@ -256,7 +223,23 @@ class FocusDETR(DINO):
         select_alpha: float = 0.25,
         select_gamma: float = 2.0,
         select_limits: tuple[float, ...] | None = None,
+        position_temperature: float = 10000.0,
+        position_offset: float = -0.5,
+        clip_boxes: bool = True,
+        mask_padding_in_eval: bool = False,
+        **base: Any,
     ) -> None:
+        super().__init__(
+            backbone,
+            labels,
+            position_temperature=position_temperature,
+            position_offset=position_offset,
+            clip_boxes=clip_boxes,
+            mask_padding_in_eval=mask_padding_in_eval,
+            **self.sets_itself,
+            **base,
+        )
+        encoder_layers, (num_levels, embed_dim) = len(self.encoder.layers), self.level_embed.shape
         if len(cascade) != encoder_layers:
             remedy = f"one share for each of the {encoder_layers} encoder layers"
             raise ConfigError("model.cascade", f"{len(cascade)} shares", remedy)
@@ -265,34 +248,6 @@ class FocusDETR(DINO):
                 raise ConfigError(f"model.{name}", f"{share} is not a share", "above 0, at most 1")
         if topk_sa < 1:
             raise ConfigError("model.topk_sa", f"{topk_sa} tokens cannot attend", "at least 1")
-        super().__init__(
-            backbone,
-            labels,
-            neck=neck,
-            num_levels=num_levels,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            num_points=num_points,
-            num_queries=num_queries,
-            encoder_layers=encoder_layers,
-            decoder_layers=decoder_layers,
-            ffn_dim=ffn_dim,
-            dropout=dropout,
-            shared_heads=False,
-            spare_label=False,
-            position_temperature=position_temperature,
-            position_offset=position_offset,
-            inverse_sigmoid_eps=inverse_sigmoid_eps,
-            aux_loss=aux_loss,
-            matcher=matcher,
-            criterion=criterion,
-            denoising=denoising or ContrastiveDenoising(),
-            detections_per_image=detections_per_image,
-            clip_boxes=clip_boxes,
-            mask_padding_in_eval=mask_padding_in_eval,
-            activation_checkpointing=activation_checkpointing,
-            sampling_core=sampling_core,
-        )
         self.keep_ratio, self.cascade, self.topk_sa = keep_ratio, tuple(cascade), topk_sa
         self.select_weight, self.select_alpha, self.select_gamma = select_weight, select_alpha, select_gamma
         limits = [8.0 * stride for stride in self.neck.strides[:-1]] + [float("inf")]

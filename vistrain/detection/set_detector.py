@@ -1,4 +1,8 @@
-"""What every detector does that predicts a set of boxes from queries: losses of a batch, detections of a batch."""
+"""What every detector does that predicts a set of boxes from queries: losses of a batch, detections of a batch.
+
+DETR (arXiv 2005.12872) and Deformable-DETR (arXiv 2010.04159). Authors' codes: github.com/facebookresearch/detr and
+github.com/fundamentalvision/Deformable-DETR, both Apache-2.0.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.detection.targets import check_labels, relative_targets, top_detections
 from vistrain.detr import ContrastiveDenoising, DenoisingNoise, DenoisingQueries
 from vistrain.layers.deformable import MSDeformAttn
@@ -19,7 +24,8 @@ from vistrain.layers.padding import Normalize
 from vistrain.layers.precision import at_least_float32
 from vistrain.losses import SetCriterion, SetPrediction
 from vistrain.matching import HungarianMatcher
-from vistrain.structures import Detections, LabelSpace, Preprocessing
+from vistrain.network import Network
+from vistrain.structures import Detections, Factory, LabelSpace
 
 UNMASKED = (
     "images of several sizes in a batch, and their padding is not hidden, as published: boxes come out misplaced. "
@@ -46,7 +52,7 @@ class Decoded:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
 
-class SetDetector(nn.Module, abc.ABC):
+class SetDetector(Network):
     """Base of the DETR family: a subclass says how queries become boxes, in `decode`.
 
     Per local batch, as in the authors' codes: images are padded to the largest that one process sees at once, which
@@ -54,35 +60,50 @@ class SetDetector(nn.Module, abc.ABC):
     the objects of the global batch.
 
     Args:
-        labels: the label space; its `num_classes` is the number of logits K.
-        preprocessing: of the backbone's weights. The DETR family resizes bilinearly, whatever the weights saw.
-        matcher, criterion: assignment and losses.
-        denoising: noised objects as extra training queries, or None.
+        backbone: gives maps `[B, C_i, H_i, W_i]`, fine to coarse. The DETR family resizes bilinearly, whatever its
+            weights saw.
+        labels: the label space; its `num_classes` is the number of logits K (91 for COCO's raw ids).
+        matcher, criterion: assignment and losses; None: the detector's own (`default_matcher`, `default_criterion`).
+        denoising: noised objects as extra training queries (DINO); None: the detector's own, which may be none.
         aux_loss: losses on every decoder layer.
         detections_per_image: (query, class) pairs kept.
         clip_boxes: cut detections at the image's border and drop empty ones (detectron2, detrex).
         mask_padding_in_eval: hide padding from the transformer in evaluation too; detrex does in training only.
+
+    Attributes:
+        class_agnostic_proposals: whether every object counts as class 0 in the losses of two-stage proposals.
     """
 
+    default_matcher: Factory[HungarianMatcher] = Factory(HungarianMatcher)
+    default_criterion: Factory[SetCriterion] = Factory(SetCriterion)
+    default_denoising: Factory[ContrastiveDenoising] | None = None
     class_agnostic_proposals = False
+
+    labels: LabelSpace
 
     def __init__(
         self,
+        backbone: Backbone | DenseBackbone,
         labels: LabelSpace,
-        preprocessing: Preprocessing,
-        matcher: HungarianMatcher,
-        criterion: SetCriterion,
-        denoising: ContrastiveDenoising | None,
-        aux_loss: bool,
-        detections_per_image: int,
-        clip_boxes: bool,
-        mask_padding_in_eval: bool,
+        *,
+        matcher: HungarianMatcher | None = None,
+        criterion: SetCriterion | None = None,
+        denoising: ContrastiveDenoising | None = None,
+        aux_loss: bool = True,
+        detections_per_image: int = 100,
+        clip_boxes: bool = False,
+        mask_padding_in_eval: bool = True,
     ) -> None:
         super().__init__()
         self.labels = labels
-        self.preprocessing = replace(preprocessing, interpolation="bilinear")
+        self.preprocessing = replace(backbone.preprocessing, interpolation="bilinear")
+        self.channels = len(self.preprocessing.mean)
         self.normalize = Normalize(self.preprocessing)
-        self.matcher, self.criterion, self.denoising, self.aux_loss = matcher, criterion, denoising, aux_loss
+        self.backbone: DenseBackbone = backbone
+        self.matcher, self.criterion = matcher or self.default_matcher(), criterion or self.default_criterion()
+        own = self.default_denoising
+        self.denoising = denoising or (None if own is None else own())
+        self.aux_loss = aux_loss
         self.detections_per_image, self.clip_boxes = detections_per_image, clip_boxes
         self.mask_padding_in_eval = mask_padding_in_eval
 
@@ -180,6 +201,15 @@ class SetDetector(nn.Module, abc.ABC):
         last = self.decode(images, mask if self.mask_padding_in_eval else None, last_only=True)
         original = batch["original_size"]
         return top_detections(last.logits[-1], last.boxes[-1], original, self.detections_per_image, self.clip_boxes)
+
+    def no_weight_decay(self) -> set[str]:
+        """See `Network`: what the backbone's authors exempt."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def layers_above(self) -> dict[str, int] | None:
+        """See `Network`: layers of the backbone; all that stands upon it is the top."""
+        layers = self.backbone.layers_above()
+        return None if layers is None else {f"backbone.{name}": above for name, above in layers.items()}
 
     def _predictions(self, decoded: Decoded, extra: DenoisingQueries | None) -> Sequence[SetPrediction]:
         """Outputs as the criterion takes them; the order decides the order of the losses."""

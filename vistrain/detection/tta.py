@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms  # type: ignore[import-untyped]
 
 from vistrain.errors import ConfigError
+from vistrain.network import Network
 from vistrain.structures import Detections
 
 
@@ -62,16 +63,16 @@ class TestTimeAugmentation:
         flipped = " and mirrored" if self.flip else ""
         return f"test-time augmentation: scales {list(self.scales)}{flipped}, {self.merge} at {self.iou_threshold:g}"
 
-    def __call__(self, model: Any, batch: Mapping[str, Any]) -> list[Detections]:
+    def __call__(self, model: Network, batch: Mapping[str, Any]) -> list[Detections]:
         """Detections of each image, as `model.predict` gives them.
 
         A single view is returned as the model gave it; of several, no more are kept than the fullest view has.
 
         Args:
-            model: a detector: `predict(batch) -> list[Detections]`, and perhaps `preprocessing.size_divisor`.
+            model: a detector.
             batch: `image`, `size`, `original_size` as in evaluation; further keys are passed on.
         """
-        divisor = getattr(getattr(model, "preprocessing", None), "size_divisor", 1)
+        divisor = model.preprocessing.size_divisor
         views: list[list[Detections]] = []
         for scale in self.scales:
             for flip in (False, True)[: 1 + self.flip]:
@@ -151,7 +152,8 @@ def suppress(views: Sequence[Detections], iou_threshold: float = 0.55) -> Detect
     Returns:
         at most as many as the fullest view has, best first.
     """
-    boxes, scores, labels = (torch.cat([getattr(d, n) for d in views]) for n in ("boxes", "scores", "labels"))
+    boxes, scores = torch.cat([d.boxes for d in views]), torch.cat([d.scores for d in views])
+    labels = torch.cat([d.labels for d in views])
     kept = batched_nms(boxes.float(), scores.float(), labels, iou_threshold)
     kept = kept[: max(len(d.scores) for d in views)]
     return Detections(boxes[kept], scores[kept], labels[kept])

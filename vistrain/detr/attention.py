@@ -1,4 +1,8 @@
-"""Self-attention among queries."""
+"""Self-attention among queries.
+
+DETR (arXiv 2005.12872, appendix A.3). Authors' code: github.com/facebookresearch/detr, Apache-2.0 (models/
+transformer.py).
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,15 @@
 """The decoder of queries that are boxes: positions from boxes (DAB-DETR, arXiv 2201.12329, section 4), look forward
-twice (DINO, arXiv 2203.03605, section 3.5)."""
+twice (DINO, arXiv 2203.03605, section 3.5).
+
+Authors' code: github.com/IDEA-Research/DAB-DETR and IDEA-Research/DINO, both Apache-2.0 (models/dino/
+deformable_transformer.py).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +25,9 @@ class BoxDecoder(DeformableDecoder):
     """A stack of `DeformableDecoderLayer` whose query positions are made anew from the boxes in every layer.
 
     Args:
-        layer: makes one layer.
-        num_layers: how many.
         inverse_sigmoid_eps: 1e-3 in DINO.
-        activation_checkpointing: recompute each layer in the backward pass instead of storing it.
         embed_dim: C.
+        base: see `DeformableDecoder`.
     """
 
     def __init__(
@@ -32,10 +35,10 @@ class BoxDecoder(DeformableDecoder):
         layer: Callable[[], DeformableDecoderLayer],
         num_layers: int,
         inverse_sigmoid_eps: float = 1e-3,
-        activation_checkpointing: bool = False,
         embed_dim: int = 256,
+        **base: Any,
     ) -> None:
-        super().__init__(layer, num_layers, inverse_sigmoid_eps, activation_checkpointing)
+        super().__init__(layer, num_layers, inverse_sigmoid_eps, **base)
         self.features = embed_dim // 2
         self.ref_point_head = MLP(2 * embed_dim, embed_dim, embed_dim, num_layers=2)
         self.norm = nn.LayerNorm(embed_dim)

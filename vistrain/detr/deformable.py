@@ -1,6 +1,7 @@
-"""Deformable encoder and decoder (Deformable-DETR, arXiv 2010.04159; official `models/deformable_transformer.py`).
+"""Deformable encoder and decoder (Deformable-DETR, arXiv 2010.04159).
 
-Post-norm layers with the official parameter names.
+Authors' code: github.com/fundamentalvision/Deformable-DETR, Apache-2.0 (models/deformable_transformer.py). Post-norm
+layers with its names of parameters.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Contrastive denoising: noised copies of the objects as extra queries (DINO, arXiv 2203.03605, section 3.3)."""
+"""Contrastive denoising: noised copies of the objects as extra queries (DINO, arXiv 2203.03605, section 3.3).
+
+Authors' code: github.com/IDEA-Research/DINO, Apache-2.0 (models/dino/dn_components.py).
+"""
 
 from __future__ import annotations
 

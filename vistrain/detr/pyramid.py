@@ -1,4 +1,8 @@
-"""From a pyramid of maps to the one sequence of tokens that deformable transformers work on."""
+"""From a pyramid of maps to the one sequence of tokens that deformable transformers work on.
+
+Deformable-DETR (arXiv 2010.04159). Authors' code: github.com/fundamentalvision/Deformable-DETR, Apache-2.0 (models/
+deformable_transformer.py).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Two-stage proposals: every token proposes a box, the best become queries (Deformable-DETR, appendix A.4)."""
+"""Two-stage proposals: every token proposes a box, the best become queries (Deformable-DETR, arXiv 2010.04159,
+appendix A.4).
+
+Authors' code: github.com/fundamentalvision/Deformable-DETR, Apache-2.0 (models/deformable_transformer.py).
+"""
 
 from __future__ import annotations
 

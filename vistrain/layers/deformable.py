@@ -2,6 +2,8 @@
 
 Three cores compute the same sampling (they agree to 1e-5); `tools/benchmark_msda.py` measures them, and `choose_core`
 holds the rule that came out of it.
+
+Authors' code: github.com/fundamentalvision/Deformable-DETR, Apache-2.0 (models/ops).
 """
 
 from __future__ import annotations

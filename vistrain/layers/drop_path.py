@@ -1,4 +1,8 @@
-"""Stochastic depth."""
+"""Stochastic depth.
+
+Written from the paper (arXiv 1603.09382), with the interface of timm's (github.com/huggingface/pytorch-image-models,
+Apache-2.0).
+"""
 
 from __future__ import annotations
 

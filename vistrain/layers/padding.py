@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import torch
@@ -12,23 +13,26 @@ from vistrain.layers.precision import at_least_float32
 from vistrain.structures import Preprocessing
 
 
-def padding_mask(size: Tensor, height: int, width: int) -> Tensor:
+def padding_mask(size: Tensor, *sides: int) -> Tensor:
     """Where a batch is padding.
 
     Args:
-        size: `[B, 2]` int64, (h, w) of each unpadded image; padding is bottom and right.
-        height, width: of the padded batch.
+        size: `[B, len(S)]` int64, the sides of each unpadded image; padding is at the end of each side.
+        sides: of the padded batch, S: height and width, or depth, height and width.
 
     Returns:
-        `[B, height, width]` bool, True on padding.
+        `[B, *S]` bool, True on padding.
     """
-    rows = torch.arange(height, device=size.device)[None, :, None] >= size[:, 0, None, None]
-    columns = torch.arange(width, device=size.device)[None, None, :] >= size[:, 1, None, None]
-    return rows | columns
+    ones = [1] * len(sides)
+    beyond = [
+        torch.arange(side, device=size.device).view(1, *ones[:i], side, *ones[i + 1 :]) >= size[:, i].view(-1, *ones)
+        for i, side in enumerate(sides)
+    ]
+    return functools.reduce(torch.bitwise_or, beyond)
 
 
-def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest-neighbour resize of a `[B, H, W]` bool mask to `[B, *size]`, as DETR does for its feature levels."""
+def resize_mask(mask: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Nearest-neighbour resize of a `[B, *S]` bool mask to `[B, *size]`, as DETR does for its feature levels."""
     return F.interpolate(mask[None].float(), size=size)[0].to(torch.bool)
 
 
@@ -41,25 +45,25 @@ def to_unit(images: Tensor) -> Tensor:
     return at_least_float32(images) if brightest is None else at_least_float32(images) / brightest
 
 
-def extend(images: Tensor, bottom: int, right: int, mode: EdgeMode = "reflect") -> Tensor:
-    """Pads images at the bottom and right by any number of pixels, more than the image has, too.
+def extend(images: Tensor, *extra: int, mode: EdgeMode = "reflect") -> Tensor:
+    """Pads images at the end of their sides by any number of pixels, more than the image has, too.
 
     Args:
-        images: `[..., H, W]`.
-        bottom, right: pixels to add.
+        images: `[..., *S]`.
+        extra: pixels to add to each side: bottom and right, or back, bottom and right; none where it is not positive.
         mode: `reflect` mirrors without the edge pixel (torch's and NumPy's `reflect`), `symmetric` with it, `edge`
             repeats it, `zeros` is black. Where a mirror image ends, it is mirrored again, as NumPy does.
 
     Returns:
-        `[..., H + bottom, W + right]`.
+        `[..., *T]`, T the sides with what was added.
     """
-    if bottom <= 0 and right <= 0:
+    if max(extra) <= 0:
         return images
     if mode == "zeros":
-        return F.pad(images, (0, right, 0, bottom))
-    for dim, extra in ((-2, bottom), (-1, right)):
-        if extra > 0:
-            images = images.index_select(dim, _mirrored(images.shape[dim], extra, mode, images.device))
+        return F.pad(images, [n for more in reversed(extra) for n in (0, more)])
+    for dim, more in enumerate(extra, start=-len(extra)):
+        if more > 0:
+            images = images.index_select(dim, _mirrored(images.shape[dim], more, mode, images.device))
     return images
 
 
@@ -97,18 +101,20 @@ class Normalize(nn.Module):
         """Normalise one batch.
 
         Args:
-            images: `[B, C, H, W]` uint8 (0..255), uint16 (0..65535) or floating point (brightest pixel = 1).
-            size: `[B, 2]` int64, (h, w) of each unpadded image.
+            images: `[B, C, *S]` uint8 (0..255), uint16 (0..65535) or floating point (brightest pixel = 1).
+            size: `[B, len(S)]` int64, the sides of each unpadded image.
 
         Returns:
-            images `[B, C, H, W]` float32 (float64 in a network of float64), zero on padding, and the mask `[B, H, W]`
-            bool, True on padding.
+            images `[B, C, *S]` float32 (float64 in a network of float64), zero on padding, and the mask `[B, *S]` bool,
+            True on padding.
         """
         brightest = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(images.dtype, 1.0)
-        mask = padding_mask(size, images.shape[-2], images.shape[-1])
+        mask = padding_mask(size, *images.shape[2:])
         with torch.autocast(images.device.type, enabled=False):
             pixels = images.flip(1) if self.bgr else images
             mean, std = at_least_float32(self.mean), at_least_float32(self.std)
+            if images.ndim == 5:
+                mean, std = mean[..., None], std[..., None]
             pixels = (pixels.to(mean.dtype) - brightest * mean) / (brightest * std)
             # After normalising: a black border would be -2.1 and leak through the first convolutions.
             return pixels.masked_fill(mask[:, None], 0.0), mask

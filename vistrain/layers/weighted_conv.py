@@ -1,13 +1,14 @@
 """Weighted convolution: kernels times a density that depends on the distance from their centre (arXiv 2505.24558).
 
-Cammarasana and Patane, "Optimal Weighted Convolution for Classification and Denosing". Names of parameters and buffers
-are those of the authors' code (cammarasana123/weightedConvolution2.0, `wConv.py`, `wConv_Trainable.py`).
+Cammarasana and Patane, "Optimal Weighted Convolution for Classification and Denosing". The authors' code
+(cammarasana123/weightedConvolution2.0, `wConv.py`, `wConv_Trainable.py`) is GPL-3.0: nothing of it is here. This is
+written from the paper's formula; the names of parameters and buffers are theirs, so that weights load.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ SUGGESTED: Mapping[int, tuple[float, ...]] = {1: (), 3: (0.7,), 5: (0.2, 0.8), 7
 
 
 def density(den: Tensor, dims: int) -> Tensor:
-    """The density of a kernel: the `dims`-fold outer product of (den, 1, den reversed) with itself.
+    """The density of a kernel: at each cell the product over the axes of (den, 1, den reversed).
 
     Args:
         den: `[(k - 1) / 2]`, the density along an axis from the border to the centre, where it is 1.
@@ -29,15 +30,21 @@ def density(den: Tensor, dims: int) -> Tensor:
     Returns:
         `[k] * dims`.
     """
-    profile = torch.cat([den, den.new_ones(1), den.flip(0)])
-    product = profile
-    for _ in range(dims - 1):
-        product = product[..., None] * profile
-    return product
+    axis = torch.cat([den, den.new_ones(1), den.flip(0)])
+    axes = "abc"[:dims]
+    return torch.einsum(f"{','.join(axes)}->{axes}", *[axis] * dims)
 
 
 class _WeightedConv(nn.Module):
-    """What the operators share: a kernel, an optional bias, and the convolution with `weight * density`."""
+    """What the operators share: a kernel, an optional bias, and the convolution with `weight * density`.
+
+    Args:
+        in_channels, out_channels: numbers of channels.
+        kernel_size: side of the kernel, odd.
+        stride, padding, groups, dilation: as in `nn.Conv2d`; but the default padding is 1 whatever the kernel, and
+            there is no bias by default, as in the authors' code.
+        bias: add a bias per output channel.
+    """
 
     dims = 2
 
@@ -46,11 +53,11 @@ class _WeightedConv(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: int,
-        stride: int,
-        padding: int,
-        groups: int,
-        dilation: int,
-        bias: bool,
+        stride: int = 1,
+        padding: int = 1,
+        groups: int = 1,
+        dilation: int = 1,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.kernel_size, self.groups = kernel_size, groups
@@ -79,9 +86,8 @@ class WeightedConv2d(_WeightedConv):
         in_channels, out_channels: numbers of channels.
         kernel_size: side of the kernel, odd.
         den: density from the border of the kernel to the cell beside its centre, `(kernel_size - 1) / 2` numbers.
-        stride, padding, groups, dilation: as in `nn.Conv2d`; but the default padding is 1 whatever the kernel, and
-            there is no bias by default, as in the authors' code.
-        bias: add a bias per output channel.
+        base: `stride`, `padding`, `groups`, `dilation` as in `nn.Conv2d`, and `bias`; but the default padding is 1
+            whatever the kernel, and there is no bias by default, as in the authors' code.
 
     Raises:
         ConfigError: the kernel is even, or `den` has another length.
@@ -96,13 +102,9 @@ class WeightedConv2d(_WeightedConv):
         out_channels: int,
         kernel_size: int,
         den: Sequence[float],
-        stride: int = 1,
-        padding: int = 1,
-        groups: int = 1,
-        dilation: int = 1,
-        bias: bool = False,
+        **base: Any,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups, dilation, bias)
+        super().__init__(in_channels, out_channels, kernel_size, **base)
         _check(kernel_size, den)
         values = torch.tensor(list(den), dtype=torch.float32)
         self.register_buffer("alfa", density(values, 1))
@@ -128,7 +130,7 @@ class TrainableWeightedConv2d(_WeightedConv):
         in_channels, out_channels: numbers of channels.
         kernel_size: side of the kernel, odd; the authors' code has 7 alone.
         den: the density to start from; by default the one that the authors suggest for this size.
-        stride, padding, groups, dilation, bias: as in `WeightedConv2d`.
+        base: as in `WeightedConv2d`.
 
     Raises:
         ConfigError: the kernel is even, or `den` has another length.
@@ -140,13 +142,9 @@ class TrainableWeightedConv2d(_WeightedConv):
         out_channels: int,
         kernel_size: int = 7,
         den: Sequence[float] | None = None,
-        stride: int = 1,
-        padding: int = 1,
-        groups: int = 1,
-        dilation: int = 1,
-        bias: bool = False,
+        **base: Any,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups, dilation, bias)
+        super().__init__(in_channels, out_channels, kernel_size, **base)
         start = SUGGESTED.get(kernel_size, ()) if den is None else den
         _check(kernel_size, start)
         self.den = nn.Parameter(torch.tensor(list(start), dtype=torch.float32))
@@ -185,8 +183,8 @@ def weight_convolutions(module: nn.Module, den: Sequence[float], trainable: bool
     for parent, name, conv in found:
         stride, padding, dilation = conv.stride[0], int(conv.padding[0]), conv.dilation[0]
         weighted = kind(
-            conv.in_channels, conv.out_channels, size, den, stride, padding, conv.groups, dilation,
-            bias=conv.bias is not None,
+            conv.in_channels, conv.out_channels, size, den, stride=stride, padding=padding, groups=conv.groups,
+            dilation=dilation, bias=conv.bias is not None,
         )  # fmt: skip
         weighted.register_parameter("weight", cast(nn.Parameter, conv.weight))
         weighted.register_parameter("bias", cast("nn.Parameter | None", conv.bias))

@@ -2,6 +2,9 @@
 
 Maps are channels-last, `[B, H, W, C]`; windows are rectangles (h, w) that divide (H, W); a window's tokens and a map's
 windows are counted row by row.
+
+Swin Transformer (arXiv 2103.14030). Authors' code: github.com/microsoft/Swin-Transformer, MIT (models/
+swin_transformer.py).
 """
 
 from __future__ import annotations
@@ -182,7 +185,7 @@ def window_order(
     rows, columns = size[0] // window[0], size[1] // window[1]
     tokens = torch.arange(batch * size[0] * size[1], device=device).view(batch, *size, 1)
     places = window_partition(tokens.roll((-shift[0], -shift[1]), (1, 2)), window)[..., 0]
-    groups: tuple[tuple[int, Tensor | None], ...] = ((len(places), None),)
+    groups: tuple[tuple[int, Tensor | None], ...] = ((places.shape[0], None),)
     if any(shift):
         last_row = torch.arange(rows, device=device) == rows - 1
         last_column = torch.arange(columns, device=device) == columns - 1

@@ -1,6 +1,9 @@
 """Losses of classifiers. All take logits `[B, K]` and dense targets `[B, K]` in 0..1, and give a scalar.
 
 Targets of one class per image sum to 1 (also when two images were mixed); those of many are 0 and 1 one by one.
+
+Cross-entropy and its binary form are timm's (github.com/huggingface/pytorch-image-models, Apache-2.0, timm/loss); the
+asymmetric loss is written from its formula (authors' code: github.com/Alibaba-MIIL/ASL, MIT).
 """
 
 from __future__ import annotations

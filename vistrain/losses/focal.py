@@ -1,4 +1,7 @@
-"""Sigmoid focal loss (RetinaNet, arXiv 1708.02002, equation 5)."""
+"""Sigmoid focal loss (RetinaNet, arXiv 1708.02002, equation 5).
+
+Written from the formula; as in github.com/fundamentalvision/Deformable-DETR, Apache-2.0 (models/segmentation.py).
+"""
 
 from __future__ import annotations
 

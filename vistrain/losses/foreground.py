@@ -1,4 +1,7 @@
-"""Which tokens lie on objects: the supervision of Focus-DETR's token selector (arXiv 2307.12612, section 3.2)."""
+"""Which tokens lie on objects: the supervision of Focus-DETR's token selector (arXiv 2307.12612, section 3.2).
+
+Authors' code: github.com/huawei-noah/noah-research, Focus-DETR, Apache-2.0 (foreground_supervision.py).
+"""
 
 from __future__ import annotations
 

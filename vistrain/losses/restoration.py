@@ -1,4 +1,8 @@
-"""Losses of restored images: means over all pixels, `(output, target) -> scalar`, brightest pixel 1."""
+"""Losses of restored images: means over all pixels, `(output, target) -> scalar`, brightest pixel 1.
+
+All are written from their formulas; constants follow BasicSR (github.com/XPixelGroup/BasicSR, Apache-2.0) and NAFNet
+(github.com/megvii-research/NAFNet, MIT).
+"""
 
 from __future__ import annotations
 

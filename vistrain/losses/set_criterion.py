@@ -1,4 +1,8 @@
-"""The set prediction loss of the DETR family: focal classification, L1 and GIoU on matched pairs."""
+"""The set prediction loss of the DETR family: focal classification, L1 and GIoU on matched pairs.
+
+Deformable-DETR (arXiv 2010.04159). Authors' code: github.com/fundamentalvision/Deformable-DETR, Apache-2.0 (models/
+deformable_detr.py).
+"""
 
 from __future__ import annotations
 

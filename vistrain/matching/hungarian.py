@@ -1,4 +1,8 @@
-"""One-to-one assignment of queries to objects (DETR, arXiv 2005.12872, section 3.1)."""
+"""One-to-one assignment of queries to objects (DETR, arXiv 2005.12872, section 3.1).
+
+Authors' codes: github.com/facebookresearch/detr and, with the focal cost, github.com/fundamentalvision/Deformable-DETR,
+both Apache-2.0 (models/matcher.py).
+"""
 
 from __future__ import annotations
 

@@ -1,24 +1,20 @@
-"""Metrics: a computation with explicit arguments is a class, a protocol is a name for one frozen set of them.
-
-A metric has `update(ids, predictions, targets) -> records`, plain dicts with an `id`, one per sample;
-`compute(records) -> numbers`, over all of them, on one process; and `protocol`, the name to print beside the numbers.
-"""
+"""Metrics: a computation with explicit arguments is a class, a protocol is a name for one frozen set of them."""
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable
 from typing import Any
 
-from vistrain.errors import ConfigError
-from vistrain.metrics.classification import Accuracy, MultiLabel
+from vistrain.errors import ConfigError, nearest
+from vistrain.metrics.accuracy import Accuracy, MultiLabel
+from vistrain.metrics.base import Metric, Record, Unit
 from vistrain.metrics.coco import CocoBox
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lpips import Lpips
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
-PROTOCOLS: dict[str, Callable[..., Any]] = {
+PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "coco_box": CocoBox,
     "accuracy": Accuracy,
     "multi_label": MultiLabel,
@@ -26,7 +22,22 @@ PROTOCOLS: dict[str, Callable[..., Any]] = {
     "lpips": Lpips,
 }
 
-__all__ = ["PROTOCOLS", "QUALITY", "Accuracy", "CocoBox", "ImageQuality", "Lpips", "MultiLabel", "protocol"]
+METRICS: tuple[type[Metric], ...] = (CocoBox, Accuracy, MultiLabel, ImageQuality, Lpips)
+
+__all__ = [
+    "PROTOCOLS",
+    "QUALITY",
+    "Accuracy",
+    "CocoBox",
+    "ImageQuality",
+    "Lpips",
+    "Metric",
+    "MultiLabel",
+    "Record",
+    "Unit",
+    "protocol",
+    "unit",
+]
 
 
 def protocol(name: str, **facts: Any) -> Any:
@@ -41,7 +52,11 @@ def protocol(name: str, **facts: Any) -> Any:
         ConfigError: no protocol has this name.
     """
     if name not in PROTOCOLS:
-        near = difflib.get_close_matches(str(name), PROTOCOLS, n=1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"the protocols are {', '.join(sorted(PROTOCOLS))}"
-        raise ConfigError("metrics", f"unknown protocol {name!r}", remedy)
+        raise ConfigError("metrics", f"unknown protocol {name!r}", nearest(str(name), PROTOCOLS))
     return PROTOCOLS[name](**facts)
+
+
+def unit(name: str) -> Unit:
+    """What a number of a protocol is measured in, by its name alone: `coco/AP`, `denoise/Set12/psnr`."""
+    family = name.partition("/")[0]
+    return next((metric.unit(name) for metric in METRICS if family in metric.families), Unit())

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vistrain.errors import ConfigError, DataError
+from vistrain.metrics.base import Metric, Record, Unit
 from vistrain.metrics.coco_engine import (
     AREAS,
     IOU_THRESHOLDS,
@@ -96,7 +97,7 @@ class CocoResult:
         return self.iou_range, area, rest if rest.isdigit() else str(most)
 
 
-class CocoBox:
+class CocoBox(Metric):
     """COCO's twelve numbers for boxes.
 
     Args:
@@ -112,6 +113,8 @@ class CocoBox:
         DataError: the ground truth is malformed.
         ConfigError: the label space and the ground truth have no category in common, or the backend is not there.
     """
+
+    families = ("coco",)
 
     def __init__(
         self,
@@ -141,8 +144,13 @@ class CocoBox:
         for channel, category in labels.category_of.items():
             self._category_of[channel] = category
 
+    @classmethod
+    def unit(cls, name: str) -> Unit:
+        """Shares, all of them; -1 where there is nothing to find."""
+        return Unit(percent=True)
+
     @property
-    def protocol(self) -> str:
+    def protocol(self) -> str:  # type: ignore[override]
         """What to print beside the numbers of the last `compute` (before one: of an evaluation of all images)."""
         return self.result.protocol if self.result else self._protocol(len(self._image_ids))
 
@@ -284,7 +292,19 @@ def evaluate_file(predictions: str | Path, annotations: str | Path, backend: str
     Raises:
         DataError: a file is missing or malformed, or results are for images that the annotations do not list.
     """
-    truth, records = read_records(predictions, annotations)
+    return evaluate_records(*read_records(predictions, annotations), backend)
+
+
+def evaluate_records(truth: Mapping[str, Any], records: Sequence[Record], backend: str = "auto") -> CocoResult:
+    """Evaluate records of any categories of a ground truth.
+
+    Args:
+        truth, records: of `read_records`.
+        backend: see `CocoBox`.
+
+    Raises:
+        DataError: a record is of an image that the ground truth does not list.
+    """
     categories = truth["categories"]
     labels = LabelSpace(tuple(c["name"] for c in categories), tuple(c["id"] for c in categories))
     metric = CocoBox(truth, labels, backend)
@@ -300,7 +320,7 @@ def read_records(
 
     Args:
         predictions, annotations: see `evaluate_file`.
-        truth: the content of `annotations`, where it has been read already.
+        truth: the content of `annotations`, where it is known already; that is then no more than a name for messages.
 
     Returns:
         Checked ground truth, and one record for each of its images, as `CocoBox.update` makes them.

@@ -251,7 +251,7 @@ def _pairs(found: Boxes, objects: Boxes, least: float, of_detection: bool = Fals
         start = end
     if not parts:
         return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-    columns = ([getattr(p, name) for p in parts] for name in ("detection", "object", "iou"))
+    columns = ([vars(p)[name] for p in parts] for name in ("detection", "object", "iou"))
     return Pairs(*(np.concatenate(column) for column in columns))
 
 

@@ -1,7 +1,9 @@
 """Decibels and structural similarity of images, as the restoration literature measures them.
 
-Source: BasicSR 8d56e3a, `metrics/psnr_ssim.py` and `utils/color_util.py`; Wang et al., "Image Quality Assessment: From
-Error Visibility to Structural Similarity" (IEEE TIP 2004). All in float64, of values 0..255.
+Source: Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity" (IEEE TIP 2004), and the
+code that the field measures with: BasicSR 8d56e3a, `metrics/psnr_ssim.py` and `utils/color_util.py`
+(github.com/XPixelGroup/BasicSR, Apache-2.0), and scikit-image's `structural_similarity` (BSD-3-Clause). All in float64,
+of values 0..255.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vistrain.errors import DataError
+from vistrain.metrics.base import Metric, Unit
 from vistrain.metrics.image import luma, psnr, ssim, ssim_uniform
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class QualityResult:
         yield self.table()
 
 
-class ImageQuality:
+class ImageQuality(Metric):
     """PSNR and SSIM of restored images, per image and then the mean over images.
 
     Args:
@@ -93,6 +94,8 @@ class ImageQuality:
         protocol: the name, or `custom(...)` naming what differs.
         result: the last `compute`.
     """
+
+    families = tuple(QUALITY)
 
     def __init__(
         self,
@@ -113,6 +116,11 @@ class ImageQuality:
         self.crop: int = (scale if scale > 1 else 0) if chosen["crop"] is None else chosen["crop"]
         self.protocol = f"custom({name}, {', '.join(f'{k}={v}' for k, v in changed.items())})" if changed else name
         self.result: QualityResult | None = None
+
+    @classmethod
+    def unit(cls, name: str) -> Unit:
+        """Decibels, and similarities up to 1, which papers print as they are."""
+        return Unit(digits=2) if name.endswith("psnr") else Unit()
 
     def update(
         self, ids: Sequence[Any], predictions: Sequence[Any], targets: Sequence[Mapping[str, Tensor]]
@@ -171,7 +179,7 @@ class ImageQuality:
             return image.astype(np.float64)
         return luma(image) if self.color == "luma" else luma(image).round()
 
-    def compute(self, records: list[Mapping[str, Any]]) -> dict[str, float]:
+    def compute(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Means over all images, and over those of each set; an SSIM without a value (an image smaller than the window)
         does not count."""
         numbers, counts = averages(self.name, records, ("psnr", "ssim"))

@@ -1,9 +1,9 @@
 """LPIPS: how different two images look to a network trained on ImageNet, with weights that the user brings.
 
 Zhang, Isola, Efros, Shechtman and Wang, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (arXiv
-1801.03924), equation 1, in the calibrated form `lin` of version 0.1. Nothing is downloaded: two files are needed, the
-network as torchvision publishes it and the authors' linear heads (`weights/v0.1/alex.pth` or `vgg.pth` of
-richzhang/PerceptualSimilarity).
+1801.03924), equation 1, in the calibrated form `lin` of version 0.1. Authors' code:
+github.com/richzhang/PerceptualSimilarity, BSD-2-Clause. Nothing is downloaded: two files are needed, the network as
+torchvision publishes it and the authors' linear heads (`weights/v0.1/alex.pth` or `vgg.pth` there).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError, DataError, WeightsError
+from vistrain.metrics.base import Metric, Unit
 from vistrain.metrics.image_quality import QualityResult, averages
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of colours in -1..1, the authors' constants
@@ -41,7 +42,7 @@ REMEDY = (
 )
 
 
-class Lpips:
+class Lpips(Metric):
     """The protocol `lpips`: 8-bit output, whole images, AlexNet; the mean over images, lower is better.
 
     Args:
@@ -60,6 +61,7 @@ class Lpips:
     """
 
     name = "lpips"
+    families = ("lpips",)
 
     def __init__(self, weights: Mapping[str, Tensor] | None = None, scale: int = 1) -> None:
         if not weights:
@@ -78,6 +80,11 @@ class Lpips:
                 raise WeightsError("lpips", f"{head} is for {counts}", "take the heads of this network")
         self.protocol = "lpips" if self.network == "alex" else f"custom(lpips, network={self.network})"
         self.result: QualityResult | None = None
+
+    @classmethod
+    def unit(cls, name: str) -> Unit:
+        """Distances: low is good."""
+        return Unit(lower_is_better=True)
 
     def update(
         self, ids: Sequence[Any], predictions: Sequence[Any], targets: Sequence[Mapping[str, Tensor]]
@@ -116,7 +123,7 @@ class Lpips:
             total += float(difference @ self.weights[f"lin{i}.model.1.weight"].flatten().double())
         return total
 
-    def compute(self, records: list[Mapping[str, Any]]) -> dict[str, float]:
+    def compute(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Means over all images, `lpips/lpips`, and over those of each set, `lpips/<set>/lpips`."""
         numbers, counts = averages(self.name, records, ("lpips",))
         self.result = QualityResult(numbers, self.protocol, counts)

@@ -1,4 +1,8 @@
-"""The neck of deformable detectors: one width for all levels, and the strides that the backbone lacks."""
+"""The neck of deformable detectors: one width for all levels, and the strides that the backbone lacks.
+
+Deformable-DETR (arXiv 2010.04159). Authors' code: github.com/fundamentalvision/Deformable-DETR, Apache-2.0 (models/
+deformable_detr.py); its form with named levels is detrex's, Apache-2.0.
+"""
 
 from __future__ import annotations
 

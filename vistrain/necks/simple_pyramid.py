@@ -1,17 +1,18 @@
 """A pyramid out of one map, for backbones that have one stride.
 
 Exploring Plain Vision Transformer Backbones for Object Detection (ViTDet), Li et al. 2022, arXiv 2203.16527, section 3;
-authors' code: detectron2/modeling/backbone/vit.py, `SimpleFeaturePyramid`.
+authors' code: github.com/facebookresearch/detectron2, Apache-2.0 (detectron2/modeling/backbone/vit.py,
+`SimpleFeaturePyramid`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
+from vistrain.backbones import DenseBackbone
 from vistrain.errors import ConfigError
 from vistrain.layers.norms import LayerNorm2d
 from vistrain.necks.channel_mapper import ChannelMapper
@@ -69,18 +70,18 @@ class SimplePyramid(nn.Module):
         return levels
 
 
-def default_neck(backbone: Any, num_levels: int) -> Factory[nn.Module]:
+def default_neck(backbone: DenseBackbone, num_levels: int) -> Factory[nn.Module]:
     """The neck of a detector that was told none: `SimplePyramid` where the backbone gives one map for several strides.
 
     Args:
-        backbone: a module with `strides`, and perhaps `wanted_strides` (see `backbones.Backbone`).
+        backbone: whose maps it is for.
         num_levels: levels that the detector wants.
 
     Returns:
         A pyramid whose levels come as close to the wanted strides as doubling and halving can, or `ChannelMapper`; to
         be called with `channels`, `strides`, `num_levels` and `embed_dim`.
     """
-    wanted = getattr(backbone, "wanted_strides", backbone.strides)
+    wanted = backbone.wanted_strides or backbone.strides
     if len(backbone.strides) == 1 < len(wanted):
         nearest = {2.0 ** round(math.log2(backbone.strides[0] / stride)) for stride in wanted}
         scales = sorted((x for x in nearest if x in _SAMPLERS and backbone.strides[0] % x == 0), reverse=True)

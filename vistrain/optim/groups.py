@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-from vistrain.errors import ConfigError
+from vistrain.errors import ConfigError, nearest
+from vistrain.network import Network
 
 WHERE = "optimizer.groups"
 
@@ -39,8 +39,7 @@ class Rule:
         known = [f.name for f in fields(cls)]
         for key in node:
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                raise ConfigError(f"{where}.{key}", "no such key", f"did you mean {(near or known)[0]!r}?")
+                raise ConfigError(f"{where}.{key}", "no such key", nearest(key, known))
         match = node.get("match")
         patterns = [match] if isinstance(match, str) else match
         if not isinstance(patterns, list | tuple) or not patterns or not all(isinstance(p, str) for p in patterns):
@@ -61,10 +60,10 @@ class ParameterGroups:
             `lr_scale` and `weight_decay` where they differ; the first rule that matches a parameter decides.
         no_decay_norms: leave the parameters of normalisation layers undecayed.
         no_decay_bias: leave every bias undecayed.
-        no_decay_1d: leave every parameter of one dimension undecayed, and what the backbone's authors exempt (position
-            tables, tokens): timm's rule, and that of the ImageNet recipes made with it.
-        layer_decay: each layer of `model.backbone.body` learns this much slower than the one above it (BEiT,
-            Bao et al. 2022); layers are timm's (`group_matcher`), everything above the body counts as the top.
+        no_decay_1d: leave every parameter of one dimension undecayed, and what the network's authors exempt (position
+            tables, tokens; `Network.no_weight_decay`): timm's rule, and that of the ImageNet recipes made with it.
+        layer_decay: each layer learns this much slower than the one above it (BEiT, Bao et al. 2022); layers are those
+            of `Network.layers_above`: timm's of the backbone, and one for all that stands upon it.
 
     Raises:
         ConfigError: a rule is malformed.
@@ -84,7 +83,7 @@ class ParameterGroups:
             raise ConfigError(f"{WHERE}.layer_decay", f"{layer_decay} is not in 0..1")
         self.layer_decay = layer_decay
 
-    def __call__(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    def __call__(self, model: Network, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The groups of one network.
 
         Args:
@@ -97,7 +96,8 @@ class ParameterGroups:
             what is special about the group.
 
         Raises:
-            ConfigError: a pattern matches no parameter, nothing is trainable, or the body has no layers to decay by.
+            ConfigError: a pattern matches no parameter, nothing is trainable, or the network does not say what its
+                layers are.
         """
         self._check_patterns([name for name, _ in model.named_parameters()])
         undecayed = _norm_parameters(model) if self.no_decay_norms else set()
@@ -146,38 +146,15 @@ def _norm_parameters(model: nn.Module) -> set[str]:
     }
 
 
-def _exempt(model: nn.Module) -> set[str]:
+def _exempt(model: Network) -> set[str]:
     """Names of the parameters that timm's recipes leave undecayed."""
-    listed = getattr(getattr(model, "backbone", None), "no_weight_decay", None)
-    names = {f"backbone.{name}" for name in listed()} if callable(listed) else set()
-    return names | {name for name, p in model.named_parameters() if p.ndim <= 1 or name.endswith(".bias")}
+    small = {name for name, p in model.named_parameters() if p.ndim <= 1 or name.endswith(".bias")}
+    return small | model.no_weight_decay()
 
 
-class _NamesAndTop:
-    """The parameters of a body and one name that no matcher knows: timm gives it the layer above all others."""
-
-    top = "\0top"
-
-    def __init__(self, body: nn.Module) -> None:
-        self.body = body
-
-    def named_parameters(self) -> Iterator[tuple[str, Any]]:
-        yield from self.body.named_parameters()
-        yield self.top, None
-
-
-def _layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
-    """Learning-rate factor `decay ** (top - layer)` for each parameter of `model.backbone.body`.
-
-    `top` is where timm puts a classifier; a detector's or segmenter's head stands there, so the body's last block
-    gets `decay ** 1` with and without a classifier (as ViTDet's and BEiT's recipes have it).
-    """
-    body = getattr(getattr(model, "backbone", None), "body", None)
-    matcher = getattr(body, "group_matcher", None)
-    if not isinstance(body, nn.Module) or not callable(matcher):
+def _layer_scales(model: Network, decay: float) -> dict[str, float]:
+    """Learning-rate factor `decay ** (layers above)` for each parameter that is not of the top."""
+    layers = model.layers_above()
+    if layers is None:
         raise ConfigError(f"{WHERE}.layer_decay", "the backbone does not say what its layers are", "use a timm model")
-    from timm.models import group_parameters  # timm takes seconds to import, and few recipes need it
-
-    layers = group_parameters(_NamesAndTop(body), matcher(coarse=False), reverse=True)
-    top = layers[_NamesAndTop.top]
-    return {f"backbone.body.{name}": decay ** (top - layer) for name, layer in layers.items()}
+    return {name: decay**above for name, above in layers.items()}

@@ -2,7 +2,7 @@
 
 from vistrain.pictures.boxes import class_colours, draw_boxes, stable_colour
 from vistrain.pictures.charts import bars, confusion, curves, histogram
-from vistrain.pictures.grids import grid
+from vistrain.pictures.grids import fitted, grid
 
 __all__ = [
     "bars",
@@ -10,6 +10,7 @@ __all__ = [
     "confusion",
     "curves",
     "draw_boxes",
+    "fitted",
     "grid",
     "histogram",
     "stable_colour",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,8 @@ PALETTE = ("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf", "#8
 SMOOTH_FROM = 60  # points from which a training curve is smoothed (the raw one stays, faint)
 MOST_BARS = 100
 MOST_NUMBERS = 20  # classes up to which a confusion matrix has its numbers written in
+# Names of numbers that begin alike in capitals are drawn together; what such a beginning stands for
+KINDS = {"AP": "average precision", "AR": "average recall"}
 # What a loss's name may end in beyond its kind: a decoder layer, the encoder's proposals, denoising queries
 _AUXILIARY = re.compile(r"(_\d+|_enc|_dn|_aux|_interm)+$")
 
@@ -40,17 +42,19 @@ class Series:
     y: np.ndarray
 
 
-def curves(metrics_csv: str | Path, png: str | Path) -> Path | None:
-    """Draw a run's `metrics.csv`: losses, their parts, precision, recall, further metrics, learning rate.
+def curves(metrics_csv: str | Path, png: str | Path, lower_is_better: Collection[str] = ()) -> Path | None:
+    """Draw a run's `metrics.csv`: losses, their parts, the numbers of each protocol, learning rate.
 
-    Any CSV with a header does; blank cells are normal (losses and metrics are logged at different steps), and what is
-    not a finite number is left out, as is a negative AP or AR (COCO's "no such objects"). The horizontal axis is
-    `step`, else `epoch`, else the row. Losses of inner layers (`loss_bbox_0`, `loss_bbox_enc`, `loss_bbox_dn_3`) share
-    the colour of their kind and are thin.
+    Any CSV with a header does; blank cells are normal (losses and metrics are logged at different steps). What is not a
+    finite number is left out, and so is a -1 among shares, which are never negative: it says "nothing to measure". The
+    horizontal axis is `step`, else `epoch`, else the row. Numbers of a protocol share a panel, by what their names
+    begin with in capitals (`APs`, `AP50`; `AR10`). Losses of inner layers (`loss_bbox_0`, `loss_bbox_enc`,
+    `loss_bbox_dn_3`) share the colour of their kind and are thin.
 
     Args:
         metrics_csv: read as it is, also while a run writes it.
         png: written whole or not at all.
+        lower_is_better: columns, beside losses, of which low values are the best.
 
     Returns:
         `png`, or None when there is nothing to draw yet (nothing is written then).
@@ -69,7 +73,9 @@ def curves(metrics_csv: str | Path, png: str | Path) -> Path | None:
         if title == "loss parts":
             _draw_parts(place, {n: series[n] for n in names})
         else:
-            _draw_lines(place, {n: series[n] for n in names}, smooth=title == "loss")
+            is_metric = title not in ("loss", "learning rate")
+            low = lower_is_better if is_metric else None
+            _draw_lines(place, {n: series[n] for n in names}, low, smooth=title == "loss")
         if title == "learning rate":
             _log_if_wide(place, [series[n] for n in names])
         place.set_title(title, fontsize=11, loc="left")
@@ -191,9 +197,16 @@ def _read(path: str | Path) -> tuple[dict[str, Series], str]:
         x = float(i) if axis == "row" else _number(row.get(axis))
         for name, found in points.items():
             y = _number(row.get(name))
-            if math.isfinite(x) and math.isfinite(y) and not (y < 0 and re.search(r"/A[PR]\w*$", name)):
+            if math.isfinite(x) and math.isfinite(y):
                 found.append((x, y))
-    return {n: Series(*np.array(found).T) for n, found in points.items() if found}, axis
+    measured = {n: _without_nothing(found) for n, found in points.items()}
+    return {n: Series(*np.array(found).T) for n, found in measured.items() if found}, axis
+
+
+def _without_nothing(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Without the -1 of shares, which otherwise lie in 0..1."""
+    real = [(x, y) for x, y in points if y != -1]
+    return real if all(0 <= y <= 1 for _, y in real) else points
 
 
 def _number(cell: str | None) -> float:
@@ -215,24 +228,25 @@ def _panels(series: Mapping[str, Series]) -> dict[str, list[str]]:
             panels["loss parts"].append(name)
         elif name == "lr" or name.startswith(("lr-", "lr/")):
             rates.append(name)
-        elif re.match(r"AP\w*$", last):
-            panels.setdefault(f"{folder}: average precision", []).append(name)
-        elif re.match(r"AR\w*$", last):
-            panels.setdefault(f"{folder}: average recall", []).append(name)
         elif folder and folder != "perf":
-            panels.setdefault(folder, []).append(name)
+            kind = "".join(re.findall(r"^[A-Z]{2,}", last))
+            panels.setdefault(f"{folder}: {KINDS.get(kind, kind)}" if kind else folder, []).append(name)
     panels["learning rate"] = rates
     return {title: names for title, names in panels.items() if names}
 
 
-def _draw_lines(place: Axes, series: Mapping[str, Series], smooth: bool) -> None:
-    """Lines with their last value (and the best, for metrics) in the legend."""
+def _draw_lines(place: Axes, series: Mapping[str, Series], low: Collection[str] | None, smooth: bool) -> None:
+    """Lines with their last value in the legend.
+
+    And with the best one, unless `low` is None: of the names in it that is the lowest, else the highest.
+    """
     for i, (name, line) in enumerate(series.items()):
         colour = PALETTE[i % len(PALETTE)]
         last = f"{line.y[-1]:.4g}"
         label = f"{name if smooth else name.rpartition('/')[2]}  {last}"
-        if "/A" in name and line.y.max() > line.y[-1]:
-            label += f"  (best {line.y.max():.4g})"
+        best = line.y[-1] if low is None else line.y.min() if name in low else line.y.max()
+        if best != line.y[-1]:
+            label += f"  (best {best:.4g})"
         marker = "o" if len(line.x) < 30 else ""
         if smooth and len(line.x) >= SMOOTH_FROM:
             place.plot(line.x, line.y, color=colour, alpha=0.25, linewidth=0.8)

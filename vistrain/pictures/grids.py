@@ -12,6 +12,20 @@ from vistrain.pictures.text import font, line_height, shorten
 GROUND = (250, 250, 250)
 INK = (30, 30, 30)
 GAP = 8  # pixels between cells
+ENLARGED = 2.5  # tiny images are shown up to this many times as large
+
+
+def fitted(image: np.ndarray, side: int) -> tuple[np.ndarray, float]:
+    """An image of a size to look at, and how many times as large it is.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        side: of its long side, pixels; an image is enlarged 2.5 times at the most.
+    """
+    height, width = image.shape[:2]
+    scale = min(ENLARGED, side / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(image).resize(size)), scale
 
 
 def grid(

@@ -9,6 +9,7 @@ from vistrain.restoration.hat import HAT
 from vistrain.restoration.maxim import MAXIM
 from vistrain.restoration.model import RestorationModel
 from vistrain.restoration.nafnet import NAFNet, NAFNetLocal
+from vistrain.restoration.restorer import Restorer
 from vistrain.restoration.rgt import RGT
 from vistrain.restoration.swinir import SwinIR
 
@@ -24,5 +25,6 @@ __all__ = [
     "NAFNet",
     "NAFNetLocal",
     "RestorationModel",
+    "Restorer",
     "SwinIR",
 ]

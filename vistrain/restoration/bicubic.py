@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vistrain.layers.imresize import imresize
+from vistrain.restoration.restorer import Restorer
 from vistrain.structures import Channels
 
 
-class BicubicEnlarger(nn.Module):
+class BicubicEnlarger(Restorer):
     """Enlarges all channels. On RGB, luma is taken afterwards (BasicSR's line); with `data.color: luma` luma alone is
     enlarged, as the early papers did.
 
@@ -16,8 +17,6 @@ class BicubicEnlarger(nn.Module):
         upscale: the factor.
         channels: of the data.
     """
-
-    multiple = 1
 
     def __init__(self, upscale: int, channels: Channels) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -268,7 +269,6 @@ class DLGSANet(SuperResolver):
     Defaults are the large network's; the light one has `dim` 48, 4 groups and 3 blocks, the tiny one 3 groups.
 
     Args:
-        in_chans: channels of the image.
         dim: channels C.
         groups: residual groups.
         blocks: pairs of layers in a group.
@@ -280,17 +280,18 @@ class DLGSANet(SuperResolver):
         tlc_flag: attend in windows in evaluation. It changes the output; published numbers are with it.
         tlc_kernel: side of these windows, for x2, x3, x4: 96, 72, 48.
         upscale: factor of enlargement.
-        img_range: see `SuperResolver`.
         upsampler: see `SuperResolver`; `pixelshuffledirect`, `pixelshuffle` or `none` in the authors' code.
         body_norm: normalises before and after all groups.
+        base: see `SuperResolver`.
 
     Raises:
         ConfigError: unknown kinds, or heads that do not divide the channels.
     """
 
+    sets_itself = ("embed_dim", "multiple")
+
     def __init__(
         self,
-        in_chans: int = 3,
         dim: int = 90,
         groups: int = 6,
         blocks: int = 4,
@@ -307,11 +308,11 @@ class DLGSANet(SuperResolver):
         tlc_kernel: int = 48,
         activation: str = "relu",
         upscale: int = 4,
-        img_range: float = 1.0,
         upsampler: str = "pixelshuffledirect",
         body_norm: bool = False,
+        **base: Any,
     ) -> None:
-        super().__init__(in_chans, dim, upscale, img_range, upsampler, multiple=1)
+        super().__init__(embed_dim=dim, upscale=upscale, upsampler=upsampler, multiple=1, **base)
         if buildblock_type not in BLOCK_TYPES:
             remedy = f"use {', '.join(BLOCK_TYPES)}"
             raise ConfigError("buildblock_type", f"no {buildblock_type!r}", remedy)
@@ -334,9 +335,8 @@ class DLGSANet(SuperResolver):
 
         norms = [RestormerNorm(dim)] if body_norm else []
         body = [HybridDynamicGroup([layer for _ in range(blocks) for layer in block()], dim) for _ in range(groups)]
-        self.overlap_embed = nn.Sequential(
-            nn.ModuleDict({"proj": nn.Conv2d(in_chans, dim, 3, padding=1, bias=False)})  # the authors' name has a level
-        )
+        shallow = nn.Conv2d(self.channels, dim, 3, padding=1, bias=False)
+        self.overlap_embed = nn.Sequential(nn.ModuleDict({"proj": shallow}))  # the authors' name has a level
         self.deep_feature_extraction = nn.Sequential(
             *norms, *body, *([RestormerNorm(dim)] if body_norm else []), nn.Conv2d(dim, dim, 3, padding=1)
         )

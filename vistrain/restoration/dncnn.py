@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from vistrain.checkpoints import KeyMap
 from vistrain.errors import ConfigError
+from vistrain.layers.padding import EdgeMode
 from vistrain.layers.weighted_conv import weight_convolutions
+from vistrain.restoration.restorer import Restorer
 
 
-class DnCNN(nn.Module):
+class DnCNN(Restorer):
     """3x3 convolutions with norm and activation between them; the output is the image minus what they find.
 
     `nb=17` is the grey network for one noise level (557,057 parameters), `nb=20` the blind one and the colour one. The
@@ -34,8 +36,7 @@ class DnCNN(nn.Module):
         ConfigError: `act_mode` has another letter or no activation, `nb` is too small, or `den` does not fit.
     """
 
-    scale, multiple = 1, 1
-    padding = "zeros"
+    padding: EdgeMode = "zeros"
     # Loading takes a `model.` before all names for a wrapper's, and it is not there where another module is outermost.
     key_maps = (KeyMap("kair", marker=r"^\d+\.", rules=((r"^", "model."),)),)
 

@@ -6,6 +6,7 @@ Names of parameters are those of ming053l/DRCT, drct/archs/DRCT_arch.py, commit 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ class ResidualDenseGroup(nn.Module):
 
     def _new_channels(self, i: int, x: Tensor, size: tuple[int, int], orders: Sequence[WindowOrder]) -> Tensor:
         block, adjust = self.get_submodule(f"swin{i}"), self.get_submodule(f"adjust{i}")
-        return to_tokens(adjust(to_map(block(x, orders), size)))
+        return to_tokens(adjust(to_map(block(x, size, orders), size)))
 
 
 class DRCT(WindowSuperResolver):
@@ -80,61 +81,32 @@ class DRCT(WindowSuperResolver):
     HAT, which it does not use.
 
     Args:
-        img_size: side of training patches; see `WindowSuperResolver`.
-        in_chans: channels of the image.
-        embed_dim: channels C.
         depths: one for each group. All groups have five blocks; depths only shape the schedule of stochastic depth,
             where all blocks of a group have the rate of its first: faithful.
         num_heads: of each group, see `ResidualDenseGroup`.
         window_size: side of windows.
         mlp_ratio, gc: see `ResidualDenseGroup`.
         qkv_bias, qk_scale: see `SwinWindowAttention`.
-        drop_rate, attn_drop_rate, drop_path_rate: dropout, dropout of attention, greatest stochastic depth.
-        ape, patch_norm: see `WindowSuperResolver`.
-        use_checkpoint: recompute groups in training instead of keeping their activations.
-        upscale: factor of enlargement.
-        img_range: see `SuperResolver`.
-        upsampler: see `SuperResolver`; the authors' is `pixelshuffle`.
-        resi_connection: `1conv` or `identity`, of the convolution behind all groups.
+        attn_drop_rate, drop_path_rate: dropout of attention, greatest stochastic depth.
+        base: see `WindowSuperResolver`. The authors' upsampler is `pixelshuffle`; `resi_connection`, `1conv` or
+            `identity`, is of the convolution behind all groups.
     """
 
     def __init__(
         self,
-        img_size: int = 64,
-        in_chans: int = 3,
-        embed_dim: int = 180,
         depths: Sequence[int] = (6, 6, 6, 6, 6, 6),
         num_heads: Sequence[int] = (6, 6, 6, 6, 6, 6),
         window_size: int = 16,
         mlp_ratio: float = 2.0,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
-        drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
-        ape: bool = False,
-        patch_norm: bool = True,
-        use_checkpoint: bool = False,
-        upscale: int = 2,
-        img_range: float = 1.0,
-        upsampler: str = "pixelshuffle",
-        resi_connection: str = "1conv",
         gc: int = 32,
+        **base: Any,
     ) -> None:
-        super().__init__(
-            img_size,
-            in_chans,
-            embed_dim,
-            window_size,
-            drop_rate,
-            ape,
-            patch_norm,
-            upscale,
-            img_range,
-            upsampler,
-            resi_connection,
-            use_checkpoint,
-        )
+        super().__init__(window_size=window_size, **base)
+        embed_dim, drop_rate = self.embed_dim, self.drop_rate
         check_depths(depths, num_heads)
         if gc < 1:
             raise ConfigError("gc", f"{gc} new channels", "at least 1")

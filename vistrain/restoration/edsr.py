@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vistrain.errors import ConfigError
 from vistrain.layers.imresize import imresize
+from vistrain.restoration.restorer import Restorer
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
 
@@ -35,7 +36,7 @@ class EDSRBlock(nn.Module):
         return x + self.res_scale * self.conv2(F.relu(self.conv1(x)))
 
 
-class EDSR(nn.Module):
+class EDSR(Restorer):
     """The network.
 
     Args:
@@ -50,8 +51,6 @@ class EDSR(nn.Module):
     Raises:
         ConfigError: it does not enlarge by this factor.
     """
-
-    multiple, channels = 1, 3
 
     def __init__(
         self,

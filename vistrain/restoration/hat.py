@@ -6,12 +6,13 @@ Names of parameters are those of XPixelGroup/HAT, hat/archs/hat_arch.py, commit 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.attention import SwinWindowAttention
 from vistrain.errors import ConfigError
 from vistrain.layers.drop_path import DropPath
 from vistrain.layers.mlp import TokenMLP
@@ -30,7 +31,7 @@ from vistrain.restoration.super_resolver import (
     to_map,
     to_tokens,
 )
-from vistrain.restoration.swinir import SwinWindowAttention, WindowSuperResolver
+from vistrain.restoration.swinir import WindowSuperResolver
 
 
 class HATChannelAttention(nn.Module):
@@ -124,7 +125,7 @@ class HybridAttentionBlock(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int], orders: Sequence[WindowOrder]) -> Tensor:
         """Args: x: `[B, N, C]`; size: (H, W); orders: of plain and of shifted windows. Returns: `[B, N, C]`."""
         y = self.norm1(x)
-        x = x + self.drop_path(self.attn(y, orders[self.shifted]))
+        x = x + self.drop_path(self.attn(y, size, orders[self.shifted]))
         x = self.conv_block.add_to(x, y, size)  # sees the map as it is, never shifted
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -234,29 +235,18 @@ class HAT(WindowSuperResolver):
     HAT-L twelve groups.
 
     Args:
-        img_size: side of training patches; see `WindowSuperResolver`.
-        in_chans: channels of the image.
-        embed_dim: channels C.
         depths, num_heads: hybrid blocks and heads of each group.
         window_size: side of windows.
         compress_ratio, squeeze_factor, conv_scale: see `ChannelAttentionBlock`.
         overlap_ratio: see `OverlappingCrossAttentionBlock`.
         mlp_ratio: width of the perceptrons over C.
         qkv_bias, qk_scale: see `SwinWindowAttention`.
-        drop_rate, attn_drop_rate, drop_path_rate: dropout, dropout of attention, greatest stochastic depth.
-        ape, patch_norm: see `WindowSuperResolver`.
-        use_checkpoint: recompute groups in training instead of keeping their activations.
-        upscale: factor of enlargement.
-        img_range: see `SuperResolver`.
-        upsampler: see `SuperResolver`; the authors' is `pixelshuffle`.
-        resi_connection: `1conv` or `identity`, see `residual_conv`.
+        attn_drop_rate, drop_path_rate: dropout of attention, greatest stochastic depth.
+        base: see `WindowSuperResolver`. The authors' upsampler is `pixelshuffle`.
     """
 
     def __init__(
         self,
-        img_size: int = 64,
-        in_chans: int = 3,
-        embed_dim: int = 180,
         depths: Sequence[int] = (6, 6, 6, 6, 6, 6),
         num_heads: Sequence[int] = (6, 6, 6, 6, 6, 6),
         window_size: int = 16,
@@ -267,31 +257,12 @@ class HAT(WindowSuperResolver):
         mlp_ratio: float = 2.0,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
-        drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
-        ape: bool = False,
-        patch_norm: bool = True,
-        use_checkpoint: bool = False,
-        upscale: int = 2,
-        img_range: float = 1.0,
-        upsampler: str = "pixelshuffle",
-        resi_connection: str = "1conv",
+        **base: Any,
     ) -> None:
-        super().__init__(
-            img_size,
-            in_chans,
-            embed_dim,
-            window_size,
-            drop_rate,
-            ape,
-            patch_norm,
-            upscale,
-            img_range,
-            upsampler,
-            resi_connection,
-            use_checkpoint,
-        )
+        super().__init__(window_size=window_size, **base)
+        embed_dim, drop_rate = self.embed_dim, self.drop_rate
         check_depths(depths, num_heads)
         for name, ratio in (("compress_ratio", compress_ratio), ("squeeze_factor", squeeze_factor)):
             if not 1 <= ratio <= embed_dim:
@@ -319,5 +290,5 @@ class HAT(WindowSuperResolver):
             last = OverlappingCrossAttentionBlock(
                 embed_dim, window_size, overlap_ratio, heads, qkv_bias, qk_scale, mlp_ratio
             )
-            self.layers.append(ResidualHybridGroup(blocks, last, residual_conv(embed_dim, resi_connection)))
+            self.layers.append(ResidualHybridGroup(blocks, last, residual_conv(embed_dim, self.resi_connection)))
         init_transformer(self)

@@ -29,6 +29,7 @@ from vistrain.restoration.maxim_blocks import (
     MultiAxisMlp,
     SupervisedAttention,
 )
+from vistrain.restoration.restorer import Restorer
 
 
 class MaximLevel(nn.Module):
@@ -62,8 +63,8 @@ class MaximLevel(nn.Module):
         x = skip = self.Conv_0(x)
         for i in range(self.settings.num_groups):
             if self.settings.use_global_mlp:
-                x = getattr(self, f"SplitHeadMultiAxisGmlpLayer_{i}")(x)
-            x = getattr(self, f"channel_attention_block_1{i}")(x)
+                x = self.get_submodule(f"SplitHeadMultiAxisGmlpLayer_{i}")(x)
+            x = self.get_submodule(f"channel_attention_block_1{i}")(x)
         x = x + skip
         if last_stage is not None:
             x, _ = self.cross_gating_block(x, last_stage)
@@ -90,8 +91,8 @@ class MaximDecoderLevel(nn.Module):
         return self.UNetEncoderBlock_0(torch.cat([self.ConvTranspose_0(x), skip], -1))[1]
 
 
-class MAXIM(nn.Module):
-    """The network.
+class MAXIM(Restorer):
+    """The network. Images of any size are taken: padding is inside, as the authors' evaluation does it.
 
     Args:
         features: channels at full resolution; doubled with each level.
@@ -118,7 +119,6 @@ class MAXIM(nn.Module):
             published networks.
     """
 
-    scale, multiple, channels = 1, 1, 3  # any size: padding is inside, as the authors' evaluation does it
     key_maps = (FLAX,)
 
     def __init__(
@@ -145,7 +145,7 @@ class MAXIM(nn.Module):
         dropout_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.depth, self.num_stages, self.scales = depth, num_stages, num_supervision_scales
+        self.depth, self.num_stages, self.num_scales = depth, num_stages, num_supervision_scales
         self.bottlenecks, self.use_bias, self.use_cross_gating = num_bottleneck_blocks, use_bias, use_cross_gating
         self.num_outputs, self.widths = num_outputs, [features * 2**i for i in range(depth)]
 
@@ -164,7 +164,7 @@ class MAXIM(nn.Module):
         for stage in range(num_stages):
             self._add_inputs(stage, down)
             for i, width in enumerate(self.widths):
-                channels = self.widths[max(i - 1, 0)] + (width if i < self.scales else 0)
+                channels = self.widths[max(i - 1, 0)] + (width if i < self.num_scales else 0)
                 self.add_module(
                     f"stage_{stage}_encoder_block_{i}", MaximLevel(channels, width, down[i], stage > 0, down=True)
                 )
@@ -175,7 +175,7 @@ class MAXIM(nn.Module):
 
     def _add_inputs(self, stage: int, settings: Sequence[MaximSettings]) -> None:
         """Convolutions of the image at each scale, and what joins them to the features of the last stage."""
-        for i, width in enumerate(self.widths[: self.scales]):
+        for i, width in enumerate(self.widths[: self.num_scales]):
             self.add_module(f"stage_{stage}_input_conv_{i}", MaximConv(self.channels, width, 3, self.use_bias))
             if stage > 0 and self.use_cross_gating:
                 fuse = MaximCrossGating(width, width, width, False, settings[i])
@@ -208,7 +208,7 @@ class MAXIM(nn.Module):
                 self.add_module(name, MaximResample(channels, width, exponent, self.use_bias))
             level = MaximDecoderLevel(below, self.depth * width, width, settings[i])
             self.add_module(f"stage_{stage}_decoder_block_{i}", level)
-            if i >= self.scales:
+            if i >= self.num_scales:
                 continue
             if stage < self.num_stages - 1:
                 attention = SupervisedAttention(width, self.num_outputs, self.use_bias)
@@ -249,7 +249,7 @@ class MAXIM(nn.Module):
         Args:
             x, truth: `[B, 3, H, W]`, H and W multiples of `padded_multiple`.
         """
-        targets = _pyramid(truth, self.scales)[::-1]
+        targets = _pyramid(truth, self.num_scales)[::-1]
         return [pair for outputs in self.stages(x) for pair in zip(outputs, targets, strict=True)]
 
     def stages(self, x: Tensor) -> list[list[Tensor]]:
@@ -261,7 +261,7 @@ class MAXIM(nn.Module):
         Returns:
             for each stage the images `[B, num_outputs, h, w]`, the smallest first.
         """
-        images = [image.permute(0, 2, 3, 1).contiguous() for image in _pyramid(x, self.scales)]
+        images = [image.permute(0, 2, 3, 1).contiguous() for image in _pyramid(x, self.num_scales)]
         found: list[list[Tensor]] = []
         attended: list[Tensor] = []
         before: list[Tensor] = []
@@ -288,7 +288,7 @@ class MAXIM(nn.Module):
         x, encoded = inputs[0], []
         for i in range(self.depth):
             x = (
-                torch.cat([x, inputs[i]], -1) if i < self.scales else x
+                torch.cat([x, inputs[i]], -1) if i < self.num_scales else x
             )  # the first level sees its input twice: faithful
             x, bridge = self._part(stage, "encoder_block", i)(x, before[i] if stage > 0 else None)
             encoded.append(bridge)
@@ -300,12 +300,13 @@ class MAXIM(nn.Module):
         """The maps of the skip connections, lowest resolution first."""
         skips = []
         for step, i in enumerate(reversed(range(self.depth))):
-            signal = torch.cat([getattr(self, self._resampler(stage, step, j))(e) for j, e in enumerate(encoded)], -1)
+            resamplers = [self.get_submodule(self._resampler(stage, step, j)) for j in range(self.depth)]
+            signal = torch.cat([resample(e) for resample, e in zip(resamplers, encoded, strict=True)], -1)
             if self.use_cross_gating:
                 skip, x = self._part(stage, "cross_gating_block", i)(signal, x)
             else:
                 first, second = self._skip_convolutions(stage, step)
-                skip = getattr(self, second)(getattr(self, first)(signal))
+                skip = self.get_submodule(second)(self.get_submodule(first)(signal))
             skips.append(skip)
         return skips
 
@@ -316,10 +317,10 @@ class MAXIM(nn.Module):
         decoded, outputs, attended = [], [], []
         for step, i in enumerate(reversed(range(self.depth))):
             names = [self._resampler(stage, self.depth + step, j) for j in range(self.depth)]
-            signal = torch.cat([getattr(self, name)(skip) for name, skip in zip(names, skips, strict=True)], -1)
+            signal = torch.cat([self.get_submodule(name)(skip) for name, skip in zip(names, skips, strict=True)], -1)
             x = self._part(stage, "decoder_block", i)(x, signal)
             decoded.append(x)
-            if i >= self.scales:
+            if i >= self.num_scales:
                 continue
             if stage < self.num_stages - 1:
                 features, output = self._part(stage, "supervised_attention_module", i)(x, images[i])

@@ -80,7 +80,7 @@ class MaximConv(nn.Conv2d):
     """
 
     def __init__(self, channels: int, out_channels: int, kernel: int, bias: bool, stride: int = 1) -> None:
-        super().__init__(channels, out_channels, kernel, stride, (kernel - stride) // 2, bias=bias)
+        super().__init__(channels, out_channels, kernel, stride=stride, padding=(kernel - stride) // 2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, H, W, C]` -> `[B, H / stride, W / stride, C']`."""
@@ -144,7 +144,7 @@ class MaximGatedMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, H, W, C]`, same shape."""
         cells = self.cut.apart(x)
-        gated = getattr(self, self.unit)(gelu(self.in_project(self.LayerNorm(cells))))
+        gated = self.get_submodule(self.unit)(gelu(self.in_project(self.LayerNorm(cells))))
         return self.cut.join(cells + self.dropout(self.out_project(gated)), (x.shape[1], x.shape[2]))
 
 
@@ -240,8 +240,8 @@ class MaximBottleneck(nn.Module):
         """`[B, H, W, C]`, same shape."""
         x = skip = self.input_proj(x)
         for i in range(self.groups):
-            x = getattr(self, f"SplitHeadMultiAxisGmlpLayer_{i}")(x)
-            x = getattr(self, f"channel_attention_block_1_{i}")(x)
+            x = self.get_submodule(f"SplitHeadMultiAxisGmlpLayer_{i}")(x)
+            x = self.get_submodule(f"channel_attention_block_1_{i}")(x)
         return x + skip
 
 

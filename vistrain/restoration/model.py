@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vistrain.checkpoints import KeyMap
 from vistrain.errors import ConfigError
-from vistrain.layers.padding import EdgeMode, extend, to_unit
+from vistrain.layers.padding import extend, to_unit
 from vistrain.layers.precision import at_least_float32
 from vistrain.losses import L1
+from vistrain.network import Network
+from vistrain.restoration.restorer import Restorer
 from vistrain.restoration.tiles import tiled
 from vistrain.structures import Channels, Preprocessing, Restored
 
@@ -21,22 +23,11 @@ PREFIX = "network."
 COLOUR = Channels(3)
 
 
-class RestorationModel(nn.Module):
+class RestorationModel(Network):
     """Trains and runs a restoration network.
 
-    The network is a plain module, `forward(x: [B, C, h, w], brightest 1) -> [B, C, h * scale, w * scale]`, with
-    attributes
-
-    - `scale`: 1 for denoisers; `channels`: C;
-    - `multiple`: sides that `forward` takes are multiples of it; and where they are needed
-    - `padding`: how missing pixels are made up at the bottom and right: `reflect` (default), `symmetric`, `edge`,
-      `zeros`; `smallest`: least side that `forward` takes; `least_padding`: pixels that are always added (1 for
-      SwinIR, whose test script pads a full window where nothing is missing);
-    - `pairs(x, truth) -> [(output, target), ...]`: what is compared while training, for networks with several outputs;
-    - `key_maps`: namings of its official files, if they are not its own.
-
     Args:
-        network: see above.
+        network: from degraded image to restored image.
         loss: a loss, or several by name (`{pixel: ..., frequency: ...}`), whose weighted sum is trained; each is a
             module `(output, target) -> scalar`. L1 if None.
         tile: side of the tiles that large images are cut into, in pixels of the degraded image; None takes images
@@ -47,31 +38,24 @@ class RestorationModel(nn.Module):
     Weights of another scale are a good start (`run.weights`): all that fits is taken, of the upsampler, too, and what
     is left out is named. `test` and `predict` leave nothing out.
 
-    Attributes:
-        labels: None, there are no classes.
-        preprocessing: none is needed; networks hold their own mean.
-
     Raises:
         ConfigError: the network is for another number of channels, or tiles are too small.
     """
 
     compiled_parts = ("network",)
-    class_layers = ()
     #: What enlarges, in networks after EDSR's: weights for another scale are a good start but for these
     scale_layers = (r"^network\.(upsample|conv_up\d)\.",)
-    labels = None
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Restorer,
         loss: dict[str, nn.Module] | nn.Module | None = None,
         tile: int | None = None,
         overlap: int = 32,
         channels: Channels = COLOUR,
     ) -> None:
         super().__init__()
-        self.scale, self.multiple = cast(int, network.scale), cast(int, network.multiple)
-        self.channels = cast(int, network.channels)
+        self.scale, self.multiple, self.channels = network.scale, network.multiple, network.channels
         if self.channels != channels:
             raise ConfigError(
                 "model.network",
@@ -85,6 +69,11 @@ class RestorationModel(nn.Module):
         self.tile: int | None = None
         self.set_tile(tile)
         self.preprocessing = Preprocessing(mean=(0.0,) * channels, std=(1.0,) * channels)
+        into = (r"^", PREFIX)  # official files hold the network alone, under its own names or one of its namings
+        inner = [replace(m, rules=(*m.rules, into), aliases=_inside(m), exports=()) for m in network.key_maps]
+        self.key_maps = [*inner, KeyMap("official", r"", (into,))]
+        # The field counts for 1280x720 once enlarged, or for 256x256.
+        self.measured_size = (720 // self.scale, 1280 // self.scale) if self.scale > 1 else (256, 256)
 
     def set_tile(self, tile: int | None) -> None:
         """Choose the side of tiles, in pixels of the degraded image, or None to take images whole.
@@ -96,19 +85,6 @@ class RestorationModel(nn.Module):
             raise ConfigError("tile", f"{tile} is too small for an overlap of {self.overlap}", "use more than twice it")
         self.tile = None if tile is None else -(-tile // self.multiple) * self.multiple
 
-    @property
-    def key_maps(self) -> Sequence[KeyMap]:
-        """Official files hold the network alone, under its own names or one of its namings."""
-        namings: Sequence[KeyMap] = getattr(self.network, "key_maps", ())
-        into = (r"^", PREFIX)
-        inner = [replace(m, rules=(*m.rules, into), aliases=_inside(m), exports=()) for m in namings]
-        return [*inner, KeyMap("official", r"", (into,))]
-
-    @property
-    def measured_size(self) -> tuple[int, int]:
-        """Height and width of what multiply-adds are counted for: the field's 1280x720 once enlarged, or 256x256."""
-        return (720 // self.scale, 1280 // self.scale) if self.scale > 1 else (256, 256)
-
     def forward(self, images: Tensor) -> Tensor:
         """Restores images whole, whatever their size.
 
@@ -119,11 +95,10 @@ class RestorationModel(nn.Module):
             `[B, C, h * scale, w * scale]`.
         """
         height, width = images.shape[-2:]
-        least = getattr(self.network, "least_padding", 0)
-        smallest = getattr(self.network, "smallest", 1)
+        least, smallest = self.network.least_padding, self.network.smallest
         full = [-(-max(side + least, smallest) // self.multiple) * self.multiple for side in (height, width)]
-        mode: EdgeMode = getattr(self.network, "padding", "reflect")
-        restored: Tensor = self.network(extend(images, full[0] - height, full[1] - width, mode))
+        padded = extend(images, full[0] - height, full[1] - width, mode=self.network.padding)
+        restored: Tensor = self.network(padded)
         return restored[..., : height * self.scale, : width * self.scale]
 
     def restore(self, images: Tensor) -> Tensor:
@@ -142,8 +117,7 @@ class RestorationModel(nn.Module):
             scalars by the names of the losses.
         """
         low, truth = to_unit(batch["image"]), to_unit(torch.stack([t["image"] for t in batch["target"]]))
-        several = getattr(self.network, "pairs", None)
-        pairs = several(low, truth) if several is not None else [(self.network(low), truth)]
+        pairs = self.network.pairs(low, truth)
         with torch.autocast(low.device.type, enabled=False):
             return {
                 name: torch.stack([criterion(at_least_float32(output), target) for output, target in pairs]).sum()

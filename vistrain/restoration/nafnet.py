@@ -7,6 +7,7 @@ Chen et al., "Simple Baselines for Image Restoration". Names of parameters are t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from vistrain.errors import ConfigError
 from vistrain.layers.norms import LayerNorm2d
+from vistrain.layers.padding import EdgeMode
 from vistrain.layers.weighted_conv import weight_convolutions
+from vistrain.restoration.restorer import Restorer
 
 
 def simple_gate(x: Tensor) -> Tensor:
@@ -54,7 +57,7 @@ class NAFBlock(nn.Module):
         return x + self.gamma * self.dropout(self.conv5(y))
 
 
-class NAFNet(nn.Module):
+class NAFNet(Restorer):
     """The network; sides that no `2^levels` divides are padded with zeros at the bottom and right inside.
 
     Args:
@@ -69,8 +72,7 @@ class NAFNet(nn.Module):
         ConfigError: encoder and decoder have not the same number of levels, or `den` does not fit.
     """
 
-    scale = 1
-    padding = "zeros"
+    padding: EdgeMode = "zeros"
 
     def __init__(
         self,
@@ -160,25 +162,16 @@ class NAFNetLocal(NAFNet):
     the right one there. The names of weights are the same. Train `NAFNet`, evaluate this.
 
     Args:
-        img_channel, width, middle_blk_num, enc_blk_nums, dec_blk_nums, den: as `NAFNet`.
         train_size: of the training patches, `(..., H, W)`; the pooling window is 1.5 times as large.
+        base: see `NAFNet`.
 
     Raises:
         ConfigError: as `NAFNet`.
     """
 
-    def __init__(
-        self,
-        img_channel: int = 3,
-        width: int = 16,
-        middle_blk_num: int = 1,
-        enc_blk_nums: Sequence[int] = (),
-        dec_blk_nums: Sequence[int] = (),
-        den: Sequence[float] | None = None,
-        train_size: Sequence[int] = (1, 3, 256, 256),
-    ) -> None:
-        super().__init__(img_channel, width, middle_blk_num, enc_blk_nums, dec_blk_nums, den)
-        levels = len(enc_blk_nums)
+    def __init__(self, train_size: Sequence[int] = (1, 3, 256, 256), **base: Any) -> None:
+        super().__init__(**base)
+        levels = len(self.encoders)
         stages = [*self.encoders, self.middle_blks, *self.decoders]
         for stage, level in zip(stages, [*range(levels), levels, *reversed(range(levels))], strict=True):
             window = tuple(self._window(side, level) for side in train_size[-2:])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -290,18 +291,14 @@ class RGT(TransformerSuperResolver):
     Args:
         img_size: side of training patches. The authors store masks for it and compute others as they are needed: it
             changes nothing.
-        in_chans: channels of the image.
-        embed_dim: channels C.
         depth, num_heads: blocks and heads of each group.
         mlp_ratio: hidden width of the perceptrons over C.
         qkv_bias, qk_scale: see the two attentions.
         drop_rate, attn_drop_rate, drop_path_rate: dropout, dropout of attention, greatest stochastic depth.
         use_chk: recompute groups in training instead of keeping their activations.
-        upscale: factor of enlargement.
-        img_range: see `SuperResolver`.
-        resi_connection: `1conv` or `3conv`, see `residual_conv`.
         split_size: see `RGTLocalAttention`.
         c_ratio: see `RGTRecursiveAttention`.
+        base: see `TransformerSuperResolver`.
 
     Raises:
         ConfigError: depths and heads that do not fit, or an odd number of heads or channels.
@@ -309,12 +306,11 @@ class RGT(TransformerSuperResolver):
 
     computed = r"(^|\.)(attn_mask_[01]|rpe_biases|relative_position_index)$"
     smallest = 16
+    sets_itself = ("upsampler", "multiple", "use_checkpoint")
 
     def __init__(
         self,
         img_size: int = 64,
-        in_chans: int = 3,
-        embed_dim: int = 180,
         depth: Sequence[int] = (6, 6, 6, 6, 6, 6, 6, 6),
         num_heads: Sequence[int] = (6, 6, 6, 6, 6, 6, 6, 6),
         mlp_ratio: float = 2.0,
@@ -324,13 +320,12 @@ class RGT(TransformerSuperResolver):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
         use_chk: bool = False,
-        upscale: int = 2,
-        img_range: float = 1.0,
-        resi_connection: str = "1conv",
         split_size: tuple[int, int] = (8, 32),
         c_ratio: float = 0.5,
+        **base: Any,
     ) -> None:
-        super().__init__(in_chans, embed_dim, upscale, img_range, "pixelshuffle", 1, resi_connection, use_chk)
+        super().__init__(upsampler="pixelshuffle", multiple=1, use_checkpoint=use_chk, **base)
+        embed_dim = self.embed_dim
         check_depths(depth, num_heads, "depth")
         if embed_dim < 32 or any(heads % 2 or embed_dim % heads for heads in num_heads):
             problem = f"{embed_dim} channels and {list(num_heads)} heads"
@@ -354,7 +349,7 @@ class RGT(TransformerSuperResolver):
                     )
                 mlp = SpatialGateMLP(embed_dim, int(embed_dim * mlp_ratio), drop_rate)
                 blocks.append(RGTBlock(embed_dim, attn, mlp, rate))
-            self.layers.append(ResidualRGTGroup(embed_dim, blocks, resi_connection))
+            self.layers.append(ResidualRGTGroup(embed_dim, blocks, self.resi_connection))
         init_transformer(self)
 
     def tokens(self, x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,14 +1,14 @@
 """What super-resolution networks share: colours around zero, a trunk at low resolution, and how it is enlarged.
 
 The shell is SwinIR's (arXiv 2108.10257, section 3.1), which took it from EDSR; HAT, DRCT, RGT and DLGSANet keep it with
-its parameter names.
+its parameter names. Authors' codes: github.com/JingyunLiang/SwinIR, Apache-2.0, and see each network's file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,13 @@ from torch.utils.checkpoint import checkpoint
 
 from vistrain.checkpoints import KeyMap
 from vistrain.errors import ConfigError, DataError
+from vistrain.restoration.restorer import Restorer
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 FEATURES = 64  # channels between trunk and enlarged image
 
 
-class SuperResolver(nn.Module):
+class SuperResolver(Restorer):
     """A trunk at low resolution and an upsampler. Subclasses write `trunk`.
 
     Args:
@@ -35,11 +36,6 @@ class SuperResolver(nn.Module):
             `none` (what the trunk finds is added to the image).
         multiple: sides of the image that the trunk takes are multiples of it.
 
-    Attributes:
-        scale: `upscale`.
-        channels: `in_chans`.
-        multiple: see above.
-
     Raises:
         ConfigError: unknown upsampler, or one that does not enlarge by this factor.
     """
@@ -51,28 +47,23 @@ class SuperResolver(nn.Module):
 
     def __init__(
         self,
-        in_chans: int,
-        embed_dim: int,
-        upscale: int,
-        img_range: float,
-        upsampler: str,
-        multiple: int,
+        in_chans: int = 3,
+        embed_dim: int = 180,
+        upscale: int = 2,
+        img_range: float = 1.0,
+        upsampler: str = "pixelshuffle",
+        multiple: int = 1,
     ) -> None:
         super().__init__()
-        self.channels, self.scale, self.multiple = in_chans, upscale, multiple
+        self.channels, self.scale, self.multiple, self.embed_dim = in_chans, upscale, multiple, embed_dim
         self.img_range, self.upsampler = img_range, upsampler
         mean = DIV2K_MEAN if in_chans == 3 else (0.0,) * in_chans
         # Not persistent: a plain attribute in the authors' codes, absent from their files
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self._add_upsampler(embed_dim)
-        if self.computed:
+        if self.computed:  # official files have our names, and some buffers more
+            self.key_maps = (KeyMap(f"official {type(self).__name__}", marker=self.computed, drop=(self.computed,)),)
             self.register_load_state_dict_pre_hook(_drop_computed)
-
-    @property
-    def key_maps(self) -> Sequence[KeyMap]:
-        """Official files have our names, and some buffers more."""
-        names = f"official {type(self).__name__}"
-        return (KeyMap(name=names, marker=self.computed, drop=(self.computed,)),) if self.computed else ()
 
     def trunk(self, x: Tensor) -> Tensor:
         """Normalised image `[B, C_in, h, w]` -> features `[B, C, h, w]`."""
@@ -152,24 +143,14 @@ class TransformerSuperResolver(SuperResolver):
     Args:
         resi_connection: the convolution behind, see `residual_conv`.
         use_checkpoint: training computes each group again instead of keeping its activations.
-        Others: as `SuperResolver`.
+        base: see `SuperResolver`.
     """
 
-    def __init__(
-        self,
-        in_chans: int,
-        embed_dim: int,
-        upscale: int,
-        img_range: float,
-        upsampler: str,
-        multiple: int,
-        resi_connection: str,
-        use_checkpoint: bool,
-    ) -> None:
-        super().__init__(in_chans, embed_dim, upscale, img_range, upsampler, multiple)
-        self.use_checkpoint = use_checkpoint
-        self.conv_first = _conv(in_chans, embed_dim)
-        self.conv_after_body = residual_conv(embed_dim, resi_connection)
+    def __init__(self, resi_connection: str = "1conv", use_checkpoint: bool = False, **base: Any) -> None:
+        super().__init__(**base)
+        self.resi_connection, self.use_checkpoint = resi_connection, use_checkpoint
+        self.conv_first = _conv(self.channels, self.embed_dim)
+        self.conv_after_body = residual_conv(self.embed_dim, resi_connection)
 
     def tokens(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """All residual groups: `[B, h * w, C]` -> the same shape; `size` is (h, w)."""

@@ -1,28 +1,24 @@
 """SwinIR: Image Restoration Using Swin Transformer (arXiv 2108.10257).
 
-Names of parameters are those of JingyunLiang/SwinIR, models/network_swinir.py (Apache-2.0). `SwinWindowAttention` and
-`SwinBlock` are Swin's (arXiv 2103.14030), which HAT and DRCT take up.
+Names of parameters are those of JingyunLiang/SwinIR, models/network_swinir.py (Apache-2.0). `SwinBlock` is
+Swin's (arXiv 2103.14030; microsoft/Swin-Transformer, MIT), which HAT and DRCT take up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.attention import SwinWindowAttention
 from vistrain.errors import ConfigError
 from vistrain.layers.drop_path import DropPath
 from vistrain.layers.mlp import TokenMLP
-from vistrain.layers.windows import (
-    WindowOrder,
-    relative_position_bias,
-    relative_position_index,
-    window_attention,
-    window_order,
-)
+from vistrain.layers.padding import EdgeMode
+from vistrain.layers.windows import WindowOrder, window_order
 from vistrain.restoration.super_resolver import (
     TransformerSuperResolver,
     check_depths,
@@ -32,53 +28,6 @@ from vistrain.restoration.super_resolver import (
     to_map,
     to_tokens,
 )
-
-
-class SwinWindowAttention(nn.Module):
-    """Multi-head self-attention inside windows, with a learnt bias for each relative position.
-
-    Args:
-        dim: channels C.
-        window_size: side of the square windows.
-        num_heads: number of heads.
-        qkv_bias: whether the projection to queries, keys and values has a bias.
-        qk_scale: factor of the logits; `(C / heads) ** -0.5` if None.
-        attn_drop, proj_drop: dropout of attention weights and of the output.
-
-    Raises:
-        ConfigError: the heads do not divide the channels.
-    """
-
-    index: Tensor
-
-    def __init__(
-        self,
-        dim: int,
-        window_size: int,
-        num_heads: int,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-    ) -> None:
-        super().__init__()
-        if dim % num_heads:
-            raise ConfigError("num_heads", f"{dim} channels are not divisible by {num_heads} heads")
-        self.num_heads, self.scale, self.attn_drop = num_heads, qk_scale, attn_drop
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
-        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.register_buffer("index", relative_position_index((window_size, window_size)), persistent=False)
-
-    def forward(self, x: Tensor, order: WindowOrder) -> Tensor:
-        """Args: x: `[B, H * W, C]`; order: of its windows. Returns: `[B, H * W, C]`."""
-        q, k, v = self.qkv(order.cut(x)).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        bias = relative_position_bias(self.relative_position_bias_table, self.index)
-        drop = self.attn_drop if self.training else 0.0
-        windows = window_attention(q, k, v, bias, order.groups, self.scale, drop)
-        return self.proj_drop(order.join(self.proj(windows), len(x)))
 
 
 class SwinBlock(nn.Module):
@@ -112,9 +61,9 @@ class SwinBlock(nn.Module):
         self.mlp = TokenMLP(dim, int(dim * mlp_ratio), drop)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, orders: Sequence[WindowOrder]) -> Tensor:
-        """Args: x: `[B, H * W, C]`; orders: of plain and of shifted windows. Returns: `[B, H * W, C]`."""
-        x = x + self.drop_path(self.attn(self.norm1(x), orders[self.shifted]))
+    def forward(self, x: Tensor, size: tuple[int, int], orders: Sequence[WindowOrder]) -> Tensor:
+        """Args: x: `[B, H * W, C]`; size: (H, W); orders: of plain and of shifted windows. Returns: `[B, H * W, C]`."""
+        x = x + self.drop_path(self.attn(self.norm1(x), size, orders[self.shifted]))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -129,8 +78,10 @@ class WindowSuperResolver(TransformerSuperResolver):
         drop_rate: dropout of the tokens.
         ape: adds a learnt embedding of absolute positions; only images of `img_size` are taken then.
         patch_norm: normalises the first tokens.
-        Others: as `TransformerSuperResolver`.
+        base: see `TransformerSuperResolver`.
     """
+
+    sets_itself = ("multiple",)
 
     computed = r"(^|\.)(attn_mask|relative_position_index(_SA|_OCA)?)$"
 
@@ -138,22 +89,15 @@ class WindowSuperResolver(TransformerSuperResolver):
 
     def __init__(
         self,
-        img_size: int,
-        in_chans: int,
-        embed_dim: int,
-        window_size: int,
-        drop_rate: float,
-        ape: bool,
-        patch_norm: bool,
-        upscale: int,
-        img_range: float,
-        upsampler: str,
-        resi_connection: str,
-        use_checkpoint: bool,
+        img_size: int = 64,
+        window_size: int = 8,
+        drop_rate: float = 0.0,
+        ape: bool = False,
+        patch_norm: bool = True,
+        **base: Any,
     ) -> None:
-        super().__init__(
-            in_chans, embed_dim, upscale, img_range, upsampler, window_size, resi_connection, use_checkpoint
-        )
+        super().__init__(multiple=window_size, **base)
+        embed_dim = self.embed_dim
         if window_size > img_size:
             raise ConfigError("window_size", f"{window_size} is larger than img_size {img_size}")
         self.window_size, self.shift = window_size, window_size // 2 if window_size < img_size else 0
@@ -162,7 +106,7 @@ class WindowSuperResolver(TransformerSuperResolver):
         if ape:
             self.absolute_pos_embed = nn.Parameter(torch.empty(1, img_size**2, embed_dim))
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
-        self.pos_drop = nn.Dropout(drop_rate)
+        self.drop_rate, self.pos_drop = drop_rate, nn.Dropout(drop_rate)
         self.norm = nn.LayerNorm(embed_dim)
 
     def tokens(self, x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -173,7 +117,7 @@ class WindowSuperResolver(TransformerSuperResolver):
             x = x + self.absolute_pos_embed
         x = self.pos_drop(x)
         window = (self.window_size, self.window_size)
-        orders = [window_order(len(x), size, window, (shift, shift), device=x.device) for shift in (0, self.shift)]
+        orders = [window_order(x.shape[0], size, window, (shift, shift), device=x.device) for shift in (0, self.shift)]
         for layer in self.layers:
             x = self.run(layer, x, size, orders)
         return self.norm(x)
@@ -218,7 +162,7 @@ class ResidualSwinGroup(nn.Module):
         """Args: x: `[B, H * W, C]`; size: (H, W); orders: see `SwinBlock`. Returns: `[B, H * W, C]`."""
         y = x
         for block in cast(nn.ModuleList, self.residual_group["blocks"]):
-            y = block(y, orders)
+            y = block(y, size, orders)
         return to_tokens(self.conv(to_map(y, size))) + x
 
 
@@ -230,76 +174,44 @@ class SwinIR(WindowSuperResolver):
     `RestorationModel` does too (`padding`, `least_padding`).
 
     Args:
-        img_size: side of training patches; see `WindowSuperResolver`.
-        in_chans: channels of the image.
-        embed_dim: channels C.
         depths, num_heads: blocks and heads of each group.
-        window_size: side of windows (8; 7 for JPEG artefacts).
         mlp_ratio: width of the perceptrons over C.
         qkv_bias, qk_scale: see `SwinWindowAttention`.
-        drop_rate, attn_drop_rate, drop_path_rate: dropout, dropout of attention, greatest stochastic depth.
-        ape, patch_norm: see `WindowSuperResolver`.
-        use_checkpoint: recompute groups in training instead of keeping their activations.
-        upscale: factor of enlargement.
-        img_range: see `SuperResolver`.
-        upsampler: see `SuperResolver`.
-        resi_connection: `1conv` or `3conv` (the large network), see `residual_conv`.
+        attn_drop_rate, drop_path_rate: dropout of attention, greatest stochastic depth.
+        base: see `WindowSuperResolver`. Windows are 8 wide, 7 for JPEG artefacts; `resi_connection` is `3conv` in the
+            large network.
     """
 
-    padding = "symmetric"
+    padding: EdgeMode = "symmetric"
     least_padding = 1
 
     def __init__(
         self,
-        img_size: int = 64,
-        in_chans: int = 3,
-        embed_dim: int = 180,
         depths: Sequence[int] = (6, 6, 6, 6, 6, 6),
         num_heads: Sequence[int] = (6, 6, 6, 6, 6, 6),
-        window_size: int = 8,
         mlp_ratio: float = 2.0,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
-        drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
-        ape: bool = False,
-        patch_norm: bool = True,
-        use_checkpoint: bool = False,
-        upscale: int = 2,
-        img_range: float = 1.0,
-        upsampler: str = "pixelshuffle",
-        resi_connection: str = "1conv",
+        **base: Any,
     ) -> None:
-        super().__init__(
-            img_size,
-            in_chans,
-            embed_dim,
-            window_size,
-            drop_rate,
-            ape,
-            patch_norm,
-            upscale,
-            img_range,
-            upsampler,
-            resi_connection,
-            use_checkpoint,
-        )
+        super().__init__(**base)
         check_depths(depths, num_heads)
         rates = drop_path_schedule(drop_path_rate, depths)
         groups = [
             ResidualSwinGroup(
-                embed_dim,
+                self.embed_dim,
                 depth,
                 heads,
-                window_size,
+                self.window_size,
                 mlp_ratio,
                 qkv_bias,
                 qk_scale,
-                drop_rate,
+                self.drop_rate,
                 attn_drop_rate,
                 rate,
-                resi_connection,
+                self.resi_connection,
             )
             for depth, heads, rate in zip(depths, num_heads, rates, strict=True)
         ]

@@ -1,17 +1,7 @@
 """From a composed config to something done: training, evaluation, prediction, reproduction, profiles."""
 
-from vistrain.run.engine import (
-    Parts,
-    best_precision,
-    build_model,
-    build_parts,
-    build_trainer,
-    fit,
-    load,
-    load_checkpoint,
-    load_official,
-    test,
-)
+from vistrain.run.engine import Parts, best_precision, build_parts, build_trainer, fit, test
+from vistrain.run.networks import build_model, load, load_checkpoint, load_official, task_class
 
 __all__ = [
     "Parts",
@@ -23,5 +13,6 @@ __all__ = [
     "load",
     "load_checkpoint",
     "load_official",
+    "task_class",
     "test",
 ]

@@ -18,19 +18,27 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, Trainer, seed_everything
-from torch import nn
 from torch.optim import Optimizer
 
 from vistrain import processes
 from vistrain.callbacks import default_callbacks, make_loggers
-from vistrain.checkpoints import load_file, load_weights
+from vistrain.checkpoints import load_weights
 from vistrain.config import compose, to_yaml, without_pretrained
 from vistrain.config.builder import build
 from vistrain.data import DataModule
-from vistrain.errors import ConfigError, WeightsError
+from vistrain.errors import ConfigError
+from vistrain.network import Network
 from vistrain.optim import ParameterGroups, Schedule
 from vistrain.run.folders import run_folder
-from vistrain.structures import Channels, Factory, LabelSpace, Preprocessing
+from vistrain.run.networks import (
+    build_model,
+    load_checkpoint,
+    load_named,
+    load_whole,
+    refuse_other_classes,
+    section,
+)
+from vistrain.structures import Factory, LabelSpace, Preprocessing
 from vistrain.tasks import Task
 from vistrain.tasks.base.parallel import trainer_arguments
 from vistrain.writing import whole_file
@@ -46,7 +54,7 @@ class Parts:
     """What a config builds before anything runs."""
 
     data: DataModule
-    model: nn.Module
+    model: Network
     task: Task
 
 
@@ -56,7 +64,7 @@ def fit(config: dict[str, Any], *, resume: Path | None = None, debug: bool = Fal
     Args:
         config: composed and resolved (see `vistrain.config.compose`).
         resume: run folder to continue from its `last.ckpt`, or None for a new run.
-        debug: anomaly detection, no worker processes, a line for every step.
+        debug: look for the operation that makes a NaN, no worker processes, a line for every step.
         allow: packages beyond the default ones whose classes the config may name.
 
     Returns:
@@ -74,9 +82,9 @@ def fit(config: dict[str, Any], *, resume: Path | None = None, debug: bool = Fal
     weights = config.get("run", {}).get("weights")
     # Weights that are about to be replaced need not be downloaded: every tensor comes from the file or the checkpoint.
     parts = build_parts(without_pretrained(config) if weights or resume else config, allow, stage="fit")
-    parts.task.checkpoint_facts = {"config": dict(config)}
+    parts.task.checkpoint_facts = {"config": dict(config)}  # as it was given: `pretrained` included
     if weights and resume is None:
-        load_weights(parts.model, weights, **_naming(parts.model))
+        load_named(parts.model, weights)
     trainer = build_trainer(config, parts, folder, allow)
     with _naming_dead_workers(parts.data):
         trainer.fit(parts.task, datamodule=parts.data, ckpt_path=str(resume / "last.ckpt") if resume else None)
@@ -109,6 +117,7 @@ def test(
     overrides: Collection[str] = (),
     weights: str | None = None,
     allow: Collection[str] = (),
+    analysis: Path | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint of ours, or a config with foreign weights, on the test split.
 
@@ -118,13 +127,14 @@ def test(
         overrides: `dotted.key=value` changes to the checkpoint's config (other data, another batch size).
         weights: an official checkpoint for the config's network.
         allow: see `fit`.
+        analysis: folder for what the task's `analyse` writes of the test; None: nothing.
 
     Returns:
         The numbers by name, such as `test/coco/AP`.
 
     Raises:
         ConfigError, DataError, WeightsError: something is the user's to mend; among it a checkpoint whose classes are
-            not those of the data.
+            not those of the data, and an analysis that the task does not have.
     """
     facts: dict[str, Any] = {}
     if checkpoint is not None:
@@ -137,11 +147,12 @@ def test(
     parts = build_parts(without_pretrained(config) if replaced else config, allow, stage="test")
     if checkpoint is not None:
         if facts["labels"] is not None:
-            _same_labels(checkpoint, LabelSpace.from_dict(facts["labels"]), parts.data.labels)
+            refuse_other_classes(checkpoint, LabelSpace.from_dict(facts["labels"]), parts.data.labels)
         load_weights(parts.model, facts["state_dict"], where=str(checkpoint))
         parts.data.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
     elif weights:
-        _load_whole(parts.model, weights)
+        load_whole(parts.model, weights)
+    parts.task.analysis_folder = analysis
     folder = Path(checkpoint).parent if checkpoint is not None else run_folder(config, None)
     trainer = build_trainer(config, parts, folder, allow, evaluate_only=True)
     with _naming_dead_workers(parts.data):
@@ -150,8 +161,7 @@ def test(
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         record = {"checkpoint": str(checkpoint or weights), "metrics": config.get("metrics"), "numbers": numbers}
-        if config["task"].get("tta"):
-            record["tta"] = config["task"]["tta"]
+        record |= parts.task.facts_of_test()
         with whole_file(folder / "test.json") as path:
             path.write_text(json.dumps(record, indent=2) + "\n")
     return numbers
@@ -170,13 +180,13 @@ def build_parts(config: Mapping[str, Any], allow: Collection[str] = (), stage: s
         ConfigError, DataError, WeightsError: something is the user's to mend.
     """
     seed = config.get("seed", 0)
-    data = build(_section(config, "data"), DataModule, where="data", allow=allow, given={"seed": seed})
+    data = build(section(config, "data"), DataModule, where="data", allow=allow, given={"seed": seed})
     if stage is not None:
         data.prepare_data()
         data.setup(stage)
     model = build_model(config, data.labels, data.channels, allow)
-    data.preprocessing = getattr(model, "preprocessing", data.preprocessing)
-    optimizer = dict(_section(config, "optimizer"))
+    data.preprocessing = model.preprocessing
+    optimizer = dict(section(config, "optimizer"))
     groups = build(optimizer.pop("groups", {}), ParameterGroups, where="optimizer.groups", allow=allow)
     _scale_rate(optimizer, data.batch_size)
     schedule = config.get("schedule")
@@ -188,7 +198,7 @@ def build_parts(config: Mapping[str, Any], allow: Collection[str] = (), stage: s
         "metrics": tuple(config.get("metrics") or ()),
         "seed": seed,
     }
-    task: Task = build(_section(config, "task"), Task, where="task", allow=allow, given=given)
+    task: Task = build(section(config, "task"), Task, where="task", allow=allow, given=given)
     task.checkpoint_facts = {"config": dict(config)}
     return Parts(data, model, task)
 
@@ -206,19 +216,6 @@ def _scale_rate(optimizer: dict[str, Any], batch_size: int) -> None:
     if isinstance(rate, int | float):  # if it is missing, the task says so
         optimizer["lr"] = rate * batch_size / base
         log.info("learning rate %g x %d / %d = %g", rate, batch_size, base, optimizer["lr"])
-
-
-def build_model(
-    config: Mapping[str, Any], labels: LabelSpace, channels: int = 3, allow: Collection[str] = ()
-) -> nn.Module:
-    """Build the network alone, for a label space.
-
-    Raises:
-        ConfigError, WeightsError: something is the user's to mend.
-    """
-    facts = {LabelSpace: labels, Channels: channels}
-    model: nn.Module = build(_section(config, "model"), nn.Module, facts, "model", allow=allow)
-    return model
 
 
 def build_trainer(
@@ -244,7 +241,7 @@ def build_trainer(
     trainer = Trainer(
         **{"num_sanity_val_steps": 0, **arguments, **processes.launched()},
         callbacks=default_callbacks(folder, callbacks, evaluate_only=evaluate_only),
-        logger=False if evaluate_only else make_loggers(config.get("logger"), folder),
+        logger=False if evaluate_only else make_loggers(config.get("logger"), folder, config, allow),
         default_root_dir=str(folder),
         use_distributed_sampler=False,
         enable_progress_bar=False,
@@ -271,101 +268,3 @@ def _naming_dead_workers(data: DataModule) -> Iterator[None]:
         if reason is None:
             raise
         raise reason from error
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint of ours carries: `state_dict`, `config`, `labels`, `preprocessing`, `version`.
-
-    Raises:
-        WeightsError: it cannot be read, or another program wrote it.
-    """
-    content = load_file(path)
-    facts = content.get("vistrain")
-    if not isinstance(facts, dict):
-        raise WeightsError(
-            str(path),
-            "not a checkpoint that vistrain wrote",
-            "give the network's config with --config and this file with --weights",
-        )
-    prefix = "model."
-    state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-    return {**facts, "state_dict": state}
-
-
-def load(path: str | Path, allow: Collection[str] = ()) -> tuple[nn.Module, dict[str, Any]]:
-    """Rebuild the network of a checkpoint from the checkpoint alone, in evaluation mode.
-
-    Returns:
-        The network and what `load_checkpoint` says.
-
-    Raises:
-        ConfigError, WeightsError: something is the user's to mend.
-    """
-    facts = load_checkpoint(Path(path))
-    config = without_pretrained(facts["config"])
-    labels = LabelSpace((), ()) if facts["labels"] is None else LabelSpace.from_dict(facts["labels"])
-    model = build_model(config, labels, facts.get("channels", 3), allow)
-    load_weights(model, facts["state_dict"], where=str(path))
-    return model.eval(), facts
-
-
-def load_official(
-    config: dict[str, Any], weights: str | Path | None = None, allow: Collection[str] = ()
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a composed config with official weights, in evaluation mode, and facts as `load` gives them.
-
-    Args:
-        config: composed.
-        weights: an official checkpoint; None takes `run.weights`, and without it the network is as it is built.
-        allow: see `fit`.
-
-    Raises:
-        ConfigError, DataError, WeightsError: something is the user's to mend.
-    """
-    data = build(_section(config, "data"), DataModule, where="data", allow=allow)
-    weights = weights or config.get("run", {}).get("weights")
-    model = build_model(without_pretrained(config) if weights else config, data.labels, data.channels, allow)
-    if weights:
-        _load_whole(model, weights)
-    preprocessing = getattr(model, "preprocessing", data.preprocessing)
-    labels = getattr(model, "labels", None)
-    facts = {"labels": None if labels is None else labels.to_dict(), "preprocessing": preprocessing.to_dict()}
-    return model.eval(), {"config": config, **facts}
-
-
-def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    section = config.get(name)
-    if not isinstance(section, dict):
-        raise ConfigError(
-            name, "this section is missing", "take it from a base, such as `base: vistrain:det/_base_/coco_detection`"
-        )
-    return section
-
-
-def _naming(model: nn.Module) -> dict[str, Any]:
-    """The key maps, class layers and scale layers that a network declares."""
-    return {name: getattr(model, name, ()) for name in ("key_maps", "class_layers", "scale_layers")}
-
-
-def _load_whole(model: nn.Module, weights: str | Path) -> None:
-    """Load weights of which nothing may be left out, since nothing will be trained."""
-    report = load_weights(model, weights, **_naming(model))
-    if report.left_out:
-        what = "another scale" if getattr(model, "scale_layers", ()) else "other classes"
-        raise WeightsError(
-            str(weights),
-            f"is for {what}: {report.left_out[0]}",
-            "take the config that it was trained with, or fine-tune with run.weights",
-        )
-
-
-def _same_labels(path: Path, trained: LabelSpace, data: LabelSpace) -> None:
-    if (trained.names, trained.ids, trained.name) != (data.names, data.ids, data.name):
-        missing = [name for name in trained.names if name not in data.names][:3]
-        raise WeightsError(
-            str(path),
-            f"it was trained on {len(trained.names)} classes ({trained.name}), "
-            f"the data has {len(data.names)} ({data.name})"
-            + (f"; not in the data: {', '.join(missing)}" if missing else ""),
-            "evaluate on data of the same classes, or fine-tune with run.weights",
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -9,17 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from vistrain.data.base.images import read_image
 from vistrain.errors import ConfigError, DataError
-from vistrain.tasks.base.inputs import ImageFile, find_images, picture_paths, save_picture
-from vistrain.tasks.base.predictor import PICTURES, Predictor
-from vistrain.tasks.classification.predictor import ClassificationPredictor
-from vistrain.tasks.detection.predictor import DetectionPredictor
-from vistrain.tasks.restoration.predictor import RestorationPredictor
+from vistrain.tasks.base.inputs import InputFile
+from vistrain.tasks.base.predictor import Predictor
 from vistrain.writing import whole_file
 
 log = logging.getLogger(__name__)
@@ -31,8 +27,8 @@ class Summary:
 
     Attributes:
         output: the folder.
-        entries: the pictures that were looked at, as `predictions.json` has them.
-        failed: name and reason of each picture that could not be read.
+        entries: the inputs that were looked at, as `predictions.json` has them.
+        failed: name and reason of each input that could not be read.
     """
 
     output: Path
@@ -69,25 +65,10 @@ def load_predictor(
         model, facts = run.load_official(dict(config), weights, allow)
     else:
         raise ConfigError("predict", "no network", "give --ckpt FILE, or --config FILE with --weights FILE")
-    return _predictor_class(facts["config"], allow).from_facts(model, facts, device, allow, **options)
-
-
-def _predictor_class(config: Mapping[str, Any], allow: Collection[str]) -> type[Predictor[Any]]:
-    """What the task's networks are run with."""
-    from vistrain import tasks
-    from vistrain.config.builder import class_named
-
-    node = config.get("task") or {}
-    task = class_named(node["type"], tasks.Task, "task", allow=allow) if "type" in node else tasks.DetectionTask
-    kinds: dict[type, type[Predictor[Any]]] = {
-        tasks.ClassificationTask: ClassificationPredictor,
-        tasks.DetectionTask: DetectionPredictor,
-        tasks.RestorationTask: RestorationPredictor,
-    }
-    for kind, predictor in kinds.items():
-        if issubclass(task, kind):
-            return predictor
-    raise ConfigError("predict", f"no predictor for {task.__name__}")
+    task = run.task_class(facts["config"], allow)
+    if inspect.isabstract(task.predictor):
+        raise ConfigError("predict", f"{task.__name__} does not predict")
+    return task.predictor.from_facts(model, facts, device, allow, **options)
 
 
 def predict_paths(
@@ -105,69 +86,69 @@ def predict_paths(
 ) -> Summary:
     """Run a network on files and write what comes out.
 
-    Into `output` go `predictions.json` (per picture: file, size and what was found) and `pictures/` (with what was
-    found, or restored, under their relative paths); detection adds `coco_results.json`. A picture that cannot be read
-    is named, skipped and counted.
+    Into `output` go `predictions.json` (per input: file, size and what was found), pictures of what was found, or what
+    was made of the inputs, under their relative paths, and what the task's predictor writes beside these. An input that
+    cannot be read is named, skipped and counted.
 
     Args:
         checkpoint: a file that training wrote; nothing else is needed.
-        inputs: a file, a folder (searched for pictures, with the folders in it), a pattern such as `photos/**/*.png`,
-            or several of these.
+        inputs: a file, a folder (searched for inputs of the task, with the folders in it), a pattern such as
+            `photos/**/*.png`, or several of these.
         output: folder, made if needed.
-        batch_size: pictures at a time.
+        batch_size: inputs at a time.
         device: see `Predictor`.
         save_json, save_pictures: what to write.
         allow, config, weights, options: see `load_predictor`.
 
     Raises:
-        DataError: there is no picture, none can be read, or the results cannot be written.
+        DataError: there is no input, none can be read, or the results cannot be written.
         ConfigError, WeightsError: the arguments or the checkpoint are wrong.
     """
     if batch_size < 1:
         raise ConfigError("--batch-size", f"{batch_size} is too small", "use 1 or more")
-    files = find_images([inputs] if isinstance(inputs, str | Path) else inputs, exclude=Path(output, PICTURES))
     predictor = load_predictor(checkpoint, device, allow, config, weights, **options)
+    files = predictor.find([inputs] if isinstance(inputs, str | Path) else inputs, Path(output))
     return predict_files(predictor, files, Path(output), batch_size, save_json, save_pictures)
 
 
 def predict_files(
     predictor: Predictor[Any],
-    files: Sequence[ImageFile],
+    files: Sequence[InputFile],
     output: Path,
     batch_size: int = 1,
     save_json: bool = True,
     save_pictures: bool = True,
 ) -> Summary:
     """As `predict_paths`, with a predictor and files that are there already."""
-    summary = Summary(output)
-    targets = picture_paths(files, output / PICTURES, predictor.lossless) if save_pictures else []
+    summary, noun = Summary(output), predictor.noun
+    targets = predictor.picture_paths(files, output / predictor.pictures) if save_pictures else []
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("predicting", total=len(files))
         for start in range(0, len(files), batch_size):
             chunk = range(start, min(start + batch_size, len(files)))
-            images = {i: image for i in chunk if (image := _read(files[i], summary)) is not None}
-            for i, result in zip(images, predictor.predict_batch(list(images.values())), strict=True):
-                height, width = images[i].shape[:2]
-                entry = {"id": i + 1, "file": files[i].name, "width": width, "height": height}
-                summary.entries.append({**entry, **predictor.describe(images[i], result)})
+            inputs = {i: found for i in chunk if (found := _read(predictor, files[i], summary)) is not None}
+            for i, result in zip(inputs, predictor.predict_batch(list(inputs.values())), strict=True):
+                said = predictor.describe(inputs[i], result)
+                summary.entries.append({"id": i + 1, "file": files[i].name, **said})
                 if save_pictures:
-                    save_picture(predictor.picture(files[i].path, images[i], result), targets[i])
+                    predictor.write_picture(files[i], inputs[i], result, targets[i])
             progress.advance(bar, len(chunk))
     if save_json:
         _write_json(predictor.header(), summary)
         predictor.write(summary.entries, output)
     if summary.failed and not summary.entries:
         name, reason = summary.failed[0]
-        raise DataError(name, f"{reason} - and no other picture could be read" if len(files) > 1 else reason)
-    skipped = f", {len(summary.failed)} pictures skipped" if summary.failed else ""
-    log.info("%d pictures, %s%s: %s", len(summary.entries), predictor.sentence(summary.entries), skipped, output)
+        raise DataError(name, f"{reason} - and no other {noun} could be read" if len(files) > 1 else reason)
+    skipped = f", {len(summary.failed)} {noun}s skipped" if summary.failed else ""
+    log.info("%d %ss, %s%s: %s", len(summary.entries), noun, predictor.sentence(summary.entries), skipped, output)
     return summary
 
 
-def _read(file: ImageFile, summary: Summary) -> np.ndarray | None:
+def _read(predictor: Predictor[Any], file: InputFile, summary: Summary) -> Any:
+    """An input, or None: it cannot be read."""
     try:
-        return read_image(file.path, apply_exif=True)
+        return predictor.read(file.path)
     except DataError as error:
         log.warning("skipped: %s", error)
         summary.failed.append((file.name, error.problem))

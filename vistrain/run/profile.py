@@ -20,18 +20,20 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vistrain.attention.neighborhood import by_definition
+from vistrain.backbones import timm_body
 from vistrain.backbones.timm_model import TimmModel
 from vistrain.config import without_pretrained
 from vistrain.config.builder import build
 from vistrain.data import DataModule
+from vistrain.devices import choose_device
 from vistrain.errors import ConfigError
+from vistrain.network import Network
 from vistrain.run import build_model
-from vistrain.run.speed import Speed, best_device, measure, tensors
+from vistrain.run.speed import Speed, measure, tensors
 from vistrain.structures import LabelSpace
 
-Size = tuple[int, int]
+Size = tuple[int, ...]  # height and width, or depth, height and width
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
-DETECTOR_SIZE = (800, 1280)  # of networks that say none
 CLASSES = 1000
 
 
@@ -60,7 +62,7 @@ class Profile:
 
     Attributes:
         name: of the network.
-        size: height and width of the images.
+        size: sides of the images: height and width, or depth, height and width.
         batch, device, precision, threads: that speed was measured with.
         parameters: how many; `trainable` of them learn.
         multiply_adds: of one image.
@@ -91,11 +93,11 @@ class Profile:
 
 
 def profile_backbone(name: str, size: int | Sequence[int] | None = None, **options: Any) -> Profile:
-    """Profile a timm model or one of ours, with its classifier of 1000 classes and random weights.
+    """Profile a whole timm model or one of ours, with its head for 1000 classes and random weights.
 
     Args:
         name: timm's.
-        size: height and width of the images, or one side; what it is evaluated at if None.
+        size: sides of the images, or one for all; what it is evaluated at if None.
         options: of `profile`.
 
     Raises:
@@ -110,7 +112,7 @@ def profile_backbone(name: str, size: int | Sequence[int] | None = None, **optio
     with torch.device("meta"):
         whole = TimmModel(name, labels)
     wanted = whole.preprocessing.test_size or whole.preprocessing.input_size or (224, 224)
-    return profile(make, name, _pair(size) or wanted, check=whole.check_size, **options)
+    return profile(make, name, sides(size, wanted), check=whole.check_size, **options)
 
 
 def profile_config(
@@ -120,7 +122,7 @@ def profile_config(
 
     Args:
         config: composed; its data is asked for classes and channels alone.
-        size: height and width of the images, or one side; those that the index counts at if None.
+        size: sides of the images, or one for all; the network's `measured_size` if None.
         allow: packages beyond the default ones whose classes the config may name.
         options: of `profile`.
 
@@ -130,15 +132,14 @@ def profile_config(
     data: DataModule = build(config.get("data"), DataModule, where="data", allow=allow)
     plain = without_pretrained(config)
 
-    def make() -> nn.Module:
+    def make() -> Network:
         return build_model(plain, data.labels, data.channels, allow)
 
     with torch.device("meta"):
         model = make()
-    wanted = getattr(model, "measured_size", DETECTOR_SIZE)
     name = (config.get("run") or {}).get("name") or str(config["model"].get("type"))
-    check = getattr(model, "check_size", None)
-    return profile(make, name, _pair(size) or wanted, channels=data.channels, check=check, **options)
+    size = sides(size, model.measured_size)
+    return profile(make, name, size, channels=model.channels, check=model.check_size, **options)
 
 
 def profile(
@@ -150,20 +151,20 @@ def profile(
     device: str = "auto",
     precision: str = "32",
     repeats: int = 5,
-    check: Callable[[int, int], None] | None = None,
+    check: Callable[..., None] | None = None,
 ) -> Profile:
     """Count and measure a network.
 
     Args:
         make: builds it; called twice, once on the meta device.
         name: of it, for the report.
-        size: height and width of the images.
+        size: sides of the images.
         channels: of the images.
         batch: images at a time.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         precision: `32`, or `bf16` and `16` under autocast.
         repeats: passes of each kind, of which the median counts; 0 measures no speed.
-        check: raises a ConfigError for sizes that the network cannot take.
+        check: raises a ConfigError for sides that the network cannot take.
 
     Raises:
         ConfigError: an option is out of its range, or the network cannot take such images.
@@ -180,7 +181,7 @@ def profile(
     with _saying_sizes(name, size):
         multiply_adds, per_part, shapes = count(fake, size, channels, names)
     sizes = [sum(p.numel() for p in fake.get_submodule(part).parameters()) for part in names]
-    chosen = best_device(device)
+    chosen = choose_device(device)
     speed: tuple[Speed | None, Speed | None, dict[str, float]] = None, None, {}
     if repeats:
         model = make().to(chosen)
@@ -188,7 +189,7 @@ def profile(
         try:
             speed = measure(model, images, PRECISIONS[precision], repeats, names)
         except torch.OutOfMemoryError as error:
-            raise ConfigError("--batch", f"{batch} images of {size[0]}x{size[1]} do not fit", "use fewer") from error
+            raise ConfigError("--batch", f"{batch} images of {_said(size)} do not fit", "use fewer") from error
     forward, training, shares = speed
     counted = zip(names, sizes, per_part, shapes, strict=True)
     return Profile(
@@ -206,7 +207,7 @@ def count(
     Args:
         model: on the meta device, which it leaves: it cannot be used afterwards. Not on fake tensors from the start,
             whose numbers cannot be read: timm's Swin reads some.
-        size: height and width of the image.
+        size: sides of the image.
         channels: of the image.
         parts: paths of sub-modules.
 
@@ -220,7 +221,7 @@ def count(
         hooks = [moved.get_submodule(p).register_forward_hook(_note_shape(shapes, p)) for p in parts]
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), by_definition(moved), counter:
-            moved(torch.zeros(1, channels, *size))  # without padding, which Focus-DETR would count token by token
+            moved(torch.zeros(1, channels, *size))  # without padding, which a network may count token by token
         for hook in hooks:
             hook.remove()
     counts, root = counter.get_flop_counts(), type(model).__name__
@@ -231,7 +232,7 @@ def count(
 def part_names(model: nn.Module) -> list[str]:
     """Paths of the parts that a table shows: the children, and inside of lists of stages each stage.
 
-    A network that is a wrapper around one other (a classifier around its backbone) is looked into.
+    A network that is a wrapper around one other is looked into.
     """
     prefix = ""
     while True:
@@ -239,8 +240,7 @@ def part_names(model: nn.Module) -> list[str]:
         if len(children) != 1 or isinstance(model, nn.Sequential | nn.ModuleList):
             break
         prefix, model = f"{prefix}{children[0][0]}.", children[0][1]
-    info = getattr(model, "feature_info", None)
-    stages = [str(stage.get("module", "")) for stage in getattr(info, "info", info) or ()]
+    stages = [str(stage.get("module", "")) for stage in timm_body.stages(model)]
     found = []
     for name, child in children:
         inside = [n for n, c in child.named_children() if any(True for _ in c.parameters())]
@@ -262,16 +262,32 @@ def _note_shape(shapes: dict[str, tuple[int, ...] | None], part: str) -> Callabl
 # -- sizes
 
 
-def _pair(size: int | Sequence[int] | None) -> Size | None:
+def sides(size: int | Sequence[int] | None, measured: Size) -> Size:
+    """The sides that are asked for.
+
+    Args:
+        size: one for each side of the images, or one for all; None: those of `measured`.
+        measured: sides that the network is measured with unless others are asked for; it takes as many.
+
+    Raises:
+        ConfigError: there are more of them, or fewer.
+    """
     if size is None:
-        return None
-    sides = (size,) if isinstance(size, int) else tuple(size)
-    if len(sides) not in (1, 2):
-        raise ConfigError("--size", f"{len(sides)} numbers", "give one side, or height and width")
-    return sides[0], sides[-1]
+        return measured
+    given = (size,) if isinstance(size, int) else tuple(size)
+    if len(given) == 1:
+        return given * len(measured)
+    if len(given) != len(measured):
+        named = "height and width" if len(measured) == 2 else "depth, height and width"
+        raise ConfigError("--size", f"{len(given)} numbers", f"give one side, or {named}")
+    return given
 
 
-def _check(check: Callable[[int, int], None], size: Size) -> None:
+def _said(size: Size) -> str:
+    return "x".join(map(str, size))
+
+
+def _check(check: Callable[..., None], size: Size) -> None:
     try:
         check(*size)
     except ConfigError as error:
@@ -285,7 +301,7 @@ def _saying_sizes(name: str, size: Size) -> Iterator[None]:
         yield
     except (AssertionError, RuntimeError, ValueError, IndexError) as error:
         said = " ".join(str(error).split())[:200]
-        problem = f"{name} cannot take images of {size[0]}x{size[1]} ({said})"
+        problem = f"{name} cannot take images of {_said(size)} ({said})"
         raise ConfigError("--size", problem, "try multiples of 32, or the size of its config") from error
 
 
@@ -293,7 +309,7 @@ def _saying_sizes(name: str, size: Size) -> Iterator[None]:
 
 
 def _summary(found: Profile) -> Table:
-    table = Table(title=f"{found.name} at {found.size[0]}x{found.size[1]}", title_justify="left", show_header=False)
+    table = Table(title=f"{found.name} at {_said(found.size)}", title_justify="left", show_header=False)
     frozen = "" if found.trainable == found.parameters else f", of which {found.trainable / 1e6:.2f} M learn"
     table.add_row("parameters", f"{found.parameters / 1e6:.2f} M{frozen}")
     table.add_row("multiply-adds of an image", f"{found.multiply_adds / 1e9:.2f} G ({_flops(found)} G FLOPs)")

@@ -10,24 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vistrain import __version__
-from vistrain.config import index
-from vistrain.errors import ConfigError, DataError
+from vistrain import __version__, processes
+from vistrain.errors import ConfigError, DataError, nearest
 from vistrain.writing import whole_file
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-PERCENT = ("coco/", "cls/")  # protocols whose numbers are 0..1 and in papers 0..100
 ROUNDING = 1e-9  # 30.43 - 30.41 is not 0.02 in binary
 
 
@@ -76,14 +71,34 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every number that was measured is within its tolerance."""
+        """Whether every number that was measured is within its tolerance; not all may have been, see `complete`."""
         return all(row.within is not False for row in self.rows)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every published number was measured."""
+        return all(row.measured is not None for row in self.rows)
+
+    @property
+    def extent(self) -> str:
+        """How many of the published numbers were measured, such as `1 of 3 numbers`."""
+        return f"{sum(row.measured is not None for row in self.rows)} of {len(self.rows)} numbers"
+
+    @property
+    def verdict(self) -> str:
+        """What came out, in a few words."""
+        if self.complete:
+            return "reproduced" if self.ok else "not reproduced: a number is outside its tolerance"
+        outcome = "reproduced in part" if self.ok else "not reproduced"
+        reason = "for the others there is no data" if self.ok else "of which one is outside its tolerance"
+        return f"{outcome}: {self.extent} measured, {reason}"
 
     def table(self) -> Table:
         """Measured beside published, for a Rich console."""
         from rich.table import Table
 
-        table = Table(title=f"{self.name}, protocol {', '.join(self.protocols)}", title_justify="left")
+        title = f"{self.name}, protocol {', '.join(self.protocols)}: {self.extent}"
+        table = Table(title=title, title_justify="left")
         table.add_column("metric", overflow="fold")
         for heading in ("published", "measured", "difference", "tolerance"):
             table.add_column(heading, justify="right")
@@ -140,16 +155,18 @@ def compare(rows: Collection[Row], numbers: Mapping[str, float]) -> tuple[Row, .
     Raises:
         ConfigError: none of the published numbers was measured.
     """
+    from vistrain.metrics import unit
+
     names = {name.removeprefix("test/"): value for name, value in numbers.items()}
     filled = tuple(
-        replace(row, measured=names[row.metric] * (100 if row.metric.startswith(PERCENT) else 1))
+        replace(row, measured=names[row.metric] * (100 if unit(row.metric).percent else 1))
         if row.metric in names
         else row
         for row in rows
     )
     if all(row.measured is None for row in filled):
         wanted = next(iter(rows)).metric
-        remedy = index.nearest(wanted, names) or "does `metrics` name the protocol?"
+        remedy = nearest(wanted, names) or "does `metrics` name the protocol?"
         raise ConfigError("reference", f"none of its numbers was measured, such as {wanted!r}", remedy)
     return filled
 
@@ -182,12 +199,12 @@ def reproduce(
     folder = folder or Path("reproduced") / name
     started = time.perf_counter()
     from vistrain import run
-    from vistrain.callbacks.run_folder import environment
+    from vistrain.surroundings import commit, environment, hardware
 
     # The evaluation's own folder: a run of the same name is neither looked at nor written to.
     numbers = run.test({**config, "run": {**run_section, "folder": str(folder)}}, weights=weights, allow=allow)
     report = Report(name, compare(rows, numbers), tuple(config.get("metrics") or ()), folder / "reproduction.json")
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+    if processes.is_first():
         facts = environment()
         record = {
             "config": name,
@@ -195,6 +212,7 @@ def reproduce(
             "commit": commit(),
             "vistrain": __version__,
             "reproduced": report.ok,
+            "complete": report.complete,
             "results": [{**asdict(r), "difference": r.difference, "within": r.within} for r in report.rows],
             "protocols": report.protocols,
             "numbers": numbers,
@@ -225,43 +243,6 @@ def _refuse_untrained(config: Mapping[str, Any], allow: Collection[str]) -> None
         source = ", ".join(str(reference[key]) for key in ("weights", "source") if reference.get(key))
         remedy = "give --weights FILE" + (f"; published: {source}" if source else "")
         raise ConfigError("reproduce", "with which weights?", remedy)
-
-
-def commit() -> dict[str, Any] | None:
-    """The commit that these sources are of, and whether they were changed since; None outside a work tree of git."""
-    try:
-        head, changes = (
-            subprocess.run(
-                ["git", "-C", str(index.HERE), *words], capture_output=True, text=True, check=True, timeout=20
-            ).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "--", "."])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"id": head, "changed": bool(changes)}
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores that this process may use, threads of torch, memory in GiB."""
-    import torch
-
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(memory / 2**30, 1),
-    }
-
-
-def _processor() -> str:
-    """The processor's name; Linux tells it in a file only."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def _identity(path: str | None) -> dict[str, Any] | None:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import resource
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vistrain.errors import ConfigError
+from vistrain.processes import resident_memory
 
 
 @dataclass(frozen=True)
@@ -33,22 +31,6 @@ class Speed:
     peak_bytes: int | None
 
 
-def best_device(name: str) -> torch.device:
-    """The device of a name; `auto` is an accelerator if there is one.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError("--device", f"{name!r} is not here ({str(error).splitlines()[0]})", "use cpu") from error
-    return device
-
-
 def measure(
     model: nn.Module, images: Tensor, cast: torch.dtype | None, repeats: int, parts: Sequence[str] = ()
 ) -> tuple[Speed, Speed, dict[str, float]]:
@@ -56,7 +38,7 @@ def measure(
 
     Args:
         model: on the device of the images; its gradients are given up.
-        images: `[B, C, H, W]`.
+        images: `[B, C, *S]`.
         cast: what autocast computes in; None is the weights' own type.
         repeats: passes of each kind, of which the median counts.
         parts: paths of sub-modules.
@@ -144,32 +126,28 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
         before = torch.cuda.memory_allocated(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
-    if device.type != "cpu" or not Path("/proc/self/statm").exists():
+    if device.type != "cpu" or resident_memory() is None:
         run()
         return None
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not serve the measured run
-    start, peak, done = _resident(), 0, threading.Event()
+    start, peak, done = resident_memory() or 0, 0, threading.Event()
 
     def watch() -> None:
         nonlocal peak
         while not done.wait(0.001):
-            peak = max(peak, _resident())
+            peak = max(peak, resident_memory() or 0)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
         run()
     finally:
-        peak = max(peak, _resident())
+        peak = max(peak, resident_memory() or 0)
         done.set()
         watcher.join()
     return max(peak - start, 0)
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _wait(device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 from vistrain.tasks.base.task import Task
 from vistrain.tasks.classification.task import ClassificationTask, NeighbourTask
-from vistrain.tasks.detection.error_analysis import ErrorAnalysis
+from vistrain.tasks.detection.analysis import ErrorAnalysis
 from vistrain.tasks.detection.task import DetectionTask
 from vistrain.tasks.restoration.task import RestorationTask
 

@@ -21,7 +21,6 @@ from vistrain.data import Coco2017, CocoDetection, CocoSplit, DetrAugment, Image
 from vistrain.data.base.images import read_image
 from vistrain.data.base.shards import INDEX, Shards, ShardWriter
 from vistrain.data.base.storage import files_below, folder_names, is_file, is_folder, read_bytes
-from vistrain.data.detection.check import check
 from vistrain.data.restoration.degradations import GaussianNoise
 from vistrain.errors import DataError
 
@@ -239,7 +238,7 @@ def test_classification_trains_on_the_same_batches(tmp_path: Path) -> None:
         split = "train" if i < 18 else "val"
         picture(tmp_path / "set" / split / f"class {i % 3}" / ("deeper" if i % 2 else ".") / f"{i}.jpg", i)
     packed = pack(tmp_path / "set")
-    sets = [ImageFolder(str(r), batch_size=6, image_size=24, workers=0) for r in (tmp_path / "set", packed)]
+    sets = [ImageFolder(root=str(r), batch_size=6, image_size=24, workers=0) for r in (tmp_path / "set", packed)]
     assert sets[0].labels.names == sets[1].labels.names == ("class 0", "class 1", "class 2")
     for loader in ("train_dataloader", "val_dataloader"):
         same(*(list(getattr(data, loader)()) for data in sets))
@@ -275,7 +274,7 @@ def test_restoration_trains_on_the_same_batches(tmp_path: Path) -> None:
 
 def test_check_opens_every_sample(tmp_path: Path) -> None:
     packed = pack(coco_set(tmp_path / "coco"))
-    report = check(detection(packed), tmp_path / "report")
+    report = detection(packed).check(tmp_path / "report")
     assert report.ok
     assert [split.images for split in report.splits.values()] == [8, 4]
     shards = Shards(packed)
@@ -283,7 +282,7 @@ def test_check_opens_every_sample(tmp_path: Path) -> None:
     with (packed / shards.index.shards[shards.index.shard[damaged]].decode()).open("rb+") as file:
         file.seek(int(shards.index.offset[damaged]))
         file.write(bytes(200))
-    report = check(detection(packed), tmp_path / "report")
+    report = detection(packed).check(tmp_path / "report")
     assert list(report.splits["train"].bad_files) == ["003.jpg"]
     assert make_shards.main(["--verify", str(packed)]) == 2
 

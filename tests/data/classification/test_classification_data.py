@@ -64,7 +64,7 @@ def batch_of(data, split="val"):
 
 
 def test_folders_of_classes(folders):
-    data = ImageFolder(str(folders), workers=0, image_size=32, batch_size=4, eval_batch_size=6)
+    data = ImageFolder(root=str(folders), workers=0, image_size=32, batch_size=4, eval_batch_size=6)
     assert data.labels.names == ("ant", "bee", "cat")
     batch = batch_of(data)
     assert batch["image"].shape == (6, 3, 32, 32)
@@ -83,12 +83,12 @@ def test_a_split_that_lacks_a_class_shifts_nothing(folders):
     for file in (folders / "val/ant").iterdir():
         file.unlink()
     (folders / "val/ant").rmdir()
-    data = ImageFolder(str(folders), workers=0, image_size=16, eval_batch_size=4)
+    data = ImageFolder(root=str(folders), workers=0, image_size=16, eval_batch_size=4)
     assert batch_of(data)["labels"].tolist() == [1, 1, 2, 2]
 
 
 def test_a_held_out_part_is_stratified_and_apart(folders):
-    data = ImageFolder(str(folders), val=None, holdout=0.34, workers=0)
+    data = ImageFolder(root=str(folders), val=None, holdout=0.34, workers=0)
     train, val = data.split("train"), data.split("val")
     names = [{str(s.source.path(i)) for i in range(len(s))} for s in (train, val)]
     assert len(names[0]) == 6
@@ -112,25 +112,25 @@ def test_a_held_out_part_is_stratified_and_apart(folders):
 def test_folders_that_are_wrong(folders, mischief, message):
     mischief(folders)
     with pytest.raises(DataError, match=message):
-        ImageFolder(str(folders)).setup("fit")
+        ImageFolder(root=str(folders)).setup("fit")
 
 
 def test_a_list_of_classes_that_does_not_match(folders):
     (folders / "classes.txt").write_text("cat\nant\nbee\n")
-    assert ImageFolder(str(folders), classes="classes.txt").labels.names == ("cat", "ant", "bee")
+    assert ImageFolder(root=str(folders), classes="classes.txt").labels.names == ("cat", "ant", "bee")
     (folders / "classes.txt").write_text("cat\nant\nwasp\n")
     with pytest.raises(DataError, match=r"1 listed classes have no folder \(wasp, ...\); 1 folders are not listed"):
-        _ = ImageFolder(str(folders), classes="classes.txt").labels
+        _ = ImageFolder(root=str(folders), classes="classes.txt").labels
     (folders / "classes.txt").write_text("cat\ncat\n")
     with pytest.raises(DataError, match="'cat' is listed twice"):
-        _ = ImageFolder(str(folders), classes="classes.txt").labels
+        _ = ImageFolder(root=str(folders), classes="classes.txt").labels
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xe0 cut"])
 def test_an_unreadable_image_is_named(folders, content):
     (folders / "val/bee/0.jpg").write_bytes(content)
     with pytest.raises(DataError, match=r"val/bee/0\.jpg"):
-        batch_of(ImageFolder(str(folders), workers=0, image_size=16, eval_batch_size=6))
+        batch_of(ImageFolder(root=str(folders), workers=0, image_size=16, eval_batch_size=6))
 
 
 def test_images_of_every_kind_become_rgb(tmp_path):
@@ -141,7 +141,7 @@ def test_images_of_every_kind_become_rgb(tmp_path):
         for split in ("train", "val"):
             (tmp_path / split / "a").mkdir(parents=True, exist_ok=True)
             kind.save(tmp_path / split / "a" / name)
-    data = ImageFolder(str(tmp_path), workers=0, image_size=16, batch_size=5, eval_batch_size=5)
+    data = ImageFolder(root=str(tmp_path), workers=0, image_size=16, batch_size=5, eval_batch_size=5)
     assert batch_of(data)["image"].shape == (5, 3, 16, 16)
     assert batch_of(data, "train")["image"].shape == (5, 3, 16, 16)
 
@@ -152,13 +152,13 @@ def test_images_of_every_kind_become_rgb(tmp_path):
 def test_lists_with_one_and_with_many_labels(folders):
     (folders / "train.csv").write_text("file,label,who\ntrain/ant/0.jpg,10,x\ntrain/bee/0.jpg,9,y\n")
     (folders / "val.csv").write_text("file,label\nval/bee/1.jpg,9\n")
-    data = ImageList("train.csv", "val.csv", str(folders), workers=0, image_size=16)
+    data = ImageList("train.csv", "val.csv", root=str(folders), workers=0, image_size=16)
     assert data.labels.names == ("9", "10")  # as numbers
     assert batch_of(data)["labels"].tolist() == [0]
     assert not data.multi_label
     (folders / "train.csv").write_text("file,labels\ntrain/ant/0.jpg,red|small\ntrain/bee/0.jpg,\n")
     (folders / "val.csv").write_text("file,labels\nval/bee/1.jpg,small\nval/bee/0.jpg,\n")
-    data = ImageList("train.csv", "val.csv", str(folders), workers=0, image_size=16)
+    data = ImageList("train.csv", "val.csv", root=str(folders), workers=0, image_size=16)
     assert data.multi_label
     batch = batch_of(data)
     assert batch["labels"].tolist() == [[0, 1], [0, 0]]
@@ -178,7 +178,7 @@ def test_lists_that_are_wrong(folders, text, message):
     (folders / "train.csv").write_text("file,label\ntrain/ant/0.jpg,ant\n")
     (folders / "val.csv").write_text(text)
     with pytest.raises(DataError, match=message):
-        ImageList("train.csv", "val.csv", str(folders)).setup("validate")
+        ImageList("train.csv", "val.csv", root=str(folders)).setup("validate")
 
 
 # ------------------------------------------------------------------ ImageNet
@@ -265,7 +265,7 @@ def test_cifar_in_both_versions(tmp_path):
         binary = np.concatenate([np.array(labels, np.uint8)[:, None], pixels], 1)
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin" / f"{name}.bin").write_bytes(binary.tobytes())
-    python, binary = CIFAR10(str(tmp_path)), CIFAR10(str(tmp_path / "bin"))
+    python, binary = CIFAR10(root=str(tmp_path)), CIFAR10(root=str(tmp_path / "bin"))
     for data in (python, binary):
         assert len(data.split("train")) == 20
         val = data.split("val")
@@ -273,7 +273,7 @@ def test_cifar_in_both_versions(tmp_path):
         expected = pixels[2].reshape(3, 32, 32).transpose(1, 2, 0)
         assert np.array_equal(val.source.open(2).decode(), expected)
     with pytest.raises(DataError, match=r"cifar-100-python: no such folder - download https://www.cs.toronto.edu"):
-        CIFAR100(str(tmp_path)).setup("fit")
+        CIFAR100(root=str(tmp_path)).setup("fit")
 
 
 def test_cifar_executes_nothing(tmp_path):
@@ -285,7 +285,7 @@ def test_cifar_executes_nothing(tmp_path):
 
     (tmp_path / "cifar-10-batches-py/test_batch").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(DataError, match="asks to execute"):
-        CIFAR10(str(tmp_path)).split("val")
+        CIFAR10(root=str(tmp_path)).split("val")
 
 
 def test_mnist_compressed_or_not(tmp_path):
@@ -294,17 +294,17 @@ def test_mnist_compressed_or_not(tmp_path):
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist/t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(head + images.tobytes()))
     (tmp_path / "mnist/t10k-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x02" + bytes([7, 2]))
-    val = MNIST(str(tmp_path)).split("val")
+    val = MNIST(root=str(tmp_path)).split("val")
     assert [val.of(i) for i in range(2)] == [(7,), (2,)]
     assert np.array_equal(val.source.open(1).decode()[..., 2], images[1])
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz: no such file - download"):
-        MNIST(str(tmp_path)).split("train")
+        MNIST(root=str(tmp_path)).split("train")
     (tmp_path / "mnist/t10k-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x02" + bytes([7]))
     with pytest.raises(DataError, match="holds 1 of 2 bytes"):
-        MNIST(str(tmp_path)).split("val")
-    assert FashionMNIST(str(tmp_path)).labels.names[9] == "ankle boot"
+        MNIST(root=str(tmp_path)).split("val")
+    assert FashionMNIST(root=str(tmp_path)).labels.names[9] == "ankle boot"
     with pytest.raises(DataError, match="fashion-mnist"):
-        FashionMNIST(str(tmp_path)).split("val")
+        FashionMNIST(root=str(tmp_path)).split("val")
 
 
 def test_eurosat_is_split_alike_every_time(tmp_path):
@@ -325,7 +325,7 @@ def test_digits_from_a_file(tmp_path):
     rows = [[*(i % 17 for _ in range(64)), i % 10] for i in range(50)]
     text = "\n".join(",".join(f"{v:.1f}" for v in row) for row in rows)
     (tmp_path / "digits.csv.gz").write_bytes(gzip.compress(text.encode()))
-    data = Digits(str(tmp_path))
+    data = Digits(root=str(tmp_path))
     assert (len(data.split("train")), len(data.split("val"))) == (40, 10)
     assert data.split("train").source.open(0).decode().shape == (8, 8, 3)
 
@@ -359,12 +359,12 @@ def test_the_evaluation_crop_has_timms_pixels(size, interpolation, crop_pct):
 
 
 def test_evaluation_sizes_come_from_the_weights(folders):
-    data = ImageFolder(str(folders))
+    data = ImageFolder(root=str(folders))
     data.preprocessing = Preprocessing(crop_pct=0.95, input_size=(32, 32), test_size=(48, 48), test_crop_pct=1.0)
-    assert (data.train_size, data.eval_crop.size, data.eval_crop.crop_pct) == ((32, 32), (48, 48), 1.0)
+    assert (data.train_size, data.eval_transform.size, data.eval_transform.crop_pct) == ((32, 32), (48, 48), 1.0)
     assert data.largest("val") == (48, 48)
     data.image_size = (40, 40)
-    assert (data.eval_crop.size, data.eval_crop.crop_pct) == ((40, 40), 0.95)
+    assert (data.eval_transform.size, data.eval_transform.crop_pct) == ((40, 40), 0.95)
 
 
 class Whole:

@@ -15,7 +15,6 @@ from rich.console import Console
 from vistrain.cli import main
 from vistrain.data import Bicubic, GaussianNoise, GeneratedPatterns, ImageFolder, ImageList, ImageSet, RestorationData
 from vistrain.data.base.module import DataModule
-from vistrain.data.detection.check import check
 from vistrain.errors import ConfigError, DataError
 
 
@@ -48,7 +47,7 @@ def folders(tmp_path: Path) -> Path:
 
 
 def test_a_clean_set_of_classes(folders: Path, tmp_path: Path) -> None:
-    report = check(ImageFolder(str(folders), workers=0), tmp_path / "out")
+    report = ImageFolder(root=str(folders), workers=0).check(tmp_path / "out")
     assert report.ok
     assert list(report.splits) == ["train", "val"]  # the test split is the validation split
     train = report.splits["train"]
@@ -72,7 +71,7 @@ def test_a_broken_set_of_classes(folders: Path, tmp_path: Path) -> None:
     shutil.copy(folders / "train" / "bee" / "1.png", folders / "train" / "bee" / "again.png")
     shutil.copy(folders / "train" / "cat" / "1.png", folders / "val" / "cat" / "leak.png")
     shutil.rmtree(folders / "val" / "ant")
-    report = check(ImageFolder(str(folders), workers=0), tmp_path / "out")
+    report = ImageFolder(root=str(folders), workers=0).check(tmp_path / "out")
     assert not report.ok
     assert list(report.splits["train"].bad_files) == [str(folders / "train" / "ant" / "0.png")]
     assert list(report.splits["val"].bad_files) == [str(half)]
@@ -87,7 +86,7 @@ def test_a_broken_set_of_classes(folders: Path, tmp_path: Path) -> None:
 def test_an_empty_class_folder_is_named_and_the_rest_is_looked_at(folders: Path, tmp_path: Path) -> None:
     for file in (folders / "train" / "cat").iterdir():
         file.unlink()
-    report = check(ImageFolder(str(folders), workers=0), tmp_path / "out")
+    report = ImageFolder(root=str(folders), workers=0).check(tmp_path / "out")
     assert not report.ok
     assert "class 'cat' has no image in it" in report.splits["train"].problem
     assert report.splits["val"].images == 8
@@ -96,12 +95,12 @@ def test_an_empty_class_folder_is_named_and_the_rest_is_looked_at(folders: Path,
 
 def test_a_list_that_does_not_match(folders: Path, tmp_path: Path) -> None:
     (folders / "classes.txt").write_text("ant\nbee\ndog\n")
-    report = check(ImageFolder(str(folders), classes="classes.txt", workers=0), tmp_path / "out")
+    report = ImageFolder(root=str(folders), classes="classes.txt", workers=0).check(tmp_path / "out")
     assert "1 listed classes have no folder (dog, ...); 1 folders are not listed (cat, ...)" in text(report)
     (folders / "train.csv").write_text("file,label\nant/0.png,ant\nbee/0.png,bee\n")
     (folders / "val.csv").write_text("file,label\nant/1.png,wasp\n")
     lists = ImageList("train.csv", "val.csv", root=str(folders), images="train", workers=0)
-    report = check(lists, tmp_path / "out")
+    report = lists.check(tmp_path / "out")
     assert not report.ok
     assert report.splits["train"].classes == {"ant": 1, "bee": 1}
     assert "line 2: class 'wasp' is not among the 2 classes" in report.splits["val"].problem
@@ -111,14 +110,14 @@ def test_a_list_that_does_not_match(folders: Path, tmp_path: Path) -> None:
 def test_several_classes_per_image(folders: Path, tmp_path: Path) -> None:
     (folders / "train.csv").write_text("file,labels\nant/0.png,ant|bee\nbee/0.png,\n")
     lists = ImageList("train.csv", "train.csv", root=str(folders), images="train", workers=0)
-    report = check(lists, tmp_path / "out")
+    report = lists.check(tmp_path / "out")
     assert (report.splits["train"].classes, report.splits["train"].unlabelled) == ({"ant": 1, "bee": 1}, 1)
     assert "images of no class" in text(report)
 
 
 def test_generated_classes_are_made_first(tmp_path: Path) -> None:
     data = GeneratedPatterns(root=str(tmp_path), train_images=2, val_images=1, workers=0, image_size=32)
-    report = check(data, tmp_path / "out")
+    report = data.check(tmp_path / "out")
     assert report.ok
     assert len(report.splits["train"].classes) == 10
 
@@ -150,7 +149,7 @@ def restoration(root: Path, **changes) -> RestorationData:
 
 
 def test_clean_pairs(pairs: Path) -> None:
-    report = check(restoration(pairs, patch=4), pairs / "out")
+    report = restoration(pairs, patch=4).check(pairs / "out")
     assert report.ok
     assert list(report.splits) == ["train", "val"]
     train = report.splits["train"]
@@ -166,7 +165,7 @@ def test_broken_pairs(pairs: Path) -> None:
     torn.write_bytes(torn.read_bytes()[:200])
     picture(pairs / "lr" / "1.png", (13, 8))
     (pairs / "lr" / "2.png").write_bytes(b"")
-    report = check(restoration(pairs, patch=64), pairs / "out")
+    report = restoration(pairs, patch=64).check(pairs / "out")
     assert not report.ok
     bad = report.splits["train"].bad_files
     assert set(bad) == {str(torn), str(pairs / "lr" / "1.png"), str(pairs / "lr" / "2.png")}
@@ -178,7 +177,7 @@ def test_broken_pairs(pairs: Path) -> None:
 
 def test_a_missing_degraded_version(pairs: Path) -> None:
     (pairs / "lr" / "3.png").unlink()
-    report = check(restoration(pairs), pairs / "out")
+    report = restoration(pairs).check(pairs / "out")
     assert not report.ok
     assert "3" in report.splits["train"].problem
 
@@ -187,17 +186,17 @@ def test_images_degraded_on_the_fly(pairs: Path) -> None:
     sets = ImageSet("hr")
     for degradation in (Bicubic(2), GaussianNoise(25.0)):
         data = RestorationData(sets, {"mine": sets}, root=str(pairs), degradation=degradation, workers=0)
-        report = check(data, pairs / "out")
+        report = data.check(pairs / "out")
         assert report.ok
         assert report.splits["train"].degraded == 0
 
 
 def test_other_data_is_refused(tmp_path: Path) -> None:
     class Odd(DataModule):
-        labels = dataset = largest = None
+        labels = dataset = largest = collate = None
 
     with pytest.raises(ConfigError, match=r"data\.type: Odd cannot be checked"):
-        check(Odd(2), tmp_path)
+        Odd(batch_size=2).check(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
-        check(GeneratedPatterns(root=str(tmp_path), train_images=1, val_images=1, workers=0), tmp_path / "file" / "out")
+        GeneratedPatterns(root=str(tmp_path), train_images=1, val_images=1, workers=0).check(tmp_path / "file" / "out")

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from vistrain.data import CocoDetection, CocoSplit, GeneratedShapes
-from vistrain.data.detection.check import Report, check
+from vistrain.data.detection.check import Report
 from vistrain.errors import DataError
 
 
@@ -30,7 +30,7 @@ def text(report: Report) -> str:
 
 
 def test_a_clean_set(shapes: GeneratedShapes, tmp_path: Path) -> None:
-    report = check(shapes, tmp_path / "out")
+    report = shapes.check(tmp_path / "out")
     assert report.ok
     assert list(report.splits) == ["train", "val"]
     train = report.splits["train"]
@@ -81,7 +81,7 @@ def test_a_broken_set(shapes: GeneratedShapes, tmp_path: Path) -> None:
         root=str(root),
         workers=0,
     )
-    report = check(data, tmp_path / "out")
+    report = data.check(tmp_path / "out")
     assert not report.ok
     assert report.splits["train"].bad_files == {
         "000000.jpg": "empty file (0 bytes)",
@@ -100,4 +100,4 @@ def test_a_broken_set(shapes: GeneratedShapes, tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made(shapes: GeneratedShapes, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
-        check(shapes, tmp_path / "file" / "out")
+        shapes.check(tmp_path / "file" / "out")

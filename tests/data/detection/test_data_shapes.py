@@ -1,5 +1,6 @@
 """The generated set: deterministic, in COCO's format on disk, and as hard as promised."""
 
+import hashlib
 import json
 from collections import Counter
 from multiprocessing import get_context
@@ -14,6 +15,7 @@ from vistrain.data import GeneratedShapes
 from vistrain.data.detection import shapes
 from vistrain.errors import ConfigError, DataError
 
+DIGEST = "f1e0cf292386a4de0376365d6a01b8e99602a3f4acb89f3b57ac24613c9b53be"  # of the default set's annotations
 SMALL = {"train_images": 60, "val_images": 20, "workers": 0}
 
 
@@ -167,9 +169,48 @@ def test_classes_are_known_without_files(tmp_path: Path) -> None:
 def test_scale_and_arguments(tmp_path: Path) -> None:
     data = GeneratedShapes(root=str(tmp_path), train_images=2, val_images=2, scale=2, workers=0, batch_size=2)
     assert {max(i["height"], i["width"]) for i in data.ground_truth("train")["images"]} <= {256, 288, 304, 320}
-    assert data.eval_resize.short == 256
+    assert data.eval_transform.short == 256
     with pytest.raises(ConfigError, match="train_images: 0 is too small"):
         GeneratedShapes(train_images=0)
+
+
+def test_easier_scenes(made: GeneratedShapes, tmp_path: Path) -> None:
+    scenes = shapes.Scenes(("star", "circle"), more_objects=1.0, sides=(0.25, 0.6), visible=0.9, crowds=False)
+    data = GeneratedShapes(root=str(tmp_path), **SMALL, scenes=scenes)
+    assert data.labels.names == ("star", "circle")  # by id: 8, 17
+    assert data.root.name != made.root.name
+    assert GeneratedShapes(root=str(tmp_path), **SMALL, scenes=shapes.Scenes()).root.name == made.root.name
+    truth = data.ground_truth("train")
+    assert {c["name"] for c in truth["categories"]} == {"star", "circle"}
+    assert {a["category_id"] for a in truth["annotations"]} == {8, 17}
+    assert not any(a["iscrowd"] for a in truth["annotations"])
+    assert 1.5 < np.mean(list(Counter(a["image_id"] for a in truth["annotations"]).values())) < 2.5
+    short = {i["id"]: min(i["height"], i["width"]) for i in truth["images"]}
+    sides = [(min(a["bbox"][2:]), max(a["bbox"][2:]), short[a["image_id"]]) for a in truth["annotations"]]
+    assert all(0.25 * of <= low and high <= 0.6 * of for low, high, of in sides)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"classes": ()}, "data.scenes.classes"),
+        ({"classes": ("star", "star")}, "data.scenes.classes"),
+        ({"classes": ("moon",)}, "moon.*name some of circle"),
+        ({"sides": (0.5, 0.5)}, "data.scenes.sides"),
+        ({"more_objects": -1.0}, "data.scenes.more_objects"),
+        ({"visible": 1.5}, "data.scenes.visible"),
+    ],
+)
+def test_scenes_that_cannot_be_drawn(arguments: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        shapes.Scenes(**arguments)  # type: ignore[arg-type]
+
+
+def test_the_default_set_never_changes(made: GeneratedShapes) -> None:
+    """Annotations byte for byte; the pixels of a JPEG are the library's."""
+    assert made.root.name == "shapes-v2-60-20-seed0-x1"
+    text = (made.root / "annotations" / "train.json").read_bytes()
+    assert hashlib.sha256(text).hexdigest() == DIGEST
 
 
 def test_a_batch_comes_out(made: GeneratedShapes) -> None:

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,11 +17,15 @@ from vistrain import __version__
 from vistrain.callbacks import EMA, Checkpoints, NaNGuard
 from vistrain.callbacks.loggers import CSVMetrics
 from vistrain.checkpoints import load_file
+from vistrain.data import EvalCrop, EvalResize
+from vistrain.data.base.transform import EvalTransform
 from vistrain.errors import ConfigError, VistrainError
 from vistrain.optim import Cosine
-from vistrain.structures import Factory
+from vistrain.structures import Factory, Preprocessing
 from vistrain.tasks import DetectionTask
-from vistrain.tasks.base.gather import Gatherer, merge
+from vistrain.tasks.base.parallel import Gatherer, merge
+from vistrain.tasks.base.predictor import evaluation_transform
+from vistrain.tasks.base.task import Task, picture_of
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -149,6 +154,61 @@ def test_checkpoints_carry_what_rebuilds_the_network(tmp_path: Path) -> None:
     assert type(task.model.preprocessing).from_dict(facts["preprocessing"]) == task.model.preprocessing
     assert facts["progress"] == {"epoch": 1, "consumed": 0, "world_size": 1}
     assert {k.removeprefix("model.") for k in checkpoint["state_dict"]} == set(task.model.state_dict())
+
+
+class Halved(EvalTransform):
+    """Every second pixel."""
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return image[::2, ::2]
+
+    def to_node(self) -> dict[str, Any]:
+        return {"type": f"{__name__}.Halved"}
+
+
+def test_checkpoints_carry_the_evaluation_transform(tmp_path: Path) -> None:
+    class Data(TinyData):
+        eval_transform = Halved()
+
+    for data, kind in ((TinyData(), type(None)), (Data(), Halved)):
+        task = make_task()
+        fit(tmp_path / kind.__name__, task, data, [Checkpoints()], max_epochs=1, limit_val_batches=0, logger=False)
+        facts = torch.load(tmp_path / kind.__name__ / "last.ckpt", weights_only=True)["vistrain"]
+        assert isinstance(evaluation_transform(facts, Preprocessing(), (__name__,)), kind)
+    with pytest.raises(ConfigError, match="--allow"):
+        evaluation_transform(facts, Preprocessing())
+    for whole in (EvalResize(64, 96, "detectron2", "bicubic"), EvalCrop((32, 48), 0.9)):
+        assert evaluation_transform({"evaluation": whole.to_node()}, Preprocessing()) == whole
+    # Of before: the config's data module knows it.
+    old = {"config": {"data": {"type": "data.GeneratedShapes", "root": str(tmp_path), "eval_short_side": 64}}}
+    made: Any = evaluation_transform(old, Preprocessing(interpolation="bicubic"))
+    assert (made.short, made.interpolation) == (64, "bicubic")
+
+
+class Plain(Task):
+    """Says nothing of itself."""
+
+
+def test_a_task_that_says_nothing_is_shown_plainly_and_refuses_the_rest(tmp_path: Path) -> None:
+    task = Plain(model=TinyDetector(), optimizer=Factory(torch.optim.SGD, lr=0.1))
+    volume = torch.stack([torch.full((1, 9, 8), float(depth) / 4) for depth in range(4)], 1)
+    batch = {"image": volume[None], "size": torch.tensor([[3, 6, 5]]), "id": ["scan"]}
+    ((caption, picture),) = task.draw_sample(batch, 0, None, 100, 0.3)
+    assert caption == "scan"
+    assert picture.shape == (15, 12, 3)  # enlarged 2.5 times
+    assert np.unique(picture).tolist() == [64]  # the middle of three slices
+    deep = {"image": torch.full((1, 2, 4, 4), 65535, dtype=torch.uint16), "size": torch.tensor([[4, 4]]), "id": [1]}
+    assert (picture_of(deep, 0) == 255).all()
+    task.write_predictions(tmp_path / "predictions.json")
+    assert task.facts_of_test() == {}
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="evaluate: Plain reads no files"):
+        Plain.evaluate_file(tmp_path)
+    task.analysis_folder = tmp_path / "analysis"
+    with pytest.raises(ConfigError, match="--analysis: Plain has none"):
+        make_trainer(tmp_path, logger=False).test(task, datamodule=TinyData(), verbose=False)
+    with pytest.raises(TypeError, match="did you mean 'draw_sample'"):
+        type("Wrong", (Plain,), {"draw_samples": None})
 
 
 def test_a_test_prints_the_protocol_and_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

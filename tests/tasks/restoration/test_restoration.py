@@ -20,7 +20,7 @@ from vistrain.layers.padding import extend, to_unit
 from vistrain.losses import L1, MSE, Charbonnier, FrequencyLoss, PSNRLoss
 from vistrain.metrics import protocol
 from vistrain.metrics.image import luma, psnr, ssim, ssim_uniform
-from vistrain.restoration import RestorationModel
+from vistrain.restoration import RestorationModel, Restorer
 from vistrain.restoration.tiles import starts, tiled
 from vistrain.run.predict import predict_files
 from vistrain.structures import Restored
@@ -28,7 +28,7 @@ from vistrain.tasks.base.inputs import find_images
 from vistrain.tasks.restoration.predictor import RestorationPredictor
 
 
-class Blur(nn.Module):
+class Blur(Restorer):
     """Sees one pixel around; refuses sides that 4 does not divide, and those below 8."""
 
     multiple, smallest, channels = 4, 8, 3
@@ -162,9 +162,9 @@ def test_extending_is_numpys_padding_of_any_width(mode):
     image = torch.rand(2, 5, 3)
     for bottom, right in ((0, 2), (3, 0), (11, 7)):
         expected = np.pad(image.numpy(), ((0, 0), (0, bottom), (0, right)), mode)
-        assert np.array_equal(extend(image, bottom, right, mode).numpy(), expected)
-    assert extend(image[:, :1, :1], 3, 3, mode).unique().numel() == 2
-    assert extend(image, 1, 1, "zeros")[:, -1].abs().sum() == 0
+        assert np.array_equal(extend(image, bottom, right, mode=mode).numpy(), expected)
+    assert extend(image[:, :1, :1], 3, 3, mode=mode).unique().numel() == 2
+    assert extend(image, 1, 1, mode="zeros")[:, -1].abs().sum() == 0
 
 
 @pytest.mark.parametrize(
@@ -361,8 +361,8 @@ def test_a_network_of_another_scale_or_of_other_channels_is_refused(tmp_path):
 
 
 def test_a_grey_network_restores_the_colours_one_by_one():
-    class Grey(nn.Module):
-        scale, multiple, channels = 1, 1, 1
+    class Grey(Restorer):
+        channels = 1
 
         def forward(self, x: Tensor) -> Tensor:
             return 1 - x
@@ -374,8 +374,8 @@ def test_a_grey_network_restores_the_colours_one_by_one():
 
 
 def test_grey_pictures_stay_grey_and_transparent_ones_transparent(tmp_path):
-    class Nearest(nn.Module):
-        scale, multiple, channels = 2, 1, 1
+    class Nearest(Restorer):
+        scale, channels = 2, 1
 
         def forward(self, x: Tensor) -> Tensor:
             return x.repeat_interleave(2, 2).repeat_interleave(2, 3)

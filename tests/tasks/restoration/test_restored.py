@@ -143,7 +143,7 @@ def test_folders_that_do_not_fit_end_in_one_line(folders, capsys):
         (["--scale", "3"], "restored to [3, 40, 44], the truth is [3, 39, 45]"),
         (["--scale", "0"], "--scale"),
         (["--protocol", "coco_box"], "none for pictures - use sr_luma"),
-        (["--annotations", "a.json"], "is for pictures alone"),
+        (["--annotations", "a.json"], "--truth: is for restoration alone - leave out --annotations"),
     ):
         assert cli.main([*words, *more]) == 2
         assert message in capsys.readouterr().err

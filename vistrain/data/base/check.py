@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import track
 
-from vistrain.data.base.module import available_cores
 from vistrain.errors import DataError
+from vistrain.processes import available_cores
 from vistrain.writing import whole_file
 
 MOST = 20  # findings of a kind that are shown; report.json has all
@@ -25,24 +26,53 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Findings:
-    """What the reports on all kinds of sets share; they are dataclasses.
+@dataclass
+class SplitFindings:
+    """What was found in a split; each kind of set has its own, with more in it.
 
     Attributes:
-        splits: name -> what a split holds: `bad_files`, and a `problem` where one that cannot be listed is reported
-            rather than raised.
+        bad_files: file -> why it cannot be used.
+        problem: why the split could not be listed, else empty.
+        repeated: groups of files of this split with the same pixels, where that is looked at.
     """
 
-    splits: Mapping[str, Any]
+    bad_files: dict[str, str] = field(default_factory=dict, kw_only=True)
+    problem: str = field(default="", kw_only=True)
+    repeated: list[list[str]] = field(default_factory=list, kw_only=True)
+
+
+@dataclass
+class Findings(ABC):
+    """What `DataModule.check` found; each kind of set has its own, with more in it.
+
+    Attributes:
+        splits: by name.
+        leaks: groups of files with the same pixels in more than one split, where that is looked at.
+        pictures: the PNGs that were written.
+    """
+
+    splits: Mapping[str, SplitFindings]
+    leaks: list[list[str]] = field(default_factory=list, kw_only=True)
+    pictures: list[str] = field(default_factory=list, kw_only=True)
 
     @property
     def ok(self) -> bool:
         """Whether a run can go through: every split can be listed and every file read. Leaks do not stop one."""
-        return not any(split.bad_files or getattr(split, "problem", "") for split in self.splits.values())
+        return not any(split.bad_files or split.problem for split in self.splits.values())
+
+    @abstractmethod
+    def table(self) -> RenderableType:
+        """What a terminal shows: print it with a Rich console."""
+
+    def note_copies(self, seen: Mapping[bytes, Sequence[str]]) -> None:
+        """Keep which files have the same pixels, see `same_pixels`."""
+        self.leaks, repeated = same_pixels(seen)
+        for split, groups in repeated.items():
+            self.splits[split].repeated = groups
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, as in `report.json`."""
-        return {"ok": self.ok, **asdict(cast(Any, self))}
+        return {"ok": self.ok, **asdict(self)}
 
 
 def opened(

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from vistrain.data.base.dataset import Key, SampleSet
 from vistrain.errors import DataError
 
 ATTEMPTS = 20  # other samples tried in an unreadable one's place
 NAMED = 5  # files that an error lists
 DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*)", re.DOTALL)
-
-Key = int | tuple[int, ...]  # an index, or an index, a seed, and whatever else a sampler draws
 
 
 class Watched(Dataset[Any]):
@@ -30,7 +29,7 @@ class Watched(Dataset[Any]):
     the same again. Evaluation has no replacement: a metric is of all images.
 
     Args:
-        dataset: returns a `DataError` for a sample that cannot be read; may name samples by `where(index) -> str`.
+        dataset: returns a `DataError` for a sample that cannot be read, as every `SampleSet` does.
         workers: of the loader.
         limit: unreadable samples, each counted once, that are tolerated; None: none are replaced.
     """
@@ -112,8 +111,7 @@ class Watched(Dataset[Any]):
 
     def name(self, index: int) -> str:
         """The file of a sample, without opening it; its number where the data set does not say."""
-        where = getattr(self.dataset, "where", None)
-        return f"sample {index}" if where is None else str(where(index))
+        return self.dataset.where(index) if isinstance(self.dataset, SampleSet) else f"sample {index}"
 
     def last_read_by(self, process: int) -> str | None:
         """The sample that a data worker was reading, or had read last; None if it is not one of this loader's."""

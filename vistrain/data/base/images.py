@@ -12,7 +12,7 @@ import torch
 import torchvision  # type: ignore[import-untyped]
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vistrain.data.base.storage import read_bytes
+from vistrain.data.base.storage import open_file, read_bytes
 from vistrain.errors import DataError
 
 try:  # extra `fast`; like torchvision's decoder it gives Pillow's pixels to the bit, a little faster
@@ -20,6 +20,8 @@ try:  # extra `fast`; like torchvision's decoder it gives Pillow's pixels to the
 except ImportError:
     simplejpeg = None
 
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm")  # of image files
 ORIENTATION = 0x0112  # the EXIF tag
 JPEG_MAGIC = b"\xff\xd8\xff"
 
@@ -76,6 +78,21 @@ def read_listed_image(path: str | Path, height: int, width: int, exif: str = "au
             "resized after it was annotated? correct width and height and the boxes, or restore the file",
         )
     return pixels
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image file as stored (no EXIF orientation), from its header alone.
+
+    Raises:
+        DataError: the file is missing, or no image.
+    """
+    try:
+        with open_file(path) as file, Image.open(file) as image:
+            return image.height, image.width
+    except FileNotFoundError as error:
+        raise DataError(str(path), "no such image file") from error
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(str(path), f"not an image that can be read ({error})") from error
 
 
 def _bytes(path: str | Path) -> bytes:

@@ -1,15 +1,14 @@
-"""What every data module does: the batch arithmetic, loaders that resume and evaluate exactly, and early refusals."""
+"""What every data module says and does: the batch arithmetic, loaders that resume and evaluate exactly, refusals."""
 
 from __future__ import annotations
 
-import atexit
 import functools
+import math
 import os
 import shutil
 import signal
-import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -17,29 +16,53 @@ from typing import Any, Literal
 import cv2
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from vistrain.contract import Contract
+from vistrain.data.base.check import Findings
+from vistrain.data.base.collate import Batch, batch_or_error
 from vistrain.data.base.faults import Watched, dead_worker
 from vistrain.data.base.samplers import BlockSampler, ResumableSampler
-from vistrain.data.detection.collate import collate
+from vistrain.data.base.transform import EvalTransform
 from vistrain.errors import ConfigError, DataError, VistrainError
+from vistrain.internals.torch import MortalLoader
+from vistrain.processes import available_cores
 from vistrain.structures import LabelSpace, Preprocessing
 
 SplitName = Literal["train", "val", "test"]
 SHARED_MEMORY = Path("/dev/shm")
 PREFETCH = 2  # batches per worker; eight were no faster
 LAST_SECONDS = 600  # that a worker outlives a SIGTERM
+# What each of Lightning's stages needs.
+STAGES: dict[str, tuple[SplitName, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
 
-def default_root() -> str:
-    """Where data sets live unless `data.root` says otherwise: `VISTRAIN_DATA`, or `data/` in the working directory."""
-    return os.environ.get("VISTRAIN_DATA", "data")
+def data_root(root: str | None) -> Path:
+    """Where data sets live: `root`, or where that is None `VISTRAIN_DATA`, or `data/` in the working directory."""
+    return Path(os.environ.get("VISTRAIN_DATA", "data") if root is None else root)
 
 
-class DataModule(LightningDataModule, ABC):
-    """Base of all data modules.
+def refuse_below(least: int | float, **values: int | float | None) -> None:
+    """Refuse parameters, named as a config names them, that are too small; None is never.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise ConfigError(name, f"{value} is too small", f"use {least} or more")
+
+
+class DataModule(Contract, LightningDataModule, ABC):
+    """Base of all data modules: what a data set says of itself, and loaders that resume and evaluate exactly.
+
+    The class of a task's sets lies between this and a set, and does all that is the task's: its transforms, its
+    `collate`, `count_targets` and `check`. Nothing is read on construction.
+
+    S below are the sides of an image: height and width, or depth, height and width.
 
     Args:
+        root: folder that holds the set; `VISTRAIN_DATA` or `data/` if None.
         batch_size: global batch: images per optimizer step over all processes, the one that a paper's learning rate is
             for.
         per_device: images that fit on one device at once; all of the device's share if None.
@@ -49,12 +72,13 @@ class DataModule(LightningDataModule, ABC):
             numbers are for 1.
 
     Attributes:
+        channels: C of the images.
+        itemsize: bytes of a value of an image in a batch: 1 where images stay uint8.
         preprocessing: what the model's weights want; set it before loaders are made.
         resume: `(epoch, consumed global samples)` to start training from, see `ResumableSampler`; set it before
             `train_dataloader`.
-        channels: of the images.
         repeats: versions of each training image side by side, see `ResumableSampler`.
-        max_unreadable: training images that may turn out unreadable, see `data.faults`; set it before
+        max_unreadable: training images that may turn out unreadable, see `data.base.faults`; set it before
             `train_dataloader` (`callbacks.Unreadable` does).
         watched: split -> the data set behind its latest loader.
 
@@ -62,29 +86,34 @@ class DataModule(LightningDataModule, ABC):
         ConfigError: a number is not positive.
     """
 
-    channels = 3
-    repeats = 1
-    max_unreadable = 0
+    channels: int = 3
+    itemsize: int = 1
+    repeats: int = 1
+    max_unreadable: int = 0
+    preprocessing: Preprocessing
+    resume: tuple[int, int]
+    watched: dict[SplitName, Watched]
 
     def __init__(
         self,
-        batch_size: int,
+        root: str | None = None,
+        batch_size: int = 16,
         per_device: int | None = None,
         workers: int | None = None,
         seed: int = 0,
         eval_batch_size: int = 1,
     ) -> None:
         super().__init__()
-        least = {"batch_size": 1, "per_device": 1, "workers": 0, "seed": 0, "eval_batch_size": 1}
-        given = (batch_size, per_device, workers, seed, eval_batch_size)
-        for (name, bound), value in zip(least.items(), given, strict=True):
-            if value is not None and value < bound:
-                raise ConfigError(name, f"{value} is too small", f"use {bound} or more")
+        refuse_below(1, batch_size=batch_size, per_device=per_device, eval_batch_size=eval_batch_size)
+        refuse_below(0, workers=workers, seed=seed)
+        self.root = data_root(root)
         self.batch_size, self.per_device, self.workers = batch_size, per_device, workers
         self.seed, self.eval_batch_size = seed, eval_batch_size
         self.preprocessing = Preprocessing()
         self.resume = (0, 0)
-        self.watched: dict[SplitName, Watched] = {}
+        self.watched = {}
+
+    # ---------------------------------------------------------------- what a set says of itself
 
     @property
     def labels(self) -> LabelSpace:
@@ -93,11 +122,78 @@ class DataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def dataset(self, split: SplitName) -> Dataset[Any]:
-        """The samples of a split: augmented and called with `(index, seed)` for `train`, else called with `index`."""
+        """The samples of a split, a `SampleSet` (or another data set that returns a `DataError` for a sample that
+        cannot be read): augmented and called with `(index, seed)` for `train`, else called with `index`."""
 
     @abstractmethod
-    def largest(self, split: SplitName) -> tuple[int, int]:
-        """Upper bounds of the short and long side of a split's images, in pixels."""
+    def largest(self, split: SplitName) -> tuple[int, ...]:
+        """Upper bounds of the sides of a split's images in a batch, in pixels, in any order: what memory is for."""
+
+    @property
+    @abstractmethod
+    def collate(self) -> Callable[[Sequence[Any]], Batch]:
+        """The function that makes a batch of samples, none of them an error; see `Network` for what is in a batch, and
+        `batch_of`, which makes most of it. It is pickled for the loaders' processes."""
+
+    def count_targets(self, target: Any) -> int | None:
+        """How many targets one of a batch's `target`s holds, for losses that divide by their number; None: these
+        losses do not."""
+        return None
+
+    @property
+    def eval_transform(self) -> EvalTransform | None:
+        """The evaluation transform of an image, which checkpoints carry to the predictor; needs no files. None where
+        images reach the network as they are."""
+        return None
+
+    def ground_truth(self, split: SplitName) -> Any:
+        """What the task's metrics compare the predictions of a split with, whole images in their original sizes; of
+        what kind, the task's metrics say.
+
+        Raises:
+            ConfigError: this set keeps none.
+        """
+        raise ConfigError("data.type", f"{type(self).__name__} has no ground truth", "write its `ground_truth(split)`")
+
+    def image_path(self, split: SplitName, image_id: Any) -> Path:
+        """The file of an image, for pictures and tables.
+
+        Raises:
+            DataError: the split has no such image.
+            ConfigError: this set has no files.
+        """
+        raise ConfigError("data.type", f"{type(self).__name__} has no image files", "write its `image_path(split, id)`")
+
+    def check(self, output: str | Path) -> Findings:
+        """Opens every file of the set and looks for what is wrong with it, before a GPU is spent on it.
+
+        Args:
+            output: folder for `report.json` and pictures, made if absent.
+
+        Raises:
+            ConfigError: there is no check for this kind of data.
+            DataError: the set cannot be listed, or the output cannot be written.
+        """
+        raise ConfigError("data.type", f"{type(self).__name__} cannot be checked", "it knows its files by itself")
+
+    def find(self, split: SplitName) -> None:
+        """Look for the files of a split, so that what is missing is missed before a run; does nothing unless a set has
+        files.
+
+        Raises:
+            DataError: something is missing.
+        """
+
+    def remedy(self, split: SplitName) -> str:
+        """What to do where a split is missing."""
+        return f"correct data.root (now {self.root}), or set VISTRAIN_DATA"
+
+    # ---------------------------------------------------------------- what follows from it
+
+    def setup(self, stage: str) -> None:
+        """Finds what a stage (`fit`, `validate`, `test`) needs."""
+        for split in STAGES.get(stage, ()):
+            self.find(split)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -149,9 +245,8 @@ class DataModule(LightningDataModule, ABC):
         dataset = self._watch("train", self.max_unreadable)
         sampler = self.training_sampler(len(dataset))
         per_device = self.batch_size // self.world // accumulation
-        return Loader(
-            dataset, accumulation, batch_size=per_device, sampler=sampler, **self._common("train", per_device)
-        )
+        more = {"batch_size": per_device, "sampler": sampler, **self._common("train", per_device)}
+        return Loader(dataset, accumulation, self.count_targets, **more)
 
     def training_sampler(self, length: int) -> ResumableSampler:
         """The training order of so many samples."""
@@ -165,14 +260,14 @@ class DataModule(LightningDataModule, ABC):
         """Every image of the test split once, in fixed blocks."""
         return self._evaluation("test")
 
-    def collate_function(self) -> Any:
-        """What makes a batch of samples; a batch of errors passes as its first error, for the main process to raise."""
-        return functools.partial(_collate_or_error, size_divisor=self.preprocessing.size_divisor)
+    def collate_function(self) -> Callable[[Sequence[Any]], Batch | VistrainError]:
+        """What loaders make batches with: `collate`, and of a batch with errors the first one."""
+        return functools.partial(batch_or_error, collate=self.collate)
 
     def _evaluation(self, split: SplitName) -> Loader:
         dataset = self._watch(split, None)
         blocks = BlockSampler(len(dataset), self.eval_batch_size, self.rank, self.world)
-        return Loader(dataset, 0, batch_sampler=blocks, **self._common(split, self.eval_batch_size))
+        return Loader(dataset, batch_sampler=blocks, **self._common(split, self.eval_batch_size))
 
     def explain(self, error: BaseException) -> DataError | None:
         """The error that names the sample, if `error` is torch's word that a data worker died."""
@@ -191,8 +286,8 @@ class DataModule(LightningDataModule, ABC):
     def _common(self, split: SplitName, batch: int) -> dict[str, Any]:
         workers = self._workers()
         local = self.trainer.num_devices if self.trainer is not None else 1
-        short, long = self.largest(split)
-        check_shared_memory(workers * max(local, 1) * PREFETCH * batch * short * long * self.channels, workers)
+        image = math.prod(self.largest(split)) * self.channels * self.itemsize
+        check_shared_memory(workers * max(local, 1) * PREFETCH * batch * image, workers)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return {
             "num_workers": workers,
@@ -204,27 +299,28 @@ class DataModule(LightningDataModule, ABC):
         }
 
 
-class Loader(DataLoader[Any]):
+class Loader(MortalLoader):
     """A DataLoader that raises a worker's `VistrainError` as it is, and counts targets over accumulation groups.
 
     An error raised inside a worker would reach the user as forty lines of two processes' tracebacks, so workers return
-    it.
+    it (see `SampleSet`, `batch_or_error`).
 
     Args:
         dataset: of samples, or errors in their place.
         group: micro-batches per optimizer step; 0 in evaluation: batches then carry no `num_targets`.
+        count: how many targets one of a batch's `target`s holds, or None; without it, nothing is counted.
         arguments: of `torch.utils.data.DataLoader`.
     """
 
-    def __init__(self, dataset: Dataset[Any], group: int = 0, **arguments: Any) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        group: int = 0,
+        count: Callable[[Any], int | None] | None = None,
+        **arguments: Any,
+    ) -> None:
         super().__init__(dataset, **arguments)
-        self.group = group
-
-    def _get_iterator(self) -> Any:
-        iterator = super()._get_iterator()
-        if self.num_workers:
-            atexit.register(_end_workers, weakref.ref(iterator))
-        return iterator
+        self.group, self.count = group, count or (lambda target: None)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator does for an iterator
         batches = map(self._checked, super().__iter__())
@@ -243,31 +339,12 @@ class Loader(DataLoader[Any]):
         # A resumed epoch may start inside a group; its remaining micro-batches still belong together.
         size = self.group - done % self.group
         while group := list(islice(batches, size)):
-            counts = [len(target["labels"]) for batch in group for target in batch["target"] if "labels" in target]
+            found = [self.count(target) for batch in group for target in batch["target"]]
+            counts = [n for n in found if n is not None]
             facts = {"num_targets": sum(counts) / len(group), "micro_batches": len(group)} if counts else {}
             for batch in group:
                 yield {**batch, **facts}
             size = self.group
-
-
-def _collate_or_error(samples: list[Any], size_divisor: int) -> Any:
-    for sample in samples:
-        if isinstance(sample, VistrainError):
-            return sample
-    return collate(samples, size_divisor)
-
-
-def _end_workers(reference: weakref.ref[Any]) -> None:
-    """Ends the loader processes of an iterator that is still there when its process exits.
-
-    Python would ask them by SIGTERM, which they outlive, and wait for them: an error in an evaluation would be held up
-    by the training set's idle workers, and with it all other ranks.
-    """
-    iterator = reference()
-    if iterator is not None:
-        iterator._shutdown_workers()
-        for worker in iterator._workers:
-            worker.kill()
 
 
 def start_worker(worker: int) -> None:
@@ -284,11 +361,6 @@ def start_worker(worker: int) -> None:
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(LAST_SECONDS))
-
-
-def available_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_shared_memory(needed: int, workers: int) -> None:

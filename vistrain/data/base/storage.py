@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -141,6 +142,54 @@ def files_below(folder: str | Path) -> list[str]:
         prefix = "" if base == "." else f"{base}/"
         found += [prefix + f for f in files]
     return sorted(found)
+
+
+def read_text(path: Path, remedy: str = "", what: str = "file") -> str:
+    """The content of a plain text file, UTF-8.
+
+    Args:
+        path: the file.
+        remedy: what to do where it is missing.
+        what: kind of file, for the message then.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(str(path), f"no such {what}", remedy) from error
+    except UnicodeDecodeError as error:
+        raise DataError(str(path), f"not a text file (byte {error.start} is not UTF-8)") from error
+    except OSError as error:
+        raise DataError(str(path), f"cannot be read: {error.strerror or error}") from error
+
+
+def refuse_missing(files: Sequence[str], folder: Path, listing: Path, remedy: str) -> None:
+    """Refuses a list that names files that are not there: none is missed after hours of training.
+
+    One directory listing per folder, not a look at each file.
+
+    Args:
+        files: relative to the folder.
+        folder: where they should be.
+        listing: the file that names them.
+        remedy: what to do.
+
+    Raises:
+        DataError: saying how many, and which is the first.
+    """
+    present: dict[str, set[str]] = {}
+    missing = []
+    for name in files:
+        parent, base = os.path.split(name)
+        if parent not in present:
+            present[parent] = file_names(folder / parent)
+        if base not in present[parent]:
+            missing.append(name)
+    if missing:
+        problem = f"{len(missing)} of {len(files)} listed images are not in {folder} (first: {missing[0]})"
+        raise DataError(str(listing), problem, remedy)
 
 
 def _locate(path: str | Path) -> tuple[Shards, str] | None:

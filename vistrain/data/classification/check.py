@@ -12,7 +12,15 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from vistrain.data.base.check import Findings, opened, pixel_hash, same_pixels, shown, unreadable, write_report
+from vistrain.data.base.check import (
+    Findings,
+    SplitFindings,
+    opened,
+    pixel_hash,
+    shown,
+    unreadable,
+    write_report,
+)
 from vistrain.data.base.module import SplitName
 from vistrain.data.classification.module import ClassificationData
 from vistrain.data.classification.sources import Arrays, Split
@@ -25,7 +33,7 @@ SHOWN_CLASSES = 40  # rows of the table on a terminal; report.json has all
 
 
 @dataclass
-class ClassSplitReport:
+class ClassSplitReport(SplitFindings):
     """What a split holds.
 
     Attributes:
@@ -34,9 +42,6 @@ class ClassSplitReport:
         unlabelled: images of no class (multi-label sets).
         image_sizes: `width x height` -> images, the ten most frequent.
         smallest_side: of all images, pixels; 0 if none can be read.
-        bad_files: file -> why it cannot be used.
-        repeated: groups of files of this split with the same pixels.
-        problem: why the split could not be listed (an empty class folder, a list that does not match), else empty.
     """
 
     images: int = 0
@@ -44,9 +49,6 @@ class ClassSplitReport:
     unlabelled: int = 0
     image_sizes: dict[str, int] = field(default_factory=dict)
     smallest_side: int = 0
-    bad_files: dict[str, str] = field(default_factory=dict)
-    repeated: list[list[str]] = field(default_factory=list)
-    problem: str = ""
 
 
 @dataclass
@@ -55,13 +57,9 @@ class ClassReport(Findings):
 
     Attributes:
         splits: by name.
-        leaks: groups of files with the same pixels in more than one split.
-        pictures: the PNGs that were written.
     """
 
     splits: dict[str, ClassSplitReport]
-    leaks: list[list[str]] = field(default_factory=list)
-    pictures: list[str] = field(default_factory=list)
 
     def table(self) -> RenderableType:
         """What a terminal shows: print it with a Rich console."""
@@ -80,6 +78,7 @@ def check_classes(data: ClassificationData, output: str | Path) -> ClassReport:
     Raises:
         DataError: the output cannot be written.
     """
+    data.prepare_data()  # a generated set is written on first use
     output = Path(output)
     report = ClassReport({})
     seen: dict[bytes, list[str]] = defaultdict(list)
@@ -102,9 +101,7 @@ def check_classes(data: ClassificationData, output: str | Path) -> ClassReport:
         for file, digest in _open_all(split, files, name, found):
             seen[digest].append(f"{name}: {file}")
         report.pictures += _draw(split, files, labels, name, found, output)
-    report.leaks, repeated = same_pixels(seen)
-    for where, groups in repeated.items():
-        report.splits[where].repeated = groups
+    report.note_copies(seen)
     write_report(report.to_dict(), output)
     return report
 

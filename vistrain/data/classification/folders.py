@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from vistrain.data.base.images import SUFFIXES
 from vistrain.data.base.module import SplitName
-from vistrain.data.base.storage import folder_names, is_folder
-from vistrain.data.classification.module import ClassificationData, Filter
-from vistrain.data.classification.sources import SUFFIXES, Files, Split, image_files, refuse_missing
-from vistrain.data.classification.transforms import ImageAugment
+from vistrain.data.base.storage import folder_names, is_folder, read_text, refuse_missing
+from vistrain.data.classification.module import ClassificationData
+from vistrain.data.classification.sources import Files, Split, image_files
 from vistrain.errors import ConfigError, DataError
 from vistrain.structures import LabelSpace
 
@@ -32,7 +33,7 @@ class ImageFolder(ClassificationData):
         holdout: share of the training images that is held out where there is no validation folder.
         classes: a file that lists the class folders, one a line, in the order of the channels; all of them, sorted, if
             None.
-        others: see `ClassificationData`.
+        base: see `ClassificationData`.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -40,28 +41,14 @@ class ImageFolder(ClassificationData):
 
     def __init__(
         self,
-        root: str | None = None,
         train: str = "train",
         val: str | None = "val",
         test: str | None = None,
         holdout: float = 0.1,
         classes: str | None = None,
-        batch_size: int = 128,
-        per_device: int | None = None,
-        workers: int | None = None,
-        seed: int = 0,
-        eval_batch_size: int = 64,
-        image_size: int | tuple[int, int] | None = None,
-        eval_size: int | tuple[int, int] | None = None,
-        crop_pct: float | None = None,
-        interpolation: Filter | None = None,
-        augment: ImageAugment | None = None,
-        repeats: int = 1,
+        **base: Any,
     ) -> None:
-        super().__init__(
-            root, batch_size, per_device, workers, seed, eval_batch_size, image_size, eval_size, crop_pct,
-            interpolation, augment, repeats,
-        )  # fmt: skip
+        super().__init__(**base)
         if not 0 < holdout < 1:
             raise ConfigError("holdout", f"{holdout} is not in 0..1")
         self.folders: dict[SplitName, str | None] = {"train": train, "val": val, "test": test or val}
@@ -72,7 +59,11 @@ class ImageFolder(ClassificationData):
     def labels(self) -> LabelSpace:
         """The classes: the training folder's sub-folders, found the first time."""
         if self._labels is None:
-            names = self.listed_classes() if self.classes else tuple(class_folders(self.folder("train"), self.remedy()))
+            names = (
+                self.listed_classes()
+                if self.classes
+                else tuple(class_folders(self.folder("train"), self.remedy("train")))
+            )
             self._labels = LabelSpace(names, tuple(range(len(names))))
         return self._labels
 
@@ -80,9 +71,9 @@ class ImageFolder(ClassificationData):
         """The folder of a split."""
         return self.root / (self.folders[split] or self.folders["train"] or ".")
 
-    def remedy(self) -> str:
+    def remedy(self, split: SplitName) -> str:
         """What to do where a folder is missing; validation can be done without."""
-        advice = super().remedy()
+        advice = super().remedy(split)
         if self.folders["val"] is not None and self.folder("train").is_dir() and not self.folder("val").is_dir():
             advice += f"; or write data.val=null to have {self.holdout:.0%} of the training images held out for it"
         return advice
@@ -98,7 +89,7 @@ class ImageFolder(ClassificationData):
         if len(set(names)) != len(names):
             twice = next(n for n in names if names.count(n) > 1)
             raise DataError(str(path), f"class {twice!r} is listed twice")
-        there = set(class_folders(self.folder("train"), self.remedy()))
+        there = set(class_folders(self.folder("train"), self.remedy("train")))
         _refuse_mismatch(str(path), set(names), there, str(self.folder("train")))
         return names
 
@@ -111,7 +102,7 @@ class ImageFolder(ClassificationData):
         held_out = self.folders["val"] is None and self.folders[split] is None
         folder = self.folder(split)
         names = self.labels.names
-        there = class_folders(folder, self.remedy())
+        there = class_folders(folder, self.remedy(split))
         unknown = [name for name in there if name not in names]
         if unknown:
             raise DataError(
@@ -143,39 +134,24 @@ class ImageList(ClassificationData):
     Several classes stand in one cell, separated by `|` (none for an empty cell). Other columns are ignored.
 
     Args:
-        root: folder that files and lists are relative to.
-        train, val: the lists.
+        train, val: the lists, relative to the root.
         test: what `vistrain test` evaluates; the validation list if None.
         images: folder, relative to the root, that files are relative to.
         classes: a file with the class names, one a line, in the order of the channels; those of the training list,
             sorted (as numbers, where all are), if None.
-        others: see `ClassificationData`.
+        base: see `ClassificationData`.
     """
 
     def __init__(
         self,
         train: str,
         val: str,
-        root: str | None = None,
         test: str | None = None,
         images: str = ".",
         classes: str | None = None,
-        batch_size: int = 128,
-        per_device: int | None = None,
-        workers: int | None = None,
-        seed: int = 0,
-        eval_batch_size: int = 64,
-        image_size: int | tuple[int, int] | None = None,
-        eval_size: int | tuple[int, int] | None = None,
-        crop_pct: float | None = None,
-        interpolation: Filter | None = None,
-        augment: ImageAugment | None = None,
-        repeats: int = 1,
+        **base: Any,
     ) -> None:
-        super().__init__(
-            root, batch_size, per_device, workers, seed, eval_batch_size, image_size, eval_size, crop_pct,
-            interpolation, augment, repeats,
-        )  # fmt: skip
+        super().__init__(**base)
         self.lists: dict[SplitName, str] = {"train": train, "val": val, "test": test or val}
         self.images, self.classes = images, classes
         self._labels: LabelSpace | None = None
@@ -214,14 +190,14 @@ class ImageList(ClassificationData):
                     problem = f"line {number + 2}: class {name!r} is not among the {len(channel)} classes of {listed}"
                     raise DataError(str(path), problem, "all lists must use the same class names")
         folder = self.root / self.images
-        refuse_missing(files, folder, path)
+        refuse_missing(files, folder, path, "complete the folder, or correct the list or data.images")
         first = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
         labels = np.array([channel[name] for row in rows for name in row], np.int64)
         return Split(Files(folder, files), labels, first)
 
     def _read(self, name: str) -> tuple[list[str], list[tuple[str, ...]], bool]:
         if name not in self._rows:
-            self._rows[name] = _read_list(self.root / name, self.remedy())
+            self._rows[name] = _read_list(self.root / name, self.remedy("train"))
         return self._rows[name]
 
 
@@ -266,20 +242,6 @@ def _read_list(path: Path, remedy: str) -> tuple[list[str], list[tuple[str, ...]
         names = row[label].split("|") if several else [row[label]]
         labels.append(tuple(dict.fromkeys(n.strip() for n in names if n.strip())))
     return files, labels, several
-
-
-def read_text(path: Path, remedy: str = "") -> str:
-    """The content of a text file.
-
-    Raises:
-        DataError: it is missing (with the remedy) or cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(str(path), "no such file", remedy) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(str(path), f"cannot be read ({error})") from error
 
 
 def _refuse_mismatch(path: str, listed: set[str], there: set[str], folder: str) -> None:

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from vistrain.data.base.module import default_root
+from vistrain.data.base.generated import whole_folder
+from vistrain.data.base.module import SplitName, data_root, refuse_below
 from vistrain.data.classification.folders import ImageFolder
-from vistrain.data.classification.module import Filter
-from vistrain.data.classification.transforms import ImageAugment
-from vistrain.errors import ConfigError, DataError
 from vistrain.structures import LabelSpace
 
 log = logging.getLogger(__name__)
@@ -72,11 +68,15 @@ class GeneratedPatterns(ImageFolder):
         root: parent of the folder; `VISTRAIN_DATA` or `data/` if None.
         train_images, val_images: how many of each of the ten classes.
         patterns_seed: of the generator; the training order has `seed`.
-        others: see `ClassificationData`.
+        batch_size, eval_batch_size: see `DataModule`.
+        image_size: height and width of training images, pixels; the model's own if None.
+        base: see `ImageFolder`.
 
     Raises:
         ConfigError: a number is not positive.
     """
+
+    sets_itself = ("train", "val", "test", "holdout", "classes")
 
     def __init__(
         self,
@@ -85,28 +85,17 @@ class GeneratedPatterns(ImageFolder):
         val_images: int = 50,
         patterns_seed: int = 0,
         batch_size: int = 64,
-        per_device: int | None = None,
-        workers: int | None = None,
-        seed: int = 0,
         eval_batch_size: int = 100,
         image_size: int | tuple[int, int] | None = 64,
-        eval_size: int | tuple[int, int] | None = None,
-        crop_pct: float | None = None,
-        interpolation: Filter | None = None,
-        augment: ImageAugment | None = None,
-        repeats: int = 1,
+        **base: Any,
     ) -> None:
-        least = {"train_images": (train_images, 1), "val_images": (val_images, 1), "patterns_seed": (patterns_seed, 0)}
-        for name, (value, bound) in least.items():
-            if value < bound:
-                raise ConfigError(name, f"{value} is too small", f"use {bound} or more")
-        self.counts, self.patterns_seed = {"train": train_images, "val": val_images}, patterns_seed
-        name = f"patterns-v{VERSION}-{train_images}-{val_images}-seed{patterns_seed}"
+        refuse_below(1, train_images=train_images, val_images=val_images)
+        refuse_below(0, patterns_seed=patterns_seed)
+        folder = data_root(root) / f"patterns-v{VERSION}-{train_images}-{val_images}-seed{patterns_seed}"
         super().__init__(
-            str(Path(default_root() if root is None else root) / name), "train", "val", None, 0.1, None, batch_size,
-            per_device, workers, seed, eval_batch_size, image_size, eval_size, crop_pct, interpolation, augment,
-            repeats,
-        )  # fmt: skip
+            root=str(folder), batch_size=batch_size, eval_batch_size=eval_batch_size, image_size=image_size, **base
+        )
+        self.counts, self.patterns_seed = {"train": train_images, "val": val_images}, patterns_seed
 
     @property
     def labels(self) -> LabelSpace:
@@ -118,12 +107,12 @@ class GeneratedPatterns(ImageFolder):
         if not self.root.is_dir():
             write_patterns(self.root, self.counts, self.patterns_seed)
 
-    def setup(self, stage: str) -> None:
+    def find(self, split: SplitName) -> None:
         """Generate the set first if it is not there."""
         self.prepare_data()
-        super().setup(stage)
+        super().find(split)
 
-    def remedy(self) -> str:
+    def remedy(self, split: SplitName) -> str:
         """How to have the set made again."""
         return f"delete {self.root} to have it generated again"
 
@@ -139,27 +128,14 @@ def write_patterns(folder: Path, counts: dict[str, int], seed: int) -> None:
     Raises:
         DataError: the folder cannot be written.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            draft.chmod(0o755)  # mkdtemp's folders are private, data sets are shared
-            for number, (split, count) in enumerate(counts.items()):
-                for label, name in enumerate(PATTERNS):
-                    (draft / split / name).mkdir(parents=True)
-                    for index in range(count):
-                        image = Image.fromarray(draw(np.random.default_rng((seed, number, label, index)), name))
-                        image = image.convert("L") if index % 40 == 7 else image
-                        image.save(draft / split / name / f"{index:05d}.jpg", quality=90)
-            os.rename(draft, folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    except OSError as error:
-        if folder.is_dir():  # another process was first, with the very same files
-            return
-        problem = f"cannot write the generated data: {error.strerror or error}"
-        remedy = "set VISTRAIN_DATA or data.root to a folder that can be written"
-        raise DataError(str(folder), problem, remedy) from error
+    with whole_folder(folder) as draft:
+        for number, (split, count) in enumerate(counts.items()):
+            for label, name in enumerate(PATTERNS):
+                (draft / split / name).mkdir(parents=True)
+                for index in range(count):
+                    image = Image.fromarray(draw(np.random.default_rng((seed, number, label, index)), name))
+                    image = image.convert("L") if index % 40 == 7 else image
+                    image.save(draft / split / name / f"{index:05d}.jpg", quality=90)
     log.info("wrote %d images to %s", sum(counts.values()) * len(PATTERNS), folder)
 
 

@@ -6,15 +6,15 @@ import csv
 import functools
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vistrain.data.base.module import SplitName, default_root
-from vistrain.data.base.storage import is_folder
-from vistrain.data.classification.folders import class_folders, read_text
-from vistrain.data.classification.module import ClassificationData, Filter
-from vistrain.data.classification.sources import Files, Split, image_files, refuse_missing
-from vistrain.data.classification.transforms import ImageAugment
+from vistrain.data.base.module import SplitName, data_root
+from vistrain.data.base.storage import is_folder, read_text, refuse_missing
+from vistrain.data.classification.folders import class_folders
+from vistrain.data.classification.module import ClassificationData
+from vistrain.data.classification.sources import Files, Split, image_files
 from vistrain.errors import DataError
 from vistrain.structures import LabelSpace
 
@@ -34,38 +34,22 @@ class ImageNet(ClassificationData):
 
     Args:
         root: folder that holds `imagenet/train` and `imagenet/val` (or is that `imagenet` itself).
-        others: see `ClassificationData`.
+        batch_size: see `DataModule`.
+        base: see `ClassificationData`.
     """
 
-    def __init__(
-        self,
-        root: str | None = None,
-        batch_size: int = 1024,
-        per_device: int | None = None,
-        workers: int | None = None,
-        seed: int = 0,
-        eval_batch_size: int = 64,
-        image_size: int | tuple[int, int] | None = None,
-        eval_size: int | tuple[int, int] | None = None,
-        crop_pct: float | None = None,
-        interpolation: Filter | None = None,
-        augment: ImageAugment | None = None,
-        repeats: int = 1,
-    ) -> None:
-        parent = Path(default_root() if root is None else root)
+    def __init__(self, root: str | None = None, batch_size: int = 1024, **base: Any) -> None:
+        parent = data_root(root)
         nested = (parent, parent / "imagenet", parent / "Data" / "CLS-LOC", parent / "imagenet" / "Data" / "CLS-LOC")
         folder = next((p for p in nested if is_folder(p / "train") or is_folder(p / "val")), parent / "imagenet")
-        super().__init__(
-            str(folder), batch_size, per_device, workers, seed, eval_batch_size, image_size, eval_size, crop_pct,
-            interpolation, augment, repeats,
-        )  # fmt: skip
+        super().__init__(root=str(folder), batch_size=batch_size, **base)
 
     @property
     def labels(self) -> LabelSpace:
         """The 1,000 classes in the order of their wnids; needs no file."""
         return LabelSpace(tuple(name for _, name in _classes()), tuple(range(len(_classes()))))
 
-    def remedy(self) -> str:
+    def remedy(self, split: SplitName) -> str:
         """What to download, and where to put it."""
         return (
             "download ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from https://image-net.org (an account is "
@@ -80,14 +64,14 @@ class ImageNet(ClassificationData):
         """
         folder = self.root / ("train" if split == "train" else "val")
         if not is_folder(folder):
-            raise DataError(str(folder), "no such folder", self.remedy())
+            raise DataError(str(folder), "no such folder", self.remedy(split))
         channel = {wnid: i for i, (wnid, _) in enumerate(_classes())}
         unsorted = [name for name in image_files(folder) if "/" not in name] if split != "train" else []
         if unsorted:
             return self._listed(folder, unsorted, channel)
         files: list[str] = []
         labels: list[int] = []
-        there = class_folders(folder, self.remedy())
+        there = class_folders(folder, self.remedy(split))
         for name in there:
             if name not in channel:
                 problem = f"{name!r} is none of ImageNet's 1000 classes"
@@ -116,7 +100,8 @@ class ImageNet(ClassificationData):
         if missing:
             problem = f"has no class for {len(missing)} of {len(files)} images (first: {missing[0]})"
             raise DataError(str(truth), problem, f"it does not match {folder}")
-        refuse_missing([by_stem.get(stem, f"{stem}.JPEG") for stem in classes], folder, truth)
+        named = [by_stem.get(stem, f"{stem}.JPEG") for stem in classes]
+        refuse_missing(named, folder, truth, "complete the folder, or correct the list")
         stems = sorted(by_stem)
         return Split.single(Files(folder, [by_stem[s] for s in stems]), np.array([classes[s] for s in stems]))
 

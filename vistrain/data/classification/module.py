@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from vistrain.data.base.module import DataModule, SplitName, default_root
+from vistrain.data.base.check import Findings
+from vistrain.data.base.collate import Batch, batch_of
+from vistrain.data.base.dataset import SampleSet
+from vistrain.data.base.module import DataModule, SplitName
 from vistrain.data.classification.sources import Split
 from vistrain.data.classification.transforms import EvalCrop, ImageAugment
-from vistrain.errors import ConfigError, DataError, VistrainError
+from vistrain.errors import ConfigError, DataError
 
 Filter = Literal["bilinear", "bicubic"]
 FALLBACK = (224, 224)  # for weights that name no size
@@ -40,7 +41,7 @@ class LabelledImage:
     labels: tuple[int, ...]
 
 
-class ClassificationDataset(Dataset[Any]):
+class LabelledImages(SampleSet):
     """Images with their classes, read and transformed on demand.
 
     Args:
@@ -62,18 +63,18 @@ class ClassificationDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> LabelledImage | VistrainError:
-        """The transformed sample of `index` or `(index, seed)`; what is wrong with its file is returned, not raised."""
-        index, seed = key if isinstance(key, tuple) else (key, 0)
-        try:
-            encoded = self.split.source.open(index)
-            if isinstance(self.transform, ImageAugment):
-                image = self.transform.apply(encoded, self.size, self.mean, seed)
-            else:
-                image = self.transform(encoded.decode())
-            return LabelledImage(image, index, encoded.size, self.split.of(index))
-        except VistrainError as error:
-            return error
+    def sample(self, index: int, seed: int = 0) -> LabelledImage:
+        """The transformed sample.
+
+        Raises:
+            DataError: its image cannot be read.
+        """
+        encoded = self.split.source.open(index)
+        if isinstance(self.transform, ImageAugment):
+            image = self.transform.apply(encoded, self.size, self.mean, seed)
+        else:
+            image = self.transform(encoded.decode())
+        return LabelledImage(image, index, encoded.size, self.split.of(index))
 
     def where(self, index: int) -> str:
         """The file of an image (of all images, where one file holds them)."""
@@ -84,14 +85,14 @@ class ClassificationData(DataModule):
     """Base of the classification sets: a subclass says what its splits hold, in `load`.
 
     Args:
-        root: folder of the set, or the one that holds it; `VISTRAIN_DATA` or `data/` if None.
-        batch_size, per_device, workers, seed, eval_batch_size: see `DataModule`.
+        batch_size, eval_batch_size: see `DataModule`.
         image_size: height and width of training images, pixels; the model's own if None.
         eval_size: of evaluation images; if None `image_size`, or what the weights' accuracy is published for.
         crop_pct: share of the resized image that the evaluation crop keeps; that of the weights if None.
         interpolation: of the evaluation resize; that of the weights if None.
         augment: training augmentation; crops and flips if None.
         repeats: repeated augmentation, versions of each image in an epoch that is no longer for it.
+        base: see `DataModule`.
 
     Attributes:
         multi_label: whether an image may have any number of classes.
@@ -104,11 +105,7 @@ class ClassificationData(DataModule):
 
     def __init__(
         self,
-        root: str | None = None,
         batch_size: int = 128,
-        per_device: int | None = None,
-        workers: int | None = None,
-        seed: int = 0,
         eval_batch_size: int = 64,
         image_size: int | tuple[int, int] | None = None,
         eval_size: int | tuple[int, int] | None = None,
@@ -116,11 +113,11 @@ class ClassificationData(DataModule):
         interpolation: Filter | None = None,
         augment: ImageAugment | None = None,
         repeats: int = 1,
+        **base: Any,
     ) -> None:
-        super().__init__(batch_size, per_device, workers, seed, eval_batch_size)
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, **base)
         if repeats < 1:
             raise ConfigError("repeats", f"{repeats} is too small", "1 turns repeated augmentation off")
-        self.root = Path(default_root() if root is None else root)
         self.image_size, self.eval_size = _pair(image_size, "image_size"), _pair(eval_size, "eval_size")
         self.crop_pct, self.interpolation, self.repeats = crop_pct, interpolation, repeats
         self.augment = ImageAugment() if augment is None else augment
@@ -139,29 +136,23 @@ class ClassificationData(DataModule):
         if name not in self._splits:
             found = self.load(name)
             if not len(found):
-                raise DataError(str(self.root), f"split {name!r} has no images", self.remedy())
+                raise DataError(str(self.root), f"split {name!r} has no images", self.remedy(name))
             self._splits[name] = found
         return self._splits[name]
 
-    def remedy(self) -> str:
-        """What to do where the set is missing."""
-        return f"correct data.root (now {self.root}), or set VISTRAIN_DATA"
+    def find(self, split: SplitName) -> None:
+        """Finds the images of a split and their classes."""
+        self.split(split)
 
-    def setup(self, stage: str) -> None:
-        """Finds what a stage (`fit`, `validate`, `test`) needs: whatever is missing is missed before the run."""
-        needed: dict[str, tuple[SplitName, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-        for name in needed.get(stage, ()):
-            self.split(name)
-
-    def dataset(self, split: SplitName) -> ClassificationDataset:
+    def dataset(self, split: SplitName) -> LabelledImages:
         """The samples of a split: augmented for `train`, cropped for evaluation otherwise."""
         if split != "train":
-            return ClassificationDataset(self.split(split), self.eval_crop)
-        return ClassificationDataset(self.split(split), self.augment, self.train_size, self.preprocessing.mean)
+            return LabelledImages(self.split(split), self.eval_transform)
+        return LabelledImages(self.split(split), self.augment, self.train_size, self.preprocessing.mean)
 
-    def plain_train_dataset(self) -> ClassificationDataset:
+    def plain_train_dataset(self) -> LabelledImages:
         """The training images under the evaluation crop, for neighbours and features."""
-        return ClassificationDataset(self.split("train"), self.eval_crop)
+        return LabelledImages(self.split("train"), self.eval_transform)
 
     @property
     def train_size(self) -> tuple[int, int]:
@@ -169,8 +160,8 @@ class ClassificationData(DataModule):
         return self.image_size or self.preprocessing.input_size or FALLBACK
 
     @property
-    def eval_crop(self) -> EvalCrop:
-        """The evaluation transform, as the model's weights want it."""
+    def eval_transform(self) -> EvalCrop:
+        """The evaluation crop, as the model's weights want it."""
         wanted = self.preprocessing
         size = self.eval_size or self.image_size or wanted.test_size or self.train_size
         share = self.crop_pct
@@ -180,12 +171,12 @@ class ClassificationData(DataModule):
 
     def largest(self, split: SplitName) -> tuple[int, int]:
         """The short and the long side of a split's images, which all have one size, in pixels."""
-        height, width = self.train_size if split == "train" else self.eval_crop.size
+        height, width = self.train_size if split == "train" else self.eval_transform.size
         return min(height, width), max(height, width)
 
     def image_sizes(self) -> dict[str, tuple[int, int]]:
         """Height and width of the images, by the key that sets it: what a model must be able to take."""
-        return {"image_size": self.train_size, "eval_size": self.eval_crop.size}
+        return {"image_size": self.train_size, "eval_size": self.eval_transform.size}
 
     def ground_truth(self, split: SplitName) -> dict[str, Any]:
         """`images`: how many there are; `labels`: tuple of class channels for each, by id."""
@@ -196,45 +187,41 @@ class ClassificationData(DataModule):
         """The file of an image (of all images, where one file holds them)."""
         return self.split(split).source.path(image_id)
 
-    def collate_function(self) -> Any:
-        """What makes a batch of samples; a batch of errors passes as its first error, for the main process to raise."""
-        channels = self.labels.num_classes if self.multi_label else None
-        return functools.partial(collate_images, multi_label=channels)
+    @property
+    def collate(self) -> Callable[[Sequence[LabelledImage]], Batch]:
+        """See `collate_images`."""
+        return functools.partial(collate_images, multi_label=self.labels.num_classes if self.multi_label else None)
+
+    def count_targets(self, target: Mapping[str, Any]) -> int:
+        """The classes of an image."""
+        return len(target["labels"])
+
+    def check(self, output: str | Path) -> Findings:
+        """See `classification.check.check_classes`."""
+        from vistrain.data.classification.check import check_classes  # it draws, which training need not load
+
+        return check_classes(self, output)
 
 
-def collate_images(samples: Sequence[LabelledImage | VistrainError], multi_label: int | None = None) -> Any:
+def collate_images(samples: Sequence[LabelledImage], multi_label: int | None = None) -> Batch:
     """Stacks images of one size.
 
     Args:
-        samples: at least one; an error among them is returned in the batch's place.
+        samples: at least one.
         multi_label: number of class channels, if images may have any number of classes.
 
     Returns:
         `image` uint8 `[B, 3, H, W]`, `size` and `original_size` int64 `[B, 2]`, `id` list of int, `labels` int64 `[B]`
         (with `multi_label` 0 and 1, `[B, K]`), `target` list of dicts with `labels`, a tuple of int.
     """
-    for sample in samples:
-        if isinstance(sample, VistrainError):
-            return sample
-    good: Any = samples
-    height, width = good[0].image.shape[:2]
-    images = np.empty((len(good), 3, height, width), np.uint8)
-    for planes, sample in zip(images, good, strict=True):
-        cv2.split(sample.image, list(planes))
     if multi_label is None:
-        labels = torch.tensor([s.labels[0] for s in good], dtype=torch.int64)
+        labels = torch.tensor([s.labels[0] for s in samples], dtype=torch.int64)
     else:
-        labels = torch.zeros(len(good), multi_label, dtype=torch.int64)
-        for row, sample in zip(labels, good, strict=True):
+        labels = torch.zeros(len(samples), multi_label, dtype=torch.int64)
+        for row, sample in zip(labels, samples, strict=True):
             row[list(sample.labels)] = 1
-    return {
-        "image": torch.from_numpy(images),
-        "size": torch.tensor([[height, width]] * len(good), dtype=torch.int64),
-        "original_size": torch.tensor([s.original_size for s in good], dtype=torch.int64),
-        "id": [s.id for s in good],
-        "labels": labels,
-        "target": [{"labels": s.labels} for s in good],
-    }
+    images, sizes, ids = zip(*((s.image, s.original_size, s.id) for s in samples), strict=True)
+    return {**batch_of(images, sizes, ids, [{"labels": s.labels} for s in samples]), "labels": labels}
 
 
 def _pair(size: int | tuple[int, int] | None, name: str) -> tuple[int, int] | None:

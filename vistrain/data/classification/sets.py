@@ -7,16 +7,16 @@ import importlib.util
 import zlib
 from abc import abstractmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vistrain.checkpoints.numpy_pickle import ForbiddenName, loads
-from vistrain.data.base.module import SplitName, default_root
+from vistrain.data.base.module import SplitName, data_root
 from vistrain.data.base.storage import is_folder
 from vistrain.data.classification.folders import ImageFolder, hold_out
-from vistrain.data.classification.module import ClassificationData, Filter
+from vistrain.data.classification.module import ClassificationData
 from vistrain.data.classification.sources import Arrays, Split
-from vistrain.data.classification.transforms import ImageAugment
 from vistrain.errors import DataError
 from vistrain.structures import LabelSpace
 
@@ -47,13 +47,15 @@ class _InMemory(ClassificationData):
         Raises:
             DataError: a file is missing or damaged.
         """
-        images, labels, path = self.arrays(split == "train")
+        images, labels, path = self.arrays(split)
         if len(images) != len(labels) or (len(labels) and not 0 <= labels.min() <= labels.max() < len(self.names)):
-            raise DataError(str(path), f"{len(images)} images and {len(labels)} labels do not pair up", self.remedy())
+            raise DataError(
+                str(path), f"{len(images)} images and {len(labels)} labels do not pair up", self.remedy(split)
+            )
         return Split.single(Arrays(images, path), labels)
 
     @abstractmethod
-    def arrays(self, train: bool) -> tuple[np.ndarray, np.ndarray, Path]:
+    def arrays(self, split: SplitName) -> tuple[np.ndarray, np.ndarray, Path]:
         """Images uint8 `[N, H, W]` or `[N, H, W, 3]`, labels `[N]`, and the file that they come from."""
 
 
@@ -62,7 +64,7 @@ class CIFAR10(_InMemory):
 
     Args:
         root: folder that holds `cifar-10-batches-py/` or `cifar-10-batches-bin/` (or is one of them).
-        others: see `ClassificationData`.
+        base: see `ClassificationData`.
     """
 
     names: tuple[str, ...] = CIFAR10_CLASSES
@@ -70,11 +72,11 @@ class CIFAR10(_InMemory):
     files: tuple[tuple[str, ...], tuple[str, ...]] = (tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",))
     key, label_bytes = "labels", 1
 
-    def remedy(self) -> str:
+    def remedy(self, split: SplitName) -> str:
         """What to download, and where to put it."""
         return f"download {CIFAR_URL}/{self.archive} and unpack it in {self.root}/ (or set VISTRAIN_DATA or data.root)"
 
-    def arrays(self, train: bool) -> tuple[np.ndarray, np.ndarray, Path]:
+    def arrays(self, split: SplitName) -> tuple[np.ndarray, np.ndarray, Path]:
         """See the base.
 
         Raises:
@@ -82,24 +84,24 @@ class CIFAR10(_InMemory):
         """
         folder = next((p for n in self.folders for p in (self.root / n, self.root) if _has(p, self.files[1][0])), None)
         if folder is None:
-            raise DataError(str(self.root / self.folders[0]), "no such folder", self.remedy())
-        parts = [self._batch(folder, name) for name in self.files[0 if train else 1]]
+            raise DataError(str(self.root / self.folders[0]), "no such folder", self.remedy(split))
+        parts = [self._batch(folder, name, self.remedy(split)) for name in self.files[0 if split == "train" else 1]]
         pixels, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
         images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         return images, labels, folder
 
-    def _batch(self, folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def _batch(self, folder: Path, name: str, remedy: str) -> tuple[np.ndarray, np.ndarray]:
         path = folder / f"{name}.bin"
         if path.is_file():
-            data = np.frombuffer(_bytes(path, self.remedy()), np.uint8)
+            data = np.frombuffer(_bytes(path, remedy), np.uint8)
             width = self.label_bytes + 3072
             if len(data) % width:
-                raise DataError(str(path), "is cut short", self.remedy())
+                raise DataError(str(path), "is cut short", remedy)
             rows = data.reshape(-1, width)
             return rows[:, self.label_bytes :], rows[:, self.label_bytes - 1].astype(np.int64)
         path = folder / name
         try:
-            content = loads(_bytes(path, self.remedy()))
+            content = loads(_bytes(path, remedy))
             pixels = np.asarray(content["data"], np.uint8).reshape(-1, 3072)
             return pixels, np.array(content[self.key], np.int64)
         except ForbiddenName as error:
@@ -107,7 +109,7 @@ class CIFAR10(_InMemory):
         except DataError:
             raise
         except Exception as error:  # damaged pickles raise anything
-            raise DataError(str(path), f"is no CIFAR file ({error})", self.remedy()) from error
+            raise DataError(str(path), f"is no CIFAR file ({error})", remedy) from error
 
 
 class CIFAR100(CIFAR10):
@@ -115,7 +117,7 @@ class CIFAR100(CIFAR10):
 
     Args:
         root: folder that holds `cifar-100-python/` or `cifar-100-binary/` (or is one of them).
-        others: see `ClassificationData`.
+        base: see `ClassificationData`.
     """
 
     names = (
@@ -140,32 +142,32 @@ class MNIST(_InMemory):
 
     Args:
         root: folder that holds `mnist/` with the four files (or is that folder).
-        others: see `ClassificationData`.
+        base: see `ClassificationData`.
     """
 
     folder, url = "mnist", "https://ossci-datasets.s3.amazonaws.com/mnist"
 
-    def remedy(self) -> str:
+    def remedy(self, split: SplitName) -> str:
         """What to download, and where to put it."""
         files = "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz and the two t10k files"
         return f"download {files} from {self.url}/ to {self.root / self.folder}/ (or set VISTRAIN_DATA or data.root)"
 
-    def arrays(self, train: bool) -> tuple[np.ndarray, np.ndarray, Path]:
+    def arrays(self, split: SplitName) -> tuple[np.ndarray, np.ndarray, Path]:
         """See the base.
 
         Raises:
             DataError: a file is missing or damaged.
         """
-        stem = "train" if train else "t10k"
+        stem = "train" if split == "train" else "t10k"
         places = (self.root / self.folder, self.root / self.folder / "raw", self.root)
         paths = []
         for kind in ("images-idx3", "labels-idx1"):
             spellings = [f"{stem}-{kind}-ubyte", f"{stem}-{kind}-ubyte.gz", f"{stem}-{kind.replace('-', '.')}-ubyte"]
             found = next((p / n for p in places for n in spellings if (p / n).is_file()), None)
             if found is None:
-                raise DataError(str(places[0] / spellings[1]), "no such file", self.remedy())
+                raise DataError(str(places[0] / spellings[1]), "no such file", self.remedy(split))
             paths.append(found)
-        images, labels = (_read_idx(path, self.remedy()) for path in paths)
+        images, labels = (_read_idx(path, self.remedy(split)) for path in paths)
         return images, labels.astype(np.int64), paths[0]
 
 
@@ -174,7 +176,7 @@ class FashionMNIST(MNIST):
 
     Args:
         root: folder that holds `fashion-mnist/` with the four files (or is that folder).
-        others: see `ClassificationData`.
+        base: see `ClassificationData`.
     """
 
     names = FASHION_CLASSES
@@ -188,14 +190,14 @@ class Digits(_InMemory):
 
     Args:
         root: folder that holds `digits.csv.gz`; where it does not, the installed scikit-learn's file is read.
-        others: see `ClassificationData`.
+        base: see `ClassificationData`.
     """
 
-    def remedy(self) -> str:
+    def remedy(self, split: SplitName) -> str:
         """Where the file comes from."""
         return f"pip install scikit-learn, which brings it along, or put its digits.csv.gz into {self.root}"
 
-    def arrays(self, train: bool) -> tuple[np.ndarray, np.ndarray, Path]:
+    def arrays(self, split: SplitName) -> tuple[np.ndarray, np.ndarray, Path]:
         """See the base.
 
         Raises:
@@ -205,13 +207,13 @@ class Digits(_InMemory):
         package = importlib.util.find_spec("sklearn")
         if not path.is_file() and package is not None and package.submodule_search_locations:
             path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
-        text = _bytes(path, self.remedy()).decode("ascii", errors="replace")
+        text = _bytes(path, self.remedy(split)).decode("ascii", errors="replace")
         try:
             rows = np.array([line.split(",") for line in text.split()], dtype=float)
             pixels, labels = rows[:, :64].reshape(-1, 8, 8), rows[:, 64].astype(np.int64)
         except (ValueError, IndexError) as error:
-            raise DataError(str(path), f"is not the digits' table ({error})", self.remedy()) from error
-        chosen = hold_out(labels, 0.2, take=not train)
+            raise DataError(str(path), f"is not the digits' table ({error})", self.remedy(split)) from error
+        chosen = hold_out(labels, 0.2, take=split != "train")
         return np.minimum(pixels[chosen] * 16, 255).astype(np.uint8), labels[chosen], path
 
 
@@ -223,39 +225,23 @@ class EuroSAT(ImageFolder):
     Args:
         root: folder that holds `EuroSAT_RGB/`, `2750/` or `EuroSAT/2750/` with the ten class folders (or is one).
         holdout: share of each class that is held out.
-        others: see `ClassificationData`.
+        base: see `ClassificationData`.
     """
 
-    def __init__(
-        self,
-        root: str | None = None,
-        holdout: float = 0.2,
-        batch_size: int = 128,
-        per_device: int | None = None,
-        workers: int | None = None,
-        seed: int = 0,
-        eval_batch_size: int = 64,
-        image_size: int | tuple[int, int] | None = None,
-        eval_size: int | tuple[int, int] | None = None,
-        crop_pct: float | None = None,
-        interpolation: Filter | None = None,
-        augment: ImageAugment | None = None,
-        repeats: int = 1,
-    ) -> None:
-        parent = Path(default_root() if root is None else root)
+    sets_itself = ("train", "val", "test", "classes")
+
+    def __init__(self, root: str | None = None, holdout: float = 0.2, **base: Any) -> None:
+        parent = data_root(root)
         places = [parent, *(parent / n for n in ("EuroSAT_RGB", "2750", "EuroSAT/2750", "eurosat/2750", "eurosat"))]
         folder = next((p for p in places if is_folder(p / EUROSAT_CLASSES[0])), parent / "EuroSAT_RGB")
-        super().__init__(
-            str(folder), ".", None, None, holdout, None, batch_size, per_device, workers, seed, eval_batch_size,
-            image_size, eval_size, crop_pct, interpolation, augment, repeats,
-        )  # fmt: skip
+        super().__init__(root=str(folder), train=".", val=None, holdout=holdout, **base)
 
     @property
     def labels(self) -> LabelSpace:
         """The ten classes; needs no file."""
         return LabelSpace(EUROSAT_CLASSES, tuple(range(len(EUROSAT_CLASSES))))
 
-    def remedy(self) -> str:
+    def remedy(self, split: SplitName) -> str:
         """What to download, and where to put it."""
         return f"download EuroSAT_RGB.zip from https://zenodo.org/records/7711810 and unpack it to {self.root}"
 

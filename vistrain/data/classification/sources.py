@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from vistrain.data.base.images import JPEG_MAGIC, read_image
-from vistrain.data.base.storage import file_names, files_below, read_bytes
+from vistrain.data.base.images import JPEG_MAGIC, SUFFIXES, read_image
+from vistrain.data.base.storage import files_below, read_bytes
 from vistrain.errors import DataError
 
 try:  # extra `fast`, see `images`
@@ -24,7 +24,6 @@ try:  # extra `fast`, see `images`
 except ImportError:
     simplejpeg = None
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm")
 FACTORS = (8, 4, 2)  # by which JPEGs can be decoded smaller at less than the full cost
 
 
@@ -243,22 +242,3 @@ def image_files(folder: Path) -> list[str]:
     except OSError as error:
         raise DataError(str(folder), f"cannot be read: {error.strerror or error}") from error
     return [n for n in names if n.lower().endswith(SUFFIXES) and not os.path.basename(n).startswith(".")]
-
-
-def refuse_missing(files: Sequence[str], folder: Path, listing: Path) -> None:
-    """Refuses a list that names images that are not there; one directory listing per folder, not a look at each file.
-
-    Raises:
-        DataError: saying how many, and which is the first.
-    """
-    present: dict[str, set[str]] = {}
-    missing = []
-    for name in files:
-        parent, base = os.path.split(name)
-        if parent not in present:
-            present[parent] = file_names(folder / parent)
-        if base not in present[parent]:
-            missing.append(name)
-    if missing:
-        problem = f"{len(missing)} of {len(files)} listed images are not in {folder} (first: {missing[0]})"
-        raise DataError(str(listing), problem, "complete the folder, or correct the list or data.images")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import cv2
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
+from vistrain.data.base.transform import EvalTransform
 from vistrain.data.classification.sources import Encoded
 from vistrain.errors import ConfigError
 from vistrain.layers.seeding import seeded
@@ -124,7 +126,8 @@ class ImageAugment:
         return resize(pixels[top : top + height, left : left + width], size, interpolation)
 
 
-class EvalCrop:
+@dataclass(frozen=True)
+class EvalCrop(EvalTransform):
     """timm's evaluation transform: the short side to `size / crop_pct`, the centre cut out; pixels are Pillow's.
 
     Args:
@@ -139,22 +142,20 @@ class EvalCrop:
         ConfigError: the share is not in 0..1, or the filter or the mode is unknown.
     """
 
-    def __init__(
-        self,
-        size: Size,
-        crop_pct: float = 0.875,
-        interpolation: str = "bicubic",
-        mode: str = "center",
-        mean: tuple[float, ...] = (0.485, 0.456, 0.406),
-    ) -> None:
-        if not 0 < crop_pct <= 1.0:
-            raise ConfigError("data.crop_pct", f"{crop_pct} is not in 0..1")
-        if interpolation not in FILTERS:
-            raise ConfigError("data.interpolation", f"unknown filter {interpolation!r}", f"use {' or '.join(FILTERS)}")
-        if mode not in ("center", "squash", "border"):
-            raise ConfigError("data", f"unknown way to crop {mode!r}", "use center, squash or border")
-        self.size, self.crop_pct, self.interpolation, self.mode = size, crop_pct, interpolation, mode
-        self.fill = tuple(round(255 * value) for value in mean[:3])
+    size: Size
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
+    mode: str = "center"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop_pct <= 1.0:
+            raise ConfigError("data.crop_pct", f"{self.crop_pct} is not in 0..1")
+        if self.interpolation not in FILTERS:
+            problem = f"unknown filter {self.interpolation!r}"
+            raise ConfigError("data.interpolation", problem, f"use {' or '.join(FILTERS)}")
+        if self.mode not in ("center", "squash", "border"):
+            raise ConfigError("data", f"unknown way to crop {self.mode!r}", "use center, squash or border")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """uint8 `[H, W, 3]` to uint8 `[height, width, 3]`."""
@@ -178,7 +179,7 @@ class EvalCrop:
         missing = [max(goal - side, 0) for goal, side in zip(self.size, image.shape[:2], strict=True)]
         if any(missing):
             top, left = missing[0] // 2, missing[1] // 2
-            fill = self.fill if self.mode == "border" else (0, 0, 0)
+            fill = tuple(round(255 * value) for value in self.mean[:3]) if self.mode == "border" else (0, 0, 0)
             image = cv2.copyMakeBorder(
                 image, top, missing[0] - top, left, missing[1] - left, cv2.BORDER_CONSTANT, value=fill
             )

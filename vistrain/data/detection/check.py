@@ -1,4 +1,4 @@
-"""Looking at a data set before a GPU is spent on it: every file is opened, everything is counted. Here: boxes."""
+"""Looking at a detection set before a GPU is spent on it: every file is opened, every box counted."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from PIL import Image
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from vistrain.data.base.check import Findings, opened, pixel_hash, same_pixels, shown, unreadable, write_report
+from vistrain.data.base.check import (
+    Findings,
+    SplitFindings,
+    opened,
+    pixel_hash,
+    shown,
+    unreadable,
+    write_report,
+)
 from vistrain.data.base.images import read_listed_image
-from vistrain.data.base.module import DataModule, SplitName
-from vistrain.data.classification.check import ClassReport, check_classes
-from vistrain.data.classification.module import ClassificationData
-from vistrain.data.detection.coco import Annotations, CocoFile, Problems, read_coco, targets
-from vistrain.data.detection.module import CocoDataset, CocoDetection
-from vistrain.data.restoration.check import PairReport, check_pairs
-from vistrain.data.restoration.module import RestorationData
-from vistrain.errors import ConfigError, DataError
+from vistrain.data.base.module import SplitName
+from vistrain.data.detection.coco import Annotations, Listing, Problems, targets
+from vistrain.data.detection.module import BoxedImages, DetectionData
+from vistrain.errors import DataError
 from vistrain.pictures import bars, class_colours, draw_boxes, grid, histogram
 from vistrain.writing import whole_file
 
@@ -31,7 +35,7 @@ SAMPLES = 12
 
 
 @dataclass
-class SplitReport:
+class SplitReport(SplitFindings):
     """What a split holds.
 
     Attributes:
@@ -42,9 +46,7 @@ class SplitReport:
         box_side: quantile -> square root of the box area, pixels.
         objects_per_image: quantile -> count.
         image_sizes: `width x height` -> images, the ten most frequent.
-        bad_files: file -> why it cannot be read.
         problems: what cleaning skipped or mended.
-        repeated: groups of files of this split with the same pixels.
     """
 
     images: int
@@ -56,9 +58,7 @@ class SplitReport:
     box_side: dict[str, float]
     objects_per_image: dict[str, float]
     image_sizes: dict[str, int]
-    bad_files: dict[str, str] = field(default_factory=dict)
     problems: Problems = field(default_factory=Problems)
-    repeated: list[list[str]] = field(default_factory=list)
 
 
 @dataclass
@@ -67,39 +67,16 @@ class Report(Findings):
 
     Attributes:
         splits: by name.
-        leaks: groups of files with the same pixels in more than one split.
-        pictures: the PNGs that were written.
     """
 
     splits: dict[str, SplitReport]
-    leaks: list[list[str]]
-    pictures: list[str] = field(default_factory=list)
 
     def table(self) -> RenderableType:
         """What a terminal shows: print it with a Rich console."""
         return Group(_summary(self.splits), _class_table(self.splits), *_findings(self))
 
 
-def check(data: DataModule, output: str | Path) -> Report | ClassReport | PairReport:
-    """Opens every file of a data set, and looks for what is wrong with it.
-
-    Args:
-        data: the data module, of detection, classification or restoration.
-        output: folder for `report.json` and pictures, made if absent.
-
-    Raises:
-        ConfigError: there is no check for this kind of data.
-        DataError: an annotation file is missing or refused, or the output cannot be written.
-    """
-    if isinstance(data, CocoDetection):
-        return check_boxes(data, output)
-    if not isinstance(data, ClassificationData | RestorationData):
-        raise ConfigError("data.type", f"{type(data).__name__} cannot be checked", "it knows its files by itself")
-    data.prepare_data()  # generated sets are written on first use
-    return check_classes(data, output) if isinstance(data, ClassificationData) else check_pairs(data, output)
-
-
-def check_boxes(data: CocoDetection, output: str | Path) -> Report:
+def check_boxes(data: DetectionData, output: str | Path) -> Report:
     """Opens every file of a detection set, counts classes and sizes, and looks for what is wrong.
 
     Writes `report.json`, `samples-*.png` (images with their boxes), `classes-*.png` and `box-sizes-*.png`.
@@ -113,27 +90,24 @@ def check_boxes(data: CocoDetection, output: str | Path) -> Report:
     """
     output = Path(output)
     names: list[SplitName] = ["train", "val"]
-    if data.splits["test"] != data.splits["val"]:
+    if not data.tests_on_val():
         names.append("test")
-    report = Report({}, [])
+    report = Report({})
     seen: dict[bytes, list[str]] = defaultdict(list)
     for name in names:
-        data.require(name)
-        coco = read_coco(data.annotation_file(name), annotations=name != "test")
+        coco = data.listing(name)
         found = targets(coco, keep_empty=True)
         split = _count(coco, found)
         report.splits[name] = split
         for file, digest in _open_all(data, name, found, split.bad_files):
             seen[digest].append(f"{name}: {file}")
         report.pictures += _draw(data, name, found, split, output)
-    report.leaks, repeated = same_pixels(seen)
-    for where, groups in repeated.items():
-        report.splits[where].repeated = groups
+    report.note_copies(seen)
     write_report(report.to_dict(), output)
     return report
 
 
-def _count(coco: CocoFile, found: Annotations) -> SplitReport:
+def _count(coco: Listing, found: Annotations) -> SplitReport:
     entries = [a for group in coco.annotations.values() for a in group]
     areas = np.array([a["area"] for a in entries if not a["iscrowd"]], np.float64)
     per_class = Counter(found.categories.tolist())
@@ -165,7 +139,7 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def _open_all(
-    data: CocoDetection, name: SplitName, found: Annotations, bad: dict[str, str]
+    data: DetectionData, name: SplitName, found: Annotations, bad: dict[str, str]
 ) -> Iterator[tuple[str, bytes]]:
     """File names and pixel hashes of readable images; the others go to `bad`."""
 
@@ -181,7 +155,7 @@ def _open_all(
             yield file, result
 
 
-def _draw(data: CocoDetection, name: SplitName, found: Annotations, split: SplitReport, output: Path) -> list[str]:
+def _draw(data: DetectionData, name: SplitName, found: Annotations, split: SplitReport, output: Path) -> list[str]:
     """Writes a split's pictures; returns their paths."""
     classes, sizes = output / f"classes-{name}.png", output / f"box-sizes-{name}.png"
     written = [str(_samples(data, name, found, split, output / f"samples-{name}.png"))]
@@ -195,9 +169,9 @@ def _draw(data: CocoDetection, name: SplitName, found: Annotations, split: Split
     return written
 
 
-def _samples(data: CocoDetection, name: SplitName, found: Annotations, split: SplitReport, path: Path) -> Path:
+def _samples(data: DetectionData, name: SplitName, found: Annotations, split: SplitReport, path: Path) -> Path:
     labels = data.agreed_labels(name)
-    dataset = CocoDataset(found, data.folder(name), labels, data.eval_resize, data.exif)
+    dataset = BoxedImages(found, data.folder(name), labels, data.eval_transform, data.exif)
     good = [i for i, file in enumerate(found.files) if file not in split.bad_files]
     chosen = np.random.default_rng(0).permutation(good)[:SAMPLES].tolist()  # the same ones each time
     tiles, captions = [], []

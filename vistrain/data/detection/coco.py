@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_tools
 
-from vistrain.errors import DataError
+from vistrain.data.base.storage import read_text
+from vistrain.errors import DataError, nearest
 
 
 @dataclass
@@ -66,13 +67,13 @@ SHARED_FILE = "file listed more than once"
 
 
 @dataclass
-class CocoFile:
-    """A checked annotation file.
+class Listing:
+    """What a split lists: its images, and what is annotated in them, checked, in COCO's terms.
 
     Attributes:
-        path: where it was read.
+        path: the file that it comes from.
         categories: category id -> name, in the file's order.
-        images: the file's image entries, sorted by id as the official code does.
+        images: the image entries, sorted by id as the official code does.
         annotations: image id -> its annotation entries, with `iscrowd` and `area` filled in.
         problems: what was skipped while reading.
     """
@@ -92,7 +93,7 @@ class CocoFile:
         }
 
 
-def read_coco(path: str | Path, annotations: bool = True) -> CocoFile:
+def read_coco(path: str | Path, annotations: bool = True) -> Listing:
     """Reads an annotation file and checks every entry.
 
     Args:
@@ -100,11 +101,22 @@ def read_coco(path: str | Path, annotations: bool = True) -> CocoFile:
         annotations: whether the file must have annotations; image lists of test sets have none.
 
     Raises:
-        DataError: the file is missing, not JSON (line and column are given), lacks a section or a needed key, or holds
-            what the table at the top of this module calls refused.
+        DataError: the file is missing, not JSON (line and column are given), or as `checked` says.
     """
-    path = Path(path)
-    content = _load(path)
+    return checked(read_content(Path(path)), Path(path), annotations)
+
+
+def checked(content: dict[str, Any], path: Path, annotations: bool = True) -> Listing:
+    """Checks every entry of a dictionary in COCO's format.
+
+    Args:
+        content: `images`, `categories`, `annotations`.
+        path: the file that it comes from, for messages.
+        annotations: whether there must be annotations.
+
+    Raises:
+        DataError: it lacks a section or a needed key, or holds what the table at the top of this module calls refused.
+    """
     for section in ("images", "categories", *(("annotations",) if annotations else ())):
         if not isinstance(content.get(section), list):
             found = ", ".join(sorted(map(str, content))[:8]) or "nothing"
@@ -116,18 +128,16 @@ def read_coco(path: str | Path, annotations: bool = True) -> CocoFile:
     images = _images(path, content["images"], problems)
     grouped = _annotations(path, content.get("annotations") or [], categories, images, problems)
     ordered = [images[i] for i in sorted(images)]
-    return CocoFile(path, categories, ordered, grouped, problems)
+    return Listing(path, categories, ordered, grouped, problems)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(str(path), "no such annotation file") from error
-    except UnicodeDecodeError as error:
-        raise DataError(str(path), f"not a text file (byte {error.start} is not UTF-8)") from error
-    except OSError as error:
-        raise DataError(str(path), f"cannot be read: {error.strerror or error}") from error
+def read_content(path: Path) -> dict[str, Any]:
+    """What a COCO file holds, unchecked.
+
+    Raises:
+        DataError: it is missing, cannot be read, or is no JSON file of an object.
+    """
+    text = read_text(path, what="annotation file")
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
@@ -139,6 +149,51 @@ def _load(path: Path) -> dict[str, Any]:
         kind = "a list (of results?)" if isinstance(content, list) else f"one {type(content).__name__}"
         raise DataError(str(path), f"holds {kind}, not an object with images, annotations and categories")
     return content
+
+
+@dataclass
+class BoxedImage:
+    """An image with its objects, as a reader of some other format finds them.
+
+    Attributes:
+        file: relative to the image folder, with `/`.
+        size: height, width in pixels.
+        boxes: x1, y1, x2, y2 of each object, pixels of the image.
+        classes: class name of each object.
+    """
+
+    file: str
+    size: tuple[int, int]
+    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+
+
+def as_content(images: Iterable[BoxedImage], classes: Sequence[str], path: Path) -> dict[str, Any]:
+    """Images with boxes as a dictionary in COCO's format.
+
+    Images and boxes are numbered from 1 in their order, classes from 1 in theirs.
+
+    Args:
+        images: of the split.
+        classes: all class names, the same in every split.
+        path: the file that they come from, for messages.
+
+    Raises:
+        DataError: a class is not among them.
+    """
+    number = {name: i for i, name in enumerate(classes, 1)}
+    entries: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for key, image in enumerate(images, 1):
+        entries.append({"id": key, "file_name": image.file, "height": image.size[0], "width": image.size[1]})
+        for (x1, y1, x2, y2), name in zip(image.boxes, image.classes, strict=True):
+            if name not in number:
+                raise DataError(f"{path}: {image.file}", f"unknown class {name!r}", nearest(name, classes))
+            box = [x1, y1, x2 - x1, y2 - y1]
+            category = number[name]
+            annotations.append({"id": len(annotations) + 1, "image_id": key, "category_id": category, "bbox": box})
+    categories = [{"id": i, "name": name} for name, i in number.items()]
+    return {"images": entries, "annotations": annotations, "categories": categories}
 
 
 def _entry(path: Path, section: str, position: int, entry: Any, keys: Iterable[str]) -> dict[str, Any]:
@@ -311,11 +366,11 @@ class Annotations:
         return len(self.ids)
 
 
-def targets(coco: CocoFile, keep_empty: bool, masks: bool = False) -> Annotations:
+def targets(coco: Listing, keep_empty: bool, masks: bool = False) -> Annotations:
     """Collects what a network is trained on: clipped boxes with area, without crowds (DETR's `ConvertCocoPolysToMask`).
 
     Args:
-        coco: a read file; what is dropped is added to its `problems`.
+        coco: a split; what is dropped is added to its `problems`.
         keep_empty: keep images that have nothing but crowds or no annotation at all; detectron2 drops them in training.
         masks: keep the segmentations; a target without one gets an empty list.
     """

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
-from vistrain.data.base.module import SplitName, default_root
-from vistrain.data.detection.module import CocoDetection, CocoSplit, Exif, LabelSpaceName, SizeRule
-from vistrain.data.detection.transforms import DetrAugment
+from vistrain.data.base.module import SplitName, data_root
+from vistrain.data.detection.coco_sets import CocoDetection, CocoSplit
 from vistrain.structures import LabelSpace
 
 NAMES = (
@@ -27,39 +26,22 @@ IDS = tuple(i for i in range(1, 91) if i not in UNUSED)
 class Coco2017(CocoDetection):
     """COCO 2017 detection: 118,287 training images (117,266 with objects), 5,000 for validation, 80 classes.
 
-    The classes are known without any file, so models can be built before the download.
+    The classes are known without any file, so models can be built before the download: 80 channels with
+    `labels=contiguous`, 91, the DETR authors' raw ids, with `coco_ids`.
 
     Args:
         root: folder that holds `coco/train2017`, `coco/val2017` and `coco/annotations` (or is that `coco` itself);
             `VISTRAIN_DATA` or `data/` if None.
-        labels: `contiguous`: 80 channels; `coco_ids`: 91, the DETR authors' raw ids.
-        others: see `CocoDetection`.
+        base: see `CocoDetection`.
     """
 
-    def __init__(
-        self,
-        root: str | None = None,
-        labels: LabelSpaceName = "contiguous",
-        batch_size: int = 16,
-        per_device: int | None = None,
-        workers: int | None = None,
-        seed: int = 0,
-        eval_batch_size: int = 1,
-        augment: DetrAugment | None = None,
-        eval_short_side: int = 800,
-        eval_long_side: int | None = 1333,
-        resize: SizeRule = "detr",
-        keep_empty: bool = False,
-        masks: bool = False,
-        exif: Exif = "auto",
-    ) -> None:
-        folder = Path(default_root() if root is None else root)
+    sets_itself = ("train", "val", "test")
+
+    def __init__(self, root: str | None = None, **base: Any) -> None:
+        folder = data_root(root)
         folder = folder if (folder / "annotations").is_dir() else folder / "coco"
         train, val = (CocoSplit(name, f"annotations/instances_{name}.json") for name in ("train2017", "val2017"))
-        super().__init__(
-            train, val, None, str(folder), labels, batch_size, per_device, workers, seed, eval_batch_size, augment,
-            eval_short_side, eval_long_side, resize, keep_empty, masks, exif,
-        )  # fmt: skip
+        super().__init__(train=train, val=val, root=str(folder), **base)
 
     @property
     def labels(self) -> LabelSpace:

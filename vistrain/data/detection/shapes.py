@@ -1,4 +1,4 @@
-"""A generated detection set in COCO's on-disk format: small, deterministic and not easy.
+"""A generated detection set in COCO's on-disk format: small, deterministic and, unless asked for, not easy.
 
 Eight shapes in any colour on textured ground, seven in an image as in COCO, overlapping, hiding each other, 4 to 60 %
 of the image's short side, with crowd regions, images without objects, several image sizes, grey files and files whose
@@ -8,13 +8,11 @@ EXIF block turns them.
 from __future__ import annotations
 
 import colorsys
+import hashlib
 import json
 import logging
 import math
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +25,12 @@ from pycocotools import mask as mask_tools
 from rich.console import Console
 from rich.progress import track
 
+from vistrain.data.base.generated import whole_folder
 from vistrain.data.base.images import ORIENTATION
-from vistrain.data.base.module import SplitName, default_root
-from vistrain.data.detection.module import CocoDetection, CocoSplit, Exif, LabelSpaceName, SizeRule
+from vistrain.data.base.module import SplitName, data_root, refuse_below
+from vistrain.data.detection.coco_sets import CocoDetection, CocoSplit
 from vistrain.data.detection.transforms import DetrAugment
-from vistrain.errors import ConfigError, DataError
+from vistrain.errors import ConfigError
 from vistrain.structures import LabelSpace
 
 log = logging.getLogger(__name__)
@@ -45,6 +44,58 @@ SUPERSAMPLE = 4  # masks are drawn this much larger and averaged
 MOST_OBJECTS = 16
 
 
+@dataclass(frozen=True)
+class Scenes:
+    """What the generated images show; the defaults make the set that is as crowded as COCO, and not easy.
+
+    Args:
+        classes: names of the shapes to draw, some of `circle`, `square`, `triangle`, `star`, `ring`, `cross`, `heart`
+            and `crescent`, in any order.
+        more_objects: objects beyond the first of an image, on average (Poisson; at most 16 in all; those that find no
+            place are left out).
+        sides: least and greatest side of an object's box, as shares of the image's short side.
+        visible: the least share of an object that later ones leave in view.
+        crowds: whether every 16th image has a heap of small shapes of one class, annotated as a crowd.
+
+    Raises:
+        ConfigError: a value that cannot be drawn.
+    """
+
+    classes: tuple[str, ...] = tuple(CATEGORIES.values())
+    more_objects: float = 6.3
+    sides: tuple[float, float] = (SMALLEST, GREATEST)
+    visible: float = 0.25
+    crowds: bool = True
+
+    def __post_init__(self) -> None:
+        """Check."""
+        known, named = tuple(CATEGORIES.values()), set(self.classes)
+        if not named or len(named) < len(self.classes) or named - set(known):
+            remedy = f"name some of {', '.join(known)}, each once"
+            raise ConfigError("data.scenes.classes", f"{list(self.classes)}", remedy)
+        least, greatest = self.sides
+        # Sides are drawn up from 1.15 times the least.
+        if not 0 < 1.15 * least < greatest <= 1:
+            raise ConfigError("data.scenes.sides", f"{list(self.sides)}", "two shares in 0..1, such as [0.04, 0.6]")
+        for name, value, most in (("more_objects", self.more_objects, MOST_OBJECTS), ("visible", self.visible, 1)):
+            if not 0 <= value <= most:
+                raise ConfigError(f"data.scenes.{name}", f"{value} is not in 0..{most}")
+
+    @property
+    def categories(self) -> dict[int, str]:
+        """id -> name of the classes that are drawn, in the set's own order."""
+        return {i: name for i, name in CATEGORIES.items() if name in self.classes}
+
+    @property
+    def mark(self) -> str:
+        """What a folder's name ends with; empty for the default."""
+        changed = {name: value for name, value in vars(self).items() if value != getattr(Scenes, name)}
+        if not changed:
+            return ""
+        text = json.dumps({**changed, "classes": list(self.categories.values())}, sort_keys=True)
+        return "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 class GeneratedShapes(CocoDetection):
     """The generated set; written on first use to `<root>/shapes-...`, one folder per choice of arguments.
 
@@ -53,11 +104,16 @@ class GeneratedShapes(CocoDetection):
         train_images, val_images: how many.
         shapes_seed: of the generator; the training order has `seed`.
         scale: image sizes times this (1: short sides of 96 to 128 pixels).
-        others: see `CocoDetection`; sizes default to what suits these images.
+        scenes: what the images show; `Scenes()`, which is not easy, if None.
+        augment: training augmentation; if None the published DETR recipe at sizes that suit these images.
+        eval_short_side, eval_long_side: evaluation resize, pixels; what suits these images if None.
+        base: see `CocoDetection`.
 
     Raises:
-        ConfigError: a number is not positive.
+        ConfigError: a number is too small.
     """
+
+    sets_itself = ("train", "val", "test")
 
     def __init__(
         self,
@@ -66,29 +122,17 @@ class GeneratedShapes(CocoDetection):
         val_images: int = 200,
         shapes_seed: int = 0,
         scale: float = 1.0,
-        labels: LabelSpaceName = "contiguous",
+        scenes: Scenes | None = None,
         batch_size: int = 8,
-        per_device: int | None = None,
-        workers: int | None = None,
-        seed: int = 0,
         eval_batch_size: int = 8,
         augment: DetrAugment | None = None,
         eval_short_side: int | None = None,
         eval_long_side: int | None = None,
-        resize: SizeRule = "detr",
-        keep_empty: bool = False,
-        masks: bool = False,
-        exif: Exif = "auto",
+        **base: Any,
     ) -> None:
-        least = {"train_images": (train_images, 1), "val_images": (val_images, 1), "scale": (scale, 0.5)}
-        for name, (value, bound) in {**least, "shapes_seed": (shapes_seed, 0)}.items():
-            if value < bound:
-                raise ConfigError(name, f"{value} is too small", f"use {bound} or more")
-        self.counts: dict[str, int] = {"train": train_images, "val": val_images}
-        self.shapes_seed, self.scale = shapes_seed, scale
-        folder_name = f"shapes-v{VERSION}-{train_images}-{val_images}-seed{shapes_seed}-x{scale:g}"
-        folder = Path(default_root() if root is None else root) / folder_name
-        short = round(128 * scale)
+        refuse_below(1, train_images=train_images, val_images=val_images)
+        refuse_below(0.5, scale=scale)
+        refuse_below(0, shapes_seed=shapes_seed)
         if augment is None:
             step = max(round(16 * scale), 1)
             augment = DetrAugment(
@@ -97,22 +141,28 @@ class GeneratedShapes(CocoDetection):
                 crop_resize=tuple(round(s * scale) for s in (112, 128, 144)),
                 crop_range=(round(80 * scale), round(128 * scale)),
             )
+        scenes = scenes or Scenes()
+        name = f"shapes-v{VERSION}-{train_images}-{val_images}-seed{shapes_seed}-x{scale:g}{scenes.mark}"
+        train, val = (CocoSplit(split, f"annotations/{split}.json") for split in ("train", "val"))
         super().__init__(
-            CocoSplit("train", "annotations/train.json"), CocoSplit("val", "annotations/val.json"), None, str(folder),
-            labels, batch_size, per_device, workers, seed, eval_batch_size, augment, eval_short_side or short,
-            eval_long_side or round(216 * scale), resize, keep_empty, masks, exif,
+            train=train, val=val, root=str(data_root(root) / name), batch_size=batch_size,
+            eval_batch_size=eval_batch_size, augment=augment, **base,
         )  # fmt: skip
+        self.eval_short_side = eval_short_side or round(128 * scale)
+        self.eval_long_side = eval_long_side or round(216 * scale)
+        self.counts: dict[str, int] = {"train": train_images, "val": val_images}
+        self.shapes_seed, self.scale, self.scenes = shapes_seed, scale, scenes
 
     @property
     def labels(self) -> LabelSpace:
-        """The eight classes; needs no file."""
-        ids = tuple(sorted(CATEGORIES))
+        """The classes drawn, by default eight; needs no file."""
+        ids = tuple(sorted(self.scenes.categories))
         return LabelSpace(tuple(CATEGORIES[i] for i in ids), ids, self.label_space)
 
     def prepare_data(self) -> None:
         """Writes the set unless it is there. Safe with several processes: the first to finish wins, whole."""
         if not self.root.is_dir():
-            write_shapes(self.root, self.counts, self.shapes_seed, self.scale)
+            write_shapes(self.root, self.counts, self.shapes_seed, self.scale, self.scenes)
 
     def require(self, split: SplitName) -> None:
         """Generate the set first if it is not there."""
@@ -124,44 +174,24 @@ class GeneratedShapes(CocoDetection):
         return f"delete {self.root} to have it generated again"
 
 
-def write_shapes(folder: Path, counts: dict[str, int], seed: int, scale: float) -> None:
+def write_shapes(folder: Path, counts: dict[str, int], seed: int, scale: float, scenes: Scenes) -> None:
     """Writes the set: built beside its place, then renamed into it, so that it is there whole or not at all.
 
     Args:
         folder: to be made.
         counts: split -> number of images.
-        seed, scale: see `GeneratedShapes`.
+        seed, scale, scenes: see `GeneratedShapes`.
 
     Raises:
         DataError: the folder cannot be written.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            draft.chmod(0o755)  # mkdtemp's folders are private, data sets are shared
-            for number, (split, count) in enumerate(counts.items()):
-                _write_split(draft, split, count, (seed, number), scale)
-            _rename(draft, folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    except OSError as error:
-        problem = f"cannot write the generated data: {error.strerror or error}"
-        raise DataError(
-            str(folder), problem, "set VISTRAIN_DATA or data.root to a folder that can be written"
-        ) from error
+    with whole_folder(folder) as draft:
+        for number, (split, count) in enumerate(counts.items()):
+            _write_split(draft, split, count, (seed, number), scale, scenes)
     log.info("wrote %s images to %s", sum(counts.values()), folder)
 
 
-def _rename(draft: Path, folder: Path) -> None:
-    try:
-        os.rename(draft, folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was first, with the very same files
-            raise
-
-
-def _write_split(draft: Path, split: str, count: int, seed: tuple[int, int], scale: float) -> None:
+def _write_split(draft: Path, split: str, count: int, seed: tuple[int, int], scale: float, scenes: Scenes) -> None:
     (draft / split).mkdir()
     (draft / "annotations").mkdir(exist_ok=True)
     images: list[dict[str, Any]] = []
@@ -172,14 +202,14 @@ def _write_split(draft: Path, split: str, count: int, seed: tuple[int, int], sca
         track(steps, f"generating {split} images", console=console, transient=True) if sys.stderr.isatty() else steps
     )
     for index in shown:
-        drawing = draw(np.random.default_rng((*seed, index)), index, scale)
+        drawing = draw(np.random.default_rng((*seed, index)), index, scale, scenes)
         height, width = drawing.pixels.shape[:2]
         entry = {"id": 10 + 3 * index, "file_name": f"{index:06d}.jpg", "width": width, "height": height}
         _save(draft / split / entry["file_name"], drawing.pixels, index)
         images.append(entry)
         for annotation in drawing.annotations:
             annotations.append({"id": len(annotations) + 1, "image_id": entry["id"], **annotation})
-    categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in CATEGORIES.items()]
+    categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in scenes.categories.items()]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (draft / "annotations" / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
@@ -209,13 +239,14 @@ class Drawing:
     annotations: list[dict[str, Any]]
 
 
-def draw(rng: np.random.Generator, index: int, scale: float) -> Drawing:
+def draw(rng: np.random.Generator, index: int, scale: float, scenes: Scenes) -> Drawing:
     """Draws one image.
 
     Args:
         rng: decides everything but
         index: every 25th image has no object, every 16th a crowd; every 40th (the EXIF-turned one) is not square.
         scale: of the image size.
+        scenes: what to draw.
     """
     sizes = SIZES[1:] if index % 40 == 11 else SIZES
     height, width = (round(side * scale) for side in sizes[rng.integers(len(sizes))])
@@ -224,10 +255,10 @@ def draw(rng: np.random.Generator, index: int, scale: float) -> Drawing:
         return Drawing(_finish(rng, canvas), [])
     masks: list[np.ndarray] = []
     categories: list[int] = []
-    crowds = [_draw_crowd(rng, canvas)] if index % 16 == 2 else []
-    for _ in range(min(1 + rng.poisson(6.3), MOST_OBJECTS)):
-        category = int(rng.choice(list(CATEGORIES)))
-        alpha = _place(rng, category, height, width, masks)
+    crowds = [_draw_crowd(rng, canvas, scenes)] if index % 16 == 2 and scenes.crowds else []
+    for _ in range(min(1 + rng.poisson(scenes.more_objects), MOST_OBJECTS)):
+        category = int(rng.choice(list(scenes.categories)))
+        alpha = _place(rng, category, height, width, masks, scenes)
         if alpha is None:
             continue
         _paint(rng, canvas, alpha, category)
@@ -255,25 +286,26 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
 
 
 def _place(
-    rng: np.random.Generator, category: int, height: int, width: int, masks: list[np.ndarray]
+    rng: np.random.Generator, category: int, height: int, width: int, masks: list[np.ndarray], scenes: Scenes
 ) -> np.ndarray | None:
-    """Coverage `[H, W]` in 0..1 of a shape somewhere that leaves a quarter of every earlier one in view.
+    """Coverage `[H, W]` in 0..1 of a shape somewhere that leaves enough of every earlier one in view.
 
     None after a few tries. A tenth of the shapes may stick out of the image.
     """
     short = min(height, width)
+    smallest, greatest = scenes.sides
     for _ in range(10):
         # Log-uniform but for a slight pull to larger ones, which find a place less often.
-        side = short * SMALLEST * 1.15 * (GREATEST / SMALLEST / 1.15) ** (rng.random() ** 0.7)
+        side = short * smallest * 1.15 * (greatest / smallest / 1.15) ** (rng.random() ** 0.7)
         margin = 0.2 * side if rng.random() < 0.1 else 0.5 * side
         centre = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
         alpha = _coverage(_outlines(rng, category), centre, side, height, width)
         mask = alpha >= 0.5
-        if not _in_range(mask, short):
+        if not _in_range(mask, short, scenes):
             continue
         left = [earlier & ~mask for earlier in masks]
         if all(
-            rest.sum() > 0.25 * before.sum() and _in_range(rest, short)
+            rest.sum() > scenes.visible * before.sum() and _in_range(rest, short, scenes)
             for rest, before in zip(left, masks, strict=True)
             if rest.sum() < before.sum()
         ):
@@ -281,9 +313,10 @@ def _place(
     return None
 
 
-def _in_range(mask: np.ndarray, short: int) -> bool:
+def _in_range(mask: np.ndarray, short: int, scenes: Scenes) -> bool:
+    smallest, greatest = scenes.sides
     w, h = cv2.boundingRect(mask.view(np.uint8))[2:]
-    return min(w, h) >= SMALLEST * short and max(w, h) <= GREATEST * short
+    return min(w, h) >= smallest * short and max(w, h) <= greatest * short
 
 
 def _outlines(rng: np.random.Generator, category: int) -> list[np.ndarray]:
@@ -371,11 +404,11 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, alpha: np.ndarray, cate
     canvas += alpha[..., None] * (np.clip(color * shade[..., None], 0, 255) - canvas)
 
 
-def _draw_crowd(rng: np.random.Generator, canvas: np.ndarray) -> tuple[np.ndarray, int]:
+def _draw_crowd(rng: np.random.Generator, canvas: np.ndarray, scenes: Scenes) -> tuple[np.ndarray, int]:
     """Paints a heap of small shapes of one class; their union is one region."""
     height, width = canvas.shape[:2]
     short = min(height, width)
-    category = int(rng.choice(list(CATEGORIES)))
+    category = int(rng.choice(list(scenes.categories)))
     region = np.zeros((height, width), bool)
     reach = 0.2 * short
     centre = rng.uniform(reach, width - reach), rng.uniform(reach, height - reach)

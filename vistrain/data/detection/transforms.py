@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import cv2
@@ -18,15 +19,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from vistrain.data.base.transform import EvalTransform
 from vistrain.data.detection.collate import Sample
 from vistrain.errors import ConfigError
 
+SizeRule = Literal["detr", "detectron2"]
 SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
 PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def output_size(
-    height: int, width: int, short: int, long: int | None, arithmetic: Literal["detr", "detectron2"] = "detr"
+    height: int, width: int, short: int, long: int | None, arithmetic: SizeRule = "detr"
 ) -> tuple[int, int]:
     """Size of an image whose short side is to be `short` pixels, or less where the long side would exceed `long`.
 
@@ -55,7 +58,8 @@ def output_size(
     return (short, other) if height <= width else (other, short)
 
 
-class EvalResize:
+@dataclass(frozen=True)
+class EvalResize(EvalTransform):
     """The evaluation resize of the DETR family: short side to a length, long side capped, Pillow's antialiased filter.
 
     Usable on a single image: `EvalResize(800, 1333)(image)`.
@@ -64,22 +68,23 @@ class EvalResize:
         short, long: pixels.
         arithmetic: of the size, see `output_size`.
         interpolation: `bilinear` (all DETRs) or `bicubic`.
+
+    Raises:
+        ConfigError: the filter or the arithmetic is unknown.
     """
 
-    def __init__(
-        self,
-        short: int = 800,
-        long: int | None = 1333,
-        arithmetic: Literal["detr", "detectron2"] = "detr",
-        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
-    ) -> None:
-        if interpolation not in PIL_FILTERS:
+    short: int = 800
+    long: int | None = 1333
+    arithmetic: SizeRule = "detr"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in PIL_FILTERS:
             raise ConfigError(
-                "interpolation", f"unknown filter {interpolation!r}", f"use one of {', '.join(PIL_FILTERS)}"
+                "interpolation", f"unknown filter {self.interpolation!r}", f"use one of {', '.join(PIL_FILTERS)}"
             )
-        if arithmetic not in ("detr", "detectron2"):
-            raise ConfigError("arithmetic", f"unknown rule {arithmetic!r}", "use 'detr' or 'detectron2'")
-        self.short, self.long, self.arithmetic, self.interpolation = short, long, arithmetic, interpolation
+        if self.arithmetic not in ("detr", "detectron2"):
+            raise ConfigError("arithmetic", f"unknown rule {self.arithmetic!r}", "use 'detr' or 'detectron2'")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """uint8 `[H, W, 3]` to uint8 `[h, w, 3]`."""
@@ -136,7 +141,7 @@ class DetrAugment:
         crop_resize: Sequence[int] = (400, 500, 600),
         crop_range: tuple[int, int] = (384, 600),
         color: float = 0.0,
-        arithmetic: Literal["detr", "detectron2"] = "detr",
+        arithmetic: SizeRule = "detr",
     ) -> None:
         for name, value in (("flip", flip), ("crop", crop), ("color", color)):
             if not 0 <= value <= 1:
@@ -147,7 +152,7 @@ class DetrAugment:
             raise ConfigError("crop_range", f"{list(crop_range)} is not [least, greatest] side in pixels")
         self.scales, self.long_side, self.flip, self.crop = tuple(scales), long_side, flip, crop
         self.crop_resize, self.crop_range, self.color = tuple(crop_resize), tuple(crop_range), color
-        self.arithmetic: Literal["detr", "detectron2"] = arithmetic
+        self.arithmetic: SizeRule = arithmetic
         self._jitter: Any = None
 
     def apply(self, sample: Sample, seed: int) -> Sample:

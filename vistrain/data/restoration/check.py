@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from vistrain.data.base.check import Findings, opened, unreadable, write_report
+from vistrain.data.base.check import Findings, SplitFindings, opened, unreadable, write_report
 from vistrain.data.base.module import SplitName
 from vistrain.data.restoration.module import RestorationData
 from vistrain.data.restoration.samples import RestorationDataset
@@ -24,7 +24,7 @@ SAMPLES = 6
 
 
 @dataclass
-class PairSplitReport:
+class PairSplitReport(SplitFindings):
     """What a split holds.
 
     Attributes:
@@ -33,8 +33,6 @@ class PairSplitReport:
         degraded: of these with a file of their own for the degraded image; the others are degraded on the fly.
         image_sizes: `width x height` of the truth -> images, the ten most frequent.
         smallest_side: of all degraded images, pixels; 0 if none can be read.
-        bad_files: pair -> why it cannot be used (a damaged file, sizes that do not match the scale).
-        problem: why the split could not be listed, else empty.
     """
 
     images: int = 0
@@ -42,8 +40,6 @@ class PairSplitReport:
     degraded: int = 0
     image_sizes: dict[str, int] = field(default_factory=dict)
     smallest_side: int = 0
-    bad_files: dict[str, str] = field(default_factory=dict)
-    problem: str = ""
 
 
 @dataclass
@@ -51,16 +47,14 @@ class PairReport(Findings):
     """The findings of `check_pairs`.
 
     Attributes:
+        splits: by name.
         scale: how many times smaller degraded images are.
         patch: side of the training patches in pixels of the degraded image.
-        splits: by name.
-        pictures: the PNGs that were written.
     """
 
+    splits: dict[str, PairSplitReport]
     scale: int
     patch: int
-    splits: dict[str, PairSplitReport]
-    pictures: list[str] = field(default_factory=list)
 
     def table(self) -> RenderableType:
         """What a terminal shows: print it with a Rich console."""
@@ -79,8 +73,9 @@ def check_pairs(data: RestorationData, output: str | Path) -> PairReport:
     Raises:
         DataError: the output cannot be written.
     """
+    data.prepare_data()  # a generated set is written on first use
     output = Path(output)
-    report = PairReport(data.scale, data.patch, {})
+    report = PairReport(splits={}, scale=data.scale, patch=data.patch)
     names: list[SplitName] = ["train", "val"]
     if data.sets["test"] != data.sets["val"]:
         names.append("test")

@@ -11,8 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+from vistrain.data.base.images import image_size
 from vistrain.data.base.storage import stamp
-from vistrain.data.restoration.pixels import ColorName, image_size, read_pixels
+from vistrain.data.restoration.pixels import ColorName, read_pixels
 from vistrain.errors import DataError
 from vistrain.writing import whole_file
 

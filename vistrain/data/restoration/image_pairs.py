@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vistrain.data.base.images import SUFFIXES
 from vistrain.data.base.storage import files_below, is_file, is_folder
 from vistrain.errors import DataError
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm")
 
 ORIGINALS = "HR"  # the folder of originals in benchmark sets, beside those of low-resolution images
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from vistrain.data.base.module import DataModule, SplitName, default_root
+from vistrain.data.base.check import Findings
+from vistrain.data.base.collate import Batch
+from vistrain.data.base.images import image_size
+from vistrain.data.base.module import DataModule, SplitName, refuse_below
 from vistrain.data.base.samplers import ResumableSampler
 from vistrain.data.restoration.decoded import choose_reader
 from vistrain.data.restoration.degradations import Degradation
 from vistrain.data.restoration.image_pairs import ImageSet, Pair, find_pairs
-from vistrain.data.restoration.pixels import ColorName, image_size
-from vistrain.data.restoration.samples import RestorationDataset, collate_or_error
+from vistrain.data.restoration.pixels import ColorName
+from vistrain.data.restoration.samples import RestorationDataset, RestorationSample, collate_pairs
 from vistrain.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -28,10 +31,9 @@ class RestorationData(DataModule):
     bottom and right to a multiple of the scale, as the protocols do.
 
     Args:
-        train: one set or several.
+        train: one set or several, relative to the root.
         val: sets by name; numbers come out by that name. null takes out one that a base names.
         test: what `vistrain test` evaluates; `val` if None. Sets that are not there are left out, with a warning.
-        root: folder that the sets' paths are relative to; `VISTRAIN_DATA` or `data/` if None.
         scale: how many times smaller degraded images are; that of the degradation if None.
         degradation: for sets without degraded files.
         eval_degradation: the same in evaluation, if it differs (a fixed noise level after blind training).
@@ -44,8 +46,7 @@ class RestorationData(DataModule):
             MiB in each worker's memory, and decodes a larger one for each patch. true keeps decoded copies below the
             root, of which patches alone are read (DF2K: 29 GB), if the disk has room; images need then not be cut into
             sub-images. false decodes each time.
-        batch_size, per_device, workers, seed, eval_batch_size: see `DataModule`. Images of several sizes in one
-            evaluation batch are restored one by one.
+        base: see `DataModule`. Images of several sizes in one evaluation batch are restored one by one.
 
     Raises:
         ConfigError: the scales differ, or a number is not positive.
@@ -56,7 +57,6 @@ class RestorationData(DataModule):
         train: ImageSet | tuple[ImageSet, ...],
         val: dict[str, ImageSet | None],
         test: dict[str, ImageSet | None] | None = None,
-        root: str | None = None,
         scale: int | None = None,
         degradation: Degradation | None = None,
         eval_degradation: Degradation | None = None,
@@ -66,14 +66,9 @@ class RestorationData(DataModule):
         augment: bool = True,
         repeat: int = 1,
         cache: bool | Literal["auto"] = "auto",
-        batch_size: int = 16,
-        per_device: int | None = None,
-        workers: int | None = None,
-        seed: int = 0,
-        eval_batch_size: int = 1,
+        **base: Any,
     ) -> None:
-        super().__init__(batch_size, per_device, workers, seed, eval_batch_size)
-        self.root = Path(default_root() if root is None else root)
+        super().__init__(**base)
         self.sets: dict[SplitName, dict[str, ImageSet]] = {
             "train": {str(i): s for i, s in enumerate((train,) if isinstance(train, ImageSet) else train)},
             "val": {name: s for name, s in val.items() if s is not None},
@@ -84,21 +79,17 @@ class RestorationData(DataModule):
         self.scale = scale if scale is not None else max(made, default=1)
         if made - {self.scale}:
             raise ConfigError("scale", f"{self.scale}, but degraded {max(made)} times", "give one of the two")
-        for name, value in (("patch", patch), ("repeat", repeat), ("scale", self.scale)):
-            if value < 1:
-                raise ConfigError(name, f"{value} is too small", "use 1 or more")
+        refuse_below(1, patch=patch, repeat=repeat, scale=self.scale)
         if any(side < 1 for _, side in progressive) or sorted(progressive) != list(progressive):
             raise ConfigError("progressive", f"{progressive} are not patches by ascending step")
         self.color, self.patch, self.progressive = color, patch, progressive
         self.channels = 3 if color == "rgb" else 1
-        self.augment, self.repeat, self.cache = augment, repeat, cache
+        self.augment, self.times, self.cache = augment, repeat, cache
         self._pairs: dict[SplitName, list[tuple[str, Pair]]] = {}
 
-    def setup(self, stage: str) -> None:
-        """Finds the files that a stage (`fit`, `validate`, `test`) needs: what is missing is missed before the run."""
-        needed: dict[str, tuple[SplitName, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-        for split in needed.get(stage, ()):
-            self.pairs(split)
+    def find(self, split: SplitName) -> None:
+        """Finds the pairs of a split."""
+        self.pairs(split)
 
     def pairs(self, split: SplitName) -> list[tuple[str, Pair]]:
         """`(set/name, pair)` of all images of a split.
@@ -132,7 +123,7 @@ class RestorationData(DataModule):
             return RestorationDataset(pairs, *common, self.eval_degradation)
         paths = [path for _, pair in pairs for path in (pair.truth, pair.low) if path is not None]
         reader = choose_reader(paths, self.color, self.cache, self.root / CACHE)
-        return RestorationDataset(pairs, *common, self.degradation, self.patch, self.augment, self.repeat, reader)
+        return RestorationDataset(pairs, *common, self.degradation, self.patch, self.augment, self.times, reader)
 
     def largest(self, split: SplitName) -> tuple[int, int]:
         """Upper bounds of the short and long side of the truth, in pixels."""
@@ -144,14 +135,21 @@ class RestorationData(DataModule):
 
     def training_sampler(self, length: int) -> ResumableSampler:
         """Shuffled order, and the side of the patches where it changes."""
-        arguments = (length, self.batch_size, self.seed, self.rank, self.world, self.resume)
         if not self.progressive:
-            return ResumableSampler(*arguments)
+            return super().training_sampler(length)
+        arguments = (length, self.batch_size, self.seed, self.rank, self.world, self.resume)
         return ProgressiveSampler(*arguments, patches=((0, self.patch), *self.progressive))
 
-    def collate_function(self) -> Any:
-        """See `collate_or_error`."""
-        return collate_or_error
+    @property
+    def collate(self) -> Callable[[Sequence[RestorationSample]], Batch]:
+        """See `collate_pairs`."""
+        return collate_pairs
+
+    def check(self, output: str | Path) -> Findings:
+        """See `restoration.check.check_pairs`."""
+        from vistrain.data.restoration.check import check_pairs  # it draws, which training need not load
+
+        return check_pairs(self, output)
 
 
 class ProgressiveSampler(ResumableSampler):

@@ -7,11 +7,9 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from vistrain.data.base.images import read_image
-from vistrain.data.base.storage import open_file, read_bytes
-from vistrain.errors import DataError
+from vistrain.data.base.storage import read_bytes
 from vistrain.metrics.image import luma
 
 ColorName = Literal["rgb", "grey", "luma"]
@@ -45,21 +43,6 @@ def read_pixels(path: Path, color: ColorName = "rgb") -> np.ndarray:
         return image
     first = image[..., :1]
     return first if (image == first).all() else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Height and width, from the header alone.
-
-    Raises:
-        DataError: the file is missing, or no image.
-    """
-    try:
-        with open_file(path) as file, Image.open(file) as image:
-            return image.height, image.width
-    except FileNotFoundError as error:
-        raise DataError(str(path), "no such image file") from error
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(str(path), f"not an image that can be read ({error})") from error
 
 
 def _fast_png(path: Path) -> np.ndarray | None:

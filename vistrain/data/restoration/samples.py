@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
+from vistrain.data.base.collate import Batch, batch_of
+from vistrain.data.base.dataset import SampleSet
 from vistrain.data.restoration.decoded import Reader
 from vistrain.data.restoration.degradations import Degradation, as_float, generator
 from vistrain.data.restoration.image_pairs import Pair
 from vistrain.data.restoration.pixels import ColorName, read_pixels
-from vistrain.errors import DataError, VistrainError
+from vistrain.errors import DataError
 from vistrain.metrics.image import luma
 
 
@@ -33,7 +33,7 @@ class RestorationSample:
     truth: np.ndarray
 
 
-class RestorationDataset(Dataset[Any]):
+class RestorationDataset(SampleSet):
     """Pairs, read on demand: whole for evaluation, patches for training.
 
     Args:
@@ -65,18 +65,16 @@ class RestorationDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.pairs) * self.repeat
 
-    def __getitem__(self, key: int | tuple[int, ...]) -> RestorationSample | VistrainError:
-        """The sample of `index`, `(index, seed)` or `(index, seed, patch)`; what is wrong with a file is returned, not
-        raised."""
-        index, *drawn = key if isinstance(key, tuple) else (key,)
+    def sample(self, index: int, seed: int = 0, patch: int | None = None) -> RestorationSample:
+        """A whole image, or a patch of `patch` pixels, in a progressive training another number than the set's.
+
+        Raises:
+            DataError: a file cannot be read, or the sizes do not pair up.
+        """
         name, pair = self.pairs[index % len(self.pairs)]
-        try:
-            if self.patch is None:
-                return RestorationSample(name, *self.whole(pair))
-            patch = drawn[1] if len(drawn) > 1 else self.patch
-            return RestorationSample(name, *self.crop(pair, patch, generator(drawn[0] if drawn else 0)))
-        except VistrainError as error:
-            return error
+        if self.patch is None:
+            return RestorationSample(name, *self.whole(pair))
+        return RestorationSample(name, *self.crop(pair, patch or self.patch, generator(seed)))
 
     def where(self, index: int) -> str:
         """The file of an image."""
@@ -154,7 +152,7 @@ def _filled(image: np.ndarray, side: int) -> np.ndarray:
     return np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)), "symmetric")
 
 
-def collate_pairs(samples: Sequence[RestorationSample]) -> dict[str, Any]:
+def collate_pairs(samples: Sequence[RestorationSample]) -> Batch:
     """Pads degraded images bottom and right with zeros to a common size and stacks them.
 
     Returns:
@@ -164,24 +162,5 @@ def collate_pairs(samples: Sequence[RestorationSample]) -> dict[str, Any]:
     lows = [sample.low for sample in samples]
     if any(low.dtype != np.uint8 for low in lows):
         lows = [as_float(low) for low in lows]
-    sizes = [low.shape[:2] for low in lows]
-    height, width = (max(side) for side in zip(*sizes, strict=True))
-    images = np.zeros((len(lows), lows[0].shape[2], height, width), lows[0].dtype)
-    for planes, low in zip(images, lows, strict=True):
-        planes[:, : low.shape[0], : low.shape[1]] = low.transpose(2, 0, 1)
-    truths = [torch.from_numpy(np.ascontiguousarray(sample.truth.transpose(2, 0, 1))) for sample in samples]
-    return {
-        "image": torch.from_numpy(images),
-        "size": torch.tensor(sizes, dtype=torch.int64),
-        "original_size": torch.tensor([t.shape[-2:] for t in truths], dtype=torch.int64),
-        "id": [sample.id for sample in samples],
-        "target": [{"image": truth} for truth in truths],
-    }
-
-
-def collate_or_error(samples: list[Any]) -> Any:
-    """As `collate_pairs`; a batch of errors passes as its first error, for the main process to raise."""
-    for sample in samples:
-        if isinstance(sample, VistrainError):
-            return sample
-    return collate_pairs(samples)
+    targets = [{"image": torch.from_numpy(np.ascontiguousarray(s.truth.transpose(2, 0, 1)))} for s in samples]
+    return batch_of(lows, [s.truth.shape[:2] for s in samples], [s.id for s in samples], targets)

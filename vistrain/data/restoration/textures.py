@@ -6,12 +6,10 @@ with shading and grain: what bicubic enlargement blurs and a trained network can
 
 from __future__ import annotations
 
-import shutil
 import string
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,12 +17,10 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import track
 
-from vistrain.data.base.module import default_root
-from vistrain.data.restoration.degradations import Degradation
+from vistrain.data.base.generated import whole_folder
+from vistrain.data.base.module import data_root, refuse_below
 from vistrain.data.restoration.image_pairs import ImageSet
 from vistrain.data.restoration.module import RestorationData
-from vistrain.data.restoration.pixels import ColorName
-from vistrain.errors import ConfigError, DataError
 from vistrain.pictures.text import font
 
 VERSION = 1  # of the generator: part of the folder's name, so that a change never mixes with older files
@@ -39,12 +35,14 @@ class GeneratedTextures(RestorationData):
         root: parent of the folder; `VISTRAIN_DATA` or `data/` if None.
         train_images, val_images: how many.
         textures_seed: of the generator; the training order has `seed`.
-        scale, degradation, eval_degradation, color, patch, progressive, augment, repeat, cache, batch_size,
-            per_device, workers, seed, eval_batch_size: see `RestorationData`.
+        patch: side of training patches, in pixels of the degraded image.
+        base: see `RestorationData`.
 
     Raises:
         ConfigError: a number is not positive.
     """
+
+    sets_itself = ("train", "val", "test")
 
     def __init__(
         self,
@@ -52,31 +50,14 @@ class GeneratedTextures(RestorationData):
         train_images: int = 200,
         val_images: int = 12,
         textures_seed: int = 0,
-        scale: int | None = None,
-        degradation: Degradation | None = None,
-        eval_degradation: Degradation | None = None,
-        color: ColorName = "rgb",
         patch: int = 48,
-        progressive: tuple[tuple[int, int], ...] = (),
-        augment: bool = True,
-        repeat: int = 1,
-        cache: bool | Literal["auto"] = "auto",
-        batch_size: int = 16,
-        per_device: int | None = None,
-        workers: int | None = None,
-        seed: int = 0,
-        eval_batch_size: int = 1,
+        **base: Any,
     ) -> None:
-        for name, value, least in (("train_images", train_images, 1), ("val_images", val_images, 1)):
-            if value < least:
-                raise ConfigError(name, f"{value} is too small", f"use {least} or more")
+        refuse_below(1, train_images=train_images, val_images=val_images)
+        folder = data_root(root) / f"textures-v{VERSION}-{train_images}-{val_images}-seed{textures_seed}"
+        val: dict[str, ImageSet | None] = {"Textures": ImageSet("val")}
+        super().__init__(train=ImageSet("train"), val=val, root=str(folder), patch=patch, **base)
         self.counts, self.textures_seed = {"train": train_images, "val": val_images}, textures_seed
-        folder = f"textures-v{VERSION}-{train_images}-{val_images}-seed{textures_seed}"
-        super().__init__(
-            ImageSet("train"), {"Textures": ImageSet("val")}, None,
-            str(Path(default_root() if root is None else root) / folder), scale, degradation, eval_degradation, color,
-            patch, progressive, augment, repeat, cache, batch_size, per_device, workers, seed, eval_batch_size,
-        )  # fmt: skip
 
     def prepare_data(self) -> None:
         """Writes the set unless it is there. Safe with several processes: the first to finish wins, whole."""
@@ -95,24 +76,13 @@ def write_textures(folder: Path, counts: dict[str, int], seed: int) -> None:
     Raises:
         DataError: the folder cannot be written.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            for part, (split, count) in enumerate(counts.items()):
-                (draft / split).mkdir()
-                numbers = track(range(count), f"drawing {split}", console=Console(stderr=True), transient=True)
-                for number in numbers:
-                    pixels = texture(np.random.default_rng((seed, part, number)))
-                    Image.fromarray(pixels).save(draft / split / f"{number:04d}.png")
-            draft.chmod(0o755)
-            if not folder.is_dir():
-                draft.rename(folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    except OSError as error:
-        if not folder.is_dir():  # otherwise another process was faster
-            raise DataError(str(folder), f"cannot be written ({error.strerror or error})") from error
+    with whole_folder(folder) as draft:
+        for part, (split, count) in enumerate(counts.items()):
+            (draft / split).mkdir()
+            numbers = track(range(count), f"drawing {split}", console=Console(stderr=True), transient=True)
+            for number in numbers:
+                pixels = texture(np.random.default_rng((seed, part, number)))
+                Image.fromarray(pixels).save(draft / split / f"{number:04d}.png")
 
 
 def texture(draw: np.random.Generator) -> np.ndarray:

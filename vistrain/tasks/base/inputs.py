@@ -1,4 +1,4 @@
-"""Which pictures files, folders and patterns name, and where what is made of them goes."""
+"""Which files of a kind folders and patterns name, and where pictures of what is found in them go."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vistrain.data.base.images import JPEG_SUFFIXES, SUFFIXES
 from vistrain.errors import DataError
 from vistrain.writing import whole_file
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm")
-JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
-
 
 @dataclass(frozen=True)
-class ImageFile:
-    """A picture to look at.
+class InputFile:
+    """A file to look at.
 
     Attributes:
         path: where it is.
@@ -33,29 +31,38 @@ class ImageFile:
     name: str
 
 
-def find_images(inputs: Sequence[str | Path], exclude: Path | None = None) -> list[ImageFile]:
-    """The pictures that files, folders and patterns name, each once, sorted by name.
+def find_files(
+    inputs: Sequence[str | Path], suffixes: tuple[str, ...], noun: str = "file", exclude: Path | None = None
+) -> list[InputFile]:
+    """The files of a kind that files, folders and patterns name, each once, sorted by name.
 
     Args:
-        inputs: a folder is searched with the folders in it, for the usual suffixes, without hidden files; a pattern
-            knows `*`, `?`, `[...]` and `**`.
+        inputs: a folder is searched with the folders in it, for the suffixes, without hidden files; a pattern knows
+            `*`, `?`, `[...]` and `**`. A file that is named itself may have any suffix.
+        suffixes: what names of the kind end in, lower case (`.png`, `.nii.gz`).
+        noun: what one such file is called, for messages.
         exclude: a folder to leave out when searching one around it (pictures of an earlier run).
 
     Raises:
-        DataError: an input does not exist, or holds no picture.
+        DataError: an input does not exist, or holds no such file.
     """
     found: dict[Path, None] = {}
     bases: list[Path] = []
     for one in inputs:
-        base, paths = _expand(str(one), exclude)
+        base, paths = _expand(str(one), suffixes, noun, exclude)
         bases.append(Path(os.path.abspath(base)))
         found.update(dict.fromkeys(Path(os.path.abspath(path)) for path in paths))
     root = Path(os.path.commonpath(bases)) if bases else Path()
     names = {path: path.relative_to(root).as_posix() for path in found}
-    return [ImageFile(path, name) for path, name in sorted(names.items(), key=lambda item: _natural(item[1]))]
+    return [InputFile(path, name) for path, name in sorted(names.items(), key=lambda item: _natural(item[1]))]
 
 
-def picture_paths(files: Sequence[ImageFile], folder: Path, lossless: bool = False) -> list[Path]:
+def find_images(inputs: Sequence[str | Path], exclude: Path | None = None) -> list[InputFile]:
+    """See `find_files`: pictures of the usual suffixes."""
+    return find_files(inputs, SUFFIXES, "picture", exclude)
+
+
+def picture_paths(files: Sequence[InputFile], folder: Path, lossless: bool = False) -> list[Path]:
     """Where pictures go: JPEG stays JPEG, all else becomes PNG; no two are the same, none is an input.
 
     Args:
@@ -96,34 +103,33 @@ def save_picture(image: np.ndarray, path: Path) -> None:
         Image.fromarray(image).save(partial, **({"format": "JPEG", "quality": 92} if is_jpeg else {"format": "PNG"}))
 
 
-def _expand(given: str, exclude: Path | None) -> tuple[Path, list[Path]]:
-    """The base that relative names start from, and the pictures."""
+def _expand(given: str, suffixes: tuple[str, ...], noun: str, exclude: Path | None) -> tuple[Path, list[Path]]:
+    """The base that relative names start from, and the files."""
     path = Path(given).expanduser()
     if path.is_dir():
         around = exclude is not None and not path.resolve().is_relative_to(exclude.resolve())
-        paths = list(_walk(path, exclude if around else None))
+        paths = list(_walk(path, suffixes, exclude if around else None))
         if not paths:
-            raise DataError(
-                given, "holds no pictures", f"looked for {', '.join(SUFFIXES)}, in the folders below as well"
-            )
+            remedy = f"looked for {', '.join(suffixes)}, in the folders below as well"
+            raise DataError(given, f"holds no {noun}s", remedy)
         return path, paths
     if path.exists():
         return path.parent, [path]
     if not glob.has_magic(str(path)):
-        raise DataError(given, "no such file or folder", "give a picture, a folder, or a pattern in quotes")
+        raise DataError(given, "no such file or folder", f"give a {noun}, a folder, or a pattern in quotes")
     matches = [Path(m) for m in glob.glob(str(path), recursive=True)]
-    paths = [p for p in matches if p.is_file() and p.suffix.lower() in SUFFIXES]
+    paths = [p for p in matches if p.is_file() and p.name.lower().endswith(suffixes)]
     if not paths:
-        raise DataError(given, f"none of the {len(matches)} matches is a picture" if matches else "nothing matches")
+        raise DataError(given, f"none of the {len(matches)} matches is a {noun}" if matches else "nothing matches")
     return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])), paths
 
 
-def _walk(folder: Path, exclude: Path | None) -> Iterator[Path]:
+def _walk(folder: Path, suffixes: tuple[str, ...], exclude: Path | None) -> Iterator[Path]:
     left_out = exclude.resolve() if exclude else None
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith(".") and Path(parent, f).resolve() != left_out)
         for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+            if not name.startswith(".") and name.lower().endswith(suffixes):
                 yield Path(parent, name)
 
 

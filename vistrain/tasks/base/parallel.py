@@ -1,14 +1,19 @@
-"""How a task's network is spread over processes: replicated (DDP), or sharded (FSDP2) where it outgrows one device.
+"""Several processes at one task: its network replicated (DDP) or sharded (FSDP2), its records brought together.
 
 Sharded runs write and read the same single-file checkpoints as all others, so a run may continue either way.
+
+Metrics see every sample exactly once at any number of processes: records are keyed by sample id, duplicates dropped and
+the rest sorted before anything is reduced. The objects travel over a gloo group of their own, because rank 0 may
+evaluate for longer than the training group's time-out allows a collective to wait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -16,14 +21,20 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from vistrain.errors import ConfigError
+from vistrain.errors import ConfigError, VistrainError
+from vistrain.internals.lightning import ddp_arguments, plain_optimizer, shard_over
+from vistrain.internals.torch import BatchNorm
 from vistrain.layers.norms import synchronize_batch_norms
+from vistrain.metrics import Record
+from vistrain.network import Network
+
+if TYPE_CHECKING:
+    from vistrain.tasks.base.task import Task
 
 SHARDED = "fsdp2"
-ENTRANCES = ("losses", "predict", "features")  # what a task calls on a network, besides `forward`
+TIMEOUT = timedelta(hours=6)  # longer than any evaluation; a lost process is noticed by the launcher, not here
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -50,7 +61,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """One dimension of processes: all of them."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        shard_over(self, self.num_nodes * self.num_processes)
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -60,7 +71,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As `Optimizer.state_dict`, with whole tensors, on rank 0."""
-        state = cast(Optimizer, getattr(optimizer, "_optimizer", optimizer)).state_dict()
+        state = plain_optimizer(optimizer).state_dict()
         return {**state, "state": {key: self._gathered(value) for key, value in state["state"].items()}}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -95,12 +106,12 @@ class ShardedStrategy(ModelParallelStrategy):
         return found
 
 
-def trainer_arguments(arguments: Mapping[str, Any], task: Any, callbacks: Iterable[Callback] = ()) -> dict[str, Any]:
+def trainer_arguments(arguments: Mapping[str, Any], task: Task, callbacks: Iterable[Callback] = ()) -> dict[str, Any]:
     """A config's `trainer` section for Lightning: its own `strategy: fsdp2`, and `sync_batchnorm` done our way.
 
     Args:
         arguments: of the Trainer.
-        task: a `Task`; it learns whether to synchronise batch norms.
+        task: it learns whether to synchronise batch norms.
         callbacks: of the run.
 
     Raises:
@@ -118,15 +129,15 @@ def trainer_arguments(arguments: Mapping[str, Any], task: Any, callbacks: Iterab
     return {**found, "strategy": ShardedStrategy()}
 
 
-def spread(task: LightningModule) -> None:
+def spread(task: Task) -> None:
     """Prepare a task's network for its trainer's strategy; called when processes have met, before optimizers are made.
 
     Raises:
         ConfigError: batch norms are to be synchronised on processors, where torch cannot.
     """
-    strategy, network = task.trainer.strategy, cast(nn.Module, task.model)
+    strategy, network = task.trainer.strategy, task.model
     fitting = task.trainer.state.fn == TrainerFn.FITTING
-    if fitting and task.trainer.world_size > 1 and getattr(task, "sync_batchnorm", False):
+    if fitting and task.trainer.world_size > 1 and task.sync_batchnorm:
         if strategy.root_device.type == "cpu":
             problem = "torch synchronises batch norms on accelerators only"
             raise ConfigError("trainer.sync_batchnorm", problem, "set it to false, or train on GPUs")
@@ -135,10 +146,10 @@ def spread(task: LightningModule) -> None:
         shard(network, strategy.device_mesh["data_parallel"])
     elif isinstance(strategy, DDPStrategy):
         # Gradients live in the buckets that are sent: a copy of all of them less. Nothing here detaches gradients.
-        strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
+        ddp_arguments(strategy).setdefault("gradient_as_bucket_view", True)
 
 
-def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+def shard(network: Network, mesh: DeviceMesh) -> None:
     """Shard a network in place: each repeated block by itself, the rest as one piece.
 
     Args:
@@ -152,18 +163,17 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     for block in blocks(network):
         fully_shard(block, mesh=mesh)
     fully_shard(network, mesh=mesh)
-    for name in ENTRANCES:
-        if hasattr(network, name):
-            register_fsdp_forward_method(network, name)
+    for name in network.entrances:
+        register_fsdp_forward_method(network, name)
 
 
-def blocks(network: nn.Module) -> list[nn.Module]:
+def blocks(network: Network) -> list[nn.Module]:
     """What is sharded by itself: the innermost modules of which a `ModuleList` or `Sequential` holds several of a kind.
 
     Only inside the parts that the network names in `sharded_parts`, or else in `compiled_parts` (encoder, decoder,
     backbone): small heads gain nothing. Single layers and what appears in several places stay with the rest.
     """
-    names = getattr(network, "sharded_parts", getattr(network, "compiled_parts", ()))
+    names = network.compiled_parts if network.sharded_parts is None else network.sharded_parts
     parts = [network.get_submodule(name) for name in names] or [network]
     found: dict[int, nn.Module] = {}
     seen: dict[int, int] = {}
@@ -190,7 +200,7 @@ def same_statistics(network: nn.Module) -> None:
     process saw which sample, and would not be those of the saved file.
     """
     for module in network.modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+        if isinstance(module, BatchNorm) and module.running_mean is not None:
             for buffer in module.buffers(recurse=False):
                 distributed.broadcast(buffer, 0)
 
@@ -200,3 +210,56 @@ def _part(value: Any, like: Any) -> Any:
     if not (isinstance(value, Tensor) and isinstance(like, DTensor) and value.shape == like.shape):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+# ---------------------------------------------------------------- records
+
+
+def merge(parts: Iterable[Iterable[Record]]) -> list[Record]:
+    """One list of records, each sample id once (the first one seen), in ascending order of id."""
+    by_id: dict[Any, Record] = {}
+    for part in parts:
+        for record in part:
+            by_id.setdefault(record["id"], record)
+    return [by_id[key] for key in sorted(by_id)]
+
+
+class Gatherer:
+    """Gathers on rank 0, computes there, and broadcasts; in a single process it only merges.
+
+    Args:
+        rank, world: this process and how many there are; with more than one, torch.distributed must be initialised and
+            every process must construct this at the same point.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
+        self.rank, self.world = rank, world
+        self.group: Any = distributed.new_group(backend="gloo", timeout=TIMEOUT) if world > 1 else None
+
+    def gather(self, records: list[Record]) -> list[Record] | None:
+        """The merged records of all processes on rank 0; None elsewhere."""
+        if self.world == 1:
+            return merge([records])
+        parts: list[Any] | None = [None] * self.world if self.rank == 0 else None
+        distributed.gather_object(records, parts, dst=0, group=self.group)
+        return merge(parts) if parts is not None else None
+
+    @contextmanager
+    def from_rank_zero(self) -> Iterator[dict[str, float]]:
+        """A dict that rank 0 fills inside the block, and that every process holds after it.
+
+        Raises:
+            VistrainError: on the other ranks, if rank 0 left the block with an error (which it reports itself);
+                nobody is left waiting.
+        """
+        numbers: dict[str, float] = {}
+        box: list[Any] = [None]
+        try:
+            yield numbers
+            box = [numbers]
+        finally:
+            if self.world > 1:
+                distributed.broadcast_object_list(box, src=0, group=self.group)
+        if box[0] is None:
+            raise VistrainError("evaluation", "it failed on rank 0", "see the error of that process")
+        numbers.update(box[0])

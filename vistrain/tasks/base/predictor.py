@@ -1,152 +1,249 @@
-"""What every predictor does: any picture in; devices; what a loop over files asks of it."""
+"""Networks with everything around them: any input in, what the task finds in it out, and what is written of it."""
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import nn
 
+from vistrain.config.builder import build
+from vistrain.contract import Contract, constructor
+from vistrain.data.base.collate import batch_of
 from vistrain.data.base.images import read_image
-from vistrain.errors import ConfigError, DataError
+from vistrain.data.base.module import DataModule
+from vistrain.data.base.transform import EvalTransform
+from vistrain.devices import choose_device
+from vistrain.errors import DataError
+from vistrain.network import Network
+from vistrain.structures import LabelSpace, Preprocessing
+from vistrain.tasks.base.inputs import InputFile, find_images, picture_paths, save_picture
+from vistrain.tasks.base.options import checked
 
-PICTURES = "pictures"  # folder below the output of `vistrain predict`
 Result = TypeVar("Result")
 
 
-class Predictor(ABC, Generic[Result]):
-    """A network with everything around it: any picture in, what the task finds in it out.
+class Predictor(Contract, ABC, Generic[Result]):
+    """A network that is run on files or arrays. The base of all; inputs of any kind, results of any kind.
+
+    A subclass adds its task's options as keyword-only parameters (`threshold`, `tile`), with hints, defaults and a line
+    in its docstring each: they are what `vistrain predict` takes for the task.
 
     Args:
-        model: has `predict(batch)`; it is moved to the device and put in evaluation mode.
+        model: it is moved to the device and put in evaluation mode.
         device: `auto` (an accelerator if there is one), `cpu`, `cuda`, `cuda:1`, `mps` ...
+        labels: the classes; the network's own if None.
+        preprocessing: how inputs must reach the network; the network's own if None.
+        transform: what evaluation does to an input; nothing if None.
 
     Attributes:
-        lossless: whether pictures are written as PNG, whatever the input was.
+        noun: what one input is called.
+        pictures: folder below the output of `vistrain predict` that `write_picture` fills.
 
     Raises:
         ConfigError: there is no such device.
     """
 
-    lossless = False
+    noun: ClassVar[str] = "file"
+    pictures: ClassVar[str] = "pictures"
 
-    def __init__(self, model: nn.Module, device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: Network,
+        device: str = "auto",
+        *,
+        labels: LabelSpace | None = None,
+        preprocessing: Preprocessing | None = None,
+        transform: EvalTransform | None = None,
+    ) -> None:
         self.device = choose_device(device)
         self.model = model.to(self.device).eval()
+        self.labels = labels or model.labels or LabelSpace((), ())
+        self.preprocessing = preprocessing or model.preprocessing
+        self.transform = transform
 
     @classmethod
-    @abstractmethod
     def from_facts(
-        cls,
-        model: nn.Module,
-        facts: Mapping[str, Any],
-        device: str = "auto",
-        allow: Collection[str] = (),
-        **options: Any,
-    ) -> Predictor[Any]:
+        cls, model: Network, facts: Mapping[str, Any], device: str = "auto", allow: Collection[str] = (), **options: Any
+    ) -> Self:
         """Build one for a loaded network.
 
         Args:
             model: the network.
-            facts: what its checkpoint carries: `config`, `labels`, `preprocessing`.
+            facts: what its checkpoint carries: `config`, `labels`, `preprocessing`, `evaluation`.
             device: see the class.
             allow: packages beyond the default ones whose classes the config may name.
-            options: of the task, such as `threshold`; see `take`.
+            options: of the task; None counts as not given.
 
         Raises:
             ConfigError: an option is not of this task, or its value is wrong.
         """
+        hints = constructor(cls)[1]
+        own = {name: hints.get(name, Any) for name in cls.options()}
+        given = checked({name: value for name, value in options.items() if value is not None}, own)
+        labels, preprocessing = facts["labels"], Preprocessing.from_dict(facts["preprocessing"])
+        return cls(
+            model,
+            device,
+            labels=None if labels is None else LabelSpace.from_dict(labels),
+            preprocessing=preprocessing,
+            transform=evaluation_transform(facts, preprocessing, allow),
+            **given,
+        )
+
+    @classmethod
+    def options(cls) -> dict[str, inspect.Parameter]:
+        """The task's options: keyword-only parameters that the base has not."""
+        own, base = constructor(cls)[0], constructor(Predictor)[0]
+        return {name: p for name, p in own.items() if p.kind is p.KEYWORD_ONLY and name not in base}
+
+    # ---------------------------------------------------------------- inputs
+
+    @classmethod
+    @abstractmethod
+    def find(cls, inputs: Sequence[str | Path], output: Path) -> list[InputFile]:
+        """The files that files, folders and patterns name; not those that an earlier run wrote into `output`.
+
+        Raises:
+            DataError: an input does not exist, or holds no such file.
+        """
 
     @abstractmethod
-    def predict_batch(self, images: Sequence[np.ndarray]) -> list[Result]:
-        """Results of several uint8 `[H, W, 3]` RGB pictures, on the CPU."""
+    def read(self, source: Any) -> Any:
+        """An input as `predict_batch` takes it, from a file, or from whatever else may be given in its place.
+
+        Raises:
+            DataError: the file cannot be read, or the input is of another kind.
+        """
+
+    def batch(self, inputs: Sequence[np.ndarray]) -> dict[str, Any]:
+        """Inputs `[*S, C]`, transformed and padded to common sides, as the network takes them, on the device."""
+        images = [image if self.transform is None else self.transform(image) for image in inputs]
+        sizes, nothing = [image.shape[:-1] for image in inputs], [dict[str, Any]() for _ in inputs]
+        found = batch_of(images, sizes, range(len(images)), nothing, self.preprocessing.size_divisor)
+        return {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in found.items()}
+
+    # ---------------------------------------------------------------- results
 
     @abstractmethod
+    def predict_batch(self, inputs: Sequence[Any]) -> list[Result]:
+        """Results of several inputs at a time, on the CPU."""
+
+    def predict(self, source: Any) -> Result:
+        """The result for one input: a file, or what `read` takes in its place.
+
+        Raises:
+            DataError: see `read`.
+        """
+        return self.predict_batch([self.read(source)])[0]
+
+    # ---------------------------------------------------------------- what is written
+
+    @abstractmethod
+    def describe(self, image: Any, result: Result) -> dict[str, Any]:
+        """What `predictions.json` says of one input, beside `id` and `file`."""
+
+    @abstractmethod
+    def picture_paths(self, files: Sequence[InputFile], folder: Path) -> list[Path]:
+        """Where `write_picture` writes for each file, below a folder; no two are the same, none is an input.
+
+        Raises:
+            DataError: one would replace an input.
+        """
+
+    @abstractmethod
+    def write_picture(self, file: InputFile, image: Any, result: Result, target: Path) -> None:
+        """Write the result as one looks at it, or as one goes on with it.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+
+    @abstractmethod
+    def sentence(self, entries: Sequence[Mapping[str, Any]]) -> str:
+        """What was found in all inputs, in a few words."""
+
+    def header(self) -> dict[str, Any]:
+        """What `predictions.json` says once: nothing, here."""
+        return {}
+
+    def write(self, entries: Sequence[Mapping[str, Any]], output: Path) -> None:
+        """Write further files, beside `predictions.json` and the pictures: none, here."""
+
+
+class ImagePredictor(Predictor[Result]):
+    """Any picture in: a file or a PIL image (its EXIF orientation is respected), or uint8 `[H, W, 3]` RGB or `[H, W]`.
+
+    Args:
+        model, device, base: see `Predictor`.
+
+    Attributes:
+        lossless: whether pictures are written as PNG, whatever the input was.
+    """
+
+    noun = "picture"
+    lossless: ClassVar[bool] = False
+
+    @classmethod
+    def find(cls, inputs: Sequence[str | Path], output: Path) -> list[InputFile]:
+        """See `Predictor`."""
+        return find_images(inputs, exclude=output / cls.pictures)
+
+    def read(self, source: str | Path | np.ndarray | Image.Image) -> np.ndarray:
+        """uint8 `[H, W, 3]`; see `Predictor`."""
+        if isinstance(source, str | Path):
+            return read_image(source, apply_exif=True)
+        if isinstance(source, Image.Image):
+            if source.mode in ("I", "F") or source.mode.startswith("I;16"):
+                raise DataError("image", f"PIL mode {source.mode} has no agreed range", "convert it to 8 bits")
+            return np.array(ImageOps.exif_transpose(source).convert("RGB"))
+        if source.dtype == np.uint8 and source.ndim == 2:
+            return np.repeat(source[..., None], 3, axis=2)
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
+            raise DataError("image", f"{source.dtype} {list(source.shape)} is not uint8 [H, W, 3] or [H, W]")
+        return np.ascontiguousarray(source)
+
     def describe(self, image: np.ndarray, result: Result) -> dict[str, Any]:
-        """What `predictions.json` says of one picture, beside `id`, `file`, `width` and `height`."""
+        """`width` and `height` of the upright picture, in pixels."""
+        return {"width": image.shape[1], "height": image.shape[0]}
+
+    def picture_paths(self, files: Sequence[InputFile], folder: Path) -> list[Path]:
+        """See `Predictor`."""
+        return picture_paths(files, folder, self.lossless)
+
+    def write_picture(self, file: InputFile, image: np.ndarray, result: Result, target: Path) -> None:
+        """See `Predictor`."""
+        save_picture(self.draw(image, result), target)
 
     @abstractmethod
     def draw(self, image: np.ndarray, result: Result) -> np.ndarray:
         """uint8 `[H, W, 3]`: the picture to write."""
 
-    def picture(self, file: Path, image: np.ndarray, result: Result) -> np.ndarray:
-        """What is written for a file: uint8 `[H, W, 3]` as `draw` gives it, or `[H, W]`, `[H, W, 2]`, `[H, W, 4]`."""
-        return self.draw(image, result)
 
-    @abstractmethod
-    def sentence(self, entries: Sequence[Mapping[str, Any]]) -> str:
-        """What was found in all pictures, in a few words."""
+def evaluation_transform(
+    facts: Mapping[str, Any], preprocessing: Preprocessing, allow: Collection[str] = ()
+) -> EvalTransform | None:
+    """What evaluation did to images, from what a checkpoint carries.
 
-    def header(self) -> dict[str, Any]:
-        """What `predictions.json` says once."""
-        return {}
-
-    def write(self, entries: Sequence[Mapping[str, Any]], output: Path) -> None:
-        """Write further files, beside `predictions.json` and the pictures."""
-
-    def predict(self, image: str | Path | np.ndarray | Image.Image) -> Result:
-        """The result for one picture.
-
-        Args:
-            image: a file or a PIL image (its EXIF orientation is respected), or uint8 `[H, W, 3]` (RGB) or `[H, W]`.
-
-        Raises:
-            DataError: the file cannot be read, or the picture is of another kind.
-        """
-        return self.predict_batch([pixels(image)])[0]
-
-
-def take(options: Mapping[str, Any], **defaults: Any) -> list[Any]:
-    """The values of a task's options, in the order of the defaults; an option that is None counts as not given.
+    Checkpoints of the first versions have no `evaluation`: their config's data module is asked, which needs no files.
 
     Raises:
-        ConfigError: an option is given that the task does not have.
+        ConfigError: a class is unknown, or of a package that is not allowed.
     """
-    for name, value in options.items():
-        if value is not None and name not in defaults:
-            remedy = f"its options are {', '.join(f'--{n}' for n in defaults)}" if defaults else ""
-            raise ConfigError(f"--{name.replace('_', '-')}", "means nothing for the task of this network", remedy)
-    return [default if options.get(name) is None else options[name] for name, default in defaults.items()]
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that a name stands for.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator if accelerator is not None else torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        # torch has no common error for this; a CPU-only build raises AssertionError for cuda
-        reason = str(error).partition("\n")[0]
-        raise ConfigError("--device", f"{name!r} is not available ({reason})", "use 'auto' or 'cpu'") from error
-    return device
-
-
-def pixels(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
-    """uint8 `[H, W, 3]` of a file, a PIL image or an array.
-
-    Raises:
-        DataError: the file cannot be read, or the picture is of another kind.
-    """
-    if isinstance(image, str | Path):
-        return read_image(image, apply_exif=True)
-    if isinstance(image, Image.Image):
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            raise DataError("image", f"PIL mode {image.mode} has no agreed range", "convert it to 8 bits")
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    if image.dtype == np.uint8 and image.ndim == 2:
-        return np.repeat(image[..., None], 3, axis=2)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise DataError("image", f"{image.dtype} {list(image.shape)} is not uint8 [H, W, 3] or [H, W]")
-    return np.ascontiguousarray(image)
+    if "evaluation" in facts:
+        node = facts["evaluation"]
+        if node is None:
+            return None
+        name = str(node["type"])
+        # Of ours, no config names one, so the index need not list it; its room's path finds it.
+        node = {**node, "type": f"vistrain.{name}" if name.startswith("data.") else name}
+        found: EvalTransform = build(node, EvalTransform, where="evaluation", allow=allow)
+        return found
+    data: DataModule = build(facts["config"]["data"], DataModule, where="data", allow=allow)
+    data.preprocessing = preprocessing
+    return data.eval_transform

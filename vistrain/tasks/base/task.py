@@ -1,4 +1,7 @@
-"""What every task does around its network: losses into steps, predictions into numbers, facts into checkpoints."""
+"""What every task does around its network: losses into steps, predictions into numbers, facts into checkpoints.
+
+And all that a task may say of itself, which commands, callbacks and runs ask for and know of no other way.
+"""
 
 from __future__ import annotations
 
@@ -6,50 +9,41 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from rich.console import Console
-from torch import Tensor, nn
+from rich.console import Console, RenderableType
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vistrain import __version__
+from vistrain.contract import Contract
+from vistrain.data.base.module import DataModule
 from vistrain.errors import ConfigError
+from vistrain.internals import lightning as internals
+from vistrain.layers.padding import to_unit
+from vistrain.metrics import Metric, Record, Unit, protocol
+from vistrain.network import Network
 from vistrain.optim import Constant, ParameterGroups, Schedule
+from vistrain.pictures import fitted
 from vistrain.structures import Factory
-from vistrain.tasks.base.gather import Gatherer, Record
-from vistrain.tasks.base.parallel import same_statistics, spread
+from vistrain.tasks.base.parallel import Gatherer, same_statistics, spread
+from vistrain.tasks.base.predictor import Predictor
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
+Cells = list[tuple[str, np.ndarray]]  # captions, and uint8 pictures [H, W, 3]
 
 
-class Metric(Protocol):
-    """What a task asks of a metric: records per sample, and numbers from all records."""
-
-    @property
-    def result(self) -> object:
-        """What a Rich console prints about the last `compute`."""
-        ...
-
-    def update(self, ids: Sequence[Any], predictions: Sequence[Any], targets: Sequence[Any]) -> list[dict[str, Any]]:
-        """One record for each sample, a plain dict with its `id`."""
-        ...
-
-    def compute(self, records: list[Record]) -> dict[str, float]:
-        """Named numbers from the records of all samples."""
-        ...
-
-
-class Task(LightningModule):
-    """Trains and evaluates a network that offers `losses(batch)` and `predict(batch)`.
+class Task(Contract, LightningModule):
+    """Trains and evaluates a network; the base of all tasks.
 
     The network keeps mixed precision out of its losses and matching; the task only adds up what `losses` returns. It is
     stored under `model.` in checkpoints.
@@ -70,18 +64,32 @@ class Task(LightningModule):
             for rounding, and faster convolutions where the device prefers it (tensor cores, AMX).
 
     Attributes:
+        predictor: what `vistrain predict` and `vistrain.load` run its networks with; the abstract base: it cannot.
+        analysis_folder: where `analyse` goes after a test; None: it is not asked to.
         checkpoint_facts: plain containers that every checkpoint carries under `vistrain`, beside the version, the
             labels and the preprocessing; the runner puts the composed config there.
         losses: detached losses of the latest batch, as the network named them.
         records: after an evaluation, on rank 0, the merged records of each metric by protocol name.
         evaluators: split -> the metrics of an evaluation by protocol name.
         numbers: the numbers of the latest evaluation, the same on every process.
+        units: what they are measured in, by the same names.
         sync_batchnorm: while training on several accelerators, batch norms use the statistics of all.
     """
 
+    predictor: ClassVar[type[Predictor[Any]]] = Predictor  # type: ignore[type-abstract]
+    model: Network
+    checkpoint_facts: dict[str, Any]
+    losses: dict[str, Tensor]
+    records: dict[str, list[Record]]
+    evaluators: dict[str, dict[str, Metric]]
+    numbers: dict[str, float]
+    units: dict[str, Unit]
+    analysis_folder: Path | None
+    sync_batchnorm: bool
+
     def __init__(
         self,
-        model: nn.Module,
+        model: Network,
         optimizer: Factory[Optimizer],
         groups: ParameterGroups | None = None,
         schedule: Schedule | None = None,
@@ -96,25 +104,96 @@ class Task(LightningModule):
         self.optimizer, self.groups = optimizer, groups or ParameterGroups()
         self.schedule = schedule or Constant()
         self.metrics, self.compile_model, self.seed = tuple(metrics), compile, seed
-        self.checkpoint_facts: dict[str, Any] = {}
-        self.losses: dict[str, Tensor] = {}
-        self.records: dict[str, list[Record]] = {}
-        self.evaluators: dict[str, dict[str, Metric]] = {}
-        self.numbers: dict[str, float] = {}
+        self.checkpoint_facts = {}
+        self.losses = {}
+        self.records, self.evaluators = {}, {}
+        self.numbers, self.units = {}, {}
+        self.analysis_folder, self.sync_batchnorm = None, False
         self._collected: dict[str, list[Record]] = {}
         self._gatherer: Gatherer | None = None
         self._to_log: list[dict[str, Tensor]] = []
         self._logged_rate, self._stepped = 0.0, False
-        self.sync_batchnorm = False
+
+    # ---------------------------------------------------------------- what a task says of itself
 
     def build_metrics(self, split: str) -> dict[str, Metric]:
-        """The metrics of one split (`val` or `test`) by protocol name; the subclass knows what facts they need."""
-        raise NotImplementedError
+        """The metrics of one split (`val` or `test`) by protocol name.
+
+        Here they are told the split's ground truth and the network's labels; a task whose metrics want other facts has
+        its own.
+
+        Raises:
+            ConfigError: a name is no protocol.
+        """
+        if not self.metrics:
+            return {}
+        truth = self.datamodule.ground_truth(cast(Any, split))
+        return {name: protocol(name, ground_truth=truth, labels=self.model.labels) for name in self.metrics}
+
+    def draw_sample(self, batch: Batch, index: int, prediction: Any, side: int, threshold: float) -> Cells:
+        """What people are shown of one sample, side by side; here the image alone.
+
+        Args:
+            batch: as the network gets it.
+            index: of the sample in it.
+            prediction: what was found, or None.
+            side: longest side to show, pixels.
+            threshold: least score of what is shown, where there are scores.
+        """
+        return [(str(batch["id"][index]), fitted(picture_of(batch, index), side)[0])]
+
+    def write_predictions(self, path: Path) -> None:
+        """Write the predictions of the latest evaluation, as `path` or beside it; called on rank 0, which has the
+        records. Nothing, here."""
+
+    def analyse(self, folder: Path) -> None:
+        """Write into a folder what goes wrong in the latest test; called on rank 0, which has the records.
+
+        Raises:
+            ConfigError: the task has no analysis.
+        """
+        raise ConfigError("--analysis", f"{type(self).__name__} has none", "leave it out")
+
+    @classmethod
+    def evaluate_file(cls, predictions: Path, data: DataModule | None = None) -> RenderableType:
+        """The numbers of predictions that were written to files, for `vistrain evaluate`.
+
+        What a task's own takes beside these, by keyword and with defaults, are options of the command: the name, the
+        hint and the line in its docstring make them.
+
+        Args:
+            predictions: a file or a folder.
+            data: the data module whose test split they are of, if there is a config.
+
+        Returns:
+            what a Rich console prints.
+
+        Raises:
+            ConfigError: the task reads no predictions.
+        """
+        raise ConfigError("evaluate", f"{cls.__name__} reads no files of predictions", "use `vistrain test`")
+
+    def facts_of_test(self) -> dict[str, Any]:
+        """Plain containers that `test.json` holds beside the numbers: how the test differs from the evaluations while
+        training, if it does."""
+        return {}
+
+    def unit(self, name: str) -> Unit:
+        """What a number of the loggers is measured in; losses (`train/loss`, `val/loss_box`) are better when low."""
+        is_loss = name.rpartition("/")[2].startswith("loss")
+        return self.units.get(name, Unit(lower_is_better=is_loss))
+
+    @property
+    def datamodule(self) -> DataModule:
+        """The data of the run."""
+        return cast(DataModule, internals.datamodule_of(self))
 
     # ---------------------------------------------------------------- setting up
 
     def setup(self, stage: str) -> None:
         """Build the metrics before anything is trained: a wrong name must not surface after the first epoch."""
+        if self.analysis_folder is not None and type(self).analyse is Task.analyse:
+            self.analyse(self.analysis_folder)  # refuses
         split = "test" if stage == "test" else "val"
         self.evaluators[split] = self.build_metrics(split)
 
@@ -137,7 +216,7 @@ class Task(LightningModule):
             raise ConfigError("optimizer.lr", "the learning rate is missing", "give a number")
         parameters = self.groups(self.model, arguments["lr"], arguments.get("weight_decay", 0.0))
         optimizer = self.optimizer(parameters)
-        self.trainer.fit_loop.setup_data()  # a run that is limited by steps would not know yet how long an epoch is
+        internals.know_length_of_epoch(self.trainer)  # a run that is limited by steps would not know it yet
         total = self.trainer.estimated_stepping_batches
         batches = self.trainer.num_training_batches
         per_epoch = 1 if math.isinf(batches) else max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
@@ -149,7 +228,7 @@ class Task(LightningModule):
         """Compile in place: parameter names, and so checkpoints, stay as they are."""
         if not self.compile_model:
             return
-        for name in getattr(self.model, "compiled_parts", ("backbone",)):
+        for name in self.model.compiled_parts:
             self.model.get_submodule(name).compile()
 
     # ---------------------------------------------------------------- training
@@ -167,7 +246,7 @@ class Task(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the network's losses, a scalar."""
-        losses: dict[str, Tensor] = self.model.losses(batch)  # type: ignore[operator]
+        losses = self.model.losses(batch)
         self.losses = {name: value.detach() for name, value in losses.items()}
         if self._logs_at(self.trainer.global_step + 1):
             self._to_log.append(self.losses)
@@ -182,9 +261,7 @@ class Task(LightningModule):
             self._logged_rate = self.learning_rate  # before the schedule moves it on
         super().optimizer_step(*args, **kwargs)
         self._stepped = True
-        hook = getattr(self.model, "on_step_end", None)
-        if hook is not None:
-            hook(self.trainer.global_step + 1)
+        self.model.on_step_end(self.trainer.global_step + 1)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Write the losses and the learning rate to the loggers, every `log_every_n_steps` optimizer steps.
@@ -211,8 +288,8 @@ class Task(LightningModule):
         return max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
 
     def _logs_at(self, step: int) -> bool:
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return bool(every) and (step % every == 0 or self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+        every = internals.log_every_n_steps(self.trainer)
+        return bool(every) and (step % every == 0 or internals.is_trial(self.trainer))
 
     def _write(self, numbers: Mapping[str, float], step: int) -> None:
         for logger in self.trainer.loggers:
@@ -255,10 +332,14 @@ class Task(LightningModule):
             for metric in self.evaluators["test"].values():
                 Console().print(metric.result)
 
+    def on_test_end(self) -> None:
+        """Analyse, if that was asked for, while the records are there."""
+        if self.analysis_folder is not None and self.trainer.is_global_zero:
+            self.analyse(self.analysis_folder)
+
     def predictions(self, batch: Batch, split: str) -> list[Any]:
         """What the network predicts for each sample of an evaluation batch of `val` or `test`."""
-        found: list[Any] = self.model.predict(batch)  # type: ignore[operator]
-        return found
+        return self.model.predict(batch)
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Any]:
         predictions = self.predictions(batch, split)
@@ -270,6 +351,7 @@ class Task(LightningModule):
         if self._gatherer is None:
             self._gatherer = Gatherer(self.global_rank, self.trainer.world_size)
         numbers: dict[str, float] = {}
+        self.units = {}
         for name, metric in self.evaluators[split].items():
             records = self._gatherer.gather(self._collected.pop(name))
             with self._gatherer.from_rank_zero() as computed:
@@ -277,6 +359,7 @@ class Task(LightningModule):
                     self.records[name] = records
                     computed.update(metric.compute(records))
             numbers |= {f"{split}/{key}": float(value) for key, value in computed.items()}
+            self.units |= {f"{split}/{key}": metric.unit(key) for key in computed}
         self.numbers = numbers
         in_test = split == "test"
         # For callbacks that monitor them, and as what `trainer.test` returns, which Lightning wants a logger for.
@@ -289,12 +372,13 @@ class Task(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the network without config or data, and where in the data the run stands."""
-        labels, preprocessing = getattr(self.model, "labels", None), getattr(self.model, "preprocessing", None)
+        network, transform = self.model, self.datamodule.eval_transform
         checkpoint["vistrain"] = {
             "version": __version__,
-            "labels": labels.to_dict() if labels is not None else None,
-            "preprocessing": preprocessing.to_dict() if preprocessing is not None else None,
-            "channels": getattr(self.model, "channels", 3),
+            "labels": None if network.labels is None else network.labels.to_dict(),
+            "preprocessing": network.preprocessing.to_dict(),
+            "channels": network.channels,
+            "evaluation": None if transform is None else transform.to_node(),
             **self.checkpoint_facts,
         }
         if self.trainer.state.fn == TrainerFn.FITTING:
@@ -302,22 +386,19 @@ class Task(LightningModule):
 
     def _progress(self) -> dict[str, int]:
         """Where in the data the run stands: epoch, samples of it that all processes together consumed, processes."""
-        data, trainer = getattr(self.trainer, "datamodule", None), self.trainer
-        # `processed` and not `completed`, which lags by one inside `on_train_batch_end`, where checkpoints are written.
-        counts = cast(_ProcessedTracker, trainer.fit_loop.epoch_loop.batch_progress.current)
-        batches, epoch = counts.processed, trainer.current_epoch
+        trainer = self.trainer
+        batches, epoch = internals.batches_seen(trainer), trainer.current_epoch
         if batches >= trainer.num_training_batches:
             batches, epoch = 0, epoch + 1
-        samples = batches * getattr(data, "batch_size", 0) // trainer.accumulate_grad_batches
+        samples = batches * self.datamodule.batch_size // trainer.accumulate_grad_batches
         return {"epoch": epoch, "consumed": samples, "world_size": trainer.world_size}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Tell the data module where to continue; Lightning calls this before any loader is made."""
         progress = checkpoint.get("vistrain", {}).get("progress")
-        data = getattr(self.trainer, "datamodule", None)
-        if progress is None or data is None or self.trainer.state.fn != TrainerFn.FITTING:
+        if progress is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        data.resume = (progress["epoch"], progress["consumed"])
+        self.datamodule.resume = (progress["epoch"], progress["consumed"])
         # Lightning knows one way to resume a loader, through its own state; ours resumes through the sampler.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
         if progress["world_size"] != self.trainer.world_size:
@@ -327,3 +408,27 @@ class Task(LightningModule):
                 self.trainer.world_size,
                 progress["world_size"],
             )
+
+
+def as_task(module: LightningModule) -> Task:
+    """What callbacks are given is a Task: they are made for no other module."""
+    return cast(Task, module)
+
+
+def picture_of(batch: Batch, index: int) -> np.ndarray:
+    """The image of a sample without its padding, to look at.
+
+    Args:
+        batch: `image` `[B, C, *S]` and `size` `[B, len(S)]`.
+        index: of the sample.
+
+    Returns:
+        uint8 `[H, W, 3]`: the first three channels, or the first one in grey; of a volume the middle slice.
+    """
+    sides = [slice(side) for side in batch["size"][index].tolist()]
+    image = batch["image"][(index, slice(None), *sides)].detach()
+    while image.ndim > 3:
+        image = image[:, image.shape[1] // 2]
+    image = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    values = (to_unit(image.cpu()).clamp(0, 1) * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(values.permute(1, 2, 0).numpy())

@@ -4,75 +4,48 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from vistrain.data.classification.module import LabelledImage, collate_images
-from vistrain.data.classification.transforms import EvalCrop
+from vistrain.classification import Classifier
 from vistrain.errors import ConfigError
+from vistrain.network import Network
 from vistrain.pictures import grid
-from vistrain.structures import ClassScores, LabelSpace, Preprocessing
-from vistrain.tasks.base.predictor import Predictor, take
+from vistrain.structures import ClassScores
+from vistrain.tasks.base.predictor import ImagePredictor
 from vistrain.writing import whole_file
 
 TOP = 5
 
 
-class ClassificationPredictor(Predictor[ClassScores]):
+class ClassificationPredictor(ImagePredictor[ClassScores]):
     """Any picture in, scores of all classes out.
 
     Args:
         model: a classifier (`predict(batch) -> list[ClassScores]`).
-        labels: of the checkpoint.
-        crop: the evaluation crop.
-        device: see `Predictor`.
-        threshold: least score that is written and drawn, where a picture may have any number of classes.
+        device, base: see `Predictor`.
+        threshold: least score that counts, where a picture may have any number of classes.
 
     Raises:
         ConfigError: there is no such device, or the threshold is not in 0..1.
     """
 
-    def __init__(
-        self, model: nn.Module, labels: LabelSpace, crop: EvalCrop, device: str = "auto", threshold: float = 0.5
-    ) -> None:
+    def __init__(self, model: Network, device: str = "auto", *, threshold: float = 0.5, **base: Any) -> None:
         if not 0 <= threshold <= 1:
             raise ConfigError("--threshold", f"{threshold} is not in 0..1")
-        super().__init__(model, device)
-        self.labels, self.crop, self.threshold = labels, crop, threshold
-
-    @classmethod
-    def from_facts(
-        cls,
-        model: nn.Module,
-        facts: Mapping[str, Any],
-        device: str = "auto",
-        allow: Collection[str] = (),
-        **options: Any,
-    ) -> ClassificationPredictor:
-        """See `Predictor`; the one option is `threshold`."""
-        from vistrain.config.builder import build
-        from vistrain.data.classification.module import ClassificationData
-
-        (threshold,) = take(options, threshold=0.5)
-        # The data module knows the evaluation crop; constructing it touches no files
-        data = build(facts["config"]["data"], ClassificationData, where="data", allow=allow)
-        data.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
-        return cls(model, LabelSpace.from_dict(facts["labels"]), data.eval_crop, device, threshold)
+        super().__init__(model, device, **base)
+        self.threshold = threshold
 
     @torch.inference_mode()
-    def predict_batch(self, images: Sequence[np.ndarray]) -> list[ClassScores]:
+    def predict_batch(self, inputs: Sequence[np.ndarray]) -> list[ClassScores]:
         """Scores of several uint8 `[H, W, 3]` pictures at a time, on the CPU."""
-        if not images:
+        if not inputs:
             return []
-        samples = [LabelledImage(self.crop(x), i, (x.shape[0], x.shape[1]), (0,)) for i, x in enumerate(images)]
-        batch = collate_images(samples)
-        moved = {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-        found: list[ClassScores] = self.model.predict(moved)  # type: ignore[operator]
+        found: list[ClassScores] = self.model.predict(self.batch(inputs))
         return [ClassScores(f.scores.float().cpu(), f.multi_label) for f in found]
 
     def select(self, result: ClassScores) -> list[tuple[int, float]]:
@@ -82,12 +55,12 @@ class ClassificationPredictor(Predictor[ClassScores]):
         return [r for r in ranked if r[1] >= self.threshold] if result.multi_label else ranked[:TOP]
 
     def describe(self, image: np.ndarray, result: ClassScores) -> dict[str, Any]:
-        """`classes`: name, id and score, best first."""
+        """Sides, and `classes`: name, id and score, best first."""
         rows = [
             {"name": self.labels.name_of[k], "category_id": self.labels.category_of[k], "score": score}
             for k, score in self.select(result)
         ]
-        return {"classes": rows}
+        return {**super().describe(image, result), "classes": rows}
 
     def draw(self, image: np.ndarray, result: ClassScores) -> np.ndarray:
         """The uint8 `[H, W, 3]` picture, at most 1280 pixels long, with its best classes above it."""
@@ -109,8 +82,8 @@ class ClassificationPredictor(Predictor[ClassScores]):
         with whole_file(output / "classes.csv") as partial, open(partial, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(["file", "label", "score"])
+            many = isinstance(self.model, Classifier) and self.model.multi_label
             for entry in entries:
                 found = entry["classes"]
-                many = getattr(self.model, "multi_label", False)
                 names = "|".join(c["name"] for c in (found if many else found[:1]))
                 table.writerow([entry["file"], names, f"{found[0]['score']:.6f}" if found else ""])

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from vistrain.classification import Classifier
 from vistrain.data.classification.module import ClassificationData
 from vistrain.errors import ConfigError, VistrainError
-from vistrain.metrics import protocol
-from vistrain.optim import ParameterGroups, Schedule
+from vistrain.network import Network
 from vistrain.pictures import confusion
 from vistrain.structures import ClassScores, Factory, LabelSpace
-from vistrain.tasks.base.task import Batch, Metric, Task
+from vistrain.tasks.base.task import Batch, Cells, Task, picture_of
+from vistrain.tasks.classification.predictor import ClassificationPredictor
 from vistrain.writing import whole_file
 
 MOST_CLASSES = 40  # in the picture of confusions
@@ -32,40 +33,26 @@ class ClassificationTask(Task):
     Args: see `Task`.
     """
 
+    predictor = ClassificationPredictor
+
     def setup(self, stage: str) -> None:
         """Build the metrics, and refuse an image size that the network cannot take before anything is trained."""
         super().setup(stage)
         # Lightning takes what is frozen on purpose for an oversight.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
-        data, check = getattr(self.trainer, "datamodule", None), getattr(self.model, "check_size", None)
-        if not isinstance(data, ClassificationData) or check is None:
+        data = self.datamodule
+        if not isinstance(data, ClassificationData):
             return
-        for key, (height, width) in data.image_sizes().items():
+        for key, size in data.image_sizes().items():
             try:
-                check(height, width)
+                self.model.check_size(*size)
             except ConfigError as error:
                 raise ConfigError(f"data.{key}", error.problem, error.remedy) from error
 
-    def build_metrics(self, split: str) -> dict[str, Metric]:
-        """One metric for each protocol name.
-
-        Raises:
-            ConfigError: a name is no protocol.
-        """
-        truth = self.trainer.datamodule.ground_truth(split) if self.metrics else {}  # type: ignore[attr-defined]
-        return {name: protocol(name, ground_truth=truth, labels=self._labels) for name in self.metrics}
-
     def draw_sample(
-        self, batch: Batch, index: int, prediction: ClassScores | None, side: int
-    ) -> list[tuple[str, np.ndarray]]:
-        """The image with its classes above it, or with what was found.
-
-        Args:
-            batch: as the network gets it.
-            index: of the image in it.
-            prediction: its scores, or None.
-            side: longest side to show, pixels.
-        """
+        self, batch: Batch, index: int, prediction: ClassScores | None, side: int, threshold: float
+    ) -> Cells:
+        """The image with its classes above it, or with what was found; of many labels those of at least 0.5."""
         names = self._labels.name_of
         truth = batch["target"][index]["labels"]
         caption = told = ", ".join(names[label] for label in truth) or "-"
@@ -76,8 +63,7 @@ class ClassificationTask(Task):
             best = int(prediction.scores.argmax())
             score = f"{names[best]} {float(prediction.scores[best]):.2f}"
             caption = score if best in truth else f"{score}, truth: {told}"
-        image = batch["image"][index, :3].cpu()
-        return [(caption, np.ascontiguousarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy()))]
+        return [(caption, picture_of(batch, index))]
 
     def write_predictions(self, path: Path) -> None:
         """Write what the latest evaluation recorded of each image, and beside it `per_class.json` and `confusion.png`;
@@ -107,8 +93,7 @@ class ClassificationTask(Task):
 
     @property
     def _labels(self) -> LabelSpace:
-        labels: Any = self.model.labels
-        return cast(LabelSpace, labels)
+        return cast(LabelSpace, self.model.labels)
 
 
 class NeighbourTask(ClassificationTask):
@@ -121,7 +106,7 @@ class NeighbourTask(ClassificationTask):
     Args:
         neighbours: how many vote.
         temperature: of the votes.
-        others: see `Task`.
+        model, optimizer, base: see `Task`.
 
     Raises:
         ConfigError: a number is not positive.
@@ -129,17 +114,14 @@ class NeighbourTask(ClassificationTask):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Network,
         optimizer: Factory[Optimizer],
-        groups: ParameterGroups | None = None,
-        schedule: Schedule | None = None,
-        metrics: Sequence[str] = (),
-        compile: bool = False,
-        seed: int = 0,
+        *,
         neighbours: int = 20,
         temperature: float = 0.07,
+        **base: Any,
     ) -> None:
-        super().__init__(model, optimizer, groups, schedule, metrics, compile, seed)
+        super().__init__(model, optimizer, **base)
         for name, value in (("neighbours", neighbours), ("temperature", temperature)):
             if value <= 0:
                 raise ConfigError(f"task.{name}", f"{value} is not positive")
@@ -148,7 +130,7 @@ class NeighbourTask(ClassificationTask):
 
     def setup(self, stage: str) -> None:
         """Refuse data whose images have several classes, beside what the base refuses."""
-        if getattr(self.model, "multi_label", False):
+        if self._network.multi_label:
             raise ConfigError("model.multi_label", "neighbours vote for one class per image", "set it to false")
         super().setup(stage)
 
@@ -179,7 +161,7 @@ class NeighbourTask(ClassificationTask):
 
     @torch.no_grad()
     def _encode(self) -> tuple[Tensor, Tensor]:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = cast(ClassificationData, self.datamodule)
         workers = data.workers if data.workers is not None else 0
         loader = DataLoader(
             data.plain_train_dataset(), data.eval_batch_size, collate_fn=data.collate_function(), num_workers=workers
@@ -194,8 +176,11 @@ class NeighbourTask(ClassificationTask):
         return torch.cat(features), torch.cat(labels)
 
     def _features(self, batch: Batch) -> Tensor:
-        features: Tensor = self.model.features(batch).float()  # type: ignore[operator]
-        return nn.functional.normalize(features, dim=-1)
+        return nn.functional.normalize(self._network.features(batch).float(), dim=-1)
+
+    @property
+    def _network(self) -> Classifier:
+        return cast(Classifier, self.model)
 
 
 def vote(
@@ -230,7 +215,7 @@ def most_confused(counts: np.ndarray, most: int) -> list[int]:
 
 
 def _plain(row: Any) -> dict[str, Any]:
-    return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in row.items()}
+    return {key: value.tolist() if isinstance(value, np.ndarray | np.generic) else value for key, value in row.items()}
 
 
 def _named(target: int | Sequence[int], names: dict[int, str]) -> str | list[str]:

@@ -1,29 +1,33 @@
-"""What a detector gets wrong, as a folder to look at: from the records of an evaluation, or from a file of results."""
+"""What a detector gets wrong, as a folder to look at: from what an evaluation recorded, or a file of results."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
+from rich.console import Console
 
 from vistrain import pictures
 from vistrain.data.base.images import read_listed_image
-from vistrain.errors import DataError
-from vistrain.metrics.coco import read_records
-from vistrain.metrics.coco_files import read_json
+from vistrain.data.base.module import DataModule, SplitName
+from vistrain.data.detection.module import DetectionData
+from vistrain.errors import DataError, VistrainError
+from vistrain.metrics import Record
 from vistrain.metrics.detection_errors import KINDS, DetectionAnalysis, ImageErrors, analyse
+from vistrain.tasks.base.task import Task, as_task
 from vistrain.tasks.detection.pictures import judged_boxes, precision_recall
 from vistrain.writing import whole_file
 
 log = logging.getLogger(__name__)
 
 SIDE = 480  # long side of an image in the picture of the worst, pixels
-ENLARGED = 2.5  # tiny images are shown up to this many times as large
 
 
 def write_analysis(
@@ -71,28 +75,97 @@ def write_analysis(
     return folder
 
 
-def analyse_file(
-    predictions: str | Path, annotations: str | Path, folder: str | Path, images: str | Path | None = None
+def analyse_records(
+    truth: Mapping[str, Any],
+    records: Sequence[Record],
+    folder: str | Path,
+    read_image: Callable[[int], np.ndarray] | None = None,
+    score_threshold: float = 0.3,
+    iou_threshold: float = 0.5,
+    worst: int = 8,
 ) -> DetectionAnalysis:
-    """Analyse a COCO results file against COCO annotations, over all images that the annotations list.
+    """Analyse what an evaluation recorded, and write it.
 
     Args:
-        predictions: a JSON list of `{image_id, category_id, bbox: [x, y, width, height], score}`.
-        annotations: COCO ground truth.
-        folder: see `write_analysis`.
-        images: folder that the annotations' `file_name`s are relative to; None draws no images.
+        truth: COCO ground truth.
+        records: of `metrics.CocoBox.update`.
+        folder, read_image, worst: see `write_analysis`.
+        score_threshold: least score of detections in the confusion matrix and the pictures.
+        iou_threshold: from which on a box is in the right place.
 
     Returns:
         The analysis; a Rich console prints it.
 
     Raises:
-        DataError: a file is missing or malformed, or cannot be written.
+        DataError: a file cannot be written.
     """
-    truth = read_json(annotations)
-    _, records = read_records(predictions, annotations, truth)
-    analysis = analyse(truth, records)
-    write_analysis(analysis, folder, None if images is None else image_reader(truth, Path(images)))
+    analysis = analyse(truth, records, iou_threshold=iou_threshold, score_threshold=score_threshold)
+    write_analysis(analysis, folder, read_image, worst)
     return analysis
+
+
+def analyse_task(task: Task, folder: Path, **options: Any) -> None:
+    """Analyse and print what a task recorded in its latest evaluation of the test split.
+
+    Args:
+        task: its records are on rank 0.
+        folder: see `write_analysis`.
+        options: thresholds and `worst` of `analyse_records`.
+
+    Raises:
+        DataError: a file cannot be written.
+    """
+    records: list[Record] = next(iter(task.records.values()), [])
+    if not records or "boxes" not in records[0]:
+        log.warning("no detections were recorded, so there is nothing to analyse: set `metrics: [coco_box]`")
+        return
+    data = task.datamodule
+    truth = data.ground_truth("test")
+    Console().print(analyse_records(truth, records, folder, set_reader(truth, data, "test"), **options))
+    log.info("analysis: %s", folder)
+
+
+class ErrorAnalysis(Callback):
+    """Writes a confusion matrix, precision-recall curves, errors by kind and the worst images after a test.
+
+    Works from the records that a detection task has collected, on rank 0. With the defaults it does what `vistrain test
+    --analysis FOLDER` does.
+
+    Args:
+        folder: where; `analysis` in the run's folder if None.
+        score_threshold: least score of detections in the confusion matrix and the pictures.
+        iou_threshold: from which on a box is in the right place.
+        worst: how many images are drawn.
+    """
+
+    def __init__(
+        self,
+        folder: str | None = None,
+        score_threshold: float = 0.3,
+        iou_threshold: float = 0.5,
+        worst: int = 8,
+    ) -> None:
+        self.folder = folder
+        self.options = {"score_threshold": score_threshold, "iou_threshold": iou_threshold, "worst": worst}
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Analyse, write, print the table."""
+        if trainer.is_global_zero:
+            folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "analysis"
+            analyse_task(as_task(pl_module), folder, **self.options)
+
+
+def set_reader(truth: Mapping[str, Any], data: DataModule, split: SplitName) -> Callable[[int], np.ndarray]:
+    """As `image_reader`, for the images of a data module's split."""
+    if isinstance(data, DetectionData):
+        return image_reader(truth, data.folder(split), data.exif)
+    listed = {image["id"]: image for image in truth["images"]}
+
+    def read(image_id: int) -> np.ndarray:
+        path, entry = data.image_path(split, image_id), listed[image_id]
+        return read_listed_image(path, int(entry["height"]), int(entry["width"]))
+
+    return read
 
 
 def image_reader(truth: Mapping[str, Any], images: Path, exif: str = "auto") -> Callable[[int], np.ndarray]:
@@ -132,12 +205,10 @@ def _draw_worst(
     for e in errors:
         try:
             image = read_image(e.image_id)
-        except DataError as error:
+        except VistrainError as error:  # a data module may know of no files, too
             log.warning("not drawn: %s", error)
             continue
-        scale = min(ENLARGED, SIDE / max(image.shape[:2]))
-        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-        shown = np.asarray(Image.fromarray(image).resize(size))
+        shown, scale = pictures.fitted(image, SIDE)
         there = [names[k] for k in e.object_categories]
         fates = ["right" if found else "missed" for found in e.found]
         said = [names[k] for k in e.categories]

@@ -1,15 +1,18 @@
-"""Pictures of what a detector gets wrong: precision-recall curves, and boxes in the colour of their fate."""
+"""Boxes on samples, truth beside prediction; boxes in the colour of their fate, and precision-recall curves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from vistrain.pictures.boxes import draw_boxes
+from vistrain.pictures import class_colours, draw_boxes, fitted
 from vistrain.pictures.charts import GROUND, PALETTE, new_figure, save_figure
+from vistrain.structures import Detections, LabelSpace
 
 MOST_CURVES = 10  # classes that are drawn in colour
 # What became of a box -> its colour; anything else is grey
@@ -22,6 +25,44 @@ FATES = {
     "background": (235, 60, 60),
     "missed": (235, 60, 60),
 }
+
+
+def truth_and_prediction(
+    image: np.ndarray,
+    batch: Mapping[str, Any],
+    index: int,
+    found: Detections | None,
+    labels: LabelSpace | None,
+    side: int,
+    threshold: float,
+) -> list[tuple[str, np.ndarray]]:
+    """A sample with its boxes, and once more with those that were found, if it was looked at.
+
+    Args:
+        image: of the sample without its padding, uint8 `[H, W, 3]`.
+        batch: `size`, `original_size`, `id` and, where there is a truth, `target`.
+        index: of the sample in it.
+        found: boxes in pixels of the original image, or None.
+        labels: names and colours of the classes.
+        side: longest side to show, pixels.
+        threshold: least score that is drawn.
+
+    Returns:
+        Captions and pictures.
+    """
+    style: dict[str, Any] = {} if labels is None else {"names": labels.name_of, "colours": class_colours(labels)}
+    shown, scale = fitted(image, side)
+    target = batch["target"][index] if index < len(batch["target"]) else {}
+    boxes, classes = target.get("boxes", torch.zeros(0, 4)), target.get("labels", torch.zeros(0))
+    truth = draw_boxes(shown, _array(boxes) * scale, _array(classes), **style)
+    name = str(batch["id"][index])
+    if found is None:
+        return [(name, truth)]
+    ratio = _array(batch["size"][index] / batch["original_size"][index])  # of height and width
+    inside, scores = _array(found.boxes) * np.tile(ratio[::-1], 2) * scale, _array(found.scores)
+    drawn = draw_boxes(shown, inside, _array(found.labels), scores, threshold=threshold, **style)
+    above = int((scores >= threshold).sum())
+    return [(f"{name}: truth", truth), (f"prediction: {above} of {len(scores)} >= {threshold:g}", drawn)]
 
 
 def precision_recall(
@@ -98,3 +139,7 @@ def judged_boxes(
     texts = [name if fate == "right" else f"{name}: {fate}" for name, fate in zip(classes, fates, strict=True)]
     colours = {i: FATES.get(fate, (150, 150, 150)) for i, fate in enumerate(fates)}
     return draw_boxes(image, boxes, np.arange(len(texts)), scores, dict(enumerate(texts)), colours=colours)
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.detach().float().cpu().numpy()

@@ -2,74 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from vistrain.data.detection.collate import Sample, collate
-from vistrain.data.detection.transforms import EvalResize
 from vistrain.errors import ConfigError
 from vistrain.metrics.coco_files import write_results
+from vistrain.network import Network
 from vistrain.pictures import class_colours, draw_boxes
-from vistrain.structures import Detections, LabelSpace, Preprocessing
-from vistrain.tasks.base.predictor import Predictor, take
+from vistrain.structures import Detections
+from vistrain.tasks.base.predictor import ImagePredictor
 
 
-class DetectionPredictor(Predictor[Detections]):
+class DetectionPredictor(ImagePredictor[Detections]):
     """Any picture in, boxes in its own coordinates out.
 
     Args:
         model: a detector (`predict(batch) -> list[Detections]`).
-        labels: of the checkpoint.
-        preprocessing: of the checkpoint.
-        resize: the evaluation resize.
-        device: see `Predictor`.
-        threshold: least score that is written and drawn.
+        device, base: see `Predictor`.
+        threshold: least score that counts.
 
     Raises:
         ConfigError: there is no such device, or the threshold is not in 0..1.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        labels: LabelSpace,
-        preprocessing: Preprocessing,
-        resize: EvalResize,
-        device: str = "auto",
-        threshold: float = 0.3,
-    ) -> None:
+    def __init__(self, model: Network, device: str = "auto", *, threshold: float = 0.3, **base: Any) -> None:
         if not 0 <= threshold <= 1:
             raise ConfigError("--threshold", f"{threshold} is not in 0..1")
-        super().__init__(model, device)
-        self.labels, self.preprocessing, self.resize, self.threshold = labels, preprocessing, resize, threshold
-
-    @classmethod
-    def from_facts(
-        cls,
-        model: nn.Module,
-        facts: Mapping[str, Any],
-        device: str = "auto",
-        allow: Collection[str] = (),
-        **options: Any,
-    ) -> DetectionPredictor:
-        """See `Predictor`; the one option is `threshold`."""
-        from vistrain.config.builder import build
-        from vistrain.data import CocoDetection
-
-        (threshold,) = take(options, threshold=0.3)
-        labels, preprocessing = LabelSpace.from_dict(facts["labels"]), Preprocessing.from_dict(facts["preprocessing"])
-        # The data module knows the evaluation resize; constructing it touches no files
-        data = build(facts["config"]["data"], CocoDetection, where="data", allow=allow)
-        data.preprocessing = preprocessing
-        return cls(model, labels, preprocessing, data.eval_resize, device, threshold)
+        super().__init__(model, device, **base)
+        self.threshold = threshold
 
     @torch.inference_mode()
-    def predict_batch(self, images: Sequence[np.ndarray]) -> list[Detections]:
+    def predict_batch(self, inputs: Sequence[np.ndarray]) -> list[Detections]:
         """The objects of several uint8 `[H, W, 3]` pictures at a time; they are padded to one size.
 
         Padding can change a score in its third digit, so one at a time is what evaluation does.
@@ -78,12 +45,9 @@ class DetectionPredictor(Predictor[Detections]):
             Boxes in pixels of the upright pictures, best first, on the CPU; all that the network gives, down to its
             lowest score.
         """
-        if not images:
+        if not inputs:
             return []
-        samples = [Sample(self.resize(image), i, (image.shape[0], image.shape[1])) for i, image in enumerate(images)]
-        batch = collate(samples, self.preprocessing.size_divisor)
-        moved = {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-        found: list[Detections] = self.model.predict(moved)  # type: ignore[operator]
+        found: list[Detections] = self.model.predict(self.batch(inputs))
         return [Detections(d.boxes.float().cpu(), d.scores.float().cpu(), d.labels.cpu()) for d in found]
 
     def select(self, detections: Detections) -> Detections:
@@ -95,7 +59,7 @@ class DetectionPredictor(Predictor[Detections]):
         return Detections(detections.boxes[kept], detections.scores[kept], detections.labels[kept])
 
     def describe(self, image: np.ndarray, result: Detections) -> dict[str, Any]:
-        """`detections`: class name, category id, score and the box in both notations."""
+        """Sides, and `detections`: class name, category id, score and the box in both notations."""
         found, detections = self.select(result), []
         columns = (found.boxes.tolist(), found.scores.tolist(), found.labels.tolist())
         for (x1, y1, x2, y2), score, label in zip(*columns, strict=True):
@@ -108,7 +72,7 @@ class DetectionPredictor(Predictor[Detections]):
                     "box_xywh": [x1, y1, x2 - x1, y2 - y1],
                 }
             )
-        return {"detections": detections}
+        return {**super().describe(image, result), "detections": detections}
 
     def draw(self, image: np.ndarray, result: Detections) -> np.ndarray:
         """A copy of a uint8 `[H, W, 3]` picture with its detections, in stable colours."""

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vistrain.checkpoints import merged
-from vistrain.data.restoration.image_pairs import SUFFIXES, ImageSet, find_pairs
+from vistrain.data.base.images import SUFFIXES
+from vistrain.data.restoration.image_pairs import ImageSet, find_pairs
 from vistrain.data.restoration.pixels import ColorName, read_pixels
 from vistrain.errors import ConfigError, DataError
 from vistrain.metrics import QUALITY, protocol
 from vistrain.metrics.image_quality import FORMATS, QualityResult
 from vistrain.structures import Restored
-from vistrain.tasks.base.predictor import PICTURES
+from vistrain.tasks.restoration.predictor import RestorationPredictor
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,8 +86,8 @@ def evaluate_folder(
         raise ConfigError("--scale", f"{scale} is too small", "use 1 or more")
     metric = protocol(name, scale=scale, **({"weights": merged(weights)} if name == "lpips" else {}))
     pairs = find_pairs(Path(), ImageSet(str(truth)), scale)
-    if (restored / PICTURES).is_dir():
-        restored = restored / PICTURES
+    predicted = restored / RestorationPredictor.pictures  # as `vistrain predict` leaves them
+    restored = predicted if predicted.is_dir() else restored
     pictures = [p for p in sorted(restored.rglob("*")) if p.suffix.lower() in SUFFIXES]
     if not pictures:
         raise DataError(str(restored), "no pictures" if restored.is_dir() else "no such folder")

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor, nn
+from torch import Tensor
 
 from vistrain.layers.imresize import imresize_uint8
 from vistrain.layers.padding import to_unit
-from vistrain.tasks.base.predictor import Predictor, take
+from vistrain.network import Network
+from vistrain.restoration import RestorationModel
+from vistrain.tasks.base.inputs import InputFile, save_picture
+from vistrain.tasks.base.predictor import ImagePredictor
 
 TILE = 512  # pixels; what is larger is cut into tiles of this side, unless the network says otherwise
 
 
-class RestorationPredictor(Predictor[np.ndarray]):
+class RestorationPredictor(ImagePredictor[np.ndarray]):
     """Any picture in, the restored picture out, uint8 `[H * scale, W * scale, 3]`.
 
     A network for grey images restores the three colours one by one. Of files, alpha channels are kept (enlarged by
@@ -28,38 +31,26 @@ class RestorationPredictor(Predictor[np.ndarray]):
 
     Args:
         model: a `RestorationModel`.
-        device: see `Predictor`.
-        tile: side of the tiles that larger pictures are cut into (without seams), pixels; None takes the network's own
-            tiles, or 512. 0 takes pictures whole, which may need much memory.
+        device, base: see `Predictor`.
+        tile: side of the tiles of large pictures, in pixels, without seams; 0: whole, which may need much memory; by
+            default the network's own, or 512.
     """
 
     lossless = True
 
-    def __init__(self, model: nn.Module, device: str = "auto", tile: int | None = None) -> None:
-        super().__init__(model, device)
-        self.scale, self.channels = int(model.scale), int(model.channels)  # type: ignore[arg-type]
+    def __init__(self, model: Network, device: str = "auto", *, tile: int | None = None, **base: Any) -> None:
+        super().__init__(model, device, **base)
+        self.network = cast(RestorationModel, model)
+        self.scale, self.channels = self.network.scale, self.network.channels
         if tile is not None:
-            model.set_tile(tile or None)  # type: ignore[operator]
-        elif model.tile is None:
-            model.set_tile(TILE)
-
-    @classmethod
-    def from_facts(
-        cls,
-        model: nn.Module,
-        facts: Mapping[str, Any],
-        device: str = "auto",
-        allow: Collection[str] = (),
-        **options: Any,
-    ) -> RestorationPredictor:
-        """See `Predictor`; the one option is `tile`."""
-        (tile,) = take(options, tile=None)
-        return cls(model, device, tile)
+            self.network.set_tile(tile or None)
+        elif self.network.tile is None:
+            self.network.set_tile(TILE)
 
     @torch.inference_mode()
-    def predict_batch(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def predict_batch(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Restored pictures; one after the other, as they may be large."""
-        return [self._restore(image) for image in images]
+        return [self._restore(image) for image in inputs]
 
     def _restore(self, image: np.ndarray) -> np.ndarray:
         planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -72,27 +63,27 @@ class RestorationPredictor(Predictor[np.ndarray]):
         return np.ascontiguousarray((restored.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
     def _run(self, planes: Tensor) -> Tensor:
-        restored: Tensor = self.model.restore(to_unit(planes.to(self.device))[None])[0]  # type: ignore[operator]
-        return restored.float().cpu()
+        return self.network.restore(to_unit(planes.to(self.device))[None])[0].float().cpu()
 
     def describe(self, image: np.ndarray, result: np.ndarray) -> dict[str, Any]:
-        """The size of the restored picture."""
-        return {"restored_width": result.shape[1], "restored_height": result.shape[0]}
+        """Sides, also of the restored picture."""
+        sides = {"restored_width": result.shape[1], "restored_height": result.shape[0]}
+        return {**super().describe(image, result), **sides}
 
     def draw(self, image: np.ndarray, result: np.ndarray) -> np.ndarray:
         """The restored picture itself."""
         return result
 
-    def picture(self, file: Path, image: np.ndarray, result: np.ndarray) -> np.ndarray:
+    def write_picture(self, file: InputFile, image: np.ndarray, result: np.ndarray, target: Path) -> None:
         """See `Predictor` and the class."""
         channels = [result]
         if (image[..., :1] == image).all():  # a network for colours tints grey a little
             channels = [cv2.cvtColor(result, cv2.COLOR_RGB2GRAY)[..., None]]
-        alpha = _alpha(file)
+        alpha = _alpha(file.path)
         if alpha is not None:
             channels.append(alpha if self.scale == 1 else imresize_uint8(alpha, self.scale))
         made = np.concatenate(channels, 2)
-        return made[..., 0] if made.shape[2] == 1 else made
+        save_picture(made[..., 0] if made.shape[2] == 1 else made, target)
 
     def sentence(self, entries: Sequence[Mapping[str, Any]]) -> str:
         """What was done."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vistrain.errors import DataError
+from vistrain.metrics.base import Metric, Unit
 from vistrain.structures import LabelSpace
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class ClassificationResult:
         yield from self.tables()
 
 
-class Accuracy:
+class Accuracy(Metric):
     """Top-1 and top-5 accuracy, the mean of the classes' accuracies, log loss and expected calibration error.
 
     Of equal scores the lower class channel wins, and the truth is among the top k if fewer than k classes come before
@@ -83,10 +84,17 @@ class Accuracy:
     """
 
     name = "accuracy"
+    families = ("cls",)
 
     def __init__(self, ground_truth: Mapping[str, Any], labels: LabelSpace, *, bins: int = BINS) -> None:
         self.labels, self.bins, self.expected = labels, bins, int(ground_truth["images"])
+        self.protocol = self.name
         self.result: ClassificationResult | None = None
+
+    @classmethod
+    def unit(cls, name: str) -> Unit:
+        """Shares, but for the log loss; low is good of that and of the calibration error."""
+        return Unit(percent=name != "cls/nll", lower_is_better=name in ("cls/nll", "cls/ece"))
 
     def update(
         self, ids: Sequence[Any], predictions: Sequence[ClassScores], targets: Sequence[Mapping[str, Any]]
@@ -135,15 +143,15 @@ class Accuracy:
         numbers["cls/ece"] = calibration_error(confidence, choice == truth, self.bins)
         changed = [f"bins={self.bins}"] if self.bins != BINS else []
         changed += [f"images={len(ordered)} of {self.expected}"] if len(ordered) != self.expected else []
-        protocol = f"custom({self.name}, {', '.join(changed)})" if changed else self.name
+        self.protocol = f"custom({self.name}, {', '.join(changed)})" if changed else self.name
         names = _names(self.labels)
         self.result = ClassificationResult(
-            numbers, _class_rows(confusion, names), protocol, len(ordered), confusion, names
+            numbers, _class_rows(confusion, names), self.protocol, len(ordered), confusion, names
         )
         return numbers
 
 
-class MultiLabel:
+class MultiLabel(Metric):
     """Mean average precision over classes (PASCAL VOC's since 2010: all points), and F1 at a threshold.
 
     Classes without a positive image are left out of the mean.
@@ -155,10 +163,17 @@ class MultiLabel:
     """
 
     name = "multi_label"
+    families = ("cls",)
 
     def __init__(self, ground_truth: Mapping[str, Any], labels: LabelSpace, *, threshold: float = 0.5) -> None:
         self.labels, self.threshold, self.expected = labels, threshold, int(ground_truth["images"])
+        self.protocol = self.name
         self.result: ClassificationResult | None = None
+
+    @classmethod
+    def unit(cls, name: str) -> Unit:
+        """Shares, all of them."""
+        return Unit(percent=True)
 
     def update(
         self, ids: Sequence[Any], predictions: Sequence[ClassScores], targets: Sequence[Mapping[str, Any]]
@@ -198,13 +213,13 @@ class MultiLabel:
         }
         changed = [f"threshold={self.threshold:g}"] if self.threshold != 0.5 else []
         changed += [f"images={len(ordered)} of {self.expected}"] if len(ordered) != self.expected else []
-        protocol = f"custom({self.name}, {', '.join(changed)})" if changed else self.name
+        self.protocol = f"custom({self.name}, {', '.join(changed)})" if changed else self.name
         names = _names(self.labels)
         per_class = [
             {"name": names[k], "images": int(wanted[k]), "AP": float(precision[k]), "F1": float(f1[k])}
             for k in np.flatnonzero(seen).tolist()
         ]
-        self.result = ClassificationResult(numbers, per_class, protocol, len(ordered), names=names)
+        self.result = ClassificationResult(numbers, per_class, self.protocol, len(ordered), names=names)
         return numbers
 
 

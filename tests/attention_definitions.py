@@ -1,0 +1,194 @@
+"""Attention operators as their papers define them: token by token, in loops, and slow. What ours must equal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vistrain.attention.bilevel_routing import BiLevelRoutingAttention
+
+Size = tuple[int, int]
+
+
+def cells(size: Size) -> list[Size]:
+    """(row, column) of each token of a map."""
+    return [(y, x) for y in range(size[0]) for x in range(size[1])]
+
+
+def heads_of(x: Tensor, count: int) -> Tensor:
+    """`[N, C]` -> `[heads, N, C / heads]`."""
+    return x.unflatten(1, (count, -1)).transpose(0, 1)
+
+
+def one_by_one(definition: Callable[[Any, Tensor, Size], Tensor]) -> Callable[[Any, Tensor, Size], Tensor]:
+    """A definition for one image `[N, C]`, for a batch `[B, N, C]`."""
+    return lambda module, x, size: torch.stack([definition(module, image, size) for image in x])
+
+
+# --- neighbourhoods --------------------------------------------------------------------------------------------------
+
+
+def neighbours(token: int, length: int, kernel: int, dilation: int) -> list[int]:
+    """The K tokens nearest to a token among those of its residue; ties do not arise, borders shift."""
+    group = list(range(token % dilation, length, dilation))
+    place = group.index(token)
+    first = min(max(place - kernel // 2, 0), len(group) - kernel)
+    return group[first : first + kernel]
+
+
+def neighborhood(q: Tensor, k: Tensor, v: Tensor, kernel: int, dilation: int, rpb: Tensor) -> Tensor:
+    """Queries, keys and values `[B, H, W, heads, D]` (NAT, section 3.1)."""
+    out = torch.empty_like(q)
+    height, width = q.shape[1:3]
+    for y, x in cells((height, width)):
+        near = [(i, j) for i in neighbours(y, height, kernel, dilation) for j in neighbours(x, width, kernel, dilation)]
+        rows, columns = zip(*near, strict=True)
+        logits = torch.einsum("bhd,bnhd->bhn", q[:, y, x] * q.shape[-1] ** -0.5, k[:, rows, columns])
+        steps = [((i - y) // dilation + kernel - 1, (j - x) // dilation + kernel - 1) for i, j in near]
+        logits = logits + torch.stack([rpb[:, a, b] for a, b in steps], -1)
+        out[:, y, x] = torch.einsum("bhn,bnhd->bhd", logits.softmax(-1), v[:, rows, columns])
+    return out
+
+
+def neighborhood_module(module: Any, x: Tensor, size: Size) -> Tensor:
+    """With its projections; maps smaller than a neighbourhood are padded with zeros."""
+    least = module.kernel_size * module.dilation
+    whole = max(size[0], least), max(size[1], least)
+    padded = x.new_zeros(len(x), *whole, x.shape[2])
+    padded[:, : size[0], : size[1]] = x.unflatten(1, size)
+    q, k, v = module.qkv(padded).unflatten(-1, (3, module.num_heads, -1)).unbind(3)
+    out = neighborhood(q, k, v, module.kernel_size, module.dilation, module.rpb)
+    return module.proj(out[:, : size[0], : size[1]].flatten(3).flatten(1, 2))
+
+
+# --- shifted windows -------------------------------------------------------------------------------------------------
+
+
+def swin_window(module: Any, x: Tensor, size: Size) -> Tensor:
+    """One image `[N, C]` (Swin, section 3.2): tokens of one window of the rolled map attend to each other.
+
+    Those that came around from the other end of the map are kept apart by -100, as in the authors' code.
+    """
+    side, shift = module.window[0], module.shift[0]
+    q, k, v = module.qkv(x).unflatten(1, (3, module.num_heads, -1)).permute(1, 2, 0, 3)
+    table = module.relative_position_bias_table
+    out = torch.empty_like(q)
+    for i, (y, z) in enumerate(cells(size)):
+        place = [(y - shift) % size[0], (z - shift) % size[1]]
+        mates, biases = [], []
+        for j, (b, c) in enumerate(cells(size)):
+            other = [(b - shift) % size[0], (c - shift) % size[1]]
+            if [p // side for p in place] != [p // side for p in other]:
+                continue
+            dy, dx = (p % side - o % side + side - 1 for p, o in zip(place, other, strict=True))
+            apart = (y < shift) != (b < shift) or (z < shift) != (c < shift)
+            mates.append(j)
+            biases.append(table[dy * (2 * side - 1) + dx] - 100 * apart)
+        logits = torch.einsum("hd,hnd->hn", q[:, i], k[:, mates]) * q.shape[-1] ** -0.5 + torch.stack(biases, -1)
+        out[:, i] = torch.einsum("hn,hnd->hd", logits.softmax(-1), v[:, mates])
+    return module.proj(out.transpose(0, 1).flatten(1))
+
+
+# --- bi-level routing ------------------------------------------------------------------------------------------------
+
+
+def bilevel_routing(attention: BiLevelRoutingAttention, x: Tensor, size: Size) -> Tensor:
+    """One image `[N, C]` (BiFormer, section 3.2): regions one after the other, tokens gathered by name."""
+    (height, width), channels = size, x.shape[1]
+    if attention.pad_projected:
+        rows, columns = max(1, height // attention.n_win), max(1, width // attention.n_win)
+    else:
+        rows, columns = math.ceil(height / attention.n_win), math.ceil(width / attention.n_win)
+    whole = math.ceil(height / rows) * rows, math.ceil(width / columns) * columns
+    if not attention.pad_projected:
+        whole = rows * attention.n_win, columns * attention.n_win
+    padded = x.new_zeros(*whole, channels)
+    padded[:height, :width] = x.unflatten(0, size)
+    qkv = attention.qkv(padded)
+    if attention.pad_projected:
+        qkv[height:], qkv[:, width:] = 0, 0
+    q, k, v = qkv.split([attention.qk_dim, attention.qk_dim, channels], -1)
+    corners = [(y, z) for y in range(0, whole[0], rows) for z in range(0, whole[1], columns)]
+
+    def tokens(t: Tensor, corner: Size) -> Tensor:
+        return t[corner[0] : corner[0] + rows, corner[1] : corner[1] + columns].flatten(0, 1)
+
+    def mean(t: Tensor, corner: Size) -> Tensor:
+        cut = t[:height, :width] if attention.pad_projected else t
+        return tokens(cut, corner).mean(0)
+
+    means = torch.stack([mean(k, corner) for corner in corners])
+    out = torch.zeros_like(padded)
+    for corner in corners:
+        best = (means @ mean(q, corner)).topk(min(attention.topk, len(corners))).indices.tolist()
+        keys, values = (torch.cat([tokens(t, corners[i]) for i in best]) for t in (k, v))
+        mixed = []
+        for heads in zip(*(t.chunk(attention.num_heads, -1) for t in (tokens(q, corner), keys, values)), strict=True):
+            mixed.append((heads[0] @ heads[1].T * attention.scale).softmax(-1) @ heads[2])
+        block = torch.cat(mixed, -1).view(rows, columns, channels)
+        out[corner[0] : corner[0] + rows, corner[1] : corner[1] + columns] = block
+    if attention.lepe is not None:
+        out = out + attention.lepe(v.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    return attention.proj(out)[:height, :width].flatten(0, 1)
+
+
+# --- aggregated attention --------------------------------------------------------------------------------------------
+
+
+def position_bias(cpb: Any, size: Size, keys: Size) -> Tensor:
+    """`[heads, H * W, h * w]` (TransNeXt, section 3.2): a perceptron of log-spaced steps from key to query.
+
+    A pooled key lies at the mean of the tokens that adaptive pooling makes it of. Steps are in eighths of the map in
+    pretraining, and 7 of these are 1.
+    """
+
+    def step(token: int, key: int, side: int, count: int) -> float:
+        first, last = key * side // count, math.ceil((key + 1) * side / count) - 1
+        distance = (token - (first + last) / 2) * 8 / (cpb.pretrain_grid - 1)
+        return math.copysign(math.log2(abs(distance) + 1) / math.log2(8), distance)
+
+    steps = [
+        [[step(y, b, size[0], keys[0]), step(x, c, size[1], keys[1])] for b, c in cells(keys)] for y, x in cells(size)
+    ]
+    distances = torch.tensor(steps, dtype=cpb.fc1.weight.dtype)
+    return cpb.fc2(cpb.fc1(distances).relu()).permute(2, 0, 1)
+
+
+def cosine(module: Any, x: Tensor, size: Size) -> Tensor:
+    """One image `[N, C]` (TransNeXt, sections 3.2 and 3.3)."""
+    q, k, v = (heads_of(t, module.num_heads) for t in module.qkv(x).chunk(3, -1))
+    query = F.normalize(q, dim=-1) + module.query_embedding
+    logits = query @ F.normalize(k, dim=-1).mT * F.softplus(module.temperature) * math.log(len(x))
+    weights = (logits + position_bias(module.cpb, size, size)).softmax(-1)
+    return module.proj((weights @ v).transpose(0, 1).flatten(1))
+
+
+def aggregated(module: Any, x: Tensor, size: Size) -> Tensor:
+    """One image `[N, C]` (TransNeXt, section 3.1): neighbours and pooled tokens in one softmax, token by token."""
+    pooled_size = max(size[0] // module.sr_ratio, 1), max(size[1] // module.sr_ratio, 1)
+    smooth = F.gelu(module.sr(x.T.unflatten(1, size)[None]))
+    pooled = module.norm(F.adaptive_avg_pool2d(smooth, pooled_size)[0].flatten(1).T)
+    q = F.normalize(heads_of(module.q(x), module.num_heads), dim=-1)
+    k, v = (heads_of(t, module.num_heads) for t in module.kv(x).chunk(2, -1))
+    pooled_k, pooled_v = (heads_of(t, module.num_heads) for t in module.kv(pooled).chunk(2, -1))
+    k, pooled_k = F.normalize(k, dim=-1), F.normalize(pooled_k, dim=-1)
+    bias, places = position_bias(module.cpb, size, pooled_size), cells(size)
+    window, out = range(module.window_size), torch.empty_like(q)
+    for i, (y, z) in enumerate(places):
+        steps = [(y + a - module.window_size // 2, z + b - module.window_size // 2) for a in window for b in window]
+        slots = [n for n, place in enumerate(steps) if place in places]  # neighbours beyond the border take no part
+        near = [places.index(steps[n]) for n in slots]
+        keys = len(near) + pooled_size[0] * pooled_size[1]
+        scaled = (q[:, i] + module.query_embedding[:, 0]) * F.softplus(module.temperature[:, 0]) * math.log(keys)
+        local = torch.einsum("hd,hnd->hn", scaled, k[:, near]) + module.relative_pos_bias_local[:, slots]
+        pool = torch.einsum("hd,hnd->hn", scaled, pooled_k) + bias[:, i]
+        local, pool = torch.cat((local, pool), -1).softmax(-1).split([len(near), len(pooled)], -1)
+        learned = torch.einsum("hd,hdn->hn", q[:, i], module.learnable_tokens) + module.learnable_bias[:, 0]
+        out[:, i] = torch.einsum("hn,hnd->hd", local + learned[:, slots], v[:, near])
+        out[:, i] += torch.einsum("hn,hnd->hd", pool, pooled_v)
+    return module.proj(out.transpose(0, 1).flatten(1))

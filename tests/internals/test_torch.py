@@ -1,0 +1,50 @@
+"""What vistrain relies on in torch without its promise."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+
+from vistrain.internals.torch import BatchNorm, MortalLoader, _kill_workers, copy_all, move_towards, without_content
+
+
+def test_many_tensors_move_at_once() -> None:
+    ours, theirs = [torch.zeros(2), torch.ones(3)], [torch.ones(2), torch.full((3,), 5.0)]
+    move_towards(ours, theirs, 0.25)
+    assert [t.tolist() for t in ours] == [[0.25] * 2, [2.0] * 3]
+    copy_all(ours, theirs)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    copy_all([], [])
+
+
+def test_all_batch_norms_have_one_base() -> None:
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    assert all(issubclass(kind, BatchNorm) for kind in kinds)
+    assert not issubclass(nn.GroupNorm, BatchNorm)
+    assert BatchNorm(3).running_mean is not None
+
+
+def test_loader_processes_end_when_they_are_told_to() -> None:
+    loader = MortalLoader(range(100), num_workers=2, persistent_workers=True)  # type: ignore[arg-type]
+    iterator: Any = iter(loader)
+    assert next(iterator) == 0
+    assert loader._iterator is iterator  # made by `_get_iterator`, which torch asks
+    workers = list(iterator._workers)
+    assert all(worker.is_alive() for worker in workers)
+    started = time.monotonic()
+    _kill_workers(weakref.ref(iterator))
+    for worker in workers:
+        worker.join(20)
+    assert not any(worker.is_alive() for worker in workers)
+    assert time.monotonic() - started < 20
+
+
+def test_tensors_without_content() -> None:
+    layer = nn.Linear(3, 5).requires_grad_(False)
+    with without_content():
+        made = layer.to_empty(device="cpu")(torch.zeros(1 << 40, 3))
+    assert made.shape == (1 << 40, 5)

@@ -1,0 +1,38 @@
+"""What a network that works on maps asks of its backbone."""
+
+from __future__ import annotations
+
+import abc
+
+from torch import Tensor, nn
+
+from vistrain.contract import GuardedContract
+from vistrain.structures import Preprocessing
+
+
+class DenseBackbone(GuardedContract, nn.Module, abc.ABC):
+    """Base of all that turn images into maps of several strides. `Backbone` is one for every timm model.
+
+    Attributes:
+        strides: of the maps given out, pixels from cell to cell, ascending.
+        channels: of the maps given out, in the same order.
+        wanted_strides: as they were asked for, where a model has fewer (a plain ViT has one); empty: `strides`.
+        preprocessing: how images must be prepared for its weights.
+    """
+
+    strides: tuple[int, ...]
+    channels: tuple[int, ...]
+    wanted_strides: tuple[int, ...] = ()
+    preprocessing: Preprocessing = Preprocessing()
+
+    @abc.abstractmethod
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images `[B, C, H, W]` -> maps `[B, C_i, ceil(H / stride_i), ceil(W / stride_i)]`."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that its authors exempt from weight decay, beside norms and biases."""
+        return set()
+
+    def layers_above(self) -> dict[str, int] | None:
+        """How many layers lie above each parameter's; see `Network.layers_above`. A head upon it is the topmost."""
+        return None

@@ -1,0 +1,163 @@
+"""Of Lightning: how far its loops are, what follows a batch, and the few things that it does by itself and must not.
+
+Lightning keeps its loops and connectors to itself, and a Trainer gets half of its public attributes from mixed-in
+functions that no type checker sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.loops.progress import _ProcessedTracker
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
+from torch.optim import Optimizer
+
+# ---------------------------------------------------------------- a trainer's settings, typed
+
+
+def datamodule_of(module: LightningModule) -> Any:
+    """The data module that `fit` or `test` was called with; None before, and without one."""
+    return cast(Any, module.trainer).datamodule
+
+
+def callbacks_of(trainer: Trainer) -> Sequence[Callback]:
+    """The trainer's callbacks, in their order."""
+    return cast(Sequence[Callback], cast(Any, trainer).callbacks)
+
+
+def log_every_n_steps(trainer: Trainer) -> int:
+    """Optimizer steps between two lines of the loggers; 0 for none."""
+    return int(cast(Any, trainer).log_every_n_steps)
+
+
+def is_trial(trainer: Trainer) -> bool:
+    """Whether it is a `fast_dev_run`, which leaves nothing behind."""
+    return bool(cast(Any, trainer).fast_dev_run)
+
+
+# ---------------------------------------------------------------- where a run stands
+
+
+def know_length_of_epoch(trainer: Trainer) -> None:
+    """Make `num_training_batches` and `estimated_stepping_batches` known before optimizers are made.
+
+    `fit_loop.setup_data` makes the training loader, once; a later call returns at once.
+    """
+    trainer.fit_loop.setup_data()
+
+
+def batches_seen(trainer: Trainer) -> int:
+    """Micro-batches of this epoch that went through the network.
+
+    `processed` of the epoch loop's progress, and not `completed`, which lags by one inside `on_train_batch_end`, where
+    checkpoints are written.
+    """
+    return cast(_ProcessedTracker, trainer.fit_loop.epoch_loop.batch_progress.current).processed
+
+
+def is_inside_group(trainer: Trainer) -> bool:
+    """Whether the micro-batches so far end in the middle of an accumulation group: `ready` counts those that began."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches != 0
+
+
+def batches_in_all(trainer: Trainer) -> int:
+    """Micro-batches since the run began, over all epochs and resumptions."""
+    return trainer.fit_loop.total_batch_idx + 1
+
+
+def evaluation_follows(trainer: Trainer) -> bool:
+    """Whether the batch that just ended is the last one before an evaluation: what the epoch loop asks itself next."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return (
+        fetcher is not None and trainer.enable_validation and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+    )
+
+
+def epoch_ends(trainer: Trainer) -> bool:
+    """Whether the batch that just ended is the epoch's last."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def resume_with_evaluation(checkpoint: dict[str, Any]) -> None:
+    """Let a run that continues from this checkpoint begin with the evaluation that was about to start.
+
+    Lightning goes back to an evaluation whose first batch has begun: where its progress is one ahead of what was
+    processed.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        counts["ready"] = counts["started"] = counts["processed"] + 1
+
+
+# ---------------------------------------------------------------- signals and processes
+
+
+def keep_from_signals(trainer: Trainer) -> None:
+    """Set no signal handlers, and broadcast nothing about signals before each batch.
+
+    `Trainer` calls `_signal_connector.register_signal_handlers` when it begins, and its epoch loop
+    `_broadcast_sigterm_tensor` for each batch of a run of several processes.
+    """
+    connector: Any = trainer._signal_connector
+    connector.register_signal_handlers = _nothing
+    loop: Any = trainer.fit_loop.epoch_loop
+    loop._broadcast_sigterm_tensor = _nothing
+
+
+def _nothing() -> None:
+    """In place of what Lightning would do."""
+
+
+def launched_processes(trainer: Trainer) -> list[Any]:
+    """The `subprocess.Popen`s of the ranks that this process started; none under torchrun and srun."""
+    launcher = trainer.strategy.launcher
+    return list(launcher.procs) if isinstance(launcher, _SubprocessScriptLauncher) else []
+
+
+def rank_of_process() -> int:
+    """This process among all, also before there is a Trainer."""
+    return int(cast(Any, rank_zero_only).rank)
+
+
+# ---------------------------------------------------------------- strategies
+
+
+def ddp_arguments(strategy: DDPStrategy) -> dict[str, Any]:
+    """What DistributedDataParallel will be made with; it may be changed until the strategy wraps the module."""
+    return strategy._ddp_kwargs
+
+
+def shard_over(strategy: ModelParallelStrategy, processes: int) -> None:
+    """Shard over so many processes; read when the strategy sets up its environment."""
+    strategy._data_parallel_size = processes
+
+
+def plain_optimizer(optimizer: Any) -> Optimizer:
+    """torch's optimizer inside Lightning's wrapper."""
+    return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else cast(Optimizer, optimizer)
+
+
+# ---------------------------------------------------------------- averaging
+
+
+def average_of(averaging: WeightAveraging) -> nn.Module:
+    """The averaged copy of a LightningModule; there once the callback was set up for training."""
+    assert averaging._average_model is not None
+    return averaging._average_model.module
+
+
+def latest_update(averaging: WeightAveraging) -> int:
+    """The optimizer step that was averaged last; checkpoints hold it."""
+    return averaging._latest_update_step
+
+
+def note_update(averaging: WeightAveraging, step: int) -> None:
+    """Say that the average holds this optimizer step."""
+    averaging._latest_update_step = step

@@ -1,0 +1,55 @@
+"""What a metric is to tasks, commands and tables, and what its numbers are measured in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from vistrain.contract import Contract
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a number is measured in.
+
+    Attributes:
+        percent: whether it is a share, 0..1, that papers print 100 times as large.
+        lower_is_better: the direction of progress.
+        digits: behind the point, as the metric prints it.
+    """
+
+    percent: bool = False
+    lower_is_better: bool = False
+    digits: int = 4
+
+
+class Metric(Contract, ABC):
+    """A computation on the samples of a split. Records of several processes are gathered by who runs it.
+
+    Attributes:
+        families: first parts of the names of its numbers (`coco` of `coco/AP`).
+        protocol: the name to print beside the numbers, or `custom(...)` naming what differs from it.
+        result: the latest `compute`, as a Rich console prints it; None before one.
+    """
+
+    families: ClassVar[tuple[str, ...]] = ()
+    protocol: str
+    result: Any = None
+
+    @abstractmethod
+    def update(self, ids: Sequence[Any], predictions: Sequence[Any], targets: Sequence[Any]) -> list[dict[str, Any]]:
+        """One record for each sample: a plain dict with its `id`, small, without tensors."""
+
+    @abstractmethod
+    def compute(self, records: Sequence[Record]) -> dict[str, float]:
+        """Named numbers (`family/name`) from the records of all samples, the most important one first."""
+
+    @classmethod
+    def unit(cls, name: str) -> Unit:
+        """What one of its numbers (`coco/AP`) is measured in; a plain number of which much is good, if it says
+        nothing."""
+        return Unit()

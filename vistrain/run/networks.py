@@ -1,0 +1,170 @@
+"""Networks of configs and checkpoints, and the weights that they get."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from vistrain.checkpoints import load_file, load_weights
+from vistrain.checkpoints.loading import LeftOut
+from vistrain.config import without_pretrained
+from vistrain.config.builder import build, class_named
+from vistrain.data import DataModule
+from vistrain.errors import ConfigError, WeightsError
+from vistrain.network import Network
+from vistrain.structures import Channels, LabelSpace
+from vistrain.tasks import Task
+
+PREFIX = "model."  # of the network's tensors in a checkpoint of ours
+
+
+def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A section that must be there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    found = config.get(name)
+    if not isinstance(found, dict):
+        remedy = "take it from a base, such as `base: vistrain:det/_base_/coco_detection`"
+        raise ConfigError(name, "this section is missing", remedy)
+    return found
+
+
+def task_class(config: Mapping[str, Any], allow: Collection[str] = ()) -> type[Task]:
+    """The class of a config's task, unbuilt.
+
+    Args:
+        config: composed.
+        allow: packages beyond the default ones whose classes the config may name.
+
+    Raises:
+        ConfigError: it names none, or one that is no task.
+    """
+    name = section(config, "task").get("type")
+    if name is None:
+        raise ConfigError("task.type", "is missing", "`vistrain list tasks` shows what there is")
+    return class_named(name, Task, "task", allow=allow)
+
+
+def build_model(
+    config: Mapping[str, Any], labels: LabelSpace, channels: int = 3, allow: Collection[str] = ()
+) -> Network:
+    """Build the network alone, for a label space.
+
+    Raises:
+        ConfigError, WeightsError: something is the user's to mend.
+    """
+    facts = {LabelSpace: labels, Channels: channels}
+    model: Network = build(section(config, "model"), Network, facts, "model", allow=allow)
+    return model
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint of ours carries: `state_dict`, `config`, `labels`, `preprocessing`, `evaluation`, `version`.
+
+    Raises:
+        WeightsError: it cannot be read, or another program wrote it.
+    """
+    content = load_file(path)
+    facts = content.get("vistrain")
+    if not isinstance(facts, dict):
+        remedy = "give the network's config with --config and this file with --weights"
+        raise WeightsError(str(path), "not a checkpoint that vistrain wrote", remedy)
+    state = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
+    return {**facts, "state_dict": state}
+
+
+def load(path: str | Path, allow: Collection[str] = ()) -> tuple[Network, dict[str, Any]]:
+    """Rebuild the network of a checkpoint from the checkpoint alone, in evaluation mode.
+
+    Returns:
+        The network and what `load_checkpoint` says.
+
+    Raises:
+        ConfigError, WeightsError: something is the user's to mend.
+    """
+    facts = load_checkpoint(Path(path))
+    labels = LabelSpace((), ()) if facts["labels"] is None else LabelSpace.from_dict(facts["labels"])
+    model = build_model(without_pretrained(facts["config"]), labels, facts.get("channels", 3), allow)
+    load_weights(model, facts["state_dict"], where=str(path))
+    return model.eval(), facts
+
+
+def load_official(
+    config: dict[str, Any], weights: str | Path | None = None, allow: Collection[str] = ()
+) -> tuple[Network, dict[str, Any]]:
+    """The network of a composed config with official weights, in evaluation mode, and facts as `load` gives them.
+
+    Args:
+        config: composed.
+        weights: an official checkpoint; None takes `run.weights`, and without it the network is as it is built.
+        allow: see `fit`.
+
+    Raises:
+        ConfigError, DataError, WeightsError: something is the user's to mend.
+    """
+    data: DataModule = build(section(config, "data"), DataModule, where="data", allow=allow)
+    weights = weights or config.get("run", {}).get("weights")
+    model = build_model(without_pretrained(config) if weights else config, data.labels, data.channels, allow)
+    if weights:
+        load_whole(model, weights)
+    data.preprocessing = model.preprocessing
+    transform = data.eval_transform
+    facts = {
+        "config": config,
+        "labels": None if model.labels is None else model.labels.to_dict(),
+        "preprocessing": model.preprocessing.to_dict(),
+        "evaluation": None if transform is None else transform.to_node(),
+    }
+    return model.eval(), facts
+
+
+def load_named(model: Network, weights: str | Path) -> tuple[LeftOut, ...]:
+    """Load a file under any of the network's namings; what depends on the classes or the scale may keep its own values.
+
+    Returns:
+        What was left out.
+
+    Raises:
+        WeightsError: the file cannot be read, or does not fit.
+    """
+    report = load_weights(
+        model,
+        weights,
+        key_maps=model.key_maps,
+        class_layers=model.class_layers,
+        scale_layers=model.scale_layers,
+    )
+    return report.left_out
+
+
+def load_whole(model: Network, weights: str | Path) -> None:
+    """As `load_named`, where nothing may be left out, since nothing will be trained.
+
+    Raises:
+        WeightsError: something was left out, too.
+    """
+    if left_out := load_named(model, weights):
+        what = "another scale" if model.scale_layers else "other classes"
+        remedy = "take the config that it was trained with, or fine-tune with run.weights"
+        raise WeightsError(str(weights), f"is for {what}: {left_out[0]}", remedy)
+
+
+def refuse_other_classes(path: Path, trained: LabelSpace, data: LabelSpace) -> None:
+    """Refuse to evaluate what was trained for other classes than the data has.
+
+    Raises:
+        WeightsError: the classes, or their numbers, differ.
+    """
+    if (trained.names, trained.ids, trained.name) == (data.names, data.ids, data.name):
+        return
+    missing = [name for name in trained.names if name not in data.names][:3]
+    raise WeightsError(
+        str(path),
+        f"it was trained on {len(trained.names)} classes ({trained.name}), "
+        f"the data has {len(data.names)} ({data.name})"
+        + (f"; not in the data: {', '.join(missing)}" if missing else ""),
+        "evaluate on data of the same classes, or fine-tune with run.weights",
+    )
