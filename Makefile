@@ -32,7 +32,7 @@ demo: install ## train a small detector, evaluate it, draw what it finds (about 
 	$(BIN)/vistrain predict --ckpt $(RUN)/best.ckpt --input 'data/shapes-*-1000-100-*/val/*1.jpg' --output $(RUN)/predictions
 	@echo
 	@echo "Pictures:"
-	@echo "  what it finds    $(RUN)/predictions/"
+	@echo "  what it finds    $(RUN)/predictions/pictures/"
 	@echo "  beside the truth $(RUN)/eval/"
 	@echo "  training batch   $(RUN)/first_batch.png"
 	@echo "  curves           $(RUN)/curves.png"

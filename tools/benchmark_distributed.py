@@ -82,7 +82,7 @@ def stamps(path: Path, rank: int = 0) -> list[tuple[int, float]]:
 def start(folder: Path, name: str, processes: int, threads: int, changes: list[str], restarts: int = 0) -> Job:
     """The demo, made small, in a run folder of its own; its stamps go to `folder/name.txt`."""
     arguments = [
-        "vistrain", "fit", "-c", str(ROOT / "configs/demo/detection.yaml"), "--allow", "benchmark_distributed", *SMALL,
+        "vistrain", "fit", "-c", str(ROOT / "configs/demo/detection_long.yaml"), "--allow", "benchmark_distributed", *SMALL,
         f"data.root={folder}", f"run.folder={folder / name}", "callbacks.stamp.type=benchmark_distributed.Stamp",
         f"callbacks.stamp.path={folder / name}.txt", *changes,
     ]  # fmt: skip
@@ -158,7 +158,7 @@ def both_clocks(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict
 def save(folder: Path, repeats: int) -> dict[str, Any]:
     """Seconds and bytes of a run's checkpoint, of plain `torch.save` of the same tensors, and of that with a flush."""
     changes = [*SMALL, "data.train_images=16", f"data.root={folder}"]
-    config = compose([str(ROOT / "configs/demo/detection.yaml")], changes)
+    config = compose([str(ROOT / "configs/demo/detection_long.yaml")], changes)
     parts = build_parts(config, stage="fit")
     trainer = build_trainer(config, parts, folder / "save")
     trainer.fit(parts.task, datamodule=parts.data)

@@ -60,7 +60,7 @@ def bare_epoch(parts: Parts, config: dict[str, Any], folder: Path, device: torch
 def main() -> None:
     """Measure, print, and write JSON and a picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default=str(ROOT / "configs/demo/detection.yaml"))
+    parser.add_argument("--config", default=str(ROOT / "configs/demo/detection_long.yaml"))
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of the epoch")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0)

@@ -3,8 +3,8 @@
     python tools/count_path.py
     python tools/count_path.py --package ../older/checkout --files --json path.json
 
-Trains a tiny Focus-DETR on generated shapes, on the processor: `vistrain fit` of the shipped detection demo, made
-small: writes the data, takes two steps, evaluates once with `coco_box`, saves. A file is on the path if one of its
+Trains a tiny Focus-DETR on generated shapes, on the processor: `vistrain fit` of the shipped long detection demo,
+made small: writes the data, takes two steps, evaluates once with `coco_box`, saves. A file is on the path if one of its
 functions was called. Importing is not following: code of modules and classes does not count, and neither does what is
 called while a module is imported. Lines are counted in two ways:
 
@@ -37,7 +37,7 @@ from typing import Any
 PACKAGE = "vistrain"
 SHOWN = 4000  # characters of a failed run's output
 RUN = [
-    *("fit", "--config", "vistrain:demo/detection", "run.folder=run"),
+    *("run.folder=run",),
     *("data.workers=0", "data.train_images=4", "data.val_images=2", "data.batch_size=2", "data.scale=0.5"),
     *("data.augment.scales=[64]", "data.augment.long_side=96", "data.eval_short_side=64", "data.eval_long_side=96"),
     *("model.embed_dim=32", "model.encoder_layers=1", "model.decoder_layers=1", "model.cascade=[1.0]"),
@@ -101,9 +101,10 @@ def measure(output: Path) -> int:
         The exit code of the run.
     """
     with Calls() as calls:
+        from vistrain import config
         from vistrain.cli import main as vistrain
 
-        code = vistrain(RUN)
+        code = vistrain(["fit", "--config", _recipe(config), *RUN])
     package = Path(sys.modules[PACKAGE].__file__ or "").resolve().parent
     called: dict[str, list[int]] = {}
     for found in calls.codes.values():
@@ -113,6 +114,13 @@ def measure(output: Path) -> int:
             called.setdefault(path.relative_to(package).as_posix(), []).append(found.co_firstlineno)
     output.write_text(json.dumps({"package": str(package), "called": called}))
     return code
+
+
+def _recipe(config: Any) -> str:
+    """The address of the long demo, which older checkouts have under the other name."""
+    root = Path(config.__file__).resolve().parents[1 if config.__file__.endswith("config.py") else 2]
+    long = root / "configs" / "demo" / "detection_long.yaml"
+    return f"vistrain:demo/{'detection_long' if long.is_file() else 'detection'}"
 
 
 def count(source: str, called: Iterable[int]) -> Counts | None:

@@ -166,15 +166,16 @@ def reached(exported: dict[type, str]) -> set[type]:
 
 
 def section_classes() -> tuple[type, ...]:
-    """What the sections of a config expect, and torch's modules, which stand anywhere in a network."""
+    """What the sections of a config expect, torch's modules, which stand anywhere in a network, and what checkpoints
+    carry as a node."""
     from lightning.pytorch import Callback
     from lightning.pytorch.loggers import Logger
     from torch import nn
 
-    from vistrain.data import DataModule
+    from vistrain.data import DataModule, EvalTransform
     from vistrain.optim import ParameterGroups, Schedule
 
-    return (nn.Module, DataModule, Schedule, ParameterGroups, Callback, Logger)
+    return (nn.Module, DataModule, EvalTransform, Schedule, ParameterGroups, Callback, Logger)
 
 
 def classes_in(hint: Any) -> list[type]:

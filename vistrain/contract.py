@@ -32,18 +32,6 @@ class Contract:
             refuse_misspelt(cls, name)
 
 
-class GuardedContract(Contract):
-    """A contract whose objects cannot be given such names either, for classes that say most of it in constructors.
-
-    Raises:
-        TypeError: when such a name is set.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        refuse_misspelt(type(self), name)
-        super().__setattr__(name, value)
-
-
 def refuse_misspelt(cls: type, name: str) -> None:
     """Refuse a name that is nearly, and not, one of the contract that a class stands under.
 
@@ -58,7 +46,7 @@ def refuse_misspelt(cls: type, name: str) -> None:
 @functools.cache
 def _contract(cls: type) -> type:
     """The direct subclass of `Contract` or `GuardedContract` that a class is, or derives from."""
-    return next(c for c in reversed(cls.__mro__) if issubclass(c, Contract) and c not in (Contract, GuardedContract))
+    return next((c for c in reversed(cls.__mro__) if issubclass(c, Contract) and c.__module__ != __name__), cls)
 
 
 @functools.cache
@@ -69,6 +57,18 @@ def _near(contract: type, name: str) -> str:
         return ""
     found = difflib.get_close_matches(name, offered, 1, CLOSE)
     return found[0] if found else ""
+
+
+class GuardedContract(Contract):
+    """A contract whose objects cannot be given such names either, for classes that say most of it in constructors.
+
+    Raises:
+        TypeError: when such a name is set.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_misspelt(type(self), name)
+        super().__setattr__(name, value)
 
 
 def constructor(cls: type) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:

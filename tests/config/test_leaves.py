@@ -154,7 +154,8 @@ def test_the_authors_learning_rates():
 
 
 def test_print_config_full_builds_and_composes_again(capsys, tmp_path):
-    assert cli.main(["fit", "-c", "vistrain:demo/detection", "--print-config", "full", "model.num_queries=50"]) == 0
+    words = ["--print-config", "full", "model.num_queries=50"]
+    assert cli.main(["fit", "-c", "vistrain:demo/detection_long", *words]) == 0
     text = capsys.readouterr().out
     (tmp_path / "full.yaml").write_text(text)
     again = config.compose([tmp_path / "full.yaml"])

@@ -78,7 +78,7 @@ def test_a_table_of_boxes_is_a_detection_set(boxes: Path, tmp_path: Path) -> Non
 def test_a_detector_of_a_set_of_its_own_predicts_from_the_checkpoint_alone(boxes: Path, tmp_path: Path) -> None:
     own = {"type": "own_sets.BoxTable", "classes": ["light", "dark"], "root": str(boxes), "workers": 0,
            "batch_size": 4, "eval_short_side": 32, "augment": {"scales": [32, 48], "crop": 0.0}}  # fmt: skip
-    small = {"base": "vistrain:demo/detection", "data": own, "model": DETECTOR, "trainer": {"max_steps": 2}}
+    small = {"base": "vistrain:demo/detection_long", "data": own, "model": DETECTOR, "trainer": {"max_steps": 2}}
     path = write_config(tmp_path / "own.yaml", {**small, "run": {"folder": str(tmp_path / "run")}})
     assert main(["fit", "-c", path, "--allow", "own_sets"]) == 0
     assert main(["check", "-c", path, "--allow", "own_sets", "--output", str(tmp_path / "check")]) == 0

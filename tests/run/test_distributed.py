@@ -137,7 +137,8 @@ def test_the_command_line_trains_sharded_and_the_file_is_any_other(tmp_path: Pat
     """Two processes, sharded, with all callbacks but the average; then one process continues, and another one tests."""
     folder = tmp_path / "run"
     small = [*SMALL_DATA, *SMALL_MODEL, f"run.folder={folder}", f"data.root={tmp_path / 'data'}", "callbacks.ema=null"]
-    fit = ["fit", "--config", "vistrain:demo/detection", *small, "trainer.max_epochs=1", "trainer.log_every_n_steps=1"]
+    short = ["trainer.max_epochs=1", "trainer.log_every_n_steps=1"]
+    fit = ["fit", "--config", "vistrain:demo/detection_long", *small, *short]
     more = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.gradient_clip_val=0.1"]
     assert run_ranks(command, 1, ["fit", *fit[1:], "trainer.fast_dev_run=true"]) == [0]  # makes the data
     assert run_ranks(command, 2, [*fit, *more, "trainer.strategy=fsdp2"]) == [0, 0]

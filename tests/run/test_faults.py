@@ -118,14 +118,13 @@ def test_data_without_a_readable_image_gives_up(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- data workers
 
 
-class Deadly(torch.utils.data.Dataset[Any]):
+class Deadly(SampleSet):
     """Reading image 5 kills the process that does it."""
 
     def __len__(self) -> int:
         return 12
 
-    def __getitem__(self, key: Any) -> Any:
-        index = key if isinstance(key, int) else key[0]
+    def sample(self, index: int, seed: int = 0) -> Any:
         if index == 5:
             os.kill(os.getpid(), signal.SIGKILL)
         return index

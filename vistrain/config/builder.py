@@ -40,7 +40,8 @@ def build(
     Args:
         node: a mapping with `type` (may be left out where `expected` is one of our classes) and constructor arguments.
         expected: class that the result must be of; or `Factory[class]`, for a checked but unbuilt part.
-        facts: what the data says, by annotation (`{LabelSpace: ..., Channels: 3}`); vistrain constructors receive them.
+        facts: what the data says, by annotation (`{LabelSpace: ..., Channels: 3}`), for constructors that annotate a
+            parameter so.
         where: dotted key of the node, for messages.
         allow: packages beyond torch, torchvision, timm and lightning whose classes may be named.
         given: arguments that the caller has already built; the config may not write them.
@@ -141,7 +142,7 @@ class _Builder:
         parameters, hints = signature(cls)
         keyword = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
         is_open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        facts = {n: f for n in keyword for f in FACTS if _is_ours(cls) and f in _options(hints.get(n))}
+        facts = {n: f for n in keyword for f in FACTS if f in _options(hints.get(n))}
         arguments = {n: self.facts[f] for n, f in facts.items() if f in self.facts}
         arguments.update(given or {})
         for key, value in node.items():

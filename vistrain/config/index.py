@@ -243,9 +243,9 @@ def check(config: Mapping[str, Any]) -> None:
         for key in node.value:
             if key != "type":
                 _check_key(node, str(key))
-        name = node.value.get("name")
-        if node.entry["path"].startswith("vistrain.backbones.") and isinstance(name, str):
-            check_backbone(name, f"{node.where}.name")
+        backbone = node.value.get("name") if node.entry["path"].startswith("vistrain.backbones.") else None
+        if isinstance(backbone, str):
+            check_backbone(backbone, f"{node.where}.name")
     for i, stage in enumerate(config.get("stages") or ()):
         if isinstance(stage, dict):
             try:

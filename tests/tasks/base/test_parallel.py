@@ -15,7 +15,7 @@ from torch import nn
 from vistrain.callbacks import EMA
 from vistrain.errors import ConfigError
 from vistrain.layers.norms import freeze_batch_norms, synchronize_batch_norms
-from vistrain.tasks.base.parallel import ShardedStrategy, blocks, spread, trainer_arguments
+from vistrain.tasks.base.parallel import ShardedStrategy, blocks, shard, spread, trainer_arguments
 
 
 def task(network: nn.Module, strategy: Any, **more: Any) -> Any:
@@ -79,6 +79,12 @@ def test_arguments_of_the_trainer() -> None:
     with pytest.raises(ConfigError, match=r"trainer\.precision: 64-true does not go with"):
         trainer_arguments({"strategy": "fsdp2", "precision": "64-true"}, holder)
     trainer_arguments({"strategy": "ddp"}, holder, [EMA()])
+
+
+def test_weights_that_torch_cannot_shard_are_refused() -> None:
+    network: Any = model("convolutions").to(memory_format=torch.channels_last)
+    with pytest.raises(ConfigError, match=r"task\.channels_last: weights in this order in memory cannot be sharded"):
+        shard(network, None)  # type: ignore[arg-type]
 
 
 def names_of(network: nn.Module) -> set[str]:

@@ -155,9 +155,15 @@ def shard(network: Network, mesh: DeviceMesh) -> None:
     Args:
         network: the same on every process; rank 0's values count.
         mesh: of all processes, one dimension.
+
+    Raises:
+        ConfigError: weights lie in memory in an order that torch cannot shard.
     """
     if isinstance(network, FSDPModule):
         return
+    if not all(parameter.is_contiguous() for parameter in network.parameters()):
+        problem = f"weights in this order in memory cannot be sharded by trainer.strategy={SHARDED}"
+        raise ConfigError("task.channels_last", problem, "set it to false, or trainer.strategy=ddp")
     for tensor in [*network.parameters(), *network.buffers()]:
         distributed.broadcast(tensor.detach(), 0)
     for block in blocks(network):
