@@ -4,6 +4,8 @@ VENV   ?= .venv
 RUN    ?= runs/demo
 OLDEST ?= .venv-oldest
 BIN    := $(VENV)/bin
+# Two worker processes of one thread each: most tests are too small to keep two threads busy.
+TESTS  := -m pytest -n 2 --dist worksteal
 
 .PHONY: help install install-oldest demo test test-fast test-oldest lint format index leaves clean
 
@@ -38,13 +40,13 @@ demo: install ## train a small detector, evaluate it, draw what it finds (about 
 	@echo "  curves           $(RUN)/curves.png"
 
 test: lint ## ruff, mypy, import contracts, all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python $(TESTS)
 
 test-fast: install ## the tests that are not marked slow
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python $(TESTS) -m "not slow"
 
 test-oldest: install-oldest ## the same tests with the oldest versions that pyproject.toml allows
-	$(OLDEST)/bin/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(TESTS) -m "not slow"
 
 lint: install ## ruff (lint, format), mypy, import contracts
 	$(BIN)/ruff check .

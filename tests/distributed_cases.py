@@ -33,8 +33,9 @@ from vistrain.losses import Charbonnier, FrequencyLoss, PSNRLoss, SoftCrossEntro
 from vistrain.metrics import Metric
 from vistrain.network import Network
 from vistrain.optim import ParameterGroups
+from vistrain.predictions import Detections
 from vistrain.restoration import NAFNet, RestorationModel
-from vistrain.structures import Detections, Factory
+from vistrain.structures import Factory
 from vistrain.tasks import ClassificationTask, DetectionTask, ErrorAnalysis, RestorationTask
 from vistrain.tasks.base.parallel import trainer_arguments
 from vistrain.tasks.base.task import Task

@@ -16,7 +16,8 @@ from vistrain.callbacks import make_loggers
 from vistrain.data.base.module import DataModule
 from vistrain.network import Network
 from vistrain.optim import ParameterGroups, Schedule
-from vistrain.structures import Detections, Factory, LabelSpace, Preprocessing
+from vistrain.predictions import Detections
+from vistrain.structures import Factory, LabelSpace, Preprocessing
 from vistrain.tasks import DetectionTask
 
 LABELS = LabelSpace(("cat", "dog"), (3, 7))

@@ -82,7 +82,8 @@ def stamps(path: Path, rank: int = 0) -> list[tuple[int, float]]:
 def start(folder: Path, name: str, processes: int, threads: int, changes: list[str], restarts: int = 0) -> Job:
     """The demo, made small, in a run folder of its own; its stamps go to `folder/name.txt`."""
     arguments = [
-        "vistrain", "fit", "-c", str(ROOT / "configs/demo/detection_long.yaml"), "--allow", "benchmark_distributed", *SMALL,
+        "vistrain", "fit", "-c", str(ROOT / "configs/demo/detection_long.yaml"), "--allow", "benchmark_distributed",
+        *SMALL,
         f"data.root={folder}", f"run.folder={folder / name}", "callbacks.stamp.type=benchmark_distributed.Stamp",
         f"callbacks.stamp.path={folder / name}.txt", *changes,
     ]  # fmt: skip

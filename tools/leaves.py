@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vistrain import config
-from vistrain.config import index, sources
+from vistrain.config import index, source_code
 
 # Rooms that no network is made of; what all networks rest on (vistrain/*.py) shows in whichever is built.
 ELSEWHERE = (
@@ -62,9 +62,9 @@ def digest(composed: Mapping[str, Any]) -> str:
     sections = {name: composed.get(name) for name in SECTIONS}
     sections["data"] = {key: composed.get("data", {}).get(key) for key in DATA}
     modules = {path.rpartition(".")[0] for path in classes_of(composed)} | _of_backbone(composed)
-    rooms = [p.name for p in sources.PACKAGE.iterdir() if (p / "__init__.py").is_file() and p.name not in ELSEWHERE]
+    rooms = [p.name for p in source_code.PACKAGE.iterdir() if (p / "__init__.py").is_file() and p.name not in ELSEWHERE]
     found = hashlib.sha256(json.dumps(sections, sort_keys=True).encode())
-    for module in sorted(sources.dependencies(modules, rooms)):
+    for module in sorted(source_code.dependencies(modules, rooms)):
         found.update(f"{module}\n{_code_of(module)}".encode())
     found.update("".join(code(inspect.getsource(function)) for function in (build, measure)).encode())
     return found.hexdigest()[:12]
@@ -83,7 +83,7 @@ def _of_backbone(composed: Mapping[str, Any]) -> set[str]:
 
 @functools.cache
 def _code_of(module: str) -> str:
-    file = sources.file_of(module)
+    file = source_code.file_of(module)
     assert file is not None
     return code(file.read_text(encoding="utf-8"))
 

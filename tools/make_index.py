@@ -26,7 +26,7 @@ import leaves
 
 import vistrain
 from vistrain import config
-from vistrain.config import index, sources
+from vistrain.config import index, source_code
 from vistrain.config.builder import signature
 
 ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
@@ -157,7 +157,7 @@ def reached(exported: dict[type, str]) -> set[type]:
     while new:
         named = {c: cls for cls in new for hint in signature(cls)[1].values() for c in classes_in(hint)}
         for cls, owner in named.items():
-            is_in_room = (sources.PACKAGE / cls.__module__.split(".")[1]).is_dir()
+            is_in_room = (source_code.PACKAGE / cls.__module__.split(".")[1]).is_dir()
             if is_in_room and cls not in exported and not any(issubclass(c, cls) for c in exported):
                 raise SystemExit(f"{owner.__qualname__} takes a {cls.__qualname__}, which its room does not export")
         new = {cls for cls in exported if issubclass(cls, tuple(named))} - wanted
@@ -255,13 +255,13 @@ def options_of_task(task: Any) -> dict[str, Any]:
     path = f"{predictor.__module__}.{predictor.__qualname__}"
     common = signature(Predictor)[0]
     predict = {
-        name: {**describe_parameter(p), "doc": sources.parameter_doc(path, name).partition(": ")[2]}
+        name: {**describe_parameter(p), "doc": source_code.parameter_doc(path, name).partition(": ")[2]}
         for name, p in signature(predictor)[0].items()
         if p.kind is p.KEYWORD_ONLY and name not in common
     }
     doc = inspect.getdoc(task.evaluate_file) or ""
     evaluate = {
-        name: {**describe_parameter(p), "doc": sources.entry_of_args(doc, name).partition(": ")[2]}
+        name: {**describe_parameter(p), "doc": source_code.entry_of_args(doc, name).partition(": ")[2]}
         for name, p in inspect.signature(task.evaluate_file).parameters.items()
         if p.kind is p.KEYWORD_ONLY
     }

@@ -136,7 +136,8 @@ def record_bytes(detections: int) -> float:
     import torch
 
     from vistrain.metrics import CocoBox
-    from vistrain.structures import Detections, LabelSpace
+    from vistrain.predictions import Detections
+    from vistrain.structures import LabelSpace
 
     ids = list(range(100))
     truth = {

@@ -1,15 +1,12 @@
-"""What crosses floors: the label space, the preprocessing, predictions and unbuilt parts. Runs without torch."""
+"""What crosses floors: the label space, the preprocessing and unbuilt parts. Runs without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Generic, NewType, TypeVar
+from typing import Any, Generic, NewType, TypeVar
 
 from vistrain.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -26,7 +23,7 @@ class LabelSpace:
         ids: the data set's own category ids, any integers.
         name: `contiguous` (channel i is the i-th class) or `coco_ids` (channel i is category id i, some channels
             unused, as in models trained with COCO's 91 raw ids).
-        ignore_index: label value that carries no supervision (segmentation), or None.
+        ignore_index: label value that carries no supervision, or None.
         things: positions in `names` of countable classes (panoptic), or None when the distinction does not apply.
         regions: named unions of classes (BraTS: WT, TC, ET) as `(name, positions)`, or None.
         palette: one RGB colour in 0..255 per class; empty means pictures choose stable colours of their own.
@@ -92,7 +89,7 @@ class Preprocessing:
         mean, std: per channel, in units where the brightest pixel is 1.
         channel_order: `rgb` or `bgr`.
         interpolation: of the evaluation resize (`bilinear`, `bicubic`).
-        crop_pct: share of the resized image that classification's centre crop keeps.
+        crop_pct: share of the resized image that a centre crop keeps.
         crop_mode: of that crop: `center`, `squash` (the whole image, its proportions given up) or `border` (the whole
             image with borders).
         size_divisor: padded height and width are multiples of this many pixels.
@@ -119,46 +116,6 @@ class Preprocessing:
     def from_dict(cls, data: dict[str, Any]) -> Preprocessing:
         """The inverse of `to_dict`; lists are accepted for tuples."""
         return cls(**{k: _tuples(v) for k, v in data.items()})
-
-
-@dataclass(frozen=True)
-class Detections:
-    """The objects found in one image, best first.
-
-    Attributes:
-        boxes: `[N, 4]` float32, (x1, y1, x2, y2) in pixels of the original image.
-        scores: `[N]` float32 in 0..1.
-        labels: `[N]` int64, class channels of the network's label space.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class ClassScores:
-    """What a classifier says of one image.
-
-    Attributes:
-        scores: `[K]` float32 in 0..1, by class channel: probabilities that sum to 1, or one by one with `multi_label`.
-        multi_label: whether an image may have any number of classes.
-    """
-
-    scores: Tensor
-    multi_label: bool = False
-
-
-@dataclass(frozen=True)
-class Restored:
-    """A restored image.
-
-    Attributes:
-        image: `[C, H, W]` float32, the brightest pixel 1, as the network gives it: neither clipped nor rounded, which
-            the protocol that it is measured with decides.
-    """
-
-    image: Tensor
 
 
 class Factory(Generic[T]):

@@ -16,7 +16,8 @@ from vistrain.config import build
 from vistrain.detection import TestTimeAugmentation
 from vistrain.detection.tta import fuse, suppress, view
 from vistrain.errors import ConfigError
-from vistrain.structures import Detections, Factory, Preprocessing
+from vistrain.predictions import Detections
+from vistrain.structures import Factory, Preprocessing
 from vistrain.tasks import DetectionTask
 
 

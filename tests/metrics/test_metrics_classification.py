@@ -10,7 +10,8 @@ from rich.console import Console
 from vistrain.errors import ConfigError, DataError
 from vistrain.metrics import protocol
 from vistrain.metrics.accuracy import average_precision, calibration_error
-from vistrain.structures import ClassScores, LabelSpace
+from vistrain.predictions import ClassScores
+from vistrain.structures import LabelSpace
 
 LABELS = LabelSpace(tuple("abcdefg"), tuple(range(7)))
 

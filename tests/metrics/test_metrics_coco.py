@@ -18,7 +18,8 @@ from vistrain.errors import ConfigError, DataError
 from vistrain.metrics import protocol
 from vistrain.metrics.coco import CocoBox, evaluate_file, write_predictions
 from vistrain.metrics.coco_engine import curve_arrays
-from vistrain.structures import Detections, LabelSpace
+from vistrain.predictions import Detections
+from vistrain.structures import LabelSpace
 
 CATEGORIES = (7, 3, 21, 90)  # sparse and unsorted, as in real data; nothing is ever labelled 90
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

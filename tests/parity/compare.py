@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vistrain.structures import Detections
+from vistrain.predictions import Detections
 
 ATOL = 1e-4
 RTOL_LOSS = 1e-4

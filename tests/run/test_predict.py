@@ -19,8 +19,9 @@ from vistrain.devices import choose_device
 from vistrain.errors import ConfigError, DataError, WeightsError
 from vistrain.network import Network
 from vistrain.pictures import stable_colour
+from vistrain.predictions import Detections
 from vistrain.run.predict import load_predictor, predict_files, predict_paths
-from vistrain.structures import Detections, LabelSpace, Preprocessing
+from vistrain.structures import LabelSpace, Preprocessing
 from vistrain.tasks.base.inputs import find_images
 from vistrain.tasks.detection.predictor import DetectionPredictor
 

@@ -83,7 +83,7 @@ def load_weights(
     """Loads weights strictly: every tensor of the model comes from the file, every tensor of the file is used.
 
     Three things are excused. Parameters that match `class_layers` and whose shape differs keep their initial values,
-    since a detector of other classes is still a good start; so do those that match `scale_layers`, which may even be
+    since a network for other classes is still a good start; so do those that match `scale_layers`, which may even be
     missing on either side, since enlarging four times takes more layers than twice. `num_batches_tracked` may be absent
     on either side: frozen and older batch norms do not count batches.
 

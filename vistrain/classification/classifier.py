@@ -23,7 +23,8 @@ from vistrain.layers.padding import Normalize
 from vistrain.layers.precision import at_least_float32
 from vistrain.losses.classification import BinaryCrossEntropy, SoftCrossEntropy
 from vistrain.network import Network
-from vistrain.structures import ClassScores, LabelSpace
+from vistrain.predictions import ClassScores
+from vistrain.structures import LabelSpace
 
 
 class Classifier(Network):

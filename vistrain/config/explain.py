@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vistrain.config import index, sources
+from vistrain.config import index, source_code
 from vistrain.errors import ConfigError, nearest
 
 # What can be listed -> the kind of class in the index; None: listed from elsewhere
@@ -95,7 +95,7 @@ def _backbone_row(entry: dict[str, Any] | None, leaf: dict[str, Any] | None, tag
 
 
 def _leaves() -> dict[str, dict[str, Any]]:
-    """The classification config of each of timm's models: that of its default weights, if there are several."""
+    """The config that trains each of timm's models: that of its default weights, if there are several."""
     found: dict[str, dict[str, Any]] = {}
     default = index.load("backbones")
     for entry in index.load("configs").values():
@@ -147,10 +147,10 @@ def explanation(name: str) -> str:
 
 
 def _explain_class(name: str, entry: dict[str, Any]) -> str:
-    doc = sources.docstring(entry["path"]) or entry["doc"]
+    doc = source_code.docstring(entry["path"]) or entry["doc"]
     lines = [f"{name}  ({entry['path']})", ""]
     lines += [textwrap.indent(doc, "  "), "", "  parameters:", _parameter_table(entry).rstrip("\n")]
-    docs = (sources.parameter_doc(entry["path"], key) for key in entry["parameters"] if _inherited(entry, key))
+    docs = (source_code.parameter_doc(entry["path"], key) for key in entry["parameters"] if _inherited(entry, key))
     inherited = list(dict.fromkeys(text for text in docs if text))
     if inherited:
         lines += ["", "  from its base:", *(textwrap.indent(textwrap.fill(t, 110), "    ") for t in inherited)]
@@ -161,7 +161,7 @@ def _explain_class(name: str, entry: dict[str, Any]) -> str:
 
 
 def _inherited(entry: dict[str, Any], key: str) -> bool:
-    return not sources.entry_of_args(sources.docstring(entry["path"]), key)
+    return not source_code.entry_of_args(source_code.docstring(entry["path"]), key)
 
 
 def _parameter_table(entry: dict[str, Any]) -> str:
@@ -219,7 +219,9 @@ def _explain_key(section: str, key: str) -> str:
     lines = [f"{section}.{key}", ""]
     for name, entry in takers.items():
         parameter = {"parameters": {last: entry["parameters"][last]}}
-        lines.append(f"  {name}\n{_parameter_table(parameter)}" + _indented(sources.parameter_doc(entry["path"], last)))
+        lines.append(
+            f"  {name}\n{_parameter_table(parameter)}" + _indented(source_code.parameter_doc(entry["path"], last))
+        )
     return "\n".join(lines)
 
 

@@ -127,7 +127,7 @@ def entry_of(name: str, where: str) -> dict[str, Any] | None:
     entry: dict[str, Any] | None = classes.get(short)
     rooms = {n.partition(".")[0] for n, e in classes.items() if e["path"].startswith("vistrain.")}
     ours = "." not in short or short.partition(".")[0] in rooms
-    # A full path (vistrain.detection.deformable_detr.DeformableDETR) is left to the builder.
+    # A full path (vistrain.ROOM.FILE.CLASS) is left to the builder.
     if entry is None and ours and not name.startswith("vistrain."):
         raise ConfigError(f"{where}.type", f"no class {name!r}", nearest(name, classes))
     return entry

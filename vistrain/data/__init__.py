@@ -3,7 +3,7 @@
 from vistrain.data.base.images import read_image
 from vistrain.data.base.module import DataModule
 from vistrain.data.base.transform import EvalTransform
-from vistrain.data.classification.folders import ImageFolder, ImageList
+from vistrain.data.classification.class_folders import ImageFolder, ImageList
 from vistrain.data.classification.generated import GeneratedPatterns
 from vistrain.data.classification.imagenet import ImageNet
 from vistrain.data.classification.module import ClassificationData

@@ -25,7 +25,8 @@ from vistrain.layers.precision import at_least_float32
 from vistrain.losses import SetCriterion, SetPrediction
 from vistrain.matching import HungarianMatcher
 from vistrain.network import Network
-from vistrain.structures import Detections, Factory, LabelSpace
+from vistrain.predictions import Detections
+from vistrain.structures import Factory, LabelSpace
 
 UNMASKED = (
     "images of several sizes in a batch, and their padding is not hidden, as published: boxes come out misplaced. "

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vistrain.errors import DataError
 from vistrain.layers.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from vistrain.structures import Detections, LabelSpace
+from vistrain.predictions import Detections
+from vistrain.structures import LabelSpace
 
 
 def relative_targets(batch: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:

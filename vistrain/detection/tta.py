@@ -17,7 +17,7 @@ from torchvision.ops import batched_nms  # type: ignore[import-untyped]
 
 from vistrain.errors import ConfigError
 from vistrain.network import Network
-from vistrain.structures import Detections
+from vistrain.predictions import Detections
 
 
 class TestTimeAugmentation:

@@ -28,7 +28,7 @@ class LayerNorm2d(nn.LayerNorm):
 class FrozenBatchNorm2d(nn.Module):
     """Batch normalisation with fixed statistics and fixed weights: `y = (x - mean) / sqrt(var + eps) * weight + bias`.
 
-    What detection papers train ResNets with, since their batches are too small for statistics. All four vectors are
+    What papers with small batches train ResNets with, as these are too small for statistics. All four vectors are
     buffers under the names of `nn.BatchNorm2d`, without `num_batches_tracked`, as in the official checkpoints
     (detectron2/layers/batch_norm.py, Deformable-DETR models/backbone.py).
 

@@ -1,6 +1,6 @@
 """Weighted convolution: kernels times a density that depends on the distance from their centre (arXiv 2505.24558).
 
-Cammarasana and Patane, "Optimal Weighted Convolution for Classification and Denosing". The authors' code
+Cammarasana and Patane, "Optimal Weighted Convolution ...". The authors' code
 (cammarasana123/weightedConvolution2.0, `wConv.py`, `wConv_Trainable.py`) is GPL-3.0: nothing of it is here. This is
 written from the paper's formula; the names of parameters and buffers are theirs, so that weights load.
 """

@@ -16,7 +16,7 @@ from vistrain.structures import LabelSpace
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vistrain.structures import ClassScores
+    from vistrain.predictions import ClassScores
 
 BINS = 15  # of the calibration error, as Guo et al. 2017 (arXiv 1706.04599)
 TOPS = (1, 5)

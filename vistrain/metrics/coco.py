@@ -33,7 +33,7 @@ from vistrain.structures import LabelSpace
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vistrain.structures import Detections
+    from vistrain.predictions import Detections
 
 log = logging.getLogger(__name__)
 

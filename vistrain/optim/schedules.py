@@ -149,7 +149,7 @@ class Cosine(_Falling):
 
 @dataclass(frozen=True)
 class Poly(_Falling):
-    """(1 - progress) ** power, as DeepLab introduced and segmentation code uses.
+    """(1 - progress) ** power, as DeepLab introduced it.
 
     Args:
         final_factor: the factor at the end of the run, in 0..1.

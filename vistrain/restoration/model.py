@@ -15,9 +15,10 @@ from vistrain.layers.padding import extend, to_unit
 from vistrain.layers.precision import at_least_float32
 from vistrain.losses import L1
 from vistrain.network import Network
+from vistrain.predictions import Restored
 from vistrain.restoration.restorer import Restorer
 from vistrain.restoration.tiles import tiled
-from vistrain.structures import Channels, Preprocessing, Restored
+from vistrain.structures import Channels, Preprocessing
 
 PREFIX = "network."
 COLOUR = Channels(3)

@@ -20,10 +20,10 @@ from vistrain.layers.padding import extend, to_unit
 from vistrain.losses import L1, MSE, Charbonnier, FrequencyLoss, PSNRLoss
 from vistrain.metrics import protocol
 from vistrain.metrics.image import luma, psnr, ssim, ssim_uniform
+from vistrain.predictions import Restored
 from vistrain.restoration import RestorationModel, Restorer
 from vistrain.restoration.tiles import starts, tiled
 from vistrain.run.predict import predict_files
-from vistrain.structures import Restored
 from vistrain.tasks.base.inputs import find_images
 from vistrain.tasks.restoration.predictor import RestorationPredictor
 

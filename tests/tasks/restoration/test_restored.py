@@ -17,7 +17,7 @@ from vistrain.errors import ConfigError, DataError, WeightsError
 from vistrain.layers.imresize import imresize
 from vistrain.metrics import Lpips, protocol
 from vistrain.metrics.image_quality import ImageQuality
-from vistrain.structures import Restored
+from vistrain.predictions import Restored
 from vistrain.tasks.restoration.evaluate import evaluate_folder
 
 CHANNELS = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vistrain.data.base.generated import whole_folder
 from vistrain.data.base.module import SplitName, data_root, refuse_below
-from vistrain.data.classification.folders import ImageFolder
+from vistrain.data.classification.class_folders import ImageFolder
 from vistrain.structures import LabelSpace
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import numpy as np
 
 from vistrain.data.base.module import SplitName, data_root
 from vistrain.data.base.storage import is_folder, read_text, refuse_missing
-from vistrain.data.classification.folders import class_folders
+from vistrain.data.classification.class_folders import class_folders
 from vistrain.data.classification.module import ClassificationData
 from vistrain.data.classification.sources import Files, Split, image_files
 from vistrain.errors import DataError

@@ -14,7 +14,7 @@ import numpy as np
 from vistrain.checkpoints.numpy_pickle import ForbiddenName, loads
 from vistrain.data.base.module import SplitName, data_root
 from vistrain.data.base.storage import is_folder
-from vistrain.data.classification.folders import ImageFolder, hold_out
+from vistrain.data.classification.class_folders import ImageFolder, hold_out
 from vistrain.data.classification.module import ClassificationData
 from vistrain.data.classification.sources import Arrays, Split
 from vistrain.errors import DataError

@@ -15,7 +15,7 @@ from vistrain.classification import Classifier
 from vistrain.errors import ConfigError
 from vistrain.network import Network
 from vistrain.pictures import grid
-from vistrain.structures import ClassScores
+from vistrain.predictions import ClassScores
 from vistrain.tasks.base.predictor import ImagePredictor
 from vistrain.writing import whole_file
 

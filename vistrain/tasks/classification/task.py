@@ -19,7 +19,8 @@ from vistrain.data.classification.module import ClassificationData
 from vistrain.errors import ConfigError, VistrainError
 from vistrain.network import Network
 from vistrain.pictures import confusion
-from vistrain.structures import ClassScores, Factory, LabelSpace
+from vistrain.predictions import ClassScores
+from vistrain.structures import Factory, LabelSpace
 from vistrain.tasks.base.task import Batch, Cells, Task, picture_of
 from vistrain.tasks.classification.predictor import ClassificationPredictor
 from vistrain.writing import whole_file

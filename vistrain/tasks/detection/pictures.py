@@ -12,7 +12,8 @@ from torch import Tensor
 
 from vistrain.pictures import class_colours, draw_boxes, fitted
 from vistrain.pictures.charts import GROUND, PALETTE, new_figure, save_figure
-from vistrain.structures import Detections, LabelSpace
+from vistrain.predictions import Detections
+from vistrain.structures import LabelSpace
 
 MOST_CURVES = 10  # classes that are drawn in colour
 # What became of a box -> its colour; anything else is grey

@@ -13,7 +13,7 @@ from vistrain.errors import ConfigError
 from vistrain.metrics.coco_files import write_results
 from vistrain.network import Network
 from vistrain.pictures import class_colours, draw_boxes
-from vistrain.structures import Detections
+from vistrain.predictions import Detections
 from vistrain.tasks.base.predictor import ImagePredictor
 
 

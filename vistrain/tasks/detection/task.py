@@ -16,7 +16,8 @@ from vistrain.errors import ConfigError
 from vistrain.metrics.coco import evaluate_records, read_records, write_predictions
 from vistrain.metrics.coco_files import read_json
 from vistrain.network import Network
-from vistrain.structures import Detections, Factory
+from vistrain.predictions import Detections
+from vistrain.structures import Factory
 from vistrain.tasks.base.task import Batch, Cells, Task, picture_of
 from vistrain.tasks.detection.analysis import analyse_records, analyse_task, image_reader, set_reader
 from vistrain.tasks.detection.pictures import truth_and_prediction

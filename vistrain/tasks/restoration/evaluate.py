@@ -16,7 +16,7 @@ from vistrain.data.restoration.pixels import ColorName, read_pixels
 from vistrain.errors import ConfigError, DataError
 from vistrain.metrics import QUALITY, protocol
 from vistrain.metrics.image_quality import FORMATS, QualityResult
-from vistrain.structures import Restored
+from vistrain.predictions import Restored
 from vistrain.tasks.restoration.predictor import RestorationPredictor
 
 if TYPE_CHECKING:

@@ -21,8 +21,9 @@ from vistrain.layers.imresize import imresize
 from vistrain.layers.padding import to_unit
 from vistrain.metrics import ImageQuality, Metric, protocol
 from vistrain.network import Network
+from vistrain.predictions import Restored
 from vistrain.restoration import RestorationModel
-from vistrain.structures import Factory, Restored
+from vistrain.structures import Factory
 from vistrain.tasks.base.task import Batch, Cells, Task
 from vistrain.tasks.restoration.evaluate import evaluate_folder
 from vistrain.tasks.restoration.predictor import RestorationPredictor
