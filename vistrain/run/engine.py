@@ -263,7 +263,7 @@ def _naming_dead_workers(data: DataModule) -> Iterator[None]:
     """Torch reports a dead data worker by its number, wherever the main process happens to be."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError) as error:
         reason = data.explain(error)
         if reason is None:
             raise

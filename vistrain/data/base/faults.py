@@ -132,13 +132,15 @@ def dead_worker(error: BaseException, watched: list[Watched]) -> DataError | Non
     """What torch's message about a dead data worker means, if `error` is one.
 
     Args:
-        error: torch raises it wherever the main process is when the worker dies.
+        error: torch raises it wherever the main process is when the worker dies; where that is in the middle of fetching
+            a tensor from the worker, another error may come of it.
         watched: the data sets of all loaders.
 
     Returns:
         An error that names the sample which the worker was reading.
     """
-    message = DEAD.search(str(error)) if isinstance(error, RuntimeError) else None
+    chain = [error, error.__context__, error.__cause__]
+    message = next((m for e in chain if isinstance(e, RuntimeError) and (m := DEAD.search(str(e)))), None)
     if message is None:
         return None
     pids = [int(n) for n in re.findall(r"\d+", message[1])]
