@@ -132,8 +132,8 @@ def dead_worker(error: BaseException, watched: list[Watched]) -> DataError | Non
     """What torch's message about a dead data worker means, if `error` is one.
 
     Args:
-        error: torch raises it wherever the main process is when the worker dies; where that is in the middle of fetching
-            a tensor from the worker, another error may come of it.
+        error: torch raises it wherever the main process is when the worker dies; where that is in the middle of
+            fetching a tensor from the worker, another error may come of it.
         watched: the data sets of all loaders.
 
     Returns:
