@@ -57,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments: argparse.Namespace | None = None
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv)
+        if vars(arguments).get("allow") and os.getcwd() not in sys.path:
+            # One's own package lies there as a rule, and `python -m vistrain` looks there, too.
+            sys.path.append(os.getcwd())
         code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code

@@ -125,6 +125,9 @@ class _Builder:
                 except ModuleNotFoundError as error:
                     if error.name and not prefix.startswith(error.name):
                         raise
+                    if not i:
+                        remedy = "install it, set PYTHONPATH, or run where it lies"
+                        raise ConfigError(where, f"package {part!r} is not found", remedy) from None
                     raise ConfigError(where, f"no class {path!r}", nearest(part, dir(found))) from None
             owner = found.__name__ if isinstance(found, types.ModuleType) else getattr(found, "__module__", "")
             if str(owner).partition(".")[0] not in self.allowed:
