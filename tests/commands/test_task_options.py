@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 import pytest
@@ -151,21 +149,21 @@ class Depth(Task):
 CONFIG = "task: {type: foreign_task.Depth}\ndata: {type: data.GeneratedPatterns}\n"
 
 
-def test_a_task_of_an_allowed_package_has_its_own_options(tmp_path):
+def test_a_task_of_an_allowed_package_has_its_own_options(tmp_path, monkeypatch, capsys):
     (tmp_path / "foreign_task.py").write_text(FOREIGN)
     (tmp_path / "mine.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # --allow adds the working directory
 
-    def evaluated(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "vistrain", "evaluate", *words, "-c", "mine.yaml"]
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    def evaluated(*words: str) -> tuple[int, str, str]:
+        code = main(["evaluate", *words, "-c", "mine.yaml"])
+        return code, *capsys.readouterr()
 
     made = evaluated("--near", "0.5", "p.json", "--names=[a, b]", "--allow", "foreign_task")
-    assert (made.returncode, made.stderr) == (0, "")
-    assert made.stdout.strip() == "p.json GeneratedPatterns 0.5 ('a', 'b')"
-    made = evaluated("p.json", "--far", "1", "--allow", "foreign_task")
-    assert made.returncode == 2
-    assert "--far: means nothing for the task of this network - its options are --near, --names" in made.stderr
-    made = evaluated("p.json", "--near", "0.5")
-    assert made.returncode == 2
-    assert "--near: evaluate does not take it" in made.stderr
+    assert made == (0, "p.json GeneratedPatterns 0.5 ('a', 'b')\n", "")
+    code, _, complaint = evaluated("p.json", "--far", "1", "--allow", "foreign_task")
+    assert code == 2
+    assert "--far: means nothing for the task of this network - its options are --near, --names" in complaint
+    code, _, complaint = evaluated("p.json", "--near", "0.5")
+    assert code == 2
+    assert "--near: evaluate does not take it" in complaint

@@ -228,7 +228,7 @@ def initialise(module: nn.Module) -> nn.Module:
     Convolutions and norms below `module` keep torch's start.
     """
     for layer in module.modules():
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear) and not layer.weight.is_meta:  # where drawing nothing takes a millisecond
             trunc_normal_(layer.weight, std=0.02)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
