@@ -1,32 +1,48 @@
 """Multi-scale deformable attention (Deformable-DETR, arXiv 2010.04159, section 4.1, equation 3).
 
-Three cores compute the same sampling (they agree to 1e-5); `tools/benchmark_msda.py` measures them, and `choose_core`
-holds the rule that came out of it.
+Four cores compute the same sampling (they agree to 1e-5); `tools/benchmark_msda.py` and `tools/gpu_check.py` measure
+them, and `choose_core` holds the rule that came out of it.
 
 Authors' code: github.com/fundamentalvision/Deformable-DETR, Apache-2.0 (models/ops).
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import logging
 import math
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.devices import upload
 from vistrain.errors import ConfigError
+from vistrain.layers.precision import at_least_float32
 
-CORES = ("auto", "grid_sample", "embedding_bag", "gather")
+log = logging.getLogger(__name__)
+
+CORES = ("auto", "grid_sample", "embedding_bag", "gather", "triton")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 Shapes = Sequence[tuple[int, int]]
 
 
 def choose_core(device: torch.device, needs_grad: bool) -> str:
-    """Which core is fastest (`tools/benchmark_msda.py`).
+    """Which core is fastest (`tools/benchmark_msda.py`, `tools/gpu_check.py`).
 
-    Eager: `embedding_bag` on CPU, `grid_sample` elsewhere. Under `torch.compile`, where inductor fuses the index
-    arithmetic but has no good `grid_sample`: `embedding_bag` to evaluate, `gather` to train.
+    `triton` on CUDA, where it is installed; but it adds gradients of values in any order, so under
+    `torch.use_deterministic_algorithms` it is `embedding_bag`, whose backward pass sorts. Without it, eager:
+    `embedding_bag` on CPU, `grid_sample` elsewhere. Under `torch.compile`, where inductor fuses the index arithmetic
+    but has no good `grid_sample`: `embedding_bag` to evaluate, `gather` to train.
     """
+    if device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
+        return "embedding_bag"
+    if device.type == "cuda" and HAS_TRITON:
+        return "triton"
     if torch.compiler.is_compiling():
         return "gather" if needs_grad else "embedding_bag"
     return "embedding_bag" if device.type == "cpu" else "grid_sample"
@@ -35,28 +51,99 @@ def choose_core(device: torch.device, needs_grad: bool) -> str:
 def deformable_sampling(value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor, core: str = "auto") -> Tensor:
     """Weighted sum of bilinear samples over levels and points, per head; zero outside the maps.
 
+    Computed in float32 at least, whatever the type of `value`: points decide which pixel is read, and bfloat16 has 8
+    bits of them.
+
     Args:
         value: `[B, N, H, D]`, N tokens of all levels (fine to coarse, each row-major), H heads of D channels.
         shapes: (height, width) of each of the L levels; their products sum to N.
         points: `[B, Q, H, L, P, 2]`, (x, y) in pixels of each level's map; 0 is the centre of the first pixel.
         weights: `[B, Q, H, L, P]`.
-        core: one of `CORES`.
+        core: one of `CORES`. Where `triton` cannot run (without Triton, on a CPU, or where gradients must be
+            deterministic) it is `auto`.
 
     Returns:
-        `[B, Q, H * D]`.
+        `[B, Q, H * D]`, of the type of `value`.
     """
-    if core == "auto":
+    if core == "auto" or (core == "triton" and not _triton_serves(value.device)):
         needs_grad = torch.is_grad_enabled() and (value.requires_grad or points.requires_grad)
         core = choose_core(value.device, needs_grad)
+    kind, points, weights = value.dtype, at_least_float32(points), at_least_float32(weights)
+    if core == "triton":  # reads half types as they are
+        return _triton(value, [side for shape in shapes for side in shape], points, weights)
+    value = at_least_float32(value)
     if core == "grid_sample":
-        return _grid_sample(value, shapes, points, weights)
+        return _grid_sample(value, shapes, points, weights).to(kind)
     index, corner_weights = _corners(value.shape, shapes, points, weights)
     rows = value.reshape(-1, value.shape[-1])
     if core == "embedding_bag":
         out = F.embedding_bag(index, rows, per_sample_weights=corner_weights, mode="sum")
     else:
         out = (rows[index] * corner_weights[..., None]).sum(1)  # compiled, the samples are never stored
-    return out.view(*points.shape[:2], -1)
+    return out.view(*points.shape[:2], -1).to(kind)
+
+
+def _triton_serves(device: torch.device) -> bool:
+    """Whether the Triton core runs here: on CUDA, and on a CPU in Triton's interpreter."""
+    if not HAS_TRITON or torch.are_deterministic_algorithms_enabled():
+        return False
+    return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+# Operators of their own: `torch.compile` takes them as they are, and Triton is imported where they first run.
+@torch.library.custom_op(
+    "vistrain::deformable_sampling",
+    mutates_args=(),
+    schema="(Tensor value, SymInt[] sizes, Tensor points, Tensor weights) -> Tensor",
+)
+def _triton(value: Tensor, sizes: list[int], points: Tensor, weights: Tensor) -> Tensor:
+    from vistrain.layers import deformable_triton
+
+    return deformable_triton.forward(value, sizes, points, weights)
+
+
+@torch.library.custom_op(
+    "vistrain::deformable_sampling_backward",
+    mutates_args=(),
+    schema="(Tensor gradient, Tensor value, SymInt[] sizes, Tensor points, Tensor weights) -> (Tensor, Tensor, Tensor)",
+)
+def _triton_backward(
+    gradient: Tensor, value: Tensor, sizes: list[int], points: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    from vistrain.layers import deformable_triton
+
+    return deformable_triton.backward(gradient, value, sizes, points, weights)
+
+
+@_triton.register_fake
+def _(value: Tensor, sizes: list[int], points: Tensor, weights: Tensor) -> Tensor:
+    return value.new_empty((points.shape[0], points.shape[1], value.shape[2] * value.shape[3]))
+
+
+@_triton_backward.register_fake
+def _(
+    gradient: Tensor, value: Tensor, sizes: list[int], points: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(value), torch.empty_like(points), torch.empty_like(weights)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, ctx.sizes, points, weights = inputs
+    ctx.save_for_backward(value, points, weights)
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    value, points, weights = ctx.saved_tensors
+    of_value, of_points, of_weights = _triton_backward(gradient, value, ctx.sizes, points, weights)
+    return of_value, None, of_points, of_weights
+
+
+_triton.register_autograd(_gradients, setup_context=_keep)
+
+
+@functools.cache
+def _say_that_triton_is_missing() -> None:
+    log.warning("Triton is not installed: deformable attention uses a plain core (pip install triton)")
 
 
 def _grid_sample(value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
@@ -86,7 +173,7 @@ def _corners(value_shape: torch.Size, shapes: Shapes, points: Tensor, weights: T
     device, repeats = points.device, points.shape[-2]
     starts = [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
     width, start = (
-        torch.tensor([n * heads for n in numbers for _ in range(repeats)], device=device, dtype=kind)  # [L * P]
+        upload([n * heads for n in numbers for _ in range(repeats)], device, kind)  # [L * P]
         for numbers in ([w for _, w in shapes], starts)
     )
     last = (_extents(shapes, points) - 1).expand(-1, repeats, -1).flatten(0, 1)  # [L * P, 2]
@@ -120,7 +207,7 @@ def _neighbours(position: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
 
 def _extents(shapes: Shapes, like: Tensor) -> Tensor:
     """`[L, 1, 2]` (width, height) of the levels."""
-    return torch.tensor([(w, h) for h, w in shapes], device=like.device, dtype=like.dtype)[:, None]
+    return upload([(w, h) for h, w in shapes], like.device, like.dtype)[:, None]
 
 
 class MSDeformAttn(nn.Module):
@@ -143,6 +230,8 @@ class MSDeformAttn(nn.Module):
             raise ConfigError("model.embed_dim", f"{embed_dim} is not divisible by {num_heads} heads")
         if core not in CORES:
             raise ConfigError("model.sampling_core", f"no core {core!r}", f"one of {', '.join(CORES)}")
+        if core == "triton" and not HAS_TRITON:
+            _say_that_triton_is_missing()
         self.num_heads, self.num_levels, self.num_points, self.core = num_heads, num_levels, num_points, core
         self.sampling_offsets = nn.Linear(embed_dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(embed_dim, num_heads * num_levels * num_points)
@@ -189,13 +278,12 @@ class MSDeformAttn(nn.Module):
         points = (batch, queries, self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).view(*points, 2)
         weights = self.attention_weights(query).view(batch, queries, self.num_heads, -1)
-        # Points decide which pixel is read: bfloat16 has 8 bits of them, so sampling is at least float32.
         with torch.autocast(query.device.type, enabled=False):
             at_least = torch.promote_types(value.dtype, torch.float32)
             weights = weights.to(at_least).softmax(-1).view(points)
             pixels = self._points(reference_points.to(at_least), offsets.to(at_least), shapes)
-            out = deformable_sampling(value.to(at_least), shapes, pixels, weights, self.core)
-        return self.output_proj(out.to(value.dtype))
+            out = deformable_sampling(value, shapes, pixels, weights, self.core)
+        return self.output_proj(out)
 
     def _points(self, reference_points: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
         """Sampling points in pixels of each level; offsets are in pixels, or in parts of a reference box."""

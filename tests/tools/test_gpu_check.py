@@ -1,0 +1,85 @@
+"""tools/gpu_check.py: all of it in small on a CPU, with nothing installed that it does not need."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+# What a bare machine with torch, torchvision and timm lacks
+ABSENT = ("lightning", "omegaconf", "pydantic", "albumentations", "cv2", "pycocotools", "wandb", "rich", "matplotlib")
+BARE = f"""
+import runpy, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT}:
+            raise ImportError(f"{{name}} is not installed")
+sys.meta_path.insert(0, Absent())
+sys.argv = ["gpu_check.py", "--dry", "--output", sys.argv[1]]
+runpy.run_path({str(TOOLS / "gpu_check.py")!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_everything_runs_in_small_on_a_bare_machine(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BARE, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = [json.loads(line) for line in (tmp_path / "gpu_check.jsonl").read_text().splitlines()]
+    assert [row for row in rows if "error" in row] == []
+    parts = {row["part"] for row in rows}
+    assert parts >= {"card", "deformable cores", "detection", "classification", "operators", "backbones", "restoration"}
+    cores = [row for row in rows if row["part"] == "deformable cores"]
+    assert len({row["name"] for row in cores}) == len(cores) >= 10
+    assert all(row["output"] < 1e-2 and row["training_ms"] > 0 for row in cores)
+    steps = [row["name"] for row in rows if row["part"] == "detection"]
+    assert [name.split(",")[0] for name in steps[:3]] == ["DeformableDETR", "DINO", "FocusDETR"]
+    table = (tmp_path / "gpu_check.md").read_text()
+    assert "## detection" in table
+    assert "there is no CUDA device" in table
+
+
+def test_an_error_costs_its_own_row_and_no_time_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(TOOLS)
+    from gpu_measuring import Check, markdown
+
+    check = Check(tmp_path, torch.device("cpu"), minutes=1, dry=False)
+
+    def broken() -> None:
+        raise RuntimeError("CUDA out of memory\nand more")
+
+    check.attempt("part", "breaks", broken, 1)
+    check.attempt("part", "takes too long", broken, 100)
+    check.attempt("part", "works", lambda: check.record("part", "works", step_ms=12.345), 1)
+    rows = [json.loads(line) for line in (tmp_path / "gpu_check.jsonl").read_text().splitlines()]
+    assert rows[0]["error"] == "RuntimeError: CUDA out of memory"
+    assert "100 s wanted" in rows[1]["left_out"]
+    assert rows[2]["step_ms"] == 12.345
+    assert "| works | 12.3 |" in markdown(check)
+
+
+def test_what_hangs_is_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(TOOLS)
+    from gpu_measuring import Check, OutOfTime, _Deadline
+
+    check = Check(tmp_path, torch.device("cpu"), minutes=1, dry=True)
+    with pytest.raises(OutOfTime), _Deadline(0.05):
+        while True:
+            pass
+    assert check.waits(lambda: None) is None
+
+
+def test_mistakes_on_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(TOOLS)
+    import gpu_check
+
+    for arguments, message in ((["--device", "cuda:99"], "there is no cuda:99"), (["--dry", "--parts", "x"], "no part")):
+        with pytest.raises(SystemExit):
+            gpu_check.main([*arguments, "--output", "/dev/null/x"] if "--device" in arguments else arguments)
+        assert message in capsys.readouterr().err
