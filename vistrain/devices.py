@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,13 +34,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def upload(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype) -> Tensor:
+def upload(
+    numbers: float | Sequence[Any] | np.ndarray, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
     """A tensor of numbers that the host knows, on a device, without waiting for it as `torch.tensor` would.
 
     Args:
-        numbers: nested sequences of numbers.
-        device, dtype: of the tensor.
+        numbers: one, nested sequences, or an array.
+        device, dtype: of the tensor; by default the type is that of the numbers.
     """
-    if device.type != "cuda" or torch.compiler.is_compiling():
-        return torch.tensor(numbers, device=device, dtype=dtype)
-    return torch.tensor(numbers, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+    host = torch.from_numpy(numbers) if isinstance(numbers, np.ndarray) else torch.tensor(numbers, dtype=dtype)
+    if device.type == "cuda" and not torch.compiler.is_compiling():
+        host = host.pin_memory()  # else the copy would wait
+    return host.to(device, dtype, non_blocking=True)

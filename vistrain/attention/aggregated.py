@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.devices import upload
+
 Size = tuple[int, int]
 
 
@@ -68,7 +70,7 @@ class PositionBias(nn.Module):
     def _computed(self, size: Size, keys: Size) -> Tensor:
         """`[heads, H, W, h, w]`; the perceptron sees each distance once."""
         axes = [_distances(side, count, self.pretrain_grid) for side, count in zip(size, keys, strict=True)]
-        (y, rows), (x, columns) = ([torch.from_numpy(a).to(self.fc1.weight.device) for a in axis] for axis in axes)
+        (y, rows), (x, columns) = ([upload(a, self.fc1.weight.device) for a in axis] for axis in axes)
         distances = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).to(self.fc1.weight.dtype)
         table = self.fc2(self.act(self.fc1(distances))).permute(2, 0, 1)
         bias = table.index_select(1, rows).index_select(2, columns)
@@ -174,7 +176,7 @@ class AggregatedAttention(nn.Module):
         q = F.normalize(self.q(x).unflatten(-1, (self.num_heads, -1)), dim=-1).transpose(1, 2)
         (k, v), (pooled_k, pooled_v) = self._keys_and_values(x), self._keys_and_values(pooled)
 
-        outside = torch.from_numpy(_outside(size, self.window_size)).to(x.device)
+        outside = upload(_outside(size, self.window_size), x.device)
         keys = (~outside).sum(-1, keepdim=True) + math.prod(pooled_size)
         scaled = (q + self.query_embedding) * F.softplus(self.temperature) * keys.log()
         local = self._products(scaled, k, size) + self.relative_pos_bias_local[:, None]

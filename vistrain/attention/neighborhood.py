@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.devices import upload
+
 Size = tuple[int, int]
 T = TypeVar("T", int, bool)
 
@@ -234,7 +236,7 @@ def _neighbourhoods(length: int, kernel: int, stride: int, causal: bool) -> tupl
 def _cut(x: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
     """`[B, H, W, heads, D]` -> `[B, heads, Ty * Tx, a * b, D]`, for tiles of rows `[Ty, a]` and columns `[Tx, b]`."""
     tokens = rows[:, None, :, None] * x.shape[2] + columns[None, :, None, :]
-    x = x.flatten(1, 2).index_select(1, torch.from_numpy(tokens.flatten()).to(x.device))
+    x = x.flatten(1, 2).index_select(1, upload(tokens.flatten(), x.device))
     return x.unflatten(1, (len(rows) * len(columns), -1)).permute(0, 3, 1, 2, 4)
 
 
@@ -243,14 +245,14 @@ def _join(x: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
     (tiles_x, b), size = columns.queries.shape, (len(rows.tiles), len(columns.tiles))
     tile = rows.tiles[:, None] * tiles_x + columns.tiles
     place = rows.places[:, None] * b + columns.places
-    slots = torch.from_numpy((tile * x.shape[3] + place).flatten()).to(x.device)
+    slots = upload((tile * x.shape[3] + place).flatten(), x.device)
     return x.flatten(2, 3).index_select(2, slots).transpose(1, 2).unflatten(1, size)
 
 
 def _bias(rows: _Axis, columns: _Axis, rpb: Tensor | None, like: Tensor) -> Tensor:
     """`[heads or 1, tiles, queries, keys]`: minus infinity where a key is a stranger, elsewhere the bias."""
     axes = (rows, columns)
-    strangers = [torch.from_numpy(axis.strangers).to(like.device).flatten() for axis in axes]
+    strangers = [upload(axis.strangers, like.device).flatten() for axis in axes]
     if rpb is None:
         bias = like.new_zeros(1, len(strangers[0]), len(strangers[1]))
     else:
@@ -264,7 +266,7 @@ def _bias(rows: _Axis, columns: _Axis, rpb: Tensor | None, like: Tensor) -> Tens
 
 def _picks(axis: _Axis, count: int, like: Tensor) -> Tensor:
     """`[T * t * w, 2K - 1]`: a one at the relative position of each pair of query and key, if it has one."""
-    position = torch.from_numpy(axis.offsets + count // 2).to(like.device).flatten()
+    position = upload(axis.offsets + count // 2, like.device).flatten()
     return (position[:, None] == torch.arange(count, device=like.device)).to(like.dtype)
 
 

@@ -22,6 +22,7 @@ from vistrain.detection.set_detector import Decoded, initialize
 from vistrain.detr import ContrastiveDenoising, DenoisingQueries, Pyramid, encoder_reference_points
 from vistrain.detr.attention import QuerySelfAttention
 from vistrain.detr.deformable import DeformableEncoder, DeformableEncoderLayer
+from vistrain.devices import upload
 from vistrain.errors import ConfigError
 from vistrain.layers.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from vistrain.layers.deformable import Shapes
@@ -160,7 +161,7 @@ class FocusEncoder(DeformableEncoder):
         values, batch = x, len(x)
         points = encoder_reference_points(shapes, ratios, x.device).expand(batch, -1, -1, -1)
         position = position.expand(batch, -1, -1)
-        limit = torch.tensor(kept, device=x.device)[:, None]
+        limit = upload(kept, x.device)[:, None]
         for layer, count in zip(self.layers, counts, strict=True):
             best = foreground.topk(count, 1).indices
             tokens = take(x, best)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vistrain.devices import upload
 from vistrain.layers.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 
 
@@ -131,8 +132,8 @@ class ContrastiveDenoising:
         corners = (cxcywh_to_xyxy(box).repeat(2 * groups, 1) + shift).clamp(0, 1)
         logits = inverse_sigmoid(xyxy_to_cxcywh(corners), self.inverse_sigmoid_eps)
 
-        image = torch.cat([torch.full((n,), i) for i, n in enumerate(counts)]).to(device)
-        place = torch.cat([torch.arange(n) for n in counts]).to(device)
+        image = upload([i for i, n in enumerate(counts) for _ in range(n)], device, torch.int64)
+        place = upload([i for n in counts for i in range(n)], device, torch.int64)
         slot = (rows[:, None] * slots + place).flatten()  # row r, object j of its image -> slot r * M + j
         where = (image.repeat(2 * groups), slot)
         shape = (len(counts), 2 * groups * slots)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vistrain.detr.deformable import valid_extents
+from vistrain.devices import upload
 from vistrain.layers.padding import resize_mask
 from vistrain.layers.position import SinePositionEncoding
 
@@ -59,5 +60,5 @@ def flatten_pyramid(
     present = [m for m in masks if m is not None]
     mask = torch.cat([m.flatten(1) for m in present], 1) if present else None
     extents = valid_extents(present) if present else None
-    ratios = None if extents is None else extents / extents.new_tensor([(w, h) for h, w in shapes])
+    ratios = None if extents is None else extents / upload([(w, h) for h, w in shapes], device, extents.dtype)
     return Pyramid(tokens, torch.cat(positions, 1), shapes, mask, extents, ratios)

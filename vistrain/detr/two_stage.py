@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from vistrain.devices import upload
 from vistrain.layers.deformable import Shapes
 from vistrain.layers.position import sine_embedding
 from vistrain.layers.precision import at_least_float32
@@ -38,7 +39,9 @@ def token_proposals(
         x = torch.arange(width, device=device, dtype=torch.float32) + 0.5
         grid = torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)), -1).flatten(0, 1)[None]
         # One division by the whole extent: row 0 of 50 lies on the bound of 0.01 below, where rounding decides.
-        centres.append(grid / (grid.new_tensor((width, height)) if extents is None else extents[:, None, level]))
+        centres.append(
+            grid / (upload((width, height), device, grid.dtype) if extents is None else extents[:, None, level])
+        )
     centre = torch.cat(centres, 1)
     sides = [centre.new_full((h * w,), base_size * 2.0**level) for level, (h, w) in enumerate(shapes)]
     side = torch.cat(sides)[None, :, None].expand(centre.shape[0], -1, 2)

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vistrain.devices import upload
 from vistrain.layers.boxes import cxcywh_to_xyxy, giou
 from vistrain.layers.precision import at_least_float32
 from vistrain.losses.focal import focal_loss_sums
@@ -146,7 +147,7 @@ def average_over_processes(count: float | Tensor, device: torch.device, micro_ba
         float64 (a mean of whole numbers may be none), at least 1 / (processes * micro-batches): a count of 1 in all.
     """
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    mean = torch.as_tensor(count, dtype=dtype, device=device)
+    mean = count.to(device, dtype, non_blocking=True) if isinstance(count, Tensor) else upload(count, device, dtype)
     batches = micro_batches
     if dist.is_available() and dist.is_initialized():
         mean = mean.clone()
