@@ -20,12 +20,13 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 class OutOfTime(Exception):
@@ -96,6 +97,16 @@ class Check:
         """Autocast to bf16; on a CPU, where much of it is slow, nothing."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cuda)
 
+    def optional(self, run: Callable[[], T]) -> T | None:
+        """The result of something that a row can do without; None, and the error on the screen, where it fails."""
+        try:
+            return run()
+        except OutOfTime:
+            raise
+        except Exception:
+            traceback.print_exc(file=sys.stdout)
+            return None
+
     def wait(self) -> None:
         """Until the device has done what it was given."""
         if self.cuda:
@@ -157,8 +168,7 @@ class Check:
         """
         if not self.cuda:
             return None
-        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities, acc_events=True) as profile:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
             run()
             self.wait()
         spent: collections.Counter[str] = collections.Counter()

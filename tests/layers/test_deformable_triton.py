@@ -18,7 +18,7 @@ from vistrain.layers.deformable import MSDeformAttn, choose_core
 @pytest.mark.skipif(not deformable.HAS_TRITON, reason="Triton is not installed")
 def test_kernels_in_the_interpreter() -> None:
     cases = Path(__file__).with_name("deformable_triton_cases.py")
-    command = [sys.executable, "-m", "pytest", str(cases), "-n", "0", "-p", "no:cacheprovider", "-q"]
+    command = [sys.executable, "-m", "pytest", str(cases), "-n", "0", "-p", "no:cacheprovider"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]

@@ -5,7 +5,8 @@ around each, all channels side by side, and sums in float32 (float64 for values 
 points and weights are sums over channels inside a program; gradients of values are added atomically, so their last
 digits depend on the order in which programs run.
 
-Within one image, values and points count below 2^31. Written from the equation.
+Within one image, values and points count below 2^31. Written from the equation; the authors' kernels are in
+github.com/fundamentalvision/Deformable-DETR, Apache-2.0 (models/ops).
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-# (elements of a block, warps); a block of 2048 is 64 queries of 32 channels. `tools/gpu_check.py` measures others.
-Tile = tuple[int, int]
-FORWARD_TILE: Tile = (2048, 4)
-BACKWARD_TILE: Tile = (1024, 4)
+# Elements of a block (a power of two; 2048 are 64 queries of 32 channels), the warps that share it, and how many points
+# are unrolled. `tools/gpu_check.py` measures others.
+Tile = tuple[int, int, int]
+FORWARD_TILE: Tile = (2048, 4, 1)
+BACKWARD_TILE: Tile = (1024, 4, 1)
 
 
 def forward(value: Tensor, sizes: Sequence[int], points: Tensor, weights: Tensor, tile: Tile = FORWARD_TILE) -> Tensor:
@@ -32,7 +34,7 @@ def forward(value: Tensor, sizes: Sequence[int], points: Tensor, weights: Tensor
         value: `[B, N, H, D]`.
         sizes: height and width of each level in turn.
         points, weights: float32; float64 where `value` is.
-        tile: elements of a block, a power of two, and the warps that share it.
+        tile: how the work is cut.
 
     Returns:
         `[B, Q, H * D]` of the type of `value`.
@@ -76,7 +78,8 @@ def _launch(value: Tensor, points: Tensor, tile: Tile) -> tuple[tuple[int], dict
     rows = max(tile[0] // width, 1)
     blocks = triton.cdiv(queries, rows)
     sizes = {"HEADS": heads, "DEPTH": depth, "LEVELS": levels, "POINTS": count, "BLOCK_Q": rows, "BLOCK_D": width}
-    options = {"queries": queries, "tokens": tokens, "blocks": blocks, **sizes, "num_warps": tile[1]}
+    sizes |= {"UNROLL": tile[2], "num_warps": tile[1]}
+    options = {"queries": queries, "tokens": tokens, "blocks": blocks, **sizes}
     return (batch * blocks * heads,), options
 
 
@@ -135,6 +138,7 @@ def _forward(  # type: ignore[no-untyped-def]
     POINTS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     query, there, head, image = _program(queries, blocks, HEADS, BLOCK_Q)
     channel = tl.arange(0, BLOCK_D)
@@ -149,7 +153,7 @@ def _forward(  # type: ignore[no-untyped-def]
         height = tl.load(levels + 3 * level)
         width = tl.load(levels + 3 * level + 1)
         start = tl.load(levels + 3 * level + 2)
-        for point in range(POINTS):
+        for point in tl.range(0, POINTS, loop_unroll_factor=UNROLL):
             place = first + level * POINTS + point
             column, right = _axis(points + 2 * place, there, width)
             row, lower = _axis(points + 2 * place + 1, there, height)
@@ -189,6 +193,7 @@ def _backward(  # type: ignore[no-untyped-def]
     POINTS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     query, there, head, image = _program(queries, blocks, HEADS, BLOCK_Q)
     channel = tl.arange(0, BLOCK_D)
@@ -209,7 +214,7 @@ def _backward(  # type: ignore[no-untyped-def]
         height = tl.load(levels + 3 * level)
         width = tl.load(levels + 3 * level + 1)
         start = tl.load(levels + 3 * level + 2)
-        for point in range(POINTS):
+        for point in tl.range(0, POINTS, loop_unroll_factor=UNROLL):
             place = first + level * POINTS + point
             column, right = _axis(points + 2 * place, there, width)
             row, lower = _axis(points + 2 * place + 1, there, height)
