@@ -559,9 +559,8 @@ def plan(check: Check) -> list[tuple[str, str, Run, float]]:
     return work
 
 
-def show(check: Check) -> None:
-    """Writes the table and the picture of the rows so far."""
-    (check.folder / "gpu_check.md").write_text(markdown(check))
+def draw(check: Check) -> None:
+    """Writes the picture of the rows."""
     good = [row for row in check.rows if "error" not in row and "left_out" not in row]
     bars = {
         "Deformable cores, forward and backward: speed over the first": [
@@ -611,7 +610,8 @@ def main(argv: Sequence[str] | None = None) -> Check:
         if wanted and not (check.dry and part == "backbones" and part in done):
             check.attempt(part, name, run, seconds)
             done.add(part)
-            show(check)
+            (check.folder / "gpu_check.md").write_text(markdown(check))
+    draw(check)
     print((check.folder / "gpu_check.md").read_text())
     return check
 
