@@ -1,8 +1,8 @@
 """Learning from a teacher: its probabilities (Hinton et al. 2015, arXiv 1503.02531) or its choice (DeiT, arXiv
 2012.12877, section 4).
 
-Authors' code of DeiT: github.com/facebookresearch/deit (losses.py), CC BY-NC 4.0 in early versions and Apache-2.0 in later
-ones; this is written from the papers' formulas.
+Authors' code of DeiT: github.com/facebookresearch/deit (losses.py), CC BY-NC 4.0 in early versions and Apache-2.0 in
+later ones; this is written from the papers' formulas.
 """
 
 from __future__ import annotations
