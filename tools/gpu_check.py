@@ -539,9 +539,9 @@ def plan(check: Check) -> list[tuple[str, str, Run, float]]:
         simple("exactness", exactness, 20),
         simple("deformable", deformable, 10),
         simple("tuning", tuning, 60),
-        detect("DeformableDETR", "auto", "eager", 20),
-        detect("DINO", "auto", "eager", 20),
-        detect("FocusDETR", "auto", "eager", 20),
+        detect("DeformableDETR", "triton", "eager", 20),
+        detect("DINO", "triton", "eager", 20),
+        detect("FocusDETR", "triton", "eager", 20),
         detect("DeformableDETR", "grid_sample", "eager", 20),
         classify("vit_base_patch16_224", 256, "eager", 15, "classification"),
         classify("swin_tiny_patch4_window7_224", 256, "eager", 15, "classification"),
@@ -552,9 +552,9 @@ def plan(check: Check) -> list[tuple[str, str, Run, float]]:
     families = ("nat_tiny", "dinat_tiny", "cswin_tiny", "biformer_tiny", "transnext_tiny", "hornet_tiny_7x7")
     work += [classify(name, 128, "eager", 12, "backbones") for name in (*families, "resnet50")]
     work.append(("restoration", "HAT, eager", functools.partial(restorer, check, 8, "eager"), 15))
-    work.append(detect("DeformableDETR", "auto", "compiled", 90, "detection_compiled"))
+    work.append(detect("DeformableDETR", "triton", "compiled", 90, "detection_compiled"))
     work.append(classify("resnet50", 128, "compiled", 40, "backbones"))
-    work.append(detect("DINO", "auto", "compiled", 90, "detection_compiled"))
+    work.append(detect("DINO", "triton", "compiled", 90, "detection_compiled"))
     work.append(simple("later", later, 0))
     return work
 

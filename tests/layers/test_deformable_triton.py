@@ -15,6 +15,7 @@ from vistrain.layers import deformable
 from vistrain.layers.deformable import MSDeformAttn, choose_core
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not deformable.HAS_TRITON, reason="Triton is not installed")
 def test_kernels_in_the_interpreter() -> None:
     cases = Path(__file__).with_name("deformable_triton_cases.py")
@@ -28,7 +29,7 @@ def test_kernels_in_the_interpreter() -> None:
 def test_where_it_runs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     cuda = torch.device("cuda")
     monkeypatch.setattr(deformable, "HAS_TRITON", True)
-    assert choose_core(cuda, needs_grad=True) == "triton"
+    assert choose_core(cuda, needs_grad=True) == "grid_sample"  # until a card has measured the kernel
     torch.use_deterministic_algorithms(True)
     try:
         assert choose_core(cuda, needs_grad=True) == "embedding_bag"
@@ -39,7 +40,7 @@ def test_where_it_runs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
     assert deformable._triton_serves(cuda)
     assert not deformable._triton_serves(torch.device("cpu"))
     monkeypatch.setattr(deformable, "HAS_TRITON", False)
-    assert choose_core(cuda, needs_grad=True) == "grid_sample"
+    assert not deformable._triton_serves(cuda)
     deformable._say_that_triton_is_missing.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):

@@ -195,4 +195,4 @@ def test_attention_starts_as_the_authors_do_and_refuses_odd_sizes() -> None:
 
 def test_the_rule_for_cores() -> None:
     assert choose_core(torch.device("cpu"), needs_grad=False) == "embedding_bag"
-    assert choose_core(torch.device("mps"), needs_grad=True) == "grid_sample"
+    assert choose_core(torch.device("cuda"), needs_grad=True) == "grid_sample"

@@ -34,15 +34,13 @@ Shapes = Sequence[tuple[int, int]]
 def choose_core(device: torch.device, needs_grad: bool) -> str:
     """Which core is fastest (`tools/benchmark_msda.py`, `tools/gpu_check.py`).
 
-    `triton` on CUDA, where it is installed; but it adds gradients of values in any order, so under
-    `torch.use_deterministic_algorithms` it is `embedding_bag`, whose backward pass sorts. Without it, eager:
-    `embedding_bag` on CPU, `grid_sample` elsewhere. Under `torch.compile`, where inductor fuses the index arithmetic
-    but has no good `grid_sample`: `embedding_bag` to evaluate, `gather` to train.
+    Eager: `embedding_bag` on CPU, `grid_sample` elsewhere; but `embedding_bag`, whose backward pass sorts, on CUDA under
+    `torch.use_deterministic_algorithms`. Under `torch.compile`, where inductor fuses the index arithmetic but has no
+    good `grid_sample`: `embedding_bag` to evaluate, `gather` to train. `triton` is never chosen so far: it is to be
+    asked for by name until it was measured on a card.
     """
     if device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
         return "embedding_bag"
-    if device.type == "cuda" and HAS_TRITON:
-        return "triton"
     if torch.compiler.is_compiling():
         return "gather" if needs_grad else "embedding_bag"
     return "embedding_bag" if device.type == "cpu" else "grid_sample"
