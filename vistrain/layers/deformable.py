@@ -34,9 +34,9 @@ Shapes = Sequence[tuple[int, int]]
 def choose_core(device: torch.device, needs_grad: bool) -> str:
     """Which core is fastest (`tools/benchmark_msda.py`, `tools/gpu_check.py`).
 
-    Eager: `embedding_bag` on CPU, `grid_sample` elsewhere; but `embedding_bag`, whose backward pass sorts, on CUDA under
-    `torch.use_deterministic_algorithms`. Under `torch.compile`, where inductor fuses the index arithmetic but has no
-    good `grid_sample`: `embedding_bag` to evaluate, `gather` to train. `triton` is never chosen so far: it is to be
+    Eager: `embedding_bag` on CPU, `grid_sample` elsewhere; under `torch.use_deterministic_algorithms` `embedding_bag`
+    on CUDA, too, as its backward pass sorts. Under `torch.compile`, where inductor fuses the index arithmetic but has
+    no good `grid_sample`: `embedding_bag` to evaluate, `gather` to train. `triton` is never chosen so far: it is to be
     asked for by name until it was measured on a card.
     """
     if device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
