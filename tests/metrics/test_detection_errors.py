@@ -14,12 +14,12 @@ from training_tools import TinyData, make_task, make_trainer
 
 from vistrain.cli import main
 from vistrain.errors import ConfigError, DataError
-from vistrain.metrics.coco import read_records
 from vistrain.metrics.coco_engine import curve_arrays
 from vistrain.metrics.detection_errors import KINDS, DetectionAnalysis, analyse
 from vistrain.metrics.detection_matching import flatten, match_own_class, rank_in_group
 from vistrain.tasks import ErrorAnalysis
 from vistrain.tasks.detection.analysis import analyse_records, image_reader, write_analysis
+from vistrain.tasks.detection.evaluate import read_records
 from vistrain.tasks.detection.pictures import FATES, judged_boxes
 
 CAT, DOG, COW = 3, 7, 20

@@ -16,10 +16,11 @@ from rich.console import Console
 
 from vistrain.errors import ConfigError, DataError
 from vistrain.metrics import protocol
-from vistrain.metrics.coco import CocoBox, evaluate_file, write_predictions
+from vistrain.metrics.coco import CocoBox, write_predictions
 from vistrain.metrics.coco_engine import curve_arrays
 from vistrain.predictions import Detections
 from vistrain.structures import LabelSpace
+from vistrain.tasks.detection.evaluate import evaluate_file
 
 CATEGORIES = (7, 3, 21, 90)  # sparse and unsorted, as in real data; nothing is ever labelled 90
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -358,21 +359,22 @@ def test_results_of_unknown_categories_are_ignored_and_counted(tmp_path, caplog:
     assert "1 results of unknown categories (44)" in caplog.text
 
 
-GOOD = {"image_id": 1, "category_id": 7, "bbox": [0, 0, 5, 5], "score": 0.5}
+GOOD = {"id": 3, "image_id": 1, "category_id": 7, "bbox": [0, 0, 5, 5], "score": 0.5}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[{", "is not JSON"),
-        ('{"images": []}', "not a list of COCO results but a JSON object"),
+        ("[{", "not valid JSON"),
+        ('{"image": []}', "not a list of COCO results but a JSON object"),
         ("null", "null"),
         ("[5]", "result 0: is not an object"),
         (json.dumps([GOOD, {k: v for k, v in GOOD.items() if k != "score"}]), "result 1: 'score' is 'missing'"),
         (json.dumps([{**GOOD, "score": math.nan}]), "'score' is nan"),
         (json.dumps([{**GOOD, "bbox": [1, 2, 3]}]), "not four finite numbers"),
         (json.dumps([{**GOOD, "bbox": None}]), "not four finite numbers"),
-        (json.dumps([{**GOOD, "image_id": "1"}]), "'image_id' is '1', not an integer"),
+        (json.dumps([{**GOOD, "image_id": 1.5}]), "'image_id' is 1.5, not an integer"),
+        (json.dumps([{**GOOD, "image_id": "1"}]), "1 results are for images that the ground truth does not list"),
         (json.dumps([{**GOOD, "image_id": 77}]), "1 results are for images that the ground truth does not list"),
     ],
 )
@@ -390,13 +392,12 @@ def test_malformed_predictions_end_in_one_line(tmp_path, text: str, message: str
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": None}, "is not COCO ground truth"),
-        ({"images": [{"file_name": "a.jpg"}]}, "images[0]: has no integer 'id'"),
-        ({"images": [{"id": 1}, {"id": 1}]}, "images[1]: id 1 is given twice"),
-        ({"annotations": [{"image_id": 1, "category_id": 7}]}, "annotations[0]: 'bbox' is missing"),
-        ({"annotations": [{"image_id": 1, "category_id": 7, "bbox": [0, 0, 1, math.nan]}]}, "not four finite numbers"),
-        ({"annotations": [{**GOOD, "area": "big"}]}, "'area' is 'big'"),
-        ({"annotations": [{**GOOD, "iscrowd": 3}]}, "'iscrowd' is 3"),
+        ({"images": None}, "has no list 'images'"),
+        ({"images": [{"file_name": "a.jpg"}]}, "images[0]: has no 'id'"),
+        ({"images": [{"id": 1}, {"id": 1}]}, "image id 1 is used twice"),
+        ({"annotations": [{"id": 3, "image_id": 1, "category_id": 7}]}, "annotations[0]: has no 'bbox'"),
+        ({"annotations": [{**GOOD, "bbox": [0, 0, 1]}]}, "annotation 3: bbox is [0, 0, 1]"),
+        ({"annotations": [{**GOOD, "iscrowd": 3}]}, "iscrowd is 3"),
     ],
 )
 def test_malformed_ground_truth_ends_in_one_line(tmp_path, change: dict, message: str) -> None:
@@ -409,7 +410,7 @@ def test_malformed_ground_truth_ends_in_one_line(tmp_path, change: dict, message
 
 
 def test_missing_files_and_unwritable_places_are_data_errors(tmp_path) -> None:
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="no such annotation file"):
         evaluate_file(tmp_path / "predictions.json", tmp_path / "truth.json")
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from parity import fixtures
-from vistrain.metrics.coco import evaluate_file
+from vistrain.tasks.detection.evaluate import evaluate_file
 from vistrain.metrics.coco_engine import AREAS, CurveArrays, curve_arrays, mean_where_defined
 
 FIXTURE = "dense/coco_eval.pt"

@@ -27,7 +27,7 @@ from vistrain.metrics.coco_engine import (
     curve_arrays,
     mean_where_defined,
 )
-from vistrain.metrics.coco_files import check_ground_truth, check_results, read_json, write_results
+from vistrain.metrics.coco_files import check_ground_truth, check_results, write_results
 from vistrain.structures import LabelSpace
 
 if TYPE_CHECKING:
@@ -277,29 +277,11 @@ def write_predictions(records: Iterable[Mapping[str, Any]], path: str | Path) ->
     return write_results((result for record in ordered for result in _results(record)), path)
 
 
-def evaluate_file(predictions: str | Path, annotations: str | Path, backend: str = "auto") -> CocoResult:
-    """Evaluate a COCO results file against COCO annotations, over all images that the annotations list.
-
-    Args:
-        predictions: a JSON list of `{image_id, category_id, bbox: [x, y, width, height], score}`; may be empty.
-        annotations: COCO ground truth.
-        backend: see `CocoBox`.
-
-    Returns:
-        The evaluation; a Rich console prints it as tables. Results of categories that the annotations do not know are
-        ignored, as COCO's tools do, and counted in a warning.
-
-    Raises:
-        DataError: a file is missing or malformed, or results are for images that the annotations do not list.
-    """
-    return evaluate_records(*read_records(predictions, annotations), backend)
-
-
 def evaluate_records(truth: Mapping[str, Any], records: Sequence[Record], backend: str = "auto") -> CocoResult:
     """Evaluate records of any categories of a ground truth.
 
     Args:
-        truth, records: of `read_records`.
+        truth, records: of `records_of`.
         backend: see `CocoBox`.
 
     Raises:
@@ -313,32 +295,37 @@ def evaluate_records(truth: Mapping[str, Any], records: Sequence[Record], backen
     return metric.result
 
 
-def read_records(
-    predictions: str | Path, annotations: str | Path, truth: Any = None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Ground truth and the records of all its images from files.
+def records_of(results: Any, truth: Any, where: str, truth_name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Ground truth and the records of all its images, from the content of files.
 
     Args:
-        predictions, annotations: see `evaluate_file`.
-        truth: the content of `annotations`, where it is known already; that is then no more than a name for messages.
+        results: the predictions, see `check_results`.
+        truth: COCO ground truth.
+        where, truth_name: their files, for messages.
 
     Returns:
-        Checked ground truth, and one record for each of its images, as `CocoBox.update` makes them.
+        Checked ground truth, and one record for each of its images, as `CocoBox.update` makes them. Results of
+        categories that the truth does not know are ignored, as COCO's tools do, and counted in a warning; so are images
+        without any result.
 
     Raises:
-        DataError: see `evaluate_file`.
+        DataError: one is malformed, or results are for images that the truth does not list.
     """
-    truth = check_ground_truth(read_json(annotations) if truth is None else truth, str(annotations))
+    truth = check_ground_truth(truth, truth_name)
     image_ids = [image["id"] for image in truth["images"]]
-    results = check_results(read_json(predictions), image_ids, str(predictions))
+    results = check_results(results, truth, where)
     known = {c["id"] for c in truth["categories"]}
     unknown = {r["category_id"] for r in results} - known
     if unknown:
         count = sum(r["category_id"] in unknown for r in results)
-        log.warning("%s: %d results of unknown categories %s are ignored", predictions, count, _few(sorted(unknown)))
+        log.warning("%s: %d results of unknown categories %s are ignored", where, count, _few(sorted(unknown)))
     by_image: dict[int, list[dict[str, Any]]] = {i: [] for i in image_ids}
     for result in results:
         by_image[result["image_id"]].append(result)
+    without = sum(not found for found in by_image.values())
+    if without:
+        text = "%s: %d of the %d images have no result; they count as images in which nothing was found"
+        log.warning(text, where, without, len(by_image))
     return truth, [_file_record(i, found) for i, found in by_image.items()]
 
 

@@ -1,33 +1,21 @@
-"""COCO files in and out: ground truth and results, checked so that what is wrong ends in one line with its place."""
+"""COCO's ground truth and results as evaluation needs them: what is wrong ends in one line with its place."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vistrain.errors import DataError
 from vistrain.writing import whole_file
 
+log = logging.getLogger(__name__)
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        DataError: the file is missing, unreadable or not JSON.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError as error:
-        raise DataError(str(path), "no such file") from error
-    except OSError as error:
-        raise DataError(str(path), f"cannot be read ({error.strerror})") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(str(path), f"is not JSON ({error})", "is the file complete?") from error
+SIDES = ("width", "height")
 
 
 def write_results(results: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
@@ -47,6 +35,32 @@ def write_results(results: Iterable[Mapping[str, Any]], path: str | Path) -> Pat
     return Path(path)
 
 
+class FileNames:
+    """Images by their file names, whatever folders stand before them.
+
+    Args:
+        ids: file name, with `/` -> id.
+    """
+
+    def __init__(self, ids: Mapping[str, int]) -> None:
+        self.ids = ids
+        self._by_base: dict[str, list[str]] = {}
+        for name in ids:
+            self._by_base.setdefault(PurePosixPath(name).name, []).append(name)
+
+    def find(self, name: str) -> int | None:
+        """The id of the one image that a name means: the same one, or one that ends as it does or that it ends as, from
+        a `/` on; None if there is none, or more than one."""
+        if name in self.ids:
+            return self.ids[name]
+        alike = [
+            known
+            for known in self._by_base.get(PurePosixPath(name).name, ())
+            if known.endswith(f"/{name}") or name.endswith(f"/{known}")
+        ]
+        return self.ids[alike[0]] if len(alike) == 1 else None
+
+
 def check_ground_truth(truth: Any, where: str = "ground truth") -> dict[str, list[dict[str, Any]]]:
     """COCO ground truth with what evaluation needs, nothing else, and every annotation complete.
 
@@ -55,11 +69,12 @@ def check_ground_truth(truth: Any, where: str = "ground truth") -> dict[str, lis
     Where ids are unique and positive nothing changes.
 
     Args:
-        truth: `images`, `annotations`, `categories`; not modified.
+        truth: `images`, `annotations`, `categories`, as `data.detection.coco` reads them from a file, or a program has
+            made them; not modified.
         where: the file, for errors.
 
     Returns:
-        `{"images": [{id}], "categories": [{id, name}],
+        `{"images": [{id}], with file_name, width and height where they are known, "categories": [{id, name}],
         "annotations": [{id, image_id, category_id, bbox, area, iscrowd}]}`.
 
     Raises:
@@ -74,7 +89,7 @@ def check_ground_truth(truth: Any, where: str = "ground truth") -> dict[str, lis
     for key in ("images", "categories"):
         seen: set[int] = set()
         for i, item in enumerate(truth[key]):
-            if not isinstance(item, Mapping) or not _is_id(item.get("id")):
+            if not isinstance(item, Mapping) or not is_id(item.get("id")):
                 raise DataError(f"{where}: {key}[{i}]", "has no integer 'id'")
             if item["id"] in seen:
                 raise DataError(f"{where}: {key}[{i}]", f"id {item['id']} is given twice", "ids must be unique")
@@ -82,61 +97,146 @@ def check_ground_truth(truth: Any, where: str = "ground truth") -> dict[str, lis
     annotations = []
     for i, annotation in enumerate(truth["annotations"]):
         problem = _object_problem(annotation)
-        if not problem and not _is_number(annotation.get("area", 0)):
-            problem = f"'area' is {annotation['area']!r}, not a finite number"
-        if not problem and annotation.get("iscrowd", 0) not in (0, 1):
-            problem = f"'iscrowd' is {annotation['iscrowd']!r}, neither 0 nor 1"
+        if not problem and crowd_flag(annotation.get("iscrowd")) is None:
+            problem = f"'iscrowd' is {shown(annotation['iscrowd'])}, neither 0 nor 1"
         if problem:
             raise DataError(f"{where}: annotations[{i}]", problem)
-        bbox = [float(v) for v in annotation["bbox"]]
+        bbox, area = [float(v) for v in annotation["bbox"]], annotation.get("area")
         row = {
             "id": i + 1,
             "image_id": int(annotation["image_id"]),
             "category_id": int(annotation["category_id"]),
             "bbox": bbox,
-            "area": float(annotation.get("area", bbox[2] * bbox[3])),
-            "iscrowd": int(annotation.get("iscrowd", 0)),
+            "area": float(area) if is_number(area) else bbox[2] * bbox[3],
+            "iscrowd": crowd_flag(annotation.get("iscrowd")),
         }
         annotations.append(row)
     return {
-        "images": [{"id": int(image["id"])} for image in truth["images"]],
+        "images": [
+            {k: image[k] for k in ("id", "file_name", "width", "height") if k in image} for image in truth["images"]
+        ],
         "categories": [{"id": int(c["id"]), "name": str(c.get("name", c["id"]))} for c in truth["categories"]],
         "annotations": annotations,
     }
 
 
-def check_results(results: Any, image_ids: Sequence[int], where: str) -> list[dict[str, Any]]:
-    """COCO box results, every entry complete. An empty list is fine: a detector may find nothing.
+def check_results(content: Any, truth: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """COCO box results, every entry complete and for an image of the truth. An empty list is fine: a detector may find
+    nothing.
 
     Args:
-        results: the decoded file: a list of `{image_id, category_id, bbox: [x, y, width, height], score}`.
-        image_ids: images that the ground truth knows.
+        content: the decoded file: a list of `{image_id, category_id, bbox: [x, y, width, height], score}`, or the
+            `predictions.json` that `vistrain predict` writes. `image_id` is an id of the truth, or the file name of an
+            image, which `FileNames` pairs.
+        truth: of `check_ground_truth`.
         where: the file, for errors.
 
+    Returns:
+        The results, with ids of the truth.
+
     Raises:
-        DataError: not such a list, or there are results for images that the ground truth does not list (COCO's tools
-            refuse these too).
+        DataError: not such a list; there are results for images that the truth does not list (COCO's tools refuse these
+            too), or that have another size there; or categories are called otherwise.
     """
-    if not isinstance(results, list):
+    if isinstance(content, Mapping) and isinstance(content.get("images"), list):
+        content = _flat(content, truth, where)
+    if not isinstance(content, list):
         raise DataError(
-            where, f"is not a list of COCO results but {_kind(results)}", 'expected [{"image_id": ..., ...}, ...]'
+            where, f"is not a list of COCO results but {_kind(content)}", 'expected [{"image_id": ..., ...}, ...]'
         )
-    known = set(image_ids)
-    strangers = []
-    for i, result in enumerate(results):
+    listed = {image["id"]: image for image in truth["images"]}
+    names = FileNames({str(image["file_name"]): image["id"] for image in truth["images"] if "file_name" in image})
+    found, strangers, turned = [], [], []
+    by_name: dict[str, int | None] = {}
+    for i, result in enumerate(content):
+        name = result.get("image_id") if isinstance(result, Mapping) else None
+        if isinstance(name, str):
+            if name not in by_name:
+                by_name[name] = names.find(name)
+            result = {**result, "image_id": by_name[name]}
+            if by_name[name] is None:
+                strangers.append(name)
+                continue
         problem = _object_problem(result)
-        if not problem and not _is_number(result.get("score")):
-            problem = f"'score' is {result.get('score', 'missing')!r}, not a finite number"
+        if not problem and not is_number(result.get("score")):
+            problem = f"'score' is {shown(result.get('score', 'missing'))}, not a finite number"
         if problem:
             raise DataError(f"{where}: result {i}", problem)
-        if result["image_id"] not in known:
+        image = listed.get(result["image_id"])
+        if image is None:
             strangers.append(result["image_id"])
+        elif any(is_number(result.get(side)) and image.get(side, result[side]) != result[side] for side in SIDES):
+            turned.append(image)
+        found.append(result)
     if strangers:
         raise DataError(
             where,
-            f"{len(strangers)} results are for images that the ground truth does not list (first: {strangers[0]})",
+            f"{len(strangers)} results are for images that the ground truth does not list (first: {shown(strangers[0])})",
             "evaluate against the annotations that the predictions were made for",
         )
+    if turned:
+        image = turned[0]
+        raise DataError(
+            where,
+            f"{len(turned)} results are for pictures of another size than the ground truth lists (first: "
+            f"{image.get('file_name', image['id'])}, {image.get('width')}x{image.get('height')} there)",
+            "were they turned by EXIF, or resized? `vistrain predict --annotations FILE` reads them as annotated",
+        )
+    if by_name:
+        log.info("%s: image ids are file names; the images of the annotations are found by them", where)
+    return found
+
+
+def is_id(value: Any) -> bool:
+    """Whether a value can be an id: an integer of 64 bits."""
+    return (type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))) and _is_short(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, and not an integer of more than 64 bits, which no library takes."""
+    if type(value) is float:
+        return math.isfinite(value)
+    if isinstance(value, Integral):
+        return not isinstance(value, bool) and _is_short(value)
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def _is_short(value: Any) -> bool:
+    return bool(-(2**63) <= value < 2**63)
+
+
+def crowd_flag(value: Any) -> int | None:
+    """`iscrowd` as 0 or 1: some programs write it as text, as true and false, or null; None for any other value."""
+    if value is None:
+        return 0
+    known = {"0": 0, "1": 1, "false": 0, "true": 1, "": 0}
+    if isinstance(value, str):
+        return known.get(value.strip().lower())
+    return int(value) if isinstance(value, Real) and value in (0, 1) else None
+
+
+def shown(value: Any) -> str:
+    """A value of a file in a message: on one line, not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _flat(content: Mapping[str, Any], truth: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The results in a `predictions.json`, one for each object."""
+    known = {category["id"]: category["name"] for category in truth["categories"]}
+    listed = content.get("categories")
+    for category in listed if isinstance(listed, list) else ():
+        number, name = (category.get("id"), category.get("name")) if isinstance(category, Mapping) else (None, None)
+        if is_id(number) and known.get(number, name) != name:
+            problem = f"category {number} is {shown(name)} here and {shown(known[number])} in the ground truth"
+            raise DataError(where, problem, "evaluate against the annotations that the predictions were made for")
+    results = []
+    for i, image in enumerate(content["images"]):
+        found = image.get("detections") if isinstance(image, Mapping) else None
+        if not isinstance(found, list) or not all(isinstance(d, Mapping) for d in found):
+            raise DataError(f"{where}: images[{i}]", "has no list 'detections'", "is it of a detector?")
+        of_image = {"image_id": image.get("id"), **{side: image.get(side) for side in SIDES}}
+        results += [{**of_image, "bbox": d.get("box_xywh"), **d} for d in found]
     return results
 
 
@@ -145,20 +245,12 @@ def _object_problem(item: Any) -> str:
     if not isinstance(item, Mapping):
         return f"is not an object but {_kind(item)}"
     for key in ("image_id", "category_id"):
-        if not _is_id(item.get(key)):
-            return f"{key!r} is {item.get(key, 'missing')!r}, not an integer"
+        if not is_id(item.get(key)):
+            return f"{key!r} is {shown(item.get(key, 'missing'))}, not an integer"
     bbox = item.get("bbox")
-    if not isinstance(bbox, Sequence) or len(bbox) != 4 or not all(_is_number(v) for v in bbox):
-        return f"'bbox' is {str(item.get('bbox', 'missing'))[:60]}, not four finite numbers"
+    if not isinstance(bbox, Sequence) or len(bbox) != 4 or not all(is_number(v) for v in bbox):
+        return f"'bbox' is {shown(item.get('bbox', 'missing'))}, not four finite numbers"
     return ""
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _kind(value: Any) -> str:

@@ -10,6 +10,7 @@ from pycocotools import mask as mask_tools
 
 from vistrain.data.detection import coco
 from vistrain.data.detection.coco import read_coco, targets
+from vistrain.data.detection.masks import encode_mask
 from vistrain.errors import DataError
 
 
@@ -185,9 +186,9 @@ def test_unreadable_segmentations_are_refused(tmp_path: Path, segmentation: Any)
 
 def test_polygons_without_area_are_left_out() -> None:
     square = [1, 1, 4, 1, 4, 4, 1, 4]
-    mask = coco.encode_mask("here", [[1, 2], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7], square, [float("nan")] * 6], 8, 9)
+    mask = encode_mask("here", [[1, 2], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7], square, [float("nan")] * 6], 8, 9)
     assert mask_tools.area(mask) == 9
-    assert mask_tools.area(coco.encode_mask("here", [], 8, 9)) == 0
+    assert mask_tools.area(encode_mask("here", [], 8, 9)) == 0
 
 
 def test_malformed_json_names_line_and_column(tmp_path: Path) -> None:

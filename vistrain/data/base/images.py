@@ -1,17 +1,27 @@
-"""Reading image files to uint8 RGB exactly as Pillow does, only faster for ordinary JPEGs, and naming what is wrong."""
+"""The one reader of image files, for all commands and tasks: uint8 RGB, upright, exactly Pillow's pixels.
+
+Files are strangers': only the decoders of `FORMATS` are used (Pillow has others that start programs), no decoder is
+started before the size that the head states is known to be one that is read, and what any decoder raises becomes one
+error that names the file.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import warnings
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torchvision  # type: ignore[import-untyped]
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from vistrain.data.base.jpeg import MAGIC, JpegHead, jpeg_head, orientation_of
 from vistrain.data.base.storage import open_file, read_bytes
 from vistrain.errors import DataError
 
@@ -22,33 +32,50 @@ except ImportError:
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm")  # of image files
-ORIENTATION = 0x0112  # the EXIF tag
-JPEG_MAGIC = b"\xff\xd8\xff"
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "GIF",
+    "PPM",
+    "WEBP",
+    "TIFF",
+)  # Pillow's decoders that are used, in the order of trying
+SEVERAL = ("PNG", "WEBP", "TIFF", "GIF")  # of several pages or frames; further pictures in a JPEG are previews
+
+PIXELS = 16384 * 12288  # that an image may have: telephones of 200 megapixels are read
+FILE_BYTES = 2**30  # that an image file may have
+SCANNED = 25 * PIXELS  # pixels that all scans of a progressive JPEG may have together: ten scans are usual
+BAND = 2**22  # pixels that are converted at a time
+DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
+    MemoryError, AssertionError, struct.error, zlib.error, cv2.error,
+)  # fmt: skip  # what decoders raise at damaged bytes: each from deep inside a parser that assumes sound input
 
 
-def read_image(path: str | Path, apply_exif: bool = False, data: bytes | None = None) -> np.ndarray:
-    """Reads an image file.
+def read_image(path: str | Path, apply_exif: bool = True, data: bytes | None = None) -> np.ndarray:
+    """Reads an image file, upright.
 
     The pixels are those of Pillow's `Image.open(path).convert("RGB")`: grey is repeated three times, palettes are
-    looked up, CMYK is converted, an alpha channel is dropped (not blended), of an animation the first frame is taken.
-    16-bit grey, which Pillow would clip at 255, keeps its high byte (value >> 8), as Pillow itself does for 16-bit
-    colour.
+    looked up, CMYK is converted, an alpha channel is dropped (not blended), of an animation or a document the first
+    frame or page is taken. 16-bit grey, which Pillow would clip at 255, keeps its high byte (value >> 8), as Pillow
+    itself does for 16-bit colour.
 
     Args:
-        path: JPEG, PNG, TIFF, WebP, BMP or whatever else Pillow reads.
-        apply_exif: turn and mirror the image as its EXIF orientation says. The official DETR code does not (the
-            coordinates of COCO belong to the stored array); a photograph that a user hands in should be.
+        path: JPEG, PNG, TIFF, WebP, BMP, GIF or PPM, whatever its name ends in.
+        apply_exif: turn and mirror the image as its EXIF orientation says, as every viewer does. TIFF is always read
+            upright.
         data: the file's content, if it has been read already.
 
     Returns:
         uint8 `[H, W, 3]`, RGB, contiguous.
 
     Raises:
-        DataError: the file is missing, empty, truncated, no image, or has floating-point pixels.
+        DataError: the file is missing, no plain file, empty, truncated, no image, has floating-point pixels, or more
+            than `PIXELS` of them.
     """
-    data = data or _bytes(path)
-    pixels = _decode(path, data)
-    return _turn(pixels, _orientation(path, data)) if apply_exif else pixels
+    pixels, orientation = _decode(path, data or image_bytes(path))
+    return turned(pixels, orientation) if apply_exif else pixels
 
 
 def read_listed_image(path: str | Path, height: int, width: int, exif: str = "auto") -> np.ndarray:
@@ -67,10 +94,9 @@ def read_listed_image(path: str | Path, height: int, width: int, exif: str = "au
     Raises:
         DataError: as `read_image`, or the image has another size than the listed one.
     """
-    data = _bytes(path)
-    pixels = _decode(path, data)
+    pixels, orientation = _decode(path, image_bytes(path))
     if exif == "apply" or (exif == "auto" and pixels.shape[:2] != (height, width)):
-        pixels = _turn(pixels, _orientation(path, data))
+        pixels = turned(pixels, orientation)
     if pixels.shape[:2] != (height, width):
         raise DataError(
             str(path),
@@ -80,68 +106,183 @@ def read_listed_image(path: str | Path, height: int, width: int, exif: str = "au
     return pixels
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of an image file as stored (no EXIF orientation), from its header alone.
+def read_alpha(path: str | Path) -> np.ndarray | None:
+    """The opacity of an image, upright: uint8 `[H, W, 1]`; None if nothing is transparent.
 
     Raises:
-        DataError: the file is missing, or no image.
+        DataError: as `read_image`.
+    """
+    data = image_bytes(path)
+    if data.startswith(MAGIC):
+        return None
+    with _refusals(path, data):
+        image = _opened(path, data)
+        if not ("A" in image.getbands() or "transparency" in image.info):
+            return None
+        image.load()
+        alpha = np.array(image.convert("RGBA").getchannel("A"))
+    return None if (alpha == 255).all() else turned(alpha, _orientation(image))[..., None]
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image file, upright as `read_image` gives it, from its head alone.
+
+    Raises:
+        DataError: the file is missing, no plain file, no image, or has more than `PIXELS` pixels.
+    """
+    return head_of(path)[:2]
+
+
+def head_of(path: str | Path) -> tuple[int, int, int, bool]:
+    """Height and width of an image file, upright; its orientation, 1 to 8; and whether it has several pages or frames,
+    of which the first is read. From as little of the file as says it.
+
+    Raises:
+        DataError: as `image_size`.
     """
     try:
-        with open_file(path) as file, Image.open(file) as image:
-            return image.height, image.width
-    except FileNotFoundError as error:
-        raise DataError(str(path), "no such image file") from error
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(str(path), f"not an image that can be read ({error})") from error
-
-
-def _bytes(path: str | Path) -> bytes:
-    try:
-        data = read_bytes(path)
-    except FileNotFoundError as error:
-        raise DataError(str(path), "no such image file") from error
+        file = open_file(path)
     except OSError as error:
-        raise DataError(str(path), f"cannot be read: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
+    with file, _refusals(path, b""):
+        image = _opened(path, file)
+        orientation = _orientation(image)
+        height, width = (image.width, image.height) if orientation > 4 else (image.height, image.width)
+        return height, width, orientation, image.format in SEVERAL and _has_second(image)
+
+
+def image_bytes(path: str | Path) -> bytes:
+    """The content of an image file.
+
+    Raises:
+        DataError: it is missing, empty, no plain file, or larger than `FILE_BYTES`.
+    """
+    try:
+        data = read_bytes(path, FILE_BYTES)
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if not data:
         raise DataError(str(path), "empty file (0 bytes)", "copy or download it again")
     return data
 
 
-def _decode(path: str | Path, data: bytes) -> np.ndarray:
-    if data.startswith(JPEG_MAGIC):
-        # Anything out of the ordinary (CMYK, damage that libjpeg warns of) is Pillow's to judge, below.
+def ordinary_jpeg(path: str | Path, data: bytes) -> JpegHead | None:
+    """The head of a grey or colour JPEG; None of anything else, CMYK included.
+
+    Raises:
+        DataError: its size or the number of its scans is refused: a few kilobytes can ask for thousands of passes over a
+            large image.
+    """
+    head = jpeg_head(data) if data.startswith(MAGIC) else None
+    if head is None:
+        return None
+    refuse_large(path, head.height, head.width)
+    if head.is_progressive and head.height * head.width * data.count(b"\xff\xda") > SCANNED:
+        problem = f"damaged image: more scans of {head.width}x{head.height} pixels than any camera writes"
+        raise DataError(str(path), problem, "save it anew with an image editor")
+    return head if head.components in (1, 3) else None
+
+
+def refuse_large(path: str | Path, height: int, width: int) -> None:
+    """Refuses an image by the size that its head states, before a decoder allocates what the size asks for.
+
+    Raises:
+        DataError: it has no pixels, or more than `PIXELS`.
+    """
+    if height * width == 0:
+        raise DataError(str(path), f"damaged image: its head says {width}x{height} pixels", "copy or download it again")
+    if height * width > PIXELS:
+        most = f"{PIXELS / 1e6:.0f} million are read at the most"
+        raise DataError(str(path), f"{width}x{height} pixels: {most}", "cut it into tiles, or make it smaller")
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """`[H, W]` or `[H, W, C]` as EXIF's orientation, 1 to 8, says."""
+    if orientation == 1:
+        return pixels
+    if orientation in (5, 7):
+        pixels = cv2.transpose(pixels)
+    elif orientation in (6, 8):
+        pixels = cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE if orientation == 6 else cv2.ROTATE_90_COUNTERCLOCKWISE)
+    flip = {2: 1, 3: -1, 4: 0, 7: -1}.get(orientation)
+    return np.ascontiguousarray(pixels if flip is None else cv2.flip(pixels, flip))
+
+
+def _unreadable(path: str | Path, error: OSError) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(str(path), "no such image file")
+    return DataError(str(path), f"cannot be read: {error.strerror or error}")
+
+
+def _decode(path: str | Path, data: bytes) -> tuple[np.ndarray, int]:
+    """The stored pixels, and how they are to be turned."""
+    head = ordinary_jpeg(path, data)
+    if head is not None:
+        # Anything out of the ordinary (damage that libjpeg warns of) is Pillow's to judge, below.
         with contextlib.suppress(ValueError, RuntimeError, OSError):
-            return _fast_jpeg(data)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken EXIF and transparency notes; what matters is raised
-            image = Image.open(io.BytesIO(data))
-            image.load()
-        return np.array(_to_rgb(path, image))
-    except DataError:
-        raise
-    except UnidentifiedImageError as error:
-        raise DataError(str(path), f"not an image that can be read (starts with {data[:8]!r})") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        # Pillow's decoders report damage in all of these, SyntaxError ("broken PNG file") included.
-        raise DataError(str(path), f"damaged image: {error}", "copy or download it again") from error
+            return _fast_jpeg(data), head.orientation
+    with _refusals(path, data):
+        image = _opened(path, data)
+        image.load()
+        return _rgb(path, image), _orientation(image)
 
 
 def _fast_jpeg(data: bytes) -> np.ndarray:
     """Decodes a grey or colour JPEG; ValueError, RuntimeError or OSError says that it is not an ordinary one."""
     if simplejpeg is not None:
-        if simplejpeg.decode_jpeg_header(data)[2] not in ("YCbCr", "Gray", "RGB"):
-            raise ValueError("not a grey or colour JPEG")
         return simplejpeg.decode_jpeg(data, "RGB")
-    if Image.open(io.BytesIO(data)).mode not in ("RGB", "L"):
-        raise ValueError("not a grey or colour JPEG")
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return torchvision.io.decode_jpeg(encoded, torchvision.io.ImageReadMode.RGB).permute(1, 2, 0).contiguous().numpy()
 
 
-def _to_rgb(path: str | Path, image: Image.Image) -> Image.Image:
+def _opened(path: str | Path, source: bytes | io.IOBase) -> Image.Image:
+    """An image whose head alone has been read, of a size and kind that is decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # broken EXIF and transparency notes; what matters is raised
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        image = Image.open(file, formats=FORMATS)  # type: ignore[arg-type]
+    refuse_large(path, image.height, image.width)
     if image.mode == "F":
         raise DataError(str(path), "floating-point pixels have no agreed range", "convert the file to 8 or 16 bits")
+    return image
+
+
+@contextlib.contextmanager
+def _refusals(path: str | Path, data: bytes) -> Iterator[None]:
+    """What decoders raise in the block becomes an error that names the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        begins = f" (starts with {data[:8]!r})" if data else ""
+        known = f"readable are {', '.join(FORMATS)}"
+        raise DataError(str(path), f"not an image that can be read{begins}", known) from error
+    except Image.DecompressionBombError as error:
+        most = f"{Image.MAX_IMAGE_PIXELS or 0:,}"
+        problem = f"more pixels than Pillow decodes of this format (twice {most})"
+        raise DataError(str(path), problem, "cut it into tiles, or make it smaller") from error
+    except DAMAGED as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        raise DataError(str(path), f"damaged image: {reason}", "copy or download it again") from error
+
+
+def _rgb(path: str | Path, image: Image.Image) -> np.ndarray:
+    """uint8 `[H, W, 3]` of a loaded image; band by band, as whole conversions take several times its memory."""
+    width, height = image.size
+    if height * width <= BAND:
+        return np.array(_to_rgb(path, image))
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(1, BAND // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = np.asarray(_to_rgb(path, image.crop((0, top, width, bottom))))
+    return pixels
+
+
+def _to_rgb(path: str | Path, image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image)
         if values.size and (values.min() < 0 or values.max() > 0xFFFF):
@@ -150,19 +291,18 @@ def _to_rgb(path: str | Path, image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _orientation(path: str | Path, data: bytes) -> int:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            value = Image.open(io.BytesIO(data)).getexif().get(ORIENTATION, 1)
-    except (OSError, SyntaxError, ValueError):  # an unreadable EXIF block says nothing about the orientation
+def _orientation(image: Image.Image) -> int:
+    """Of an opened image, whose pixels are as stored. Pillow itself turns TIFF, and gives its turned size."""
+    if image.format == "TIFF":
         return 1
-    return value if value in range(1, 9) else 1
+    exif, xmp = image.info.get("exif", b""), image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    xmp = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else xmp
+    return orientation_of(exif if isinstance(exif, bytes) else b"", xmp if isinstance(xmp, bytes) else b"")
 
 
-def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    if orientation == 1:
-        return pixels
-    image = Image.fromarray(pixels)
-    image.getexif()[ORIENTATION] = orientation
-    return np.array(ImageOps.exif_transpose(image))
+def _has_second(image: Image.Image) -> bool:
+    try:
+        image.seek(1)
+    except DAMAGED:  # EOFError where there is none; what is behind damage is not said
+        return False
+    return True

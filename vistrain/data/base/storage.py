@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from vistrain.data.base.shards import INDEX, REINDEX, Shards, shard_files
 from vistrain.errors import DataError
+from vistrain.regular_files import open_regular, read_regular
 
 
-def read_bytes(path: str | Path) -> bytes:
+def read_bytes(path: str | Path, most: int | None = None) -> bytes:
     """The content of a file.
 
+    Args:
+        path: the file.
+        most: bytes that a plain file may have; None: any number.
+
     Raises:
-        OSError: a plain file cannot be read, as `Path.read_bytes` raises it.
+        OSError: it is no plain file, or cannot be read, as `Path.read_bytes` raises it; see `regular_files`.
         DataError: shards are damaged, have no index, or do not hold the file.
     """
     found = _locate(path)
@@ -32,13 +38,13 @@ def read_bytes(path: str | Path) -> bytes:
         if position is not None:
             return shards.read(position)
     try:
-        return Path(path).read_bytes()
+        return read_regular(path, most)
     except (FileNotFoundError, NotADirectoryError) as error:
         if found is not None:
             problem = f"not there, and not among the {len(shards):,} files of the shards in {shards.folder}"
             raise DataError(str(path), problem, "correct the name, or make the shards anew with it") from error
         if _made_since(Path(path).parent):
-            return read_bytes(path)
+            return read_bytes(path, most)
         _refuse_unindexed(Path(path).parent)
         raise
 
@@ -51,7 +57,7 @@ def open_file(path: str | Path) -> BinaryIO:
     """
     found = _locate(path)
     if found is None or found[0].position(found[1]) is None:
-        return Path(path).open("rb")
+        return open_regular(path)
     return io.BytesIO(read_bytes(path))
 
 
@@ -156,13 +162,44 @@ def read_text(path: Path, remedy: str = "", what: str = "file") -> str:
         DataError: it is missing or cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with open_regular(path) as file:
+            data = file.read(512)
+            if not data.startswith(b"\0"):  # a file of holes would cost as much memory as it claims to have
+                file.seek(0)
+                data = file.read()
     except FileNotFoundError as error:
         raise DataError(str(path), f"no such {what}", remedy) from error
-    except UnicodeDecodeError as error:
-        raise DataError(str(path), f"not a text file (byte {error.start} is not UTF-8)") from error
     except OSError as error:
         raise DataError(str(path), f"cannot be read: {error.strerror or error}") from error
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(str(path), "not a text file in UTF-8: it begins as UTF-16 does", "save it as UTF-8")
+    if data.startswith(b"\0"):
+        raise DataError(str(path), "not a text file: it begins with zeros", "copy or download it again")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(str(path), f"not a text file (byte {error.start} is not UTF-8)", "save it as UTF-8") from error
+
+
+def read_json(path: Path, remedy: str = "", what: str = "file") -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path, remedy, what: see `read_text`.
+
+    Raises:
+        DataError: it is missing, cannot be read, or is no JSON: line and column are given.
+    """
+    text = read_text(path, remedy, what)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise DataError(str(path), f"not valid JSON: {error.msg} at {place}", "cut off while copying?") from error
+    except RecursionError as error:
+        raise DataError(str(path), f"not a valid {what}: nested too deeply") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(str(path), f"not valid JSON: {str(error)[:80]}") from error
 
 
 def refuse_missing(files: Sequence[str], folder: Path, listing: Path, remedy: str) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import io
 import math
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from vistrain.data.base.images import JPEG_MAGIC, SUFFIXES, read_image
-from vistrain.data.base.storage import files_below, read_bytes
+from vistrain.data.base.images import SUFFIXES, image_bytes, ordinary_jpeg, read_image, turned
+from vistrain.data.base.jpeg import JpegHead
+from vistrain.data.base.storage import files_below
 from vistrain.errors import DataError
 
 try:  # extra `fast`, see `images`
@@ -129,48 +129,31 @@ class ImageFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._pixels: np.ndarray | None = None
-        try:
-            self._data = read_bytes(path)
-        except OSError as error:
-            raise DataError(str(path), f"cannot be read: {error.strerror or error}") from error
-        self.size = self._head() or self._all().shape[:2]
+        self._data = image_bytes(path)
+        self._head = ordinary_jpeg(path, self._data)
+        self.size = self._all().shape[:2] if self._head is None else self._head.upright
 
     def decode(self, shrink: float = 1.0) -> np.ndarray:
-        """uint8 `[h, w, 3]`; a JPEG by 2, 4 or 8 smaller where that is not too small.
+        """uint8 `[h, w, 3]`, upright; a JPEG by 2, 4 or 8 smaller where that is not too small.
 
         Raises:
             DataError: it is damaged.
         """
         factor = next((f for f in FACTORS if f <= shrink), 1)
-        if factor > 1 and self._pixels is None:
+        if factor > 1 and self._pixels is None and self._head is not None:
             # Anything out of the ordinary is the full reader's to judge.
             with contextlib.suppress(ValueError, RuntimeError, OSError, SyntaxError):
-                return self._decode_smaller(factor)
+                return turned(self._decode_smaller(self._head, factor), self._head.orientation)
         return self._all()
 
-    def _head(self) -> tuple[int, int] | None:
-        """Height and width of an ordinary JPEG."""
-        if not self._data.startswith(JPEG_MAGIC):
-            return None
-        with contextlib.suppress(ValueError, RuntimeError, OSError, SyntaxError):
-            if simplejpeg is not None:
-                height, width, colours, _ = simplejpeg.decode_jpeg_header(self._data)
-                return (height, width) if colours in ("YCbCr", "Gray", "RGB") else None
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                with Image.open(io.BytesIO(self._data)) as image:
-                    return (image.height, image.width) if image.mode in ("RGB", "L") else None
-        return None
-
-    def _decode_smaller(self, factor: int) -> np.ndarray:
-        height, width = self.size
-        wanted = (math.ceil(height / factor), math.ceil(width / factor))
+    def _decode_smaller(self, head: JpegHead, factor: int) -> np.ndarray:
+        wanted = (math.ceil(head.height / factor), math.ceil(head.width / factor))
         if simplejpeg is not None:
             pixels: np.ndarray = simplejpeg.decode_jpeg(
                 self._data, "RGB", min_height=wanted[0], min_width=wanted[1], min_factor=factor
             )
             return pixels
-        with Image.open(io.BytesIO(self._data)) as image:
+        with Image.open(io.BytesIO(self._data), formats=("JPEG",)) as image:
             image.draft("RGB", wanted[::-1])
             return np.array(image.convert("RGB"))
 

@@ -1,4 +1,4 @@
-"""Reading and cleaning annotations in COCO's format (https://cocodataset.org/#format-data).
+"""The one reader of annotations in COCO's format (https://cocodataset.org/#format-data), for all commands.
 
 What is wrong is either handled as the official code handles it (DETR's `datasets/coco.py`, detectron2's
 `data/datasets/coco.py`, pycocotools) and counted, or refused with the file's name and the reason:
@@ -7,20 +7,26 @@ What is wrong is either handled as the official code handles it (DETR's `dataset
 |--------------------------------------------------|----------------------------------------------------------|
 | box without area, also after clipping            | no target (DETR); stays truth in evaluation (pycocotools)|
 | box that reaches outside                         | clipped for training (DETR); as it is in evaluation      |
-| coordinates that are not finite                  | dropped (DETR's comparison drops NaN, too)               |
+| coordinates that are not finite, or beyond 1e9   | dropped (DETR's comparison drops NaN, too)               |
 | annotation of an image that is not listed        | skipped (pycocotools, detectron2)                        |
 | crowd                                            | no target (DETR); ignored region in evaluation           |
-| area missing                                     | of the segmentation, else of the box (pycocotools)       |
+| area missing, null, negative or no number        | of the segmentation, else of the box (pycocotools)       |
+| `iscrowd` missing, null, text, true or false     | 0 or 1; refused if it is neither                         |
+| byte order mark                                  | skipped                                                  |
 | unlisted category id                             | refused (detectron2)                                     |
 | repeated id of an image, annotation, category    | refused (detectron2)                                     |
+| id that is no integer of 64 bits                 | refused                                                  |
 | `file_name` that is absolute or climbs with `..` | refused                                                  |
+| width or height missing, infinite or no number   | refused (in evaluation alone they are not needed)        |
+| run lengths that do not fill the image           | refused where they are needed                            |
+
+`vistrain check` lists all that is refused, not the first alone, and mends ids and sizes in a copy (`repair`).
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Hashable, Iterable, Sequence
+import os
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -28,8 +34,16 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_tools
 
-from vistrain.data.base.storage import read_text
+from vistrain.data.base.storage import read_json
+from vistrain.data.detection.masks import encode_mask
 from vistrain.errors import DataError, nearest
+from vistrain.metrics.coco_files import crowd_flag, is_id, is_number, shown
+
+FAR = 1e9  # pixels; no box is there
+MOST_PIXELS = 2**31  # of a listed image: run lengths are counted in 32 bits
+IDS, SIZES = ("id", "image_id", "category_id"), ("width", "height")
+ALL = "`vistrain check` lists all"
+REPAIR = "`vistrain check --repair FILE` writes a copy with mended ids and sizes"
 
 
 @dataclass
@@ -61,7 +75,7 @@ class Problems:
 NO_AREA = "box without area, dropped"
 OUTSIDE = "box wholly outside the image, dropped"
 CLIPPED = "box more than a pixel outside the image, clipped"
-NOT_FINITE = "coordinates not finite, dropped"
+NOT_FINITE = "coordinates not finite or beyond any picture, dropped"
 NO_IMAGE = "annotation of an image that is not listed, skipped"
 SHARED_FILE = "file listed more than once"
 
@@ -93,42 +107,60 @@ class Listing:
         }
 
 
-def read_coco(path: str | Path, annotations: bool = True) -> Listing:
+def read_coco(path: str | Path, annotations: bool = True, files: bool = True) -> Listing:
     """Reads an annotation file and checks every entry.
 
     Args:
         path: the JSON file.
-        annotations: whether the file must have annotations; image lists of test sets have none.
+        annotations, files: see `checked`.
 
     Raises:
         DataError: the file is missing, not JSON (line and column are given), or as `checked` says.
     """
-    return checked(read_content(Path(path)), Path(path), annotations)
+    return checked(read_content(Path(path)), Path(path), annotations, files)
 
 
-def checked(content: dict[str, Any], path: Path, annotations: bool = True) -> Listing:
+def checked(content: Mapping[str, Any], path: Path, annotations: bool = True, files: bool = True) -> Listing:
     """Checks every entry of a dictionary in COCO's format.
 
     Args:
         content: `images`, `categories`, `annotations`.
         path: the file that it comes from, for messages.
-        annotations: whether there must be annotations.
+        annotations: whether there must be annotations; image lists of test sets have none.
+        files: whether images must have file names and sizes, which evaluation does without.
 
     Raises:
         DataError: it lacks a section or a needed key, or holds what the table at the top of this module calls refused.
     """
+    listing, faults = examined(content, path, annotations, files)
+    if faults:
+        first = faults[0]
+        more = f" (and {len(faults) - 1} more faults; {ALL})" if len(faults) > 1 else ""
+        raise DataError(first.where, first.problem + more, first.remedy)
+    return listing
+
+
+def examined(
+    content: Mapping[str, Any], path: Path, annotations: bool = True, files: bool = True
+) -> tuple[Listing, list[DataError]]:
+    """What a dictionary in COCO's format lists, and all that `checked` refuses of it; entries that are refused are left
+    out."""
+    faults: list[DataError] = []
+    problems = Problems()
     for section in ("images", "categories", *(("annotations",) if annotations else ())):
         if not isinstance(content.get(section), list):
             found = ", ".join(sorted(map(str, content))[:8]) or "nothing"
-            raise DataError(
-                str(path), f"has no list {section!r}", f"a COCO annotation file is needed; this one has {found}"
-            )
-    problems = Problems()
-    categories = _categories(path, content["categories"])
-    images = _images(path, content["images"], problems)
-    grouped = _annotations(path, content.get("annotations") or [], categories, images, problems)
+            remedy = f"a COCO annotation file is needed; this one has {found}"
+            faults.append(DataError(str(path), f"has no list {section!r}", remedy))
+    if faults:
+        return Listing(path, {}, [], {}, problems), faults
+    categories = _categories(path, content["categories"], faults)
+    images = _images(path, content["images"], problems, faults, files)
+    listed = content.get("annotations")
+    entries = listed if isinstance(listed, list) else []
+    grouped = _annotations(path, entries, categories, images, problems, faults)
     ordered = [images[i] for i in sorted(images)]
-    return Listing(path, categories, ordered, grouped, problems)
+    return Listing(path, categories, ordered, grouped, problems), faults
 
 
 def read_content(path: Path) -> dict[str, Any]:
@@ -137,14 +169,7 @@ def read_content(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it is missing, cannot be read, or is no JSON file of an object.
     """
-    text = read_text(path, what="annotation file")
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise DataError(f"{path}", f"not valid JSON: {error.msg} at {place}", "cut off while copying?") from error
-    except RecursionError as error:
-        raise DataError(str(path), "not an annotation file: nested too deeply") from error
+    content = read_json(path, what="annotation file")
     if not isinstance(content, dict):
         kind = "a list (of results?)" if isinstance(content, list) else f"one {type(content).__name__}"
         raise DataError(str(path), f"holds {kind}, not an object with images, annotations and categories")
@@ -199,13 +224,13 @@ def as_content(images: Iterable[BoxedImage], classes: Sequence[str], path: Path)
 def _entry(path: Path, section: str, position: int, entry: Any, keys: Iterable[str]) -> dict[str, Any]:
     where = f"{path}: {section}[{position}]"
     if not isinstance(entry, dict):
-        raise DataError(where, f"is {entry!r}, not an object")
+        raise DataError(where, f"is {shown(entry)}, not an object")
     for key in keys:
         if key not in entry:
-            raise DataError(where, f"has no {key!r}")
-    for key in ("id", "image_id", "category_id"):
-        if key in keys and (isinstance(entry[key], bool) or not isinstance(entry[key], int)):
-            raise DataError(where, f"{key!r} is {entry[key]!r}, not an integer")
+            raise DataError(where, f"has no {key!r}", REPAIR if key in ("id", *SIZES) else "")
+    for key in IDS:
+        if key in keys and not is_id(entry[key]):
+            raise DataError(where, f"{key!r} is {shown(entry[key])}, not an integer", REPAIR)
     return entry
 
 
@@ -216,68 +241,118 @@ def _unique(path: Path, what: str, key: Hashable, seen: Any) -> None:
         )
 
 
-def _categories(path: Path, entries: list[Any]) -> dict[int, str]:
+def printable(name: Any) -> str:
+    """A name of a file as text that any file and terminal takes: half characters become question marks."""
+    return str(name).encode("utf-8", "replace").decode("utf-8")
+
+
+def _categories(path: Path, entries: list[Any], faults: list[DataError]) -> dict[int, str]:
     names: dict[int, str] = {}
     for position, raw in enumerate(entries):
-        entry = _entry(path, "categories", position, raw, ("id", "name"))
-        _unique(path, "category", entry["id"], names)
-        names[entry["id"]] = str(entry["name"])
-    if not names:
-        raise DataError(str(path), "lists no categories")
+        try:
+            entry = _entry(path, "categories", position, raw, ("id", "name"))
+            _unique(path, "category", entry["id"], names)
+        except DataError as fault:
+            faults.append(fault)
+            continue
+        names[entry["id"]] = printable(entry["name"])
+    if not entries:
+        faults.append(DataError(str(path), "lists no categories"))
     return names
 
 
-def _images(path: Path, entries: list[Any], problems: Problems) -> dict[int, dict[str, Any]]:
+def _images(
+    path: Path, entries: list[Any], problems: Problems, faults: list[DataError], files: bool
+) -> dict[int, dict[str, Any]]:
     images: dict[int, dict[str, Any]] = {}
-    files: set[str] = set()
+    seen: set[str] = set()
+    keys = ("id", "file_name", *SIZES) if files else ("id",)
     for position, raw in enumerate(entries):
-        entry = _entry(path, "images", position, raw, ("id", "file_name", "width", "height"))
-        _unique(path, "image", entry["id"], images)
-        name = entry["file_name"]
-        if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{path}: image {entry['id']}", f"file_name is {name!r}, not a name")
-        if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
-            raise DataError(
-                f"{path}: image {entry['id']}",
-                f"file_name {name!r} points outside the image folder",
-                "names must be relative to it, without '..'",
-            )
-        for side in ("width", "height"):
-            if isinstance(entry[side], bool) or not isinstance(entry[side], int | float) or not entry[side] >= 1:
-                raise DataError(f"{path}: image {entry['id']}", f"{side} is {entry[side]!r}, not a number of pixels")
-        if name in files:
-            problems.add(SHARED_FILE, name)
-        files.add(name)
+        try:
+            entry = _entry(path, "images", position, raw, keys)
+            _unique(path, "image", entry["id"], images)
+            if files:
+                _refuse_image(f"{path}: image {entry['id']}", entry)
+        except DataError as fault:
+            faults.append(fault)
+            continue
+        if files:
+            name = entry["file_name"]
+            if name in seen:
+                problems.add(SHARED_FILE, name)
+            seen.add(name)
         images[entry["id"]] = entry
     return images
 
 
+def _refuse_image(where: str, entry: dict[str, Any]) -> None:
+    """Raises:
+    DataError: the entry has no file name below the image folder, or no size that an image can have.
+    """
+    name = entry["file_name"]
+    if not isinstance(name, str) or not name.strip():
+        raise DataError(where, f"file_name is {shown(name)}, not a name")
+    try:
+        is_name = b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        is_name = False
+    if not is_name:
+        raise DataError(where, f"file_name {shown(name)} holds characters that no file name has")
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
+        raise DataError(
+            where,
+            f"file_name {shown(name)} points outside the image folder",
+            "names must be relative to it, without '..'",
+        )
+    for side in SIZES:
+        if not is_number(entry[side]) or not 1 <= entry[side] < MOST_PIXELS or entry[side] != int(entry[side]):
+            raise DataError(where, f"{side} is {shown(entry[side])}, not a number of pixels", REPAIR)
+    if entry["width"] * entry["height"] >= MOST_PIXELS:
+        size = f"{entry['width']}x{entry['height']}"
+        raise DataError(where, f"its size is {size} pixels, more than any image that is read", REPAIR)
+
+
 def _annotations(
-    path: Path, entries: list[Any], categories: dict[int, str], images: dict[int, dict[str, Any]], problems: Problems
+    path: Path,
+    entries: list[Any],
+    categories: dict[int, str],
+    images: dict[int, dict[str, Any]],
+    problems: Problems,
+    faults: list[DataError],
 ) -> dict[int, list[dict[str, Any]]]:
     grouped: dict[int, list[dict[str, Any]]] = {}
     seen: set[int] = set()
+    refused = bool(faults)  # of images or categories: not said again for each of their annotations
     for position, raw in enumerate(entries):
-        entry = _entry(path, "annotations", position, raw, ("id", "image_id", "category_id", "bbox"))
-        _unique(path, "annotation", entry["id"], seen)
-        seen.add(entry["id"])
-        where = f"{path}: annotation {entry['id']}"
-        if entry["category_id"] not in categories:
-            raise DataError(
-                where,
-                f"category_id {entry['category_id']} is not listed under categories",
-                f"listed are {_some(categories)}",
-            )
-        if not _numbers(entry["bbox"]):
-            raise DataError(where, f"bbox is {entry['bbox']!r}", "four numbers are needed: x, y, width, height")
-        if entry["image_id"] not in images:
-            problems.add(NO_IMAGE, f"annotation {entry['id']}, image {entry['image_id']}")
-        elif not all(math.isfinite(v) for v in entry["bbox"]):
-            problems.add(NOT_FINITE, f"annotation {entry['id']}")
-        else:
-            entry["iscrowd"] = int(bool(entry.get("iscrowd", 0)))
-            _fill_area(where, entry, images[entry["image_id"]])
-            grouped.setdefault(entry["image_id"], []).append(entry)
+        try:
+            entry = _entry(path, "annotations", position, raw, ("id", "image_id", "category_id", "bbox"))
+            _unique(path, "annotation", entry["id"], seen)
+            seen.add(entry["id"])
+            where = f"{path}: annotation {entry['id']}"
+            if entry["category_id"] not in categories:
+                if refused:
+                    continue
+                raise DataError(
+                    where,
+                    f"category_id {entry['category_id']} is not listed under categories",
+                    f"listed are {_some(categories)}",
+                )
+            if not _numbers(entry["bbox"]):
+                problem = f"bbox is {shown(entry['bbox'])}"
+                raise DataError(where, problem, "four numbers are needed: x, y, width, height")
+            crowd = crowd_flag(entry.get("iscrowd"))
+            if crowd is None:
+                raise DataError(where, f"iscrowd is {shown(entry['iscrowd'])}, neither 0 nor 1")
+            if entry["image_id"] not in images:
+                problems.add(NO_IMAGE, f"annotation {entry['id']}, image {entry['image_id']}")
+            elif not all(is_number(v) and abs(v) <= FAR for v in entry["bbox"]):
+                problems.add(NOT_FINITE, f"annotation {entry['id']}")
+            else:
+                entry["iscrowd"] = crowd
+                _fill_area(where, entry, images[entry["image_id"]])
+                grouped.setdefault(entry["image_id"], []).append(entry)
+        except DataError as fault:
+            faults.append(fault)
     return grouped
 
 
@@ -296,48 +371,13 @@ def _some(categories: dict[int, str]) -> str:
 
 def _fill_area(where: str, entry: dict[str, Any], image: dict[str, Any]) -> None:
     area = entry.get("area")
-    if isinstance(area, int | float) and math.isfinite(area):
+    if is_number(area) and area >= 0:
         return
-    if entry.get("segmentation"):
+    if entry.get("segmentation") and all(is_number(image.get(side)) for side in SIZES):
         mask = encode_mask(where, entry["segmentation"], image["height"], image["width"])
         entry["area"] = float(mask_tools.area(mask))
     else:
         entry["area"] = entry["bbox"][2] * entry["bbox"][3]
-
-
-def encode_mask(where: str, segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """A segmentation (polygons, or run lengths plain or compressed) as pycocotools' compressed run lengths.
-
-    Polygons of fewer than three points or an odd number of coordinates are left out, as detectron2 does.
-
-    Args:
-        where: named in errors.
-        segmentation: the entry's value.
-        height, width: of the image, pixels.
-
-    Raises:
-        DataError: it is none of these, or its run lengths do not fill the image (pycocotools would not notice).
-    """
-    size = [int(height), int(width)]
-    if isinstance(segmentation, list) and all(isinstance(p, list) for p in segmentation):
-        polygons = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0 and _finite(p)]
-        if not polygons:  # pycocotools cannot draw none
-            return mask_tools.frPyObjects({"size": size, "counts": [size[0] * size[1]]}, *size)
-        return mask_tools.merge(mask_tools.frPyObjects(polygons, *size))
-    counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
-    if not isinstance(counts, str | bytes | list) or not isinstance(segmentation.get("size"), list):
-        raise DataError(where, "unreadable segmentation", "polygons or run lengths (size and counts) are needed")
-    if segmentation["size"] != size:
-        raise DataError(where, f"run lengths are for size {segmentation['size']}, the image has {size}")
-    if isinstance(counts, list):
-        if not all(isinstance(n, int) and n >= 0 for n in counts) or sum(counts) != size[0] * size[1]:
-            raise DataError(where, f"run lengths do not add up to {size[0]} x {size[1]} pixels")
-        return mask_tools.frPyObjects(segmentation, *size)
-    return {"size": size, "counts": counts}
-
-
-def _finite(values: list[Any]) -> bool:
-    return all(isinstance(v, int | float) and math.isfinite(v) for v in values)
 
 
 @dataclass(frozen=True)

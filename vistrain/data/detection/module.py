@@ -18,8 +18,9 @@ from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.images import read_listed_image
 from vistrain.data.base.module import DataModule, SplitName
 from vistrain.data.base.storage import is_folder, refuse_missing
-from vistrain.data.detection.coco import Annotations, Listing, Problems, checked, encode_mask, targets
+from vistrain.data.detection.coco import Annotations, Listing, Problems, checked, targets
 from vistrain.data.detection.collate import Sample, collate
+from vistrain.data.detection.masks import encode_mask
 from vistrain.data.detection.transforms import DetrAugment, EvalResize, SizeRule
 from vistrain.errors import DataError
 from vistrain.structures import LabelSpace

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 
 from vistrain.data.base.generated import whole_folder
-from vistrain.data.base.images import ORIENTATION
+from vistrain.data.base.jpeg import ORIENTATION
 from vistrain.data.base.module import SplitName, data_root, refuse_below
 from vistrain.data.detection.coco_sets import CocoDetection, CocoSplit
 from vistrain.data.detection.transforms import DetrAugment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import shutil
@@ -63,8 +64,9 @@ class Reader:
         key = hashlib.sha1(text.encode()).hexdigest()
         copy = self.folder / key[:2] / f"{key[2:]}.npy"
         if copy.is_file():
-            array: np.ndarray = np.load(copy, mmap_mode="r", allow_pickle=False)
-            return array
+            with contextlib.suppress(OSError, ValueError, EOFError):  # a damaged copy is made anew
+                array: np.ndarray = np.load(copy, mmap_mode="r", allow_pickle=False)
+                return array
         pixels = read_pixels(path, self.color)
         try:
             with whole_file(copy) as partial, partial.open("wb") as file:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
 
-from vistrain.data.base.images import read_image
-from vistrain.data.base.storage import read_bytes
+from vistrain.data.base.images import image_bytes, read_image, refuse_large
 from vistrain.metrics.image import luma
 
 ColorName = Literal["rgb", "grey", "luma"]
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+TURNING = (b"eXIf", b"tiff:Orientation")  # chunks that may hold an orientation
 END = b"IEND\xaeB`\x82"  # the last bytes of a whole PNG
 PLAIN = {b"\x08\x00": 2, b"\x08\x02": 3}  # bit depth and colour type -> dimensions of what OpenCV gives: grey, RGB
 
@@ -22,7 +23,7 @@ def read_pixels(path: Path, color: ColorName = "rgb") -> np.ndarray:
     """The pixels of a file.
 
     Args:
-        path: whatever `read_image` reads; of 16-bit files the high byte is kept, alpha is dropped.
+        path: whatever `read_image` reads, upright; of 16-bit files the high byte is kept, alpha is dropped.
         color: `rgb`; `grey` is a grey file as it is, and of a colour file 0.299 R + 0.587 G + 0.114 B; `luma` is Y of
             BT.601 in the studio range, rounded, as MATLAB's `rgb2ycbcr` gives it.
 
@@ -32,9 +33,10 @@ def read_pixels(path: Path, color: ColorName = "rgb") -> np.ndarray:
     Raises:
         DataError: as `read_image`.
     """
-    image = _fast_png(path)
+    data = image_bytes(path)
+    image = _fast_png(path, data)
     if image is None:
-        image = read_image(path)
+        image = read_image(path, data=data)
     if color == "rgb":
         return np.repeat(image, 3, 2) if image.shape[2] == 1 else image
     if color == "luma":
@@ -45,17 +47,19 @@ def read_pixels(path: Path, color: ColorName = "rgb") -> np.ndarray:
     return first if (image == first).all() else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
 
 
-def _fast_png(path: Path) -> np.ndarray | None:
+def _fast_png(path: Path, data: bytes) -> np.ndarray | None:
     """uint8 `[H, W, 1 or 3]` of an ordinary 8-bit PNG; None for anything else, damage included, which is Pillow's to
-    judge (OpenCV gives half an image for half a file)."""
-    try:
-        data = read_bytes(path)
-    except OSError:
-        return None
+    judge (OpenCV gives half an image for half a file), and what metadata may turn."""
     dimensions = PLAIN.get(data[24:26])
     if not data.startswith(PNG_MAGIC) or not data.endswith(END) or dimensions is None:
         return None
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if any(word in data for word in TURNING):
+        return None
+    refuse_large(path, *reversed(struct.unpack_from(">II", data, 16)))
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
     if (
         image is None
         or image.dtype != np.uint8

@@ -197,7 +197,7 @@ class ImagePredictor(Predictor[Result]):
     def read(self, source: str | Path | np.ndarray | Image.Image) -> np.ndarray:
         """uint8 `[H, W, 3]`; see `Predictor`."""
         if isinstance(source, str | Path):
-            return read_image(source, apply_exif=True)
+            return read_image(source)
         if isinstance(source, Image.Image):
             if source.mode in ("I", "F") or source.mode.startswith("I;16"):
                 raise DataError("image", f"PIL mode {source.mode} has no agreed range", "convert it to 8 bits")

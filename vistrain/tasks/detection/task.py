@@ -11,15 +11,16 @@ from rich.text import Text
 from torch.optim import Optimizer
 
 from vistrain.data.base.module import DataModule
+from vistrain.data.detection.coco import read_coco
 from vistrain.detection import TestTimeAugmentation
 from vistrain.errors import ConfigError
-from vistrain.metrics.coco import evaluate_records, read_records, write_predictions
-from vistrain.metrics.coco_files import read_json
+from vistrain.metrics.coco import evaluate_records, write_predictions
 from vistrain.network import Network
 from vistrain.predictions import Detections
 from vistrain.structures import Factory
 from vistrain.tasks.base.task import Batch, Cells, Task, picture_of
 from vistrain.tasks.detection.analysis import analyse_records, analyse_task, image_reader, set_reader
+from vistrain.tasks.detection.evaluate import read_records
 from vistrain.tasks.detection.pictures import truth_and_prediction
 from vistrain.tasks.detection.predictor import DetectionPredictor
 
@@ -85,10 +86,10 @@ class DetectionTask(Task):
         images: Path | None = None,
         analysis: Path | None = None,
     ) -> RenderableType:
-        """COCO's numbers of a file in COCO's results format, over all images of the truth.
+        """COCO's numbers of a file of detections, over all images of the truth.
 
         Args:
-            predictions: the file.
+            predictions: a file in COCO's results format, or what `vistrain predict` writes; images by id or file name.
             data: the data module whose test split they are of; without one `annotations` are needed.
             annotations: the truth, in COCO's format.
             images: folder of the images, for pictures of the worst ones.
@@ -103,7 +104,7 @@ class DetectionTask(Task):
         if data is not None:
             truth, name = data.ground_truth("test"), "the test split"
         elif annotations is not None:
-            truth, name = read_json(annotations), str(annotations)
+            truth, name = read_coco(annotations, files=False).ground_truth(), str(annotations)
         else:
             remedy = "give --annotations FILE, or the data's --config FILE"
             raise ConfigError("evaluate", "no truth to compare with", remedy)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from vistrain.data.base.images import read_alpha
 from vistrain.layers.imresize import imresize_uint8
 from vistrain.layers.padding import to_unit
 from vistrain.network import Network
@@ -79,7 +77,7 @@ class RestorationPredictor(ImagePredictor[np.ndarray]):
         channels = [result]
         if (image[..., :1] == image).all():  # a network for colours tints grey a little
             channels = [cv2.cvtColor(result, cv2.COLOR_RGB2GRAY)[..., None]]
-        alpha = _alpha(file.path)
+        alpha = read_alpha(file.path)
         if alpha is not None:
             channels.append(alpha if self.scale == 1 else imresize_uint8(alpha, self.scale))
         made = np.concatenate(channels, 2)
@@ -93,14 +91,3 @@ class RestorationPredictor(ImagePredictor[np.ndarray]):
     def header(self) -> dict[str, Any]:
         """The factor."""
         return {"scale": self.scale}
-
-
-def _alpha(file: Path) -> np.ndarray | None:
-    """uint8 `[H, W, 1]`, turned as the picture is; None if nothing is transparent."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # broken EXIF and transparency notes, as in `read_image`
-        with Image.open(file) as image:
-            if not ("A" in image.getbands() or "transparency" in image.info):
-                return None
-            alpha = np.array(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
-    return None if (alpha == 255).all() else alpha[..., None]

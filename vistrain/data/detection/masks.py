@@ -1,0 +1,92 @@
+"""Segmentations in COCO's notations, checked before pycocotools' C code sees them: it believes what it is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_tools
+
+from vistrain.errors import DataError
+from vistrain.metrics.coco_files import is_number
+
+REACH = 10  # times the longer side of its image that a polygon may reach outside
+OUTLINE = 2**22  # pixels that the outlines of an object may be long: rasterising takes some 80 bytes for each
+
+
+def encode_mask(where: str, segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """A segmentation (polygons, or run lengths plain or compressed) as pycocotools' compressed run lengths.
+
+    Polygons of fewer than three points or an odd number of coordinates are left out, as detectron2 does.
+
+    Args:
+        where: named in errors.
+        segmentation: the entry's value.
+        height, width: of the image, pixels.
+
+    Raises:
+        DataError: it is none of these, its run lengths do not fill the image (pycocotools would write beyond it), or a
+            polygon is so far outside, or so long, that rasterising it would exhaust the memory.
+    """
+    size = [int(height), int(width)]
+    if isinstance(segmentation, list) and all(isinstance(p, list) for p in segmentation):
+        polygons = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0 and all(map(is_number, p))]
+        if not polygons:  # pycocotools cannot draw none
+            return mask_tools.frPyObjects({"size": size, "counts": [size[0] * size[1]]}, *size)
+        _refuse_endless(where, polygons, max(size))
+        return mask_tools.merge(mask_tools.frPyObjects(polygons, *size))
+    counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
+    if not isinstance(counts, str | bytes | list) or not isinstance(segmentation.get("size"), list):
+        raise DataError(where, "unreadable segmentation", "polygons or run lengths (size and counts) are needed")
+    if segmentation["size"] != size:
+        raise DataError(where, f"run lengths are for size {segmentation['size']!s:.40}, the image has {size}")
+    if isinstance(counts, list):
+        if not all(isinstance(n, int) and n >= 0 for n in counts) or sum(counts) != size[0] * size[1]:
+            raise DataError(where, f"run lengths do not add up to {size[0]} x {size[1]} pixels")
+        return mask_tools.frPyObjects(segmentation, *size)
+    lengths = run_lengths(counts)
+    if lengths is None or (lengths < 0).any() or int(lengths.sum()) != size[0] * size[1]:
+        raise DataError(where, f"damaged run lengths: they do not add up to {size[0]} x {size[1]} pixels")
+    return {"size": size, "counts": counts}
+
+
+def run_lengths(counts: str | bytes) -> np.ndarray | None:
+    """The run lengths in COCO's compressed notation, int64; None if the text is none.
+
+    Each number is written in groups of five bits, the lowest first, as characters from 48 on; bit 32 says that another
+    group follows, bit 16 of the last is the sign. From the fourth number on, what is written is the difference to the
+    number two before (the format of cocoapi's `maskApi.c`, `rleToString`).
+    """
+    try:
+        digits = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, np.uint8).astype(np.int64)
+    except UnicodeEncodeError:
+        return None
+    digits = digits - 48
+    if not len(digits):
+        return digits
+    if digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
+        return None
+    last = np.flatnonzero((digits & 32) == 0)
+    first = np.concatenate([[0], last[:-1] + 1])
+    if (last - first).max() > 6:  # 35 bits hold any run length that is possible
+        return None
+    place = np.arange(len(digits)) - np.repeat(first, last - first + 1)
+    values = np.add.reduceat((digits & 31) << (5 * place), first)
+    values -= ((digits[last] & 16) != 0) * (1 << (5 * (last - first + 1)))
+    if len(values) > 1:  # numbers 1, 3, 5 ... and 2, 4, 6 ... add up on their own; the first stands alone
+        values[1::2], values[2::2] = np.cumsum(values[1::2]), np.cumsum(values[2::2])
+    return values
+
+
+def _refuse_endless(where: str, polygons: list[list[float]], side: int) -> None:
+    outline = 0.0
+    for polygon in polygons:
+        points = np.array(polygon, np.float64).reshape(-1, 2)
+        if np.abs(points).max() > (REACH + 1) * side:
+            far = float(np.abs(points).max())
+            raise DataError(
+                where, f"its polygon reaches {far:.4g} pixels, in an image of {side}", "correct or remove it"
+            )
+        outline += float(np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum())
+    if outline > OUTLINE:
+        raise DataError(where, f"its polygons have an outline of {outline:.4g} pixels", "simplify or remove them")

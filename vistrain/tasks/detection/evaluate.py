@@ -1,0 +1,48 @@
+"""Files of detections, of whatever program, evaluated against files of annotations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vistrain.data.base.storage import read_json
+from vistrain.data.detection.coco import read_coco
+from vistrain.metrics.coco import CocoResult, evaluate_records, records_of
+
+
+def read_records(
+    predictions: str | Path, annotations: str | Path, truth: Any = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Ground truth and the records of all its images from files.
+
+    Args:
+        predictions: results in COCO's format, or the `predictions.json` of `vistrain predict`, see
+            `metrics.coco_files.check_results`.
+        annotations: ground truth in COCO's format, read as training reads it.
+        truth: the content of `annotations`, where it is known already; that is then no more than a name for messages.
+
+    Returns:
+        Checked ground truth, and one record for each of its images.
+
+    Raises:
+        DataError: a file is missing or malformed, or results are for images that the annotations do not list.
+    """
+    if truth is None:
+        truth = read_coco(annotations, files=False).ground_truth()
+    return records_of(read_json(Path(predictions)), truth, str(predictions), str(annotations))
+
+
+def evaluate_file(predictions: str | Path, annotations: str | Path, backend: str = "auto") -> CocoResult:
+    """Evaluate a file of detections against annotations, over all images that the annotations list.
+
+    Args:
+        predictions, annotations: see `read_records`.
+        backend: see `metrics.CocoBox`.
+
+    Returns:
+        The evaluation; a Rich console prints it as tables.
+
+    Raises:
+        DataError: see `read_records`.
+    """
+    return evaluate_records(*read_records(predictions, annotations), backend)
