@@ -1,11 +1,14 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all, and JSON of whatever names there are."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from vistrain.errors import DataError
 
@@ -20,7 +23,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         DataError: the file cannot be written (a full disk, no permission, a file where a folder should be).
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Not after the file's own name, which may be as long as a name can be.
+    digest = hashlib.sha1(os.fsencode(path.name)).hexdigest()[:16]
+    partial = path.with_name(f".{digest}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -32,3 +37,17 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # where even the folder cannot be made, there is nothing to remove
             partial.unlink(missing_ok=True)
+
+
+def json_line(value: Any) -> str:
+    """A value as JSON on one line, to be read by people, too.
+
+    Names of files that are no UTF-8 hold half characters, which no encoding takes: those are escaped, and read back as
+    they were.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from parity import fixtures
-from vistrain.tasks.detection.evaluate import evaluate_file
 from vistrain.metrics.coco_engine import AREAS, CurveArrays, curve_arrays, mean_where_defined
+from vistrain.tasks.detection.evaluate import evaluate_file
 
 FIXTURE = "dense/coco_eval.pt"
 BACKENDS = [

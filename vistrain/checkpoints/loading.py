@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vistrain.checkpoints.keymap import KeyMap
@@ -23,6 +24,7 @@ _WRAPPERS = (
     *("params_ema", "model_ema", "ema_model", "state_dict_ema", "ema"),
     *("state_dict", "model", "model_state_dict", "params", "net", "network", "module", "weights"),
 )
+EXPANDED = 2**26  # bytes of a tensor that repeats a few values
 _SHOWN = 4  # names listed per kind of disagreement before a count follows
 
 
@@ -125,6 +127,9 @@ def load_weights(
             "is the config the one that these weights were trained with?",
         )
     skipped = {item.name for item in left_out}
+    if wrong := _of_another_kind(weights, own, {name for name, _ in model.named_parameters()}, skipped):
+        remedy = "was the training that saved it broken, or its file converted? take another checkpoint"
+        raise WeightsError(where, "; ".join(wrong), remedy)
     complete = {name: weights[name] if name in weights and name not in skipped else own[name] for name in own}
     model.load_state_dict(complete)
     report = LoadReport(where, picked, recognised.name if recognised else None, len(own.keys() - skipped), left_out)
@@ -163,17 +168,45 @@ def find_state_dict(content: Mapping[str, Any], where: str = "state dict") -> tu
     Raises:
         WeightsError: no tensors in any of the usual places.
     """
-    found = _search(content)
+    found = _search(content, set())
     if found is None:
-        keys = ", ".join(map(repr, list(content)[:8])) or "nothing"
+        keys = ", ".join(f"{key!r:.40}" for key in list(content)[:8]) or "nothing"
         raise WeightsError(where, f"no state dict in it; it holds {keys}", "save `model.state_dict()` alone")
+    refuse_odd(found[0], where)
     return found
 
 
-def _search(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], str] | None:
+def refuse_odd(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuses tensors that are no plain numbers, one for each place: what follows copies and compares them.
+
+    Raises:
+        WeightsError: one is sparse, quantised, complex, without content, of a subclass, or claims more values than it
+            holds.
+    """
+    for name, tensor in tensors.items():
+        kind = ""
+        if tensor.layout != torch.strided or tensor.is_nested:
+            kind = "sparse or nested"
+        elif tensor.is_quantized:
+            kind = "quantised"
+        elif tensor.device.type == "meta":
+            kind = "without content (on the meta device)"
+        elif tensor.is_complex():
+            kind = "complex"
+        elif tensor.is_floating_point() and tensor.element_size() == 1:
+            kind = f"{tensor.dtype}, which needs scales that are not weights"
+        elif tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), EXPANDED):
+            kind = f"{list(tensor.shape)}, but holds {tensor.untyped_storage().nbytes()} bytes"
+        if kind:
+            raise WeightsError(where, f"{name} is {kind}", "save plain tensors of floating-point numbers")
+
+
+def _search(content: Mapping[str, Any], seen: set[int]) -> tuple[dict[str, Tensor], str] | None:
+    """The state dict within nested dictionaries, of which one may hold itself."""
+    seen.add(id(content))
     for name in _WRAPPERS:
         inner = content.get(name)
-        if isinstance(inner, Mapping) and (found := _search(inner)):
+        if isinstance(inner, Mapping) and id(inner) not in seen and (found := _search(inner, seen)):
             return found[0], f"{name}.{found[1]}".rstrip(".")
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     return (tensors, "") if tensors else None
@@ -220,6 +253,25 @@ def _compare(
             misshaped.append(f"{name} {list(there)} for {list(here)}")
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
     return tuple(left_out), [f"{len(names)} {kind}: {_few(names)}" for kind, names in kinds if names]
+
+
+def _of_another_kind(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], parameters: set[str], skipped: set[str]
+) -> list[str]:
+    """What cannot be the weights of this network, though its shapes are: loading would round or spread it silently."""
+    integers, broken = [], []
+    for name, tensor in weights.items():
+        if name in skipped or name not in own or tensor.numel() == 0:
+            continue
+        if tensor.is_floating_point() != own[name].is_floating_point():
+            integers.append(f"{name} ({str(tensor.dtype).removeprefix('torch.')})")
+        elif tensor.is_floating_point():
+            # Masks of attention hold infinities, which are no weights
+            bad = tensor.isnan().any() if name not in parameters else ~tensor.isfinite().all()
+            if bad:
+                broken.append(name)
+    kinds = (("of another kind of number", integers), ("not finite (NaN or infinite)", broken))
+    return [f"{len(names)} weights are {kind}: {_few(names)}" for kind, names in kinds if names]
 
 
 def _few(names: Sequence[str]) -> str:

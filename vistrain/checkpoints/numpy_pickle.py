@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from vistrain.internals.pickles import PlainUnpickler
+
 _NUMBER = re.compile(r"[<>=|]?[fiub][1248]")
 
 
@@ -55,7 +57,7 @@ class _Array:
         return np.frombuffer(data, dtype).reshape(self.shape, order="F" if self.fortran else "C")
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(PlainUnpickler):
     """A pickle reader to which arrays, numbers, strings and plain containers are the whole world."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -94,12 +96,16 @@ def loads(data: bytes) -> Any:
         ForbiddenName: it asks for anything else.
         Exception: of many kinds, for damaged data.
     """
-    return _arrays(_Unpickler(io.BytesIO(data), encoding="latin1").load())
+    return _arrays(_Unpickler(io.BytesIO(data), encoding="latin1").load(), {})
 
 
-def _arrays(content: Any) -> Any:
+def _arrays(content: Any, done: dict[int, Any]) -> Any:
+    """Arrays in the place of their stand-ins; each dictionary is gone through once, however often it is named."""
     if isinstance(content, dict):
-        return {key: _arrays(value) for key, value in content.items()}
+        if id(content) not in done:
+            done[id(content)] = found = {}
+            found.update({key: _arrays(value, done) for key, value in content.items()})
+        return done[id(content)]
     if isinstance(content, _Array):
         array = content.array()
         return array.item() if array is not None and array.ndim == 0 else array

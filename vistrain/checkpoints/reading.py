@@ -20,6 +20,7 @@ import torch
 
 from vistrain.checkpoints import numpy_pickle
 from vistrain.errors import WeightsError
+from vistrain.regular_files import open_regular, read_regular
 
 # What damaged or hostile bytes make the readers raise, each from deep inside a parser that assumes sound input.
 _DAMAGED = (
@@ -43,6 +44,10 @@ _TRUST = (
     "`model.state_dict()` alone with torch.save"
 )
 _FETCH = "download it again"
+
+# Weights hardly compress. Archives of zeros do: small ones are none of our business.
+_RATIO, _SMALL = 4, 2**28  # times the size of the file, and bytes, that an archive may unpack to
+_DEEP, _MANY = 32, 10**6  # levels of dictionaries, and their items; a dictionary may hold itself
 
 # First bytes of torch's format before 1.6: the pickled magic number 0x1950A86A20F9469CFC6C.
 _LEGACY_TORCH = re.compile(rb"\x80.\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
@@ -142,13 +147,13 @@ def load_file(path: str | Path) -> dict[str, Any]:
 
 def _read_head(path: Path) -> bytes:
     """The first bytes of a file that has a chance to be a checkpoint."""
-    if path.is_dir():
-        raise WeightsError(str(path), "is a folder", "name the checkpoint file in it")
-    if not path.exists():
-        raise WeightsError(str(path), "no such file", "check the path, or download the file there")
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(512)
+    except IsADirectoryError as error:
+        raise WeightsError(str(path), "is a folder", "name the checkpoint file in it") from error
+    except FileNotFoundError as error:
+        raise WeightsError(str(path), "no such file", "check the path, or download the file there") from error
     except OSError as error:
         raise WeightsError(str(path), f"cannot be read ({error.strerror})") from error
     text = head.lstrip().lower()
@@ -166,9 +171,14 @@ def _read_head(path: Path) -> bytes:
 def _load_zip(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            members = archive.infolist()
     except _DAMAGED as error:
         raise _damaged(path, error) from error
+    names = [member.filename for member in members]
+    unpacked, size = sum(member.file_size for member in members), path.stat().st_size
+    if unpacked > max(_RATIO * size, _SMALL):
+        problem = f"unpacks to {unpacked / 2**30:.1f} GiB, from {size / 2**20:.1f} MiB: no weights do"
+        raise WeightsError(str(path), problem, _FETCH)
     if any(name.endswith("/constants.pkl") for name in names):
         raise WeightsError(str(path), "is a TorchScript program, not weights", _TRUST)
     if any(name.endswith(".npy") for name in names):
@@ -204,7 +214,8 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
 
 def _load_numpy_pickle(path: Path) -> Any:
     try:
-        content = numpy_pickle.loads(path.read_bytes())
+        content = numpy_pickle.loads(read_regular(path))
+        _counted(content)
     except numpy_pickle.ForbiddenName as error:
         raise _refused(path, str(error)) from error
     except _DAMAGED as error:
@@ -217,6 +228,20 @@ def _tensors(content: Any, name: str, path: Path) -> Any:
     if isinstance(content, dict):
         return {key: _tensors(value, f"{name}.{key}".lstrip("."), path) for key, value in content.items()}
     return _tensor(content, name, path) if isinstance(content, np.ndarray) else content
+
+
+def _counted(content: Any, depth: int = 0) -> int:
+    """Items of nested dictionaries, one that is named several times counted each time."""
+    if not isinstance(content, dict):
+        return 1
+    if depth > _DEEP:
+        raise ValueError(f"dictionaries nested more than {_DEEP} deep")
+    total = 1
+    for value in content.values():
+        total += _counted(value, depth + 1)
+        if total > _MANY:
+            raise ValueError(f"more than {_MANY:,} items")
+    return total
 
 
 def _tensor(array: np.ndarray, name: str, path: Path) -> Any:

@@ -11,7 +11,9 @@ from vistrain.commands.shared import allow_option, composed, config_option, star
 SUMMARY = "look at the data before a GPU is spent on it"
 USAGE = "--config FILE [OPTIONS] [KEY=VALUE ...]"
 CHANGES = True
-EXAMPLES = ""
+EXAMPLES = """\
+exit code: 0 if a run can go through and uses everything, 2 if something would be refused or lost; all of it is listed
+"""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +21,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     config_option(parser)
     parser.add_argument(
         "--output", metavar="FOLDER", type=Path, help="for the report and pictures (default: check/<name>)"
+    )
+    parser.add_argument(
+        "--repair", metavar="FILE", type=Path, help="write a copy of the annotations with mended ids and sizes"
     )
     allow_option(parser)
 
@@ -36,5 +41,6 @@ def run(arguments: argparse.Namespace) -> int:
     output = arguments.output or Path("check") / config["run"]["name"]
     findings = data.check(output)
     Console().print(findings.table())
-    sys.stdout.write(f"report and pictures: {output}\n")
+    mended = [] if arguments.repair is None else data.repair(arguments.repair)
+    sys.stdout.write("".join(f"{line}\n" for line in (*mended, f"report and pictures: {output}")))
     return 0 if findings.ok else 2

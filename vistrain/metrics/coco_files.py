@@ -171,7 +171,8 @@ def check_results(content: Any, truth: Mapping[str, Any], where: str) -> list[di
     if strangers:
         raise DataError(
             where,
-            f"{len(strangers)} results are for images that the ground truth does not list (first: {shown(strangers[0])})",
+            f"{len(strangers)} results are for images that the ground truth does not list (first: "
+            f"{shown(strangers[0])})",
             "evaluate against the annotations that the predictions were made for",
         )
     if turned:

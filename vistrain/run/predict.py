@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from vistrain.errors import ConfigError, DataError
 from vistrain.tasks.base.inputs import InputFile
 from vistrain.tasks.base.predictor import Predictor
-from vistrain.writing import whole_file
+from vistrain.writing import json_line, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +29,14 @@ class Summary:
     Attributes:
         output: the folder.
         entries: the inputs that were looked at, as `predictions.json` has them.
-        failed: name and reason of each input that could not be read.
+        failed: name and reason of each input that could not be read, or is too large for the memory.
+        unwritten: file and reason of each picture that could not be written.
     """
 
     output: Path
     entries: list[dict[str, Any]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
+    unwritten: list[tuple[str, str]] = field(default_factory=list)
 
 
 def load_predictor(
@@ -86,9 +89,10 @@ def predict_paths(
 ) -> Summary:
     """Run a network on files and write what comes out.
 
-    Into `output` go `predictions.json` (per input: file, size and what was found), pictures of what was found, or what
-    was made of the inputs, under their relative paths, and what the task's predictor writes beside these. An input that
-    cannot be read is named, skipped and counted.
+    Into `output` go `predictions.json` (per input: id, file, size and what was found), pictures of what was found, or
+    what was made of the inputs, under their relative paths, and what the task's predictor writes beside these. An input
+    that cannot be read is named, skipped and counted; so is a picture that cannot be written. Where a run is stopped,
+    what was found until then is written.
 
     Args:
         checkpoint: a file that training wrote; nothing else is needed.
@@ -122,49 +126,118 @@ def predict_files(
     """As `predict_paths`, with a predictor and files that are there already."""
     summary, noun = Summary(output), predictor.noun
     targets = predictor.picture_paths(files, output / predictor.pictures) if save_pictures else []
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(str(output), f"cannot be written ({error.strerror or error})") from error
+    try:
+        _predict_all(predictor, files, targets, batch_size, summary)
+    except BaseException:  # Ctrl-C, too: what has been found so far is kept
+        if save_json and summary.entries:
+            with contextlib.suppress(DataError):
+                _write_json(predictor, summary)
+                log.warning("stopped after %d of %d %ss: %s", len(summary.entries), len(files), noun, output)
+        raise
+    if save_json:
+        _write_json(predictor, summary)
+    if summary.failed and not summary.entries:
+        name, reason = summary.failed[0]
+        raise DataError(name, f"{reason} - and no other {noun} could be read" if len(files) > 1 else reason)
+    if summary.unwritten and len(summary.unwritten) == len(summary.entries):
+        raise DataError(summary.unwritten[0][0], summary.unwritten[0][1] + ", nor any other picture")
+    skipped = f", {len(summary.failed)} {noun}s skipped" if summary.failed else ""
+    skipped += f", {len(summary.unwritten)} pictures could not be written" if summary.unwritten else ""
+    log.info("%d %ss, %s%s: %s", len(summary.entries), noun, predictor.sentence(summary.entries), skipped, output)
+    return summary
+
+
+def _predict_all(
+    predictor: Predictor[Any], files: Sequence[InputFile], targets: Sequence[Path], batch_size: int, summary: Summary
+) -> None:
+    """Fills the summary, and writes pictures where there are targets for them."""
+    ids: dict[int | str, str] = {}
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("predicting", total=len(files))
         for start in range(0, len(files), batch_size):
             chunk = range(start, min(start + batch_size, len(files)))
-            inputs = {i: found for i in chunk if (found := _read(predictor, files[i], summary)) is not None}
-            for i, result in zip(inputs, predictor.predict_batch(list(inputs.values())), strict=True):
+            inputs = {i: found for i in chunk if (found := _read(predictor, files[i], ids, summary)) is not None}
+            for i, result in _results(predictor, files, inputs, summary):
                 said = predictor.describe(inputs[i], result)
-                summary.entries.append({"id": i + 1, "file": files[i].name, **said})
-                if save_pictures:
-                    predictor.write_picture(files[i], inputs[i], result, targets[i])
+                summary.entries.append({"id": predictor.input_id(files[i]), "file": files[i].name, **said})
+                if targets:
+                    _write_picture(predictor, files[i], inputs[i], result, targets[i], summary)
             progress.advance(bar, len(chunk))
-    if save_json:
-        _write_json(predictor.header(), summary)
-        predictor.write(summary.entries, output)
-    if summary.failed and not summary.entries:
-        name, reason = summary.failed[0]
-        raise DataError(name, f"{reason} - and no other {noun} could be read" if len(files) > 1 else reason)
-    skipped = f", {len(summary.failed)} {noun}s skipped" if summary.failed else ""
-    log.info("%d %ss, %s%s: %s", len(summary.entries), noun, predictor.sentence(summary.entries), skipped, output)
-    return summary
 
 
-def _read(predictor: Predictor[Any], file: InputFile, summary: Summary) -> Any:
-    """An input, or None: it cannot be read."""
+def _read(predictor: Predictor[Any], file: InputFile, ids: dict[int | str, str], summary: Summary) -> Any:
+    """An input, or None: it cannot be read, or another has its id."""
     try:
-        return predictor.read(file.path)
-    except DataError as error:
-        log.warning("skipped: %s", error)
-        summary.failed.append((file.name, error.problem))
+        number = predictor.input_id(file)
+        if number in ids:
+            raise DataError(file.name, f"would be the same image as {ids[number]} (id {number})", "predict each once")
+        found = predictor.read(file.path)
+    except (DataError, MemoryError) as error:
+        _skip(file, error, summary)
         return None
+    ids[number] = file.name
+    return found
 
 
-def _write_json(header: Mapping[str, Any], summary: Summary) -> None:
+def _results(
+    predictor: Predictor[Any], files: Sequence[InputFile], inputs: Mapping[int, Any], summary: Summary
+) -> Iterator[tuple[int, Any]]:
+    """The number and result of each input; where a batch fails, of each alone, and what fails alone is skipped."""
+    try:
+        yield from zip(inputs, predictor.predict_batch(list(inputs.values())), strict=True)
+    except (DataError, MemoryError, RuntimeError) as error:
+        if not _is_of_input(error):
+            raise
+        if len(inputs) == 1:
+            _skip(files[next(iter(inputs))], error, summary)
+            return
+    else:
+        return
+    for i, given in inputs.items():
+        yield from _results(predictor, files, {i: given}, summary)
+
+
+def _is_of_input(error: BaseException) -> bool:
+    """Whether an error is of one input, and others may do without it."""
+    no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+    return no_memory or isinstance(error, DataError)
+
+
+def _skip(file: InputFile, error: BaseException, summary: Summary) -> None:
+    reason = error.problem if isinstance(error, DataError) else "too large for the memory"
+    log.warning("skipped: %s", error if isinstance(error, DataError) else f"{file.name}: {reason}")
+    summary.failed.append((file.name, reason))
+
+
+def _write_picture(
+    predictor: Predictor[Any], file: InputFile, given: Any, result: Any, target: Path, summary: Summary
+) -> None:
+    try:
+        predictor.write_picture(file, given, result, target)
+    except (DataError, MemoryError) as error:
+        reason = error.problem if isinstance(error, DataError) else "too large for the memory"
+        log.warning("not written: %s: %s", target, reason)
+        summary.unwritten.append((str(target), reason))
+
+
+def _write_json(predictor: Predictor[Any], summary: Summary) -> None:
     """Lists one item a line: to be read by people, too."""
 
     def text(value: Any) -> str:
-        if not isinstance(value, list):
-            return json.dumps(value, ensure_ascii=False)
-        return "[" + ",".join(f"\n {json.dumps(item, ensure_ascii=False)}" for item in value) + "\n]"
+        return (
+            "[" + ",".join(f"\n {json_line(v)}" for v in value) + "\n]" if isinstance(value, list) else json_line(value)
+        )
 
-    failed = [{"file": name, "reason": reason} for name, reason in summary.failed]
-    content = {**header, "images": summary.entries, "failed": failed}
+    content = {**predictor.header(), "images": summary.entries}
+    for key, found in (("failed", summary.failed), ("unwritten", summary.unwritten)):
+        if found or key == "failed":
+            content[key] = [{"file": name, "reason": reason} for name, reason in found]
     with whole_file(summary.output / "predictions.json") as partial:
         lines = ",\n".join(f'"{key}": {text(value)}' for key, value in content.items())
         partial.write_text("{" + lines + "}\n", encoding="utf-8")
+    predictor.write(summary.entries, summary.output)

@@ -33,11 +33,15 @@ class SplitFindings:
     Attributes:
         bad_files: file -> why it cannot be used.
         problem: why the split could not be listed, else empty.
+        refused: what a run would refuse or silently lose, and what to do about it.
+        several: files of several pages or frames, of which only the first is read.
         repeated: groups of files of this split with the same pixels, where that is looked at.
     """
 
     bad_files: dict[str, str] = field(default_factory=dict, kw_only=True)
     problem: str = field(default="", kw_only=True)
+    refused: list[str] = field(default_factory=list, kw_only=True)
+    several: list[str] = field(default_factory=list, kw_only=True)
     repeated: list[list[str]] = field(default_factory=list, kw_only=True)
 
 
@@ -57,8 +61,9 @@ class Findings(ABC):
 
     @property
     def ok(self) -> bool:
-        """Whether a run can go through: every split can be listed and every file read. Leaks do not stop one."""
-        return not any(split.bad_files or split.problem for split in self.splits.values())
+        """Whether a run can go through and uses all there is: every split can be listed and every file read, nothing is
+        refused. Leaks do not stop one."""
+        return not any(s.bad_files or s.problem or s.refused or s.several for s in self.splits.values())
 
     @abstractmethod
     def table(self) -> RenderableType:
@@ -120,6 +125,20 @@ def same_pixels(seen: Mapping[bytes, Sequence[str]]) -> tuple[list[list[str]], d
         elif len(files) > 1:
             repeated.setdefault(where.pop(), []).append([file.split(": ", 1)[1] for file in files])
     return leaks, repeated
+
+
+def refusals(name: str, split: SplitFindings) -> list[str]:
+    """Lines for a terminal about why a run could not go through with a split, or would lose a part of it."""
+    lines = [f"[red]{name}[/]: {escape(split.problem)}"] if split.problem else []
+    lines += [f"[red]refused[/] {name}: {escape(why)}" for why in split.refused[:MOST]]
+    if len(split.refused) > MOST:
+        lines.append(f"... and {len(split.refused) - MOST} more, see report.json")
+    lines += unreadable(name, split.bad_files)
+    if split.several:
+        first = escape(", ".join(split.several[:3]))
+        remedy = "save each page or frame as a file of its own"
+        lines.append(f"[red]{name}[/]: of {len(split.several)} files only the first page is read ({first}) - {remedy}")
+    return lines
 
 
 def unreadable(split: str, bad: Mapping[str, str]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import struct
 import warnings
 import zlib
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 import torchvision  # type: ignore[import-untyped]
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from vistrain.data.base.jpeg import MAGIC, JpegHead, jpeg_head, orientation_of
 from vistrain.data.base.storage import open_file, read_bytes
@@ -46,6 +48,7 @@ SEVERAL = ("PNG", "WEBP", "TIFF", "GIF")  # of several pages or frames; further 
 PIXELS = 16384 * 12288  # that an image may have: telephones of 200 megapixels are read
 FILE_BYTES = 2**30  # that an image file may have
 SCANNED = 25 * PIXELS  # pixels that all scans of a progressive JPEG may have together: ten scans are usual
+TILE_TAGS, SMALL_TILE = (322, 323), 2**24  # TIFF's TileWidth and TileLength; pixels of a tile that any image may have
 BAND = 2**22  # pixels that are converted at a time
 DAMAGED = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
@@ -130,25 +133,30 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         DataError: the file is missing, no plain file, no image, or has more than `PIXELS` pixels.
     """
-    return head_of(path)[:2]
+    with _head(path) as image:
+        return (image.width, image.height) if _orientation(image) > 4 else (image.height, image.width)
 
 
-def head_of(path: str | Path) -> tuple[int, int, int, bool]:
-    """Height and width of an image file, upright; its orientation, 1 to 8; and whether it has several pages or frames,
-    of which the first is read. From as little of the file as says it.
+def image_orientation(path: str | Path) -> int:
+    """How EXIF turns an image file, 1 (not at all) to 8, from its head alone.
 
     Raises:
         DataError: as `image_size`.
     """
-    try:
-        file = open_file(path)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    with file, _refusals(path, b""):
-        image = _opened(path, file)
-        orientation = _orientation(image)
-        height, width = (image.width, image.height) if orientation > 4 else (image.height, image.width)
-        return height, width, orientation, image.format in SEVERAL and _has_second(image)
+    with _head(path) as image:
+        return _orientation(image)
+
+
+def has_several(path: str | Path) -> bool:
+    """Whether an image file has several pages or frames, of which `read_image` gives the first.
+
+    Raises:
+        DataError: as `image_size`.
+    """
+    if Path(path).suffix.lower() in JPEG_SUFFIXES:
+        return False
+    with _head(path) as image:
+        return image.format in SEVERAL and _has_second(image)
 
 
 def image_bytes(path: str | Path) -> bytes:
@@ -170,8 +178,8 @@ def ordinary_jpeg(path: str | Path, data: bytes) -> JpegHead | None:
     """The head of a grey or colour JPEG; None of anything else, CMYK included.
 
     Raises:
-        DataError: its size or the number of its scans is refused: a few kilobytes can ask for thousands of passes over a
-            large image.
+        DataError: its size or the number of its scans is refused: a few kilobytes can ask for thousands of passes over
+            a large image.
     """
     head = jpeg_head(data) if data.startswith(MAGIC) else None
     if head is None:
@@ -214,13 +222,27 @@ def _unreadable(path: str | Path, error: OSError) -> DataError:
     return DataError(str(path), f"cannot be read: {error.strerror or error}")
 
 
+@contextlib.contextmanager
+def _head(path: str | Path) -> Iterator[Image.Image]:
+    """An image of which as little is read as its head takes."""
+    try:
+        file = open_file(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    with file, _refusals(path, b""):
+        yield _opened(path, file)
+
+
 def _decode(path: str | Path, data: bytes) -> tuple[np.ndarray, int]:
     """The stored pixels, and how they are to be turned."""
     head = ordinary_jpeg(path, data)
     if head is not None:
-        # Anything out of the ordinary (damage that libjpeg warns of) is Pillow's to judge, below.
-        with contextlib.suppress(ValueError, RuntimeError, OSError):
+        try:
             return _fast_jpeg(data), head.orientation
+        except (ValueError, RuntimeError, OSError) as error:
+            # Anything out of the ordinary (damage that libjpeg warns of) is Pillow's to judge, if it takes the size.
+            if head.height * head.width > 2 * (Image.MAX_IMAGE_PIXELS or PIXELS):
+                raise _damaged(path, error) from error
     with _refusals(path, data):
         image = _opened(path, data)
         image.load()
@@ -242,6 +264,10 @@ def _opened(path: str | Path, source: bytes | io.IOBase) -> Image.Image:
         file = io.BytesIO(source) if isinstance(source, bytes) else source
         image = Image.open(file, formats=FORMATS)  # type: ignore[arg-type]
     refuse_large(path, image.height, image.width)
+    if isinstance(image, TiffImageFile):
+        tile = (image.tag_v2.get(tag, 1) for tag in TILE_TAGS)
+        if math.prod(tile) > max(4 * image.height * image.width, SMALL_TILE):  # each tile is unpacked whole
+            raise DataError(str(path), "damaged image: its tiles are far larger than itself", "save it anew")
     if image.mode == "F":
         raise DataError(str(path), "floating-point pixels have no agreed range", "convert the file to 8 or 16 bits")
     return image
@@ -261,12 +287,17 @@ def _refusals(path: str | Path, data: bytes) -> Iterator[None]:
         known = f"readable are {', '.join(FORMATS)}"
         raise DataError(str(path), f"not an image that can be read{begins}", known) from error
     except Image.DecompressionBombError as error:
-        most = f"{Image.MAX_IMAGE_PIXELS or 0:,}"
-        problem = f"more pixels than Pillow decodes of this format (twice {most})"
+        problem = (
+            f"more than {(Image.MAX_IMAGE_PIXELS or 0) * 2 / 1e6:.0f} million pixels, which are read of JPEG alone"
+        )
         raise DataError(str(path), problem, "cut it into tiles, or make it smaller") from error
     except DAMAGED as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise DataError(str(path), f"damaged image: {reason}", "copy or download it again") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: str | Path, error: BaseException) -> DataError:
+    reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+    return DataError(str(path), f"damaged image: {reason}", "copy or download it again")
 
 
 def _rgb(path: str | Path, image: Image.Image) -> np.ndarray:

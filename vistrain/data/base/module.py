@@ -165,7 +165,8 @@ class DataModule(Contract, LightningDataModule, ABC):
         raise ConfigError("data.type", f"{type(self).__name__} has no image files", "write its `image_path(split, id)`")
 
     def check(self, output: str | Path) -> Findings:
-        """Opens every file of the set and looks for what is wrong with it, before a GPU is spent on it.
+        """Opens every file of the set and looks for what is wrong with it, before a GPU is spent on it: all that a run
+        would refuse or silently lose, at once.
 
         Args:
             output: folder for `report.json` and pictures, made if absent.
@@ -175,6 +176,34 @@ class DataModule(Contract, LightningDataModule, ABC):
             DataError: the set cannot be listed, or the output cannot be written.
         """
         raise ConfigError("data.type", f"{type(self).__name__} cannot be checked", "it knows its files by itself")
+
+    def repair(self, file: Path) -> list[str]:
+        """Writes a copy of the set's annotations with what `check` refuses of it and a program can mend.
+
+        Args:
+            file: of the copy; where several splits need one, their names are put into it.
+
+        Returns:
+            A line for each copy: what was mended, and which key to set.
+
+        Raises:
+            ConfigError: this kind of data has no annotation file.
+            DataError: the annotations cannot be read, or a copy not written.
+        """
+        problem = f"{type(self).__name__} has no annotation file to mend"
+        raise ConfigError("--repair", problem, "mend the files that `vistrain check` names")
+
+    def refusals(self, split: SplitName, samples: int) -> list[str]:
+        """Why a run would not take a split of so many samples, whatever is in them; by what a run itself looks at."""
+        try:
+            if split == "train":
+                self.training_sampler(samples)
+                self.accumulation(1)
+            elif samples == 0:
+                raise DataError(f"data.{split}", "has no image to evaluate on", "add images, or name another split")
+        except VistrainError as error:
+            return [str(error)]
+        return []
 
     def find(self, split: SplitName) -> None:
         """Look for the files of a split, so that what is missing is missed before a run; does nothing unless a set has

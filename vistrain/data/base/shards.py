@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 import sys
 import tarfile
 import zipfile
@@ -22,11 +23,17 @@ from types import TracebackType
 import numpy as np
 
 from vistrain.errors import DataError
+from vistrain.regular_files import open_regular
 from vistrain.writing import whole_file
 
 INDEX = "shard-index.npz"
 SHARD = re.compile(r"shard-\d{5,}\.tar")
 VERSION = 1
+# What damaged bytes make NumPy and zipfile raise, each from deep inside a parser that assumes sound input.
+DAMAGED = (
+    OSError, ValueError, LookupError, TypeError, EOFError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
+    SyntaxError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 BLOCK = 512  # bytes; everything in a tar file is a multiple of them
 REINDEX = "copy it from where the shards were made, or write it anew: python tools/make_shards.py --reindex {}"
 
@@ -108,13 +115,20 @@ class Index:
         """
         path = folder / INDEX
         try:
-            with np.load(path, allow_pickle=False) as content:
-                version = int(content["version"])
-                index = cls(*(content[f.name] for f in fields(cls))) if version == VERSION else None
+            with open_regular(path) as file:
+                with zipfile.ZipFile(file) as archive:
+                    unpacked = sum(member.file_size for member in archive.infolist())
+                if unpacked > path.stat().st_size:  # it is written uncompressed
+                    raise ValueError(f"it unpacks to {unpacked:,} bytes")
+                file.seek(0)
+                with np.load(file, allow_pickle=False) as content:
+                    version = int(content["version"])
+                    index = cls(*(content[f.name] for f in fields(cls))) if version == VERSION else None
         except FileNotFoundError as error:
             raise DataError(str(path), "no index of the shards", REINDEX.format(folder)) from error
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(str(path), f"damaged index of shards ({error})", REINDEX.format(folder)) from error
+        except DAMAGED as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+            raise DataError(str(path), f"damaged index of shards ({reason})", REINDEX.format(folder)) from error
         if index is None:
             raise DataError(
                 str(path), f"is of version {version}, this vistrain reads {VERSION}", REINDEX.format(folder)
@@ -123,10 +137,8 @@ class Index:
         return index
 
     def _check(self, folder: Path) -> None:
-        columns = (self.names, self.shard, self.offset, self.size, self.crc)
-        kinds = "".join(a.dtype.kind for a in columns)
-        if kinds != "Siiiu" or len({a.shape for a in columns}) != 1 or (self.names[1:] < self.names[:-1]).any():
-            raise DataError(str(folder / INDEX), "damaged index of shards", REINDEX.format(folder))
+        if problem := self._damage():
+            raise DataError(str(folder / INDEX), f"damaged index of shards ({problem})", REINDEX.format(folder))
         self.refuse_twins(folder)
         for name, length in zip(self.shards.tolist(), self.lengths.tolist(), strict=True):
             path = folder / os.fsdecode(name)
@@ -136,6 +148,25 @@ class Index:
             if there != length:
                 problem = f"has {there:,} bytes, its index says {length:,}: cut off, or of another set"
                 raise DataError(str(path), problem, "copy it again from where the shards were made")
+
+    def _damage(self) -> str:
+        """What cannot be in an index; empty where nothing is: readers believe it."""
+        columns = (self.names, self.shard, self.offset, self.size, self.crc)
+        kinds = "".join(a.dtype.kind for a in (*columns, self.shards, self.lengths))
+        if kinds != "SiiiuSi" or {a.ndim for a in (*columns, self.shards)} != {1}:
+            return "its columns are of other types"
+        if len({a.shape for a in columns}) != 1 or self.shards.shape != self.lengths.shape:
+            return "its columns are of different lengths"
+        if not all(SHARD.fullmatch(os.fsdecode(name)) for name in self.shards.tolist()):
+            return "it names files that are no shards"
+        if (self.names[1:] < self.names[:-1]).any():
+            return "its names are not sorted"
+        if len(self.names) and not 0 <= self.shard.min() <= self.shard.max() < len(self.shards):
+            return "a member lies in a shard that is not listed"
+        room = self.lengths[self.shard] - self.offset
+        if (self.offset < 0).any() or (self.size < 0).any() or (self.size > room).any():
+            return "a member lies outside its shard"
+        return ""
 
 
 class Shards:

@@ -17,10 +17,11 @@ from vistrain.data.base.check import (
     SplitFindings,
     opened,
     pixel_hash,
+    refusals,
     shown,
-    unreadable,
     write_report,
 )
+from vistrain.data.base.images import has_several
 from vistrain.data.base.module import SplitName
 from vistrain.data.classification.module import ClassificationData
 from vistrain.data.classification.sources import Arrays, Split
@@ -97,6 +98,7 @@ def check_classes(data: ClassificationData, output: str | Path) -> ClassReport:
             continue
         looked_at.add(tuple(files))
         found = _count(split, labels)
+        found.refused += data.refusals(name, len(split))
         report.splits[name] = found
         for file, digest in _open_all(split, files, name, found):
             seen[digest].append(f"{name}: {file}")
@@ -125,9 +127,10 @@ def _count(split: Split, labels: tuple[str, ...]) -> ClassSplitReport:
 def _open_all(split: Split, files: list[str], name: str, found: ClassSplitReport) -> list[tuple[str, bytes]]:
     """File names and pixel hashes of readable images; the others and the sizes go to `found`."""
 
-    def open_one(index: int) -> tuple[bytes, tuple[int, int]]:
+    def open_one(index: int) -> tuple[bytes, tuple[int, int], bool]:
         pixels = split.source.open(index).decode()
-        return pixel_hash(pixels), (pixels.shape[0], pixels.shape[1])
+        several = not isinstance(split.source, Arrays) and has_several(split.source.path(index))
+        return pixel_hash(pixels), (pixels.shape[0], pixels.shape[1]), several
 
     sizes: Counter[tuple[int, int]] = Counter()
     good = []
@@ -137,6 +140,7 @@ def _open_all(split: Split, files: list[str], name: str, found: ClassSplitReport
         else:
             good.append((files[index], result[0]))
             sizes[result[1]] += 1
+            found.several += [files[index]] if result[2] else []
     found.image_sizes = {f"{w} x {h}": n for (h, w), n in sizes.most_common(10)}
     found.smallest_side = min((min(size) for size in sizes), default=0)
     return good
@@ -213,9 +217,7 @@ def _class_table(splits: dict[str, ClassSplitReport]) -> Table:
 def _findings(report: ClassReport) -> list[str]:
     lines = []
     for name, split in report.splits.items():
-        if split.problem:
-            lines.append(f"[red]{name}[/]: {escape(split.problem)}")
-        lines += unreadable(name, split.bad_files)
+        lines += refusals(name, split)
         missing = [n for n, count in split.classes.items() if not count]
         if missing:
             first = escape(", ".join(missing[:5]))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from vistrain.data.base.check import (
@@ -17,16 +18,17 @@ from vistrain.data.base.check import (
     SplitFindings,
     opened,
     pixel_hash,
+    refusals,
     shown,
-    unreadable,
     write_report,
 )
-from vistrain.data.base.images import read_listed_image
+from vistrain.data.base.images import has_several, image_orientation, read_listed_image
 from vistrain.data.base.module import SplitName
-from vistrain.data.detection.coco import Annotations, Listing, Problems, targets
+from vistrain.data.detection.coco import Annotations, Listing, Problems, disagreements, examined, targets
 from vistrain.data.detection.module import BoxedImages, DetectionData
 from vistrain.errors import DataError
 from vistrain.pictures import bars, class_colours, draw_boxes, grid, histogram
+from vistrain.structures import LabelSpace
 from vistrain.writing import whole_file
 
 SMALL, LARGE = 32**2, 96**2  # pixels; pycocotools' bounds between small, medium and large objects
@@ -47,18 +49,20 @@ class SplitReport(SplitFindings):
         objects_per_image: quantile -> count.
         image_sizes: `width x height` -> images, the ten most frequent.
         problems: what cleaning skipped or mended.
+        turned: photographs with objects that EXIF turns and whose listed size does not tell how they were annotated.
     """
 
-    images: int
-    empty_images: int
-    objects: int
-    crowds: int
-    classes: dict[str, int]
-    sizes: dict[str, int]
-    box_side: dict[str, float]
-    objects_per_image: dict[str, float]
-    image_sizes: dict[str, int]
+    images: int = 0
+    empty_images: int = 0
+    objects: int = 0
+    crowds: int = 0
+    classes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=lambda: {"small": 0, "medium": 0, "large": 0})
+    box_side: dict[str, float] = field(default_factory=dict)
+    objects_per_image: dict[str, float] = field(default_factory=dict)
+    image_sizes: dict[str, int] = field(default_factory=dict)
     problems: Problems = field(default_factory=Problems)
+    turned: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -79,14 +83,15 @@ class Report(Findings):
 def check_boxes(data: DetectionData, output: str | Path) -> Report:
     """Opens every file of a detection set, counts classes and sizes, and looks for what is wrong.
 
-    Writes `report.json`, `samples-*.png` (images with their boxes), `classes-*.png` and `box-sizes-*.png`.
+    Writes `report.json`, `samples-*.png` (images with their boxes), `classes-*.png`, `box-sizes-*.png` and
+    `turned-*.png` (both readings of photographs whose annotations do not tell whether EXIF turns them).
 
     Args:
         data: the data module; a test split that is the validation split is not looked at twice.
         output: folder for the files, made if absent.
 
     Raises:
-        DataError: an annotation file is missing or refused (see `data.coco`), or the output cannot be written.
+        DataError: the output cannot be written.
     """
     output = Path(output)
     names: list[SplitName] = ["train", "val"]
@@ -94,14 +99,25 @@ def check_boxes(data: DetectionData, output: str | Path) -> Report:
         names.append("test")
     report = Report({})
     seen: dict[bytes, list[str]] = defaultdict(list)
+    known: dict[int, str] | None = None  # the classes of training
     for name in names:
-        coco = data.listing(name)
-        found = targets(coco, keep_empty=True)
-        split = _count(coco, found)
+        try:
+            data.require(name)
+            listing, faults = examined(data.read(name), data.annotation_file(name), annotations=name != "test")
+        except DataError as error:
+            report.splits[name] = SplitReport(problem=str(error))
+            continue
+        found = targets(listing, keep_empty=True)
+        split = _count(listing, found)
         report.splits[name] = split
-        for file, digest in _open_all(data, name, found, split.bad_files):
+        split.refused = [str(fault) for fault in faults] or _refused(data, name, listing, split)
+        if name == "train" and not faults:
+            known = listing.categories
+        elif known is not None and not faults:
+            split.refused += [str(error) for error in disagreements(known, listing.path, listing.categories)]
+        for file, digest in _open_all(data, name, found, split):
             seen[digest].append(f"{name}: {file}")
-        report.pictures += _draw(data, name, found, split, output)
+        report.pictures += _draw(data, name, found, listing, split, output)
     report.note_copies(seen)
     write_report(report.to_dict(), output)
     return report
@@ -133,32 +149,60 @@ def _count(coco: Listing, found: Annotations) -> SplitReport:
     )
 
 
+def _refused(data: DetectionData, name: SplitName, listing: Listing, split: SplitReport) -> list[str]:
+    """What a run would refuse of a file in which every entry is right."""
+    with_objects = split.images - split.empty_images
+    if name == "train" and not split.objects:
+        remedy = "is it the file of a set that was never annotated?"
+        return [str(DataError(str(listing.path), "has no object to train on", remedy))]
+    refused = data.refusals(name, with_objects if name == "train" and not data.keep_empty else split.images)
+    if name == "val" and split.images and not split.objects:
+        problem = "has no object: every number of an evaluation would be -1"
+        refused.append(str(DataError(str(listing.path), problem, "name annotations, or another split")))
+    return refused
+
+
 def _quantiles(values: np.ndarray) -> dict[str, float]:
     found = np.quantile(values, QUANTILES).round(1).tolist() if len(values) else []
     return dict(zip((f"{q:.0%}" for q in QUANTILES), found, strict=False))
 
 
 def _open_all(
-    data: DetectionData, name: SplitName, found: Annotations, bad: dict[str, str]
+    data: DetectionData, name: SplitName, found: Annotations, split: SplitReport
 ) -> Iterator[tuple[str, bytes]]:
-    """File names and pixel hashes of readable images; the others go to `bad`."""
+    """File names and pixel hashes of readable images; the others, and what is odd, go to `split`."""
 
-    def open_one(item: tuple[str, list[int]]) -> bytes:
-        file, (height, width) = item
-        return pixel_hash(read_listed_image(data.folder(name) / file, height, width, data.exif))
+    def open_one(item: tuple[str, list[int], int]) -> tuple[bytes, bool, bool]:
+        file, (height, width), objects = item
+        path = data.folder(name) / file
+        pixels = read_listed_image(path, height, width, data.exif)
+        orientation = image_orientation(path) if data.exif == "auto" and objects else 1
+        # Half turns and mirrors keep the size, a square all turns
+        turned = orientation in (2, 3, 4) or (orientation > 4 and height == width)
+        return pixel_hash(pixels), turned, has_several(path)
 
-    items = list(zip(found.files, found.sizes.tolist(), strict=True))
-    for (file, _), result in opened(items, open_one, f"opening {name}"):
+    items = list(zip(found.files, found.sizes.tolist(), np.diff(found.first).tolist(), strict=True))
+    for (file, _, _), result in opened(items, open_one, f"opening {name}"):
         if isinstance(result, DataError):
-            bad[file] = result.problem
+            split.bad_files[file] = result.problem
         else:
-            yield file, result
+            split.turned += [file] if result[1] else []
+            split.several += [file] if result[2] else []
+            yield file, result[0]
 
 
-def _draw(data: DetectionData, name: SplitName, found: Annotations, split: SplitReport, output: Path) -> list[str]:
+def _draw(
+    data: DetectionData, name: SplitName, found: Annotations, listing: Listing, split: SplitReport, output: Path
+) -> list[str]:
     """Writes a split's pictures; returns their paths."""
     classes, sizes = output / f"classes-{name}.png", output / f"box-sizes-{name}.png"
-    written = [str(_samples(data, name, found, split, output / f"samples-{name}.png"))]
+    written = []
+    if len(split.bad_files) < split.images and listing.categories:
+        ids = sorted(listing.categories)
+        labels = LabelSpace(tuple(listing.categories[i] for i in ids), tuple(ids))
+        written.append(str(_samples(data, name, found, split, labels, output / f"samples-{name}.png")))
+        if split.turned:
+            written.append(str(_both_readings(data, name, found, split, labels, output / f"turned-{name}.png")))
     if split.objects:
         most_first = dict(sorted(split.classes.items(), key=lambda item: -item[1]))
         written.append(str(bars(most_first, classes, f"{name}: objects per class", "objects")))
@@ -169,8 +213,9 @@ def _draw(data: DetectionData, name: SplitName, found: Annotations, split: Split
     return written
 
 
-def _samples(data: DetectionData, name: SplitName, found: Annotations, split: SplitReport, path: Path) -> Path:
-    labels = data.agreed_labels(name)
+def _samples(
+    data: DetectionData, name: SplitName, found: Annotations, split: SplitReport, labels: LabelSpace, path: Path
+) -> Path:
     dataset = BoxedImages(found, data.folder(name), labels, data.eval_transform, data.exif)
     good = [i for i, file in enumerate(found.files) if file not in split.bad_files]
     chosen = np.random.default_rng(0).permutation(good)[:SAMPLES].tolist()  # the same ones each time
@@ -184,6 +229,24 @@ def _samples(data: DetectionData, name: SplitName, found: Annotations, split: Sp
     picture = grid([tiles[i : i + 4] for i in starts], [captions[i : i + 4] for i in starts])
     with whole_file(path) as partial:
         Image.fromarray(picture).save(partial, format="png")
+    return path
+
+
+def _both_readings(
+    data: DetectionData, name: SplitName, found: Annotations, split: SplitReport, labels: LabelSpace, path: Path
+) -> Path:
+    """Photographs that EXIF turns, with their boxes: as stored, which is how a run reads them, and as turned."""
+    rows, captions = [], []
+    for index in [i for i, file in enumerate(found.files) if file in set(split.turned)][: SAMPLES // 2]:
+        rows.append([])
+        for exif in ("ignore", "apply"):
+            sample = BoxedImages(found, data.folder(name), labels, data.eval_transform, exif).read(index)
+            colours = class_colours(labels)
+            drawn = draw_boxes(sample.image, sample.boxes, sample.labels, names=labels.name_of, colours=colours)
+            rows[-1].append(drawn)
+        captions.append([f"{found.files[index]}: as stored", "turned: data.exif=apply"])
+    with whole_file(path) as partial:
+        Image.fromarray(grid(rows, captions)).save(partial, format="png")
     return path
 
 
@@ -219,18 +282,24 @@ def _class_table(splits: dict[str, SplitReport]) -> Table:
     names = list(dict.fromkeys(name for split in splits.values() for name in split.classes))
     for name in names:
         counts = [split.classes.get(name, 0) for split in splits.values()]
-        table.add_row(name, *(f"{n:,}" if n else "[yellow]0[/]" for n in counts))
+        table.add_row(escape(name), *(f"{n:,}" if n else "[yellow]0[/]" for n in counts))
     return table
 
 
 def _findings(report: Report) -> list[str]:
     lines = []
     for name, split in report.splits.items():
-        lines += unreadable(name, split.bad_files)
-        lines += [f"[yellow]{name}[/]: {line}" for line in str(split.problems).split("; ") if line]
+        lines += refusals(name, split)
+        lines += [f"[yellow]{name}[/]: {escape(line)}" for line in str(split.problems).split("; ") if line]
+        if split.turned:
+            count, first = len(split.turned), escape(", ".join(split.turned[:3]))
+            lines.append(
+                f"[yellow]{name}[/]: {count} photographs are turned by EXIF, and their size does not tell whether "
+                f"their boxes are, too ({first}) - compare turned-{name}.png; data.exif=apply reads them upright"
+            )
         if split.repeated:
             count, first = len(split.repeated), " = ".join(split.repeated[0])
-            lines.append(f"[yellow]{name}[/]: {count} images are there more than once, e.g. {first}")
+            lines.append(f"[yellow]{name}[/]: {count} images are there more than once, e.g. {escape(first)}")
     if report.leaks:
         lines.append(f"[yellow]{len(report.leaks)} images are in more than one split[/]: {shown(report.leaks)}")
     return lines

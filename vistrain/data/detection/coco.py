@@ -241,6 +241,17 @@ def _unique(path: Path, what: str, key: Hashable, seen: Any) -> None:
         )
 
 
+def disagreements(known: Mapping[int, str], path: Path, categories: Mapping[int, str]) -> list[DataError]:
+    """What a split's categories mean otherwise than those of training, which every split must list alike."""
+    faults = []
+    for category, name in categories.items():
+        if known.get(category) != name:
+            meant = f"{known[category]!r}" if category in known else "unknown"
+            problem = f"category {category} is {name!r} here and {meant} in the label space"
+            faults.append(DataError(str(path), problem, "all splits must list the same categories"))
+    return faults
+
+
 def printable(name: Any) -> str:
     """A name of a file as text that any file and terminal takes: half characters become question marks."""
     return str(name).encode("utf-8", "replace").decode("utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +16,17 @@ from pycocotools import mask as mask_tools
 from vistrain.data.base.check import Findings
 from vistrain.data.base.collate import Batch
 from vistrain.data.base.dataset import SampleSet
-from vistrain.data.base.images import read_listed_image
+from vistrain.data.base.images import image_size, read_listed_image
 from vistrain.data.base.module import DataModule, SplitName
 from vistrain.data.base.storage import is_folder, refuse_missing
-from vistrain.data.detection.coco import Annotations, Listing, Problems, checked, targets
+from vistrain.data.detection.coco import Annotations, Listing, Problems, checked, disagreements, targets
 from vistrain.data.detection.collate import Sample, collate
 from vistrain.data.detection.masks import encode_mask
+from vistrain.data.detection.repair import repaired
 from vistrain.data.detection.transforms import DetrAugment, EvalResize, SizeRule
 from vistrain.errors import DataError
 from vistrain.structures import LabelSpace
+from vistrain.writing import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -225,6 +228,26 @@ class DetectionData(DataModule):
 
         return check_boxes(self, output)
 
+    def repair(self, file: Path) -> list[str]:
+        """See `DataModule` and `detection.repair.repaired`."""
+        lines = []
+        made: dict[SplitName, tuple[dict[str, Any], dict[str, int]]] = {}
+        for split in cast("tuple[SplitName, ...]", ("train", "val", "test")):
+            if split == "test" and self.tests_on_val():
+                continue
+            self.require(split)
+            folder = self.folder(split)
+            copy, done = repaired(self.read(split), lambda name, folder=folder: image_size(folder / name))
+            if done:
+                made[split] = copy, done
+        for split, (copy, done) in made.items():
+            path = file if len(made) == 1 else file.with_stem(f"{file.stem}-{split}")
+            with whole_file(path) as partial:
+                partial.write_text(json.dumps(copy), encoding="utf-8")
+            what = ", ".join(f"{count} {kind}" for kind, count in done.items())
+            lines.append(f"repaired copy of {split}: {path} ({what}); set data.{split}.annotations to it")
+        return lines or ["nothing to repair: what is refused is for you to decide"]
+
     def require(self, split: SplitName) -> None:
         """Refuses a split whose annotations or image folder are missing.
 
@@ -243,14 +266,8 @@ class DetectionData(DataModule):
             DataError: it does not.
         """
         known = dict(zip(self.labels.ids, self.labels.names, strict=True))
-        for category, name in self._load(split)[1].items():
-            if known.get(category) != name:
-                meant = f"{known[category]!r}" if category in known else "unknown"
-                raise DataError(
-                    str(self.annotation_file(split)),
-                    f"category {category} is {name!r} here and {meant} in the label space",
-                    "all splits must list the same categories",
-                )
+        for fault in disagreements(known, self.annotation_file(split), self._load(split)[1]):
+            raise fault
         return self.labels
 
     def tests_on_val(self) -> bool:

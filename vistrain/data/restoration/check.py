@@ -12,7 +12,8 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from vistrain.data.base.check import Findings, SplitFindings, opened, unreadable, write_report
+from vistrain.data.base.check import Findings, SplitFindings, opened, refusals, write_report
+from vistrain.data.base.images import has_several
 from vistrain.data.base.module import SplitName
 from vistrain.data.restoration.module import RestorationData
 from vistrain.data.restoration.samples import RestorationDataset
@@ -90,6 +91,7 @@ def check_pairs(data: RestorationData, output: str | Path) -> PairReport:
         degradation = data.degradation if name == "train" else data.eval_degradation
         whole = RestorationDataset(pairs, data.scale, data.color, degradation)  # of training images, too
         found.images, found.sets = len(pairs), dict(Counter(key.partition("/")[0] for key, _ in pairs))
+        found.refused += data.refusals(name, len(pairs) * (data.times if name == "train" else 1))
         found.degraded = sum(pair.low is not None for _, pair in pairs)
         _open_all(whole, name, found)
         report.pictures += _draw(whole, name, found, output)
@@ -99,9 +101,11 @@ def check_pairs(data: RestorationData, output: str | Path) -> PairReport:
 
 def _open_all(whole: RestorationDataset, name: str, found: PairSplitReport) -> None:
 
-    def open_one(index: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        low, truth = whole.whole(whole.pairs[index][1])
-        return (low.shape[0], low.shape[1]), (truth.shape[0], truth.shape[1])
+    def open_one(index: int) -> tuple[tuple[int, int], tuple[int, int], list[str]]:
+        pair = whole.pairs[index][1]
+        low, truth = whole.whole(pair)
+        several = [str(path) for path in (pair.truth, pair.low) if path is not None and has_several(path)]
+        return (low.shape[0], low.shape[1]), (truth.shape[0], truth.shape[1]), several
 
     sizes: Counter[tuple[int, int]] = Counter()
     sides = []
@@ -111,6 +115,7 @@ def _open_all(whole: RestorationDataset, name: str, found: PairSplitReport) -> N
         else:
             sides.append(min(result[0]))
             sizes[result[1]] += 1
+            found.several += result[2]
     found.image_sizes = {f"{w} x {h}": n for (h, w), n in sizes.most_common(10)}
     found.smallest_side = min(sides, default=0)
 
@@ -163,9 +168,7 @@ def _summary(report: PairReport) -> Table:
 def _findings(report: PairReport) -> list[str]:
     lines = []
     for name, split in report.splits.items():
-        if split.problem:
-            lines.append(f"[red]{name}[/]: {escape(split.problem)}")
-        lines += unreadable(name, split.bad_files)
+        lines += refusals(name, split)
     train = report.splits["train"]
     if 0 < train.smallest_side < report.patch:
         lines.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import itertools
 import os
 import re
@@ -16,6 +17,8 @@ from PIL import Image
 from vistrain.data.base.images import JPEG_SUFFIXES, SUFFIXES
 from vistrain.errors import DataError
 from vistrain.writing import whole_file
+
+LONGEST = 250  # bytes of a picture's name, with room for telling two apart
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def picture_paths(files: Sequence[InputFile], folder: Path, lossless: bool = Fal
     paths = []
     for file in files:
         name = file.name if Path(file.name).suffix.lower() in kept else f"{file.name}.png"
+        name = _short(name)
         while name.lower() in taken:  # lower: some file systems do not tell `A.png` from `a.png`
             name = f"{Path(name).with_suffix('')}_{Path(name).suffix}"
         taken.add(name.lower())
@@ -101,6 +105,17 @@ def save_picture(image: np.ndarray, path: Path) -> None:
     is_jpeg = path.suffix.lower() in JPEG_SUFFIXES
     with whole_file(path) as partial:
         Image.fromarray(image).save(partial, **({"format": "JPEG", "quality": 92} if is_jpeg else {"format": "PNG"}))
+
+
+def _short(name: str) -> str:
+    """A relative path whose last part is no longer than file systems take, 255 bytes; a suffix may have been added."""
+    folder, _, base = name.rpartition("/")
+    data = os.fsencode(base)
+    if len(data) <= LONGEST:
+        return name
+    end = os.fsencode(f"~{hashlib.sha1(data).hexdigest()[:8]}{Path(base).suffix}")
+    base = (data[: LONGEST - len(end)] + end).decode("utf-8", "ignore")
+    return f"{folder}/{base}" if folder else base
 
 
 def _expand(given: str, suffixes: tuple[str, ...], noun: str, exclude: Path | None) -> tuple[Path, list[Path]]:

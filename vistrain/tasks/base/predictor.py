@@ -144,6 +144,15 @@ class Predictor(Contract, ABC, Generic[Result]):
 
     # ---------------------------------------------------------------- what is written
 
+    def input_id(self, file: InputFile) -> int | str:
+        """What predictions call an input: its name, unless the task knows ids. Names are no numbers, which might be
+        taken for those of some annotation file.
+
+        Raises:
+            DataError: the input is none of those that have ids.
+        """
+        return file.name
+
     @abstractmethod
     def describe(self, image: Any, result: Result) -> dict[str, Any]:
         """What `predictions.json` says of one input, beside `id` and `file`."""

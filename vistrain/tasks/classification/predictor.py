@@ -79,7 +79,8 @@ class ClassificationPredictor(ImagePredictor[ClassScores]):
 
     def write(self, entries: Sequence[Mapping[str, Any]], output: Path) -> None:
         """`classes.csv`: a line for each picture: file, first class (or all, with many labels), score of the first."""
-        with whole_file(output / "classes.csv") as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        names: Any = {"encoding": "utf-8", "errors": "surrogateescape"}  # of files, as they are on the disk
+        with whole_file(output / "classes.csv") as partial, open(partial, "w", newline="", **names) as file:
             table = csv.writer(file)
             table.writerow(["file", "label", "score"])
             many = isinstance(self.model, Classifier) and self.model.multi_label

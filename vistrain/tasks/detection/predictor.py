@@ -9,12 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from vistrain.errors import ConfigError
-from vistrain.metrics.coco_files import write_results
+from vistrain.data.base.images import read_listed_image
+from vistrain.data.detection.coco import read_coco
+from vistrain.errors import ConfigError, DataError
+from vistrain.metrics.coco_files import SIDES, FileNames, write_results
 from vistrain.network import Network
-from vistrain.pictures import class_colours, draw_boxes
+from vistrain.pictures import class_colours, draw_boxes, fitted
 from vistrain.predictions import Detections
+from vistrain.tasks.base.inputs import InputFile
 from vistrain.tasks.base.predictor import ImagePredictor
+
+LONGEST = 8192  # pixels of a drawn picture's long side
 
 
 class DetectionPredictor(ImagePredictor[Detections]):
@@ -24,16 +29,49 @@ class DetectionPredictor(ImagePredictor[Detections]):
         model: a detector (`predict(batch) -> list[Detections]`).
         device, base: see `Predictor`.
         threshold: least score that counts.
+        annotations: a file in COCO's format that lists the pictures: predictions carry its ids, and pictures are turned
+            as it was annotated. Without one, ids are file names, and pictures are read upright.
 
     Raises:
         ConfigError: there is no such device, or the threshold is not in 0..1.
+        DataError: the annotation file is missing or refused.
     """
 
-    def __init__(self, model: Network, device: str = "auto", *, threshold: float = 0.3, **base: Any) -> None:
+    def __init__(
+        self,
+        model: Network,
+        device: str = "auto",
+        *,
+        threshold: float = 0.3,
+        annotations: Path | None = None,
+        **base: Any,
+    ) -> None:
         if not 0 <= threshold <= 1:
             raise ConfigError("--threshold", f"{threshold} is not in 0..1")
         super().__init__(model, device, **base)
-        self.threshold = threshold
+        self.threshold, self.annotations = threshold, annotations
+        images = [] if annotations is None else read_coco(annotations, annotations=False).images
+        self._listed = {image["id"]: image for image in images}
+        self._names = FileNames({image["file_name"]: image["id"] for image in images})
+
+    def input_id(self, file: InputFile) -> int | str:
+        """The id in the annotation file, where there is one."""
+        return file.name if self.annotations is None else self._listed_id(file.path)
+
+    def read(self, source: Any) -> np.ndarray:
+        """uint8 `[H, W, 3]`; see `Predictor`. A file that annotations list, as they list it."""
+        if self.annotations is None or not isinstance(source, str | Path):
+            return super().read(source)
+        image = self._listed[self._listed_id(Path(source))]
+        return read_listed_image(source, int(image["height"]), int(image["width"]))
+
+    def _listed_id(self, path: Path) -> int:
+        found = self._names.find(path.as_posix())
+        if found is None:
+            raise DataError(
+                str(path), f"is not one picture of {self.annotations}", "leave it out, or complete the list"
+            )
+        return found
 
     @torch.inference_mode()
     def predict_batch(self, inputs: Sequence[np.ndarray]) -> list[Detections]:
@@ -75,10 +113,11 @@ class DetectionPredictor(ImagePredictor[Detections]):
         return {**super().describe(image, result), "detections": detections}
 
     def draw(self, image: np.ndarray, result: Detections) -> np.ndarray:
-        """A copy of a uint8 `[H, W, 3]` picture with its detections, in stable colours."""
+        """A copy of a uint8 `[H, W, 3]` picture, at most 8192 pixels long, with its detections, in stable colours."""
         shown = self.select(result)
         names, colours = self.labels.name_of, class_colours(self.labels)
-        return draw_boxes(image, shown.boxes, shown.labels, shown.scores, names, colours=colours)
+        image, scale = fitted(image, LONGEST) if max(image.shape[:2]) > LONGEST else (image, 1.0)
+        return draw_boxes(image, shown.boxes * scale, shown.labels, shown.scores, names, colours=colours)
 
     def sentence(self, entries: Sequence[Mapping[str, Any]]) -> str:
         """How many objects."""
@@ -90,9 +129,19 @@ class DetectionPredictor(ImagePredictor[Detections]):
         return {"threshold": self.threshold, "categories": categories}
 
     def write(self, entries: Sequence[Mapping[str, Any]], output: Path) -> None:
-        """`coco_results.json`: a COCO results list, whose `image_id` is the picture's `id` in `predictions.json`."""
+        """`coco_results.json`: a COCO results list, whose `image_id` is the picture's `id` in `predictions.json`.
+
+        Where ids are file names, the sides of the pictures are there, too: whoever pairs them by name can tell whether
+        they are the same pictures.
+        """
         results = (
-            {"image_id": entry["id"], "category_id": d["category_id"], "bbox": d["box_xywh"], "score": d["score"]}
+            {
+                "image_id": entry["id"],
+                "category_id": d["category_id"],
+                "bbox": d["box_xywh"],
+                "score": d["score"],
+                **({side: entry[side] for side in SIDES} if self.annotations is None else {}),
+            }
             for entry in entries
             for d in entry["detections"]
         )
