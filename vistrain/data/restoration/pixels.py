@@ -14,7 +14,7 @@ from vistrain.metrics.image import luma
 
 ColorName = Literal["rgb", "grey", "luma"]
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-TURNING = (b"eXIf", b"tiff:Orientation")  # chunks that may hold an orientation
+TURNING = {b"eXIf", b"iTXt", b"zTXt", b""}  # chunks that may hold an orientation, or be bombs; and damage
 END = b"IEND\xaeB`\x82"  # the last bytes of a whole PNG
 PLAIN = {b"\x08\x00": 2, b"\x08\x02": 3}  # bit depth and colour type -> dimensions of what OpenCV gives: grey, RGB
 
@@ -53,7 +53,7 @@ def _fast_png(path: Path, data: bytes) -> np.ndarray | None:
     dimensions = PLAIN.get(data[24:26])
     if not data.startswith(PNG_MAGIC) or not data.endswith(END) or dimensions is None:
         return None
-    if any(word in data for word in TURNING):
+    if not TURNING.isdisjoint(_chunks(data)):
         return None
     refuse_large(path, *reversed(struct.unpack_from(">II", data, 16)))
     try:
@@ -68,3 +68,12 @@ def _fast_png(path: Path, data: bytes) -> np.ndarray | None:
     ):
         return None
     return image[..., None] if dimensions == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _chunks(data: bytes) -> set[bytes]:
+    """Kinds of the chunks of a PNG; an empty one among them if they do not fill the file."""
+    kinds, at = set(), 8
+    while at + 12 <= len(data):
+        kinds.add(data[at + 4 : at + 8])
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return kinds if at == len(data) else kinds | {b""}
