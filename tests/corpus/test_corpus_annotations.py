@@ -39,6 +39,14 @@ def without(section: str) -> dict[str, Any]:
     return {key: value for key, value in truth().items() if key != section}
 
 
+ODD_IDS = (("text", "1"), ("float", 1.0), ("null", None), ("true", True), ("huge", HUGE), ("list", [1]))
+ODD_NAMES = (
+    "../a.jpg", "/etc/passwd", "C:\\a.jpg", "..\\a.jpg", "\\\\server\\a.jpg", "", " ", 5, None, [], "a\0.jpg",
+    "\ud800.jpg",
+)  # fmt: skip
+ODD_BOXES = (
+    None, [], [1, 2, 3], [1, 2, 3, 4, 5], "1 2 3 4", {"x": 1}, ["1", 2, 3, 4], [None] * 4, [[1, 2], [3, 4]], [True] * 4,
+)  # fmt: skip
 REFUSED: dict[str, tuple[Any, str]] = {
     # no file of this kind
     "empty": (b"", "not valid JSON"),
@@ -76,7 +84,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         f"{section} {key} {kind}": (changed(section, **{key: value}), f"'{key}'")
         for section, key in (("images", "id"), ("categories", "id"), ("annotations", "id"),
                              ("annotations", "image_id"), ("annotations", "category_id"))
-        for kind, value in (("text", "1"), ("float", 1.0), ("null", None), ("true", True), ("huge", HUGE), ("list", [1]))
+        for kind, value in ODD_IDS
     },
     "repeated image": (changed("images", id=2), "image id 2 is used twice"),
     "repeated annotation": (annotation(id=2), "annotation id 2 is used twice"),
@@ -87,7 +95,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     # names and sizes
     **{
         f"file_name {name!r:.12}": (changed("images", file_name=name), "file_name")
-        for name in ("../a.jpg", "/etc/passwd", "C:\\a.jpg", "..\\a.jpg", "\\\\server\\a.jpg", "", " ", 5, None, [], "a\0.jpg", "\ud800.jpg")
+        for name in ODD_NAMES
     },
     **{
         f"{side} {value!r:.12}": (changed("images", **{side: value}), side)
@@ -99,7 +107,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     # boxes and flags
     **{
         f"bbox {value!r:.20}": (annotation(bbox=value), "bbox")
-        for value in (None, [], [1, 2, 3], [1, 2, 3, 4, 5], "1 2 3 4", {"x": 1}, ["1", 2, 3, 4], [None] * 4, [[1, 2], [3, 4]], [True] * 4)
+        for value in ODD_BOXES
     },
     "no bbox": (annotation(bbox=...), "has no 'bbox'"),
     **{f"iscrowd {value!r}": (annotation(iscrowd=value), "iscrowd") for value in (2, -1, "yes", [], 0.5, "2", {})},
@@ -311,7 +319,8 @@ RESULTS: dict[str, tuple[Any, str]] = {
     "id as text": ([{**GOOD, "image_id": "1"}], "does not list"),
     "turned": ([{**GOOD, "image_id": "a.jpg", "width": 60, "height": 100}], "of another size"),
     "other classes": (
-        {"categories": [{"id": 7, "name": "cow"}], "images": []}, "category 7 is 'cow' here and 'cat' in the ground truth"
+        {"categories": [{"id": 7, "name": "cow"}], "images": []},
+        "category 7 is 'cow' here and 'cat' in the ground truth",
     ),
     "restored": ({"scale": 2, "images": [{"id": "a.jpg"}]}, "has no list 'detections'"),
 }  # fmt: skip

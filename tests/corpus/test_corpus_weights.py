@@ -82,6 +82,12 @@ def zipped(*members: tuple[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+def claiming(archive: bytes) -> bytes:
+    """An archive whose first member says that it unpacks to 2 GiB."""
+    entry = archive.find(b"PK\x01\x02")
+    return archive[: entry + 24] + struct.pack("<I", 2**31 - 1) + archive[entry + 28 :]
+
+
 def npy(shape: str, dtype: str = "<f4", data: bytes = b"") -> bytes:
     """An array file whose head claims what it likes."""
     head = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
@@ -135,8 +141,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "pickle without an end": (lambda: b"\x80\x02}", "is damaged"),
     "pickle of nothing": (lambda: b"\x80\x02.", "is damaged"),
     "pickle of protocol 200": (lambda: b"\x80\xc8}.", "is damaged"),
-    "zip bomb": (lambda: zipped(("archive/data.pkl", bytes(2**29))), "unpacks to 0.5 GiB"),
-    "npz bomb": (lambda: npz(True, a=np.zeros(2**27, np.float32)), "unpacks to 0.5 GiB"),
+    "zip bomb": (lambda: claiming(zipped(("archive/data.pkl", bytes(999)))), "unpacks to 2.0 GiB"),
+    "npz bomb": (lambda: claiming(npz(True, a=np.zeros(99))), "unpacks to 2.0 GiB"),
     "zip of a text": (lambda: zipped(("readme.txt", b"hello")), "is damaged"),
     "zip of nothing": (lambda: zipped(), "is damaged"),
     "torchscript": (lambda: zipped(("a/constants.pkl", b""), ("a/data.pkl", b"")), "TorchScript"),
@@ -150,7 +156,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "npz of no array": (lambda: zipped(("a.npy", b"no array")), "is damaged"),
     "safetensors of a long head": (lambda: struct.pack("<Q", 2**31) + b"{}" + bytes(20), "is damaged"),
     "safetensors outside": (
-        lambda: struct.pack("<Q", 62) + b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'.ljust(62), "is damaged"
+        lambda: struct.pack("<Q", 62) + b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'.ljust(62),
+        "is damaged",
     ),
     "safetensors of words": (lambda: struct.pack("<Q", 8) + b"{" + bytes(7), "is damaged"),
     "empty": (lambda: b"", "is empty"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -140,7 +141,10 @@ def test_the_json_holds_what_is_above_the_threshold_in_both_notations(tmp_path) 
     assert found["box_xywh"] == [x1, y1, x2 - x1, y2 - y1]
     assert (found["name"], found["category_id"], found["score"]) == ("Größe", 9, pytest.approx(0.8))
     results = json.loads((tmp_path / "out" / "coco_results.json").read_text())
-    assert results == [{"image_id": 1, "category_id": 9, "bbox": found["box_xywh"], "score": found["score"]}]
+    # Without an annotation file, ids are names, which nobody takes for ids of the truth
+    assert content["images"][0]["id"] == "a.png"
+    facts = {"category_id": 9, "bbox": found["box_xywh"], "score": found["score"]}
+    assert results == [{"image_id": "a.png", **facts, "width": 120, "height": 80}]
     predict_files(predictor(threshold=0.0), files, tmp_path / "all")
     assert [d["score"] for d in read(tmp_path / "all")["images"][0]["detections"]] == pytest.approx([0.8, 0.2])
 
@@ -329,3 +333,118 @@ def test_a_checkpoint_alone_rebuilds_the_predictor(tmp_path) -> None:
     assert [d["score"] for d in detections] == found.scores.tolist()
     assert {d["category_id"] for d in detections} <= {1, 5, 6}
     assert not (tmp_path / "absent").exists()
+
+
+def listed(folder, *images: tuple[int, str, int, int]):
+    path = folder / "truth.json"
+    entries = [{"id": i, "file_name": name, "width": w, "height": h} for i, name, w, h in images]
+    categories = [{"id": 4, "name": "red thing"}, {"id": 9, "name": "Größe"}]
+    box = {"id": 1, "image_id": images[0][0], "category_id": 9, "bbox": [12, 20, 48, 30]}
+    path.write_text(json.dumps({"images": entries, "annotations": [box], "categories": categories}))
+    return path
+
+
+def test_predictions_carry_the_ids_of_an_annotation_file_and_evaluate_against_it(tmp_path, caplog) -> None:
+    from vistrain.tasks.detection.evaluate import evaluate_file
+
+    for name in ("photos/a.png", "photos/b.png", "photos/more/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        red_picture().save(tmp_path / name)
+    truth = listed(tmp_path, (77, "a.png", 120, 80), (5, "b.png", 120, 80))
+    facts = {"labels": LABELS, "transform": EvalResize(60, 100)}
+    made = DetectionPredictor(FindsRed(), "cpu", annotations=truth, **facts)
+    summary = predict_files(made, find_images([tmp_path / "photos"]), tmp_path / "out")
+    assert [e["id"] for e in summary.entries] == [77, 5]
+    assert summary.failed == [("more/a.png", "would be the same image as a.png (id 77)")]
+    numbers = [evaluate_file(tmp_path / "out" / f"{n}.json", truth).numbers for n in ("coco_results", "predictions")]
+    predict_files(predictor(), find_images([tmp_path / "photos" / "a.png"]), tmp_path / "names")
+    assert "1 of the 2 images have no result" not in caplog.text
+    numbers.append(evaluate_file(tmp_path / "names" / "coco_results.json", truth).numbers)
+    assert "1 of the 2 images have no result" in caplog.text
+    assert numbers[0] == numbers[1]
+    assert numbers[2]["coco/AP50"] == pytest.approx(1.0)
+
+
+def test_pictures_are_read_as_an_annotation_file_lists_them(tmp_path) -> None:
+    from vistrain.tasks.detection.evaluate import evaluate_file
+
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    red_picture(120, 80).save(tmp_path / "a.jpg", exif=exif, quality=95)  # annotated lying, as stored
+    truth = listed(tmp_path, (1, "a.jpg", 120, 80))
+    files = find_images([tmp_path / "a.jpg"])
+    facts = {"labels": LABELS, "transform": EvalResize(60, 100)}
+    predict_files(DetectionPredictor(FindsRed(), "cpu", annotations=truth, **facts), files, tmp_path / "out")
+    assert evaluate_file(tmp_path / "out" / "coco_results.json", truth).numbers["coco/AP50"] == pytest.approx(1.0)
+    predict_files(predictor(), files, tmp_path / "upright")
+    for name in ("coco_results", "predictions"):
+        with pytest.raises(DataError, match=r"of another size than the ground truth lists \(first: a\.jpg, 120x80"):
+            evaluate_file(tmp_path / "upright" / f"{name}.json", truth)
+    with pytest.raises(DataError, match=r"truth\.json: no such annotation file"):
+        DetectionPredictor(FindsRed(), "cpu", annotations=tmp_path / "absent" / "truth.json", **facts)
+
+
+def test_names_that_no_encoding_takes_and_long_ones_stop_nothing(tmp_path) -> None:
+    names = [os.fsdecode(b"\xff\xfe.png"), "x" * 251 + ".bmp", "[red].png", "ordinary.png"]
+    (tmp_path / "photos").mkdir()
+    for name in names:
+        red_picture().save(tmp_path / "photos" / name)
+    summary = predict_files(predictor(), find_images([tmp_path / "photos"]), tmp_path / "out")
+    assert sorted(e["file"] for e in summary.entries) == sorted(names)
+    assert summary.failed == summary.unwritten == []
+    assert sorted(e["file"] for e in read(tmp_path / "out")["images"]) == sorted(names)
+    assert len(list((tmp_path / "out" / "pictures").iterdir())) == 4
+
+
+def test_a_picture_that_cannot_be_written_is_named_and_the_rest_goes_on(tmp_path, caplog) -> None:
+    for name in ("a.png", "b.png"):
+        red_picture().save(tmp_path / name)
+    (tmp_path / "out" / "pictures" / "a.png").mkdir(parents=True)
+    with caplog.at_level(logging.INFO):
+        summary = predict_files(predictor(), find_images([tmp_path / "a.png", tmp_path / "b.png"]), tmp_path / "out")
+    assert [e["file"] for e in summary.entries] == ["a.png", "b.png"]
+    assert [file for file, _ in summary.unwritten] == [str(tmp_path / "out" / "pictures" / "a.png")]
+    assert read(tmp_path / "out")["unwritten"][0]["file"].endswith("a.png")
+    assert "1 pictures could not be written" in caplog.text
+    with pytest.raises(DataError, match="cannot be written"):
+        predict_files(predictor(), find_images([tmp_path / "a.png"]), tmp_path / "out")
+
+
+class Stumbles(FindsRed):
+    """Raises at batches of several pictures, and at pictures of one width."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def predict(self, batch: dict) -> list[Detections]:
+        if len(batch["image"]) > 1 or int(batch["original_size"][0, 1]) == 200:
+            raise self.error
+        return super().predict(batch)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), DataError("x", "odd")])
+def test_an_input_that_a_network_cannot_take_is_skipped(tmp_path, error: BaseException) -> None:
+    for name, width in (("a.png", 120), ("b.png", 200), ("c.png", 120)):
+        red_picture(width).save(tmp_path / name)
+    made = DetectionPredictor(Stumbles(error), "cpu", labels=LABELS)
+    summary = predict_files(made, find_images([tmp_path]), tmp_path / "out", batch_size=3)
+    assert [e["file"] for e in summary.entries] == ["a.png", "c.png"]
+    assert [name for name, _ in summary.failed] == ["b.png"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a bug")])
+def test_what_was_found_before_a_stop_is_kept(tmp_path, error: BaseException) -> None:
+    for name, width in (("a.png", 120), ("b.png", 200), ("c.png", 120)):
+        red_picture(width).save(tmp_path / name)
+    with pytest.raises(type(error)):
+        predict_files(
+            DetectionPredictor(Stumbles(error), "cpu", labels=LABELS), find_images([tmp_path]), tmp_path / "out"
+        )
+    assert [e["file"] for e in read(tmp_path / "out")["images"]] == ["a.png"]
+
+
+def test_very_large_pictures_are_drawn_smaller() -> None:
+    image = np.full((4, 9000, 3), 240, np.uint8)
+    found = Detections(torch.tensor([[0.0, 0, 9000, 4]]), torch.tensor([0.9]), torch.tensor([9]))
+    assert predictor().draw(image, found).shape == (4, 8192, 3)

@@ -55,7 +55,7 @@ def test_sample_seeds_depend_on_seed_epoch_and_sample_alone() -> None:
 def test_impossible_batches_are_refused() -> None:
     with pytest.raises(ConfigError, match="cannot be dealt evenly to 3 processes"):
         ResumableSampler(43, 8, world=3)
-    with pytest.raises(DataError, match="5 images with objects are fewer than the global batch of 8"):
+    with pytest.raises(DataError, match="5 images to train on are fewer than the global batch of 8"):
         ResumableSampler(5, 8)
     with pytest.raises(DataError, match="no image to evaluate on"):
         BlockSampler(0, 4, world=2)

@@ -47,7 +47,7 @@ def folders(tmp_path: Path) -> Path:
 
 
 def test_a_clean_set_of_classes(folders: Path, tmp_path: Path) -> None:
-    report = ImageFolder(root=str(folders), workers=0).check(tmp_path / "out")
+    report = ImageFolder(root=str(folders), workers=0, batch_size=8).check(tmp_path / "out")
     assert report.ok
     assert list(report.splits) == ["train", "val"]  # the test split is the validation split
     train = report.splits["train"]
@@ -116,7 +116,7 @@ def test_several_classes_per_image(folders: Path, tmp_path: Path) -> None:
 
 
 def test_generated_classes_are_made_first(tmp_path: Path) -> None:
-    data = GeneratedPatterns(root=str(tmp_path), train_images=2, val_images=1, workers=0, image_size=32)
+    data = GeneratedPatterns(root=str(tmp_path), train_images=2, val_images=1, workers=0, image_size=32, batch_size=4)
     report = data.check(tmp_path / "out")
     assert report.ok
     assert len(report.splits["train"].classes) == 10
@@ -124,8 +124,13 @@ def test_generated_classes_are_made_first(tmp_path: Path) -> None:
 
 def test_the_command_for_classes(folders: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["check", "-c", "vistrain:cls/custom_folder", f"data.root={folders}"]) == 0
+    words = ["check", "-c", "vistrain:cls/custom_folder", f"data.root={folders}"]
+    assert main([*words, "data.batch_size=8"]) == 0
     assert "report and pictures: check/custom_folder" in capsys.readouterr().out
+    assert main(words) == 2
+    assert "fewer than the global batch of 64 - lower data.batch_size" in " ".join(capsys.readouterr().out.split())
+    assert main([*words, "--repair", "out.json"]) == 2
+    assert "has no annotation file to mend" in capsys.readouterr().err
     (folders / "train" / "ant" / "0.png").write_bytes(b"no image")
     assert main(["check", "-c", "vistrain:cls/custom_folder", f"data.root={folders}", "--output", "elsewhere"]) == 2
     assert not json.loads((tmp_path / "elsewhere" / "report.json").read_text())["ok"]
@@ -145,7 +150,7 @@ def pairs(tmp_path: Path) -> Path:
 
 def restoration(root: Path, **changes) -> RestorationData:
     sets = ImageSet("hr", "lr")
-    return RestorationData(sets, {"mine": sets}, root=str(root), scale=2, workers=0, **changes)
+    return RestorationData(sets, {"mine": sets}, root=str(root), scale=2, workers=0, batch_size=4, **changes)
 
 
 def test_clean_pairs(pairs: Path) -> None:
@@ -185,7 +190,7 @@ def test_a_missing_degraded_version(pairs: Path) -> None:
 def test_images_degraded_on_the_fly(pairs: Path) -> None:
     sets = ImageSet("hr")
     for degradation in (Bicubic(2), GaussianNoise(25.0)):
-        data = RestorationData(sets, {"mine": sets}, root=str(pairs), degradation=degradation, workers=0)
+        data = RestorationData(sets, {"mine": sets}, root=str(pairs), degradation=degradation, workers=0, batch_size=4)
         report = data.check(pairs / "out")
         assert report.ok
         assert report.splits["train"].degraded == 0

@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from vistrain.data import CocoDetection, CocoSplit, GeneratedShapes
+from vistrain.data.detection import check
 from vistrain.data.detection.check import Report
 from vistrain.errors import DataError
 
@@ -101,3 +102,102 @@ def test_a_folder_that_cannot_be_made(shapes: GeneratedShapes, tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
         shapes.check(tmp_path / "file" / "out")
+
+
+@pytest.fixture
+def without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts take a second each, and are looked at elsewhere."""
+    monkeypatch.setattr(check, "bars", lambda values, path, *_: path)
+    monkeypatch.setattr(check, "histogram", lambda values, path, *_: path)
+
+
+def tiny(root: Path, **sections) -> CocoDetection:
+    """Two images for training, one for validation, of one object each; sections of the training file are replaced."""
+    for split, count in (("train", 2), ("val", 1)):
+        images = [{"id": i + 1, "file_name": f"{split}{i}.png", "width": 24, "height": 16} for i in range(count)]
+        for seed, image in enumerate(images):
+            pixels = np.random.default_rng([seed, count]).integers(0, 256, (16, 24, 3), np.uint8)
+            Image.fromarray(pixels).save(root / image["file_name"])
+        objects = [{"id": i["id"], "image_id": i["id"], "category_id": 1, "bbox": [2, 3, 10, 8]} for i in images]
+        content = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "[/red]"}]}
+        content |= sections.get(split, {})
+        (root / f"{split}.json").write_text(json.dumps(content))
+    splits = (CocoSplit(".", f"{split}.json") for split in ("train", "val"))
+    return CocoDetection(*splits, root=str(root), workers=0, batch_size=2)
+
+
+@pytest.mark.usefixtures("without_charts")
+def test_names_like_markup_are_names(tmp_path: Path) -> None:
+    report = tiny(tmp_path).check(tmp_path / "out")
+    assert report.ok
+    assert "[/red]" in text(report)
+
+
+@pytest.mark.usefixtures("without_charts")
+def test_all_that_a_run_refuses_is_said_at_once(tmp_path: Path) -> None:
+    images = [
+        {"id": "1", "file_name": "train0.png", "width": 24, "height": 16},
+        {"id": 2.0, "file_name": "train1.png", "height": 16},
+    ]
+    objects = [
+        {"id": 1, "image_id": "1", "category_id": 1, "bbox": [2, 3, 10, 8], "iscrowd": "0"},
+        {"id": 1, "image_id": 2.0, "category_id": 1, "bbox": [2, 3, 10, 8]},
+    ]
+    broken = tiny(tmp_path, train={"images": images, "annotations": objects}, val={"images": [], "annotations": []})
+    report = broken.check(tmp_path / "out")
+    assert not report.ok
+    said = "\n".join(report.splits["train"].refused)
+    assert "images[0]: 'id' is '1', not an integer - `vistrain check --repair FILE`" in said
+    assert "images[1]: has no 'width'" in said
+    assert "annotations[1]: 'image_id' is 2.0" in said
+    assert "has no image to evaluate on" in report.splits["val"].refused[0]
+    assert "refused train" in text(report)
+    with pytest.raises(DataError, match="more faults; `vistrain check` lists all"):
+        broken.find("train")
+
+    (line,) = broken.repair(tmp_path / "mended.json")
+    assert "repaired copy of train" in line
+    assert "set data.train.annotations to it" in line
+    mended = CocoDetection(
+        CocoSplit(".", "mended.json"), CocoSplit(".", "mended.json"), root=str(tmp_path), workers=0, batch_size=2
+    )
+    assert mended.check(tmp_path / "again").ok
+    assert [i["id"] for i in mended.ground_truth("train")["images"]] == [1, 2]
+    assert mended.repair(tmp_path / "none.json") == ["nothing to repair: what is refused is for you to decide"]
+    assert not (tmp_path / "none.json").exists()
+
+
+@pytest.mark.usefixtures("without_charts")
+def test_sets_that_no_run_takes(tmp_path: Path) -> None:
+    nothing = tiny(tmp_path, train={"annotations": []}).check(tmp_path / "out")
+    assert "has no object to train on" in nothing.splits["train"].refused[0]
+    blind = tiny(tmp_path, val={"annotations": []}).check(tmp_path / "out")
+    assert "every number of an evaluation would be -1" in blind.splits["val"].refused[0]
+    few = tiny(tmp_path)
+    few.batch_size = 3
+    (said,) = few.check(tmp_path / "out").splits["train"].refused
+    assert "2 images to train on are fewer than the global batch of 3" in said
+    other = tiny(tmp_path, val={"categories": [{"id": 1, "name": "cat"}]}).check(tmp_path / "out")
+    assert "category 1 is 'cat' here and '[/red]'" in other.splits["val"].refused[0]
+    (tmp_path / "val.json").unlink()
+    gone = few.check(tmp_path / "out")
+    assert "no such annotation file" in gone.splits["val"].problem
+    assert gone.splits["train"].images == 2
+
+
+@pytest.mark.usefixtures("without_charts")
+def test_pages_and_turned_photographs_are_named(tmp_path: Path) -> None:
+    data = tiny(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(tmp_path / "train0.png") as image:
+        image.save(tmp_path / "train0.png", exif=exif)
+        image.save(tmp_path / "val0.png", save_all=True, append_images=[image.rotate(180)])
+    report = data.check(tmp_path / "out")
+    assert not report.ok
+    assert report.splits["val"].several == ["val0.png"]
+    assert report.splits["train"].turned == ["train0.png"]
+    assert str(tmp_path / "out" / "turned-train.png") in report.pictures
+    shown = text(report)
+    assert "only the first page is read (val0.png)" in shown
+    assert "compare turned-train.png; data.exif=apply reads them upright" in shown

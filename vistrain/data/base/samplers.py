@@ -57,7 +57,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         if length < batch_size:
             raise DataError(
                 "data.train",
-                f"{length} images with objects are fewer than the global batch of {batch_size}",
+                f"{length} images to train on are fewer than the global batch of {batch_size}",
                 "lower data.batch_size",
             )
         self.used = length // batch_size * batch_size
