@@ -80,7 +80,10 @@ def saved(content: Any) -> bytes:
 
 def deflated(name: str, count: int) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, archive.open(name, "w") as member:
+    with (
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open(name, "w") as member,
+    ):
         for _ in range(count >> 20):
             member.write(bytes(2**20))
     return buffer.getvalue()
@@ -132,11 +135,12 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str | None]] = {
     # large by their heads
     "jpeg 65500": ("image", lambda: jpeg_of(65500, 65500), "65500x65500 pixels"),
     "jpeg 65500 smaller": ("smaller", lambda: jpeg_of(65500, 65500), "65500x65500 pixels"),
-    "jpeg 65500 size": ("size", lambda: jpeg_of(65500, 65500), "million pixels"),
+    "jpeg 65500 size": ("size", lambda: jpeg_of(65500, 65500), "65500x65500 pixels"),
+    "telephone size": ("size", lambda: jpeg_of(16_384, 12_288), "read"),
     "jpeg 14000": ("image", lambda: jpeg_of(14_000, 14_000), "damaged image"),
     "jpeg 14000 smaller": ("smaller", lambda: jpeg_of(14_000, 14_000), None),
     "progressive 65500": ("image", lambda: jpeg_of(65500, 65500, progressive=True), "65500x65500 pixels"),
-    "progressive 12000": ("image", lambda: jpeg_of(12_000, 12_000, progressive=True), "damaged image"),
+    "progressive 12000": ("image", lambda: jpeg_of(12_000, 12_000, progressive=True), None),
     "progressive 2000 scans": ("image", lambda: progressive(2000), "more scans"),
     "progressive 2000 scans smaller": ("smaller", lambda: progressive(2000), "more scans"),
     "png 65500": ("image", lambda: png_of(65500, 65500, zeros(999)), "million pixels"),

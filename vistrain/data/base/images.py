@@ -15,6 +15,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -47,6 +48,7 @@ SEVERAL = ("PNG", "WEBP", "TIFF", "GIF")  # of several pages or frames; further 
 
 PIXELS = 16384 * 12288  # that an image may have: telephones of 200 megapixels are read
 FILE_BYTES = 2**30  # that an image file may have
+HEAD_BYTES = 2**20  # of a JPEG in which its size is looked for first: previews stand before it
 SCANNED = 25 * PIXELS  # pixels that all scans of a progressive JPEG may have together: ten scans are usual
 TILE_TAGS, SMALL_TILE = (322, 323), 2**24  # TIFF's TileWidth and TileLength; pixels of a tile that any image may have
 BAND = 2**22  # pixels that are converted at a time
@@ -133,8 +135,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         DataError: the file is missing, no plain file, no image, or has more than `PIXELS` pixels.
     """
-    with _head(path) as image:
-        return (image.width, image.height) if _orientation(image) > 4 else (image.height, image.width)
+    height, width, orientation = _head(path)
+    return (width, height) if orientation > 4 else (height, width)
 
 
 def image_orientation(path: str | Path) -> int:
@@ -143,8 +145,7 @@ def image_orientation(path: str | Path) -> int:
     Raises:
         DataError: as `image_size`.
     """
-    with _head(path) as image:
-        return _orientation(image)
+    return _head(path)[2]
 
 
 def has_several(path: str | Path) -> bool:
@@ -155,7 +156,8 @@ def has_several(path: str | Path) -> bool:
     """
     if Path(path).suffix.lower() in JPEG_SUFFIXES:
         return False
-    with _head(path) as image:
+    with _file(path) as file:
+        image = _opened(path, file)
         return image.format in SEVERAL and _has_second(image)
 
 
@@ -222,15 +224,30 @@ def _unreadable(path: str | Path, error: OSError) -> DataError:
     return DataError(str(path), f"cannot be read: {error.strerror or error}")
 
 
+def _head(path: str | Path) -> tuple[int, int, int]:
+    """Height and width as stored, and the orientation, from as little of a file as its head takes."""
+    with _file(path) as file:
+        start = file.read(len(MAGIC))
+        if start == MAGIC:
+            start += file.read(HEAD_BYTES)
+            head = jpeg_head(start) or jpeg_head(start + file.read(FILE_BYTES))
+            if head is not None:
+                refuse_large(path, head.height, head.width)
+                return head.height, head.width, head.orientation
+        file.seek(0)
+        image = _opened(path, file)
+        return image.height, image.width, _orientation(image)
+
+
 @contextlib.contextmanager
-def _head(path: str | Path) -> Iterator[Image.Image]:
-    """An image of which as little is read as its head takes."""
+def _file(path: str | Path) -> Iterator[BinaryIO]:
+    """An image file, opened; what decoders raise in the block names it."""
     try:
         file = open_file(path)
     except OSError as error:
         raise _unreadable(path, error) from error
     with file, _refusals(path, b""):
-        yield _opened(path, file)
+        yield file
 
 
 def _decode(path: str | Path, data: bytes) -> tuple[np.ndarray, int]:
@@ -257,12 +274,12 @@ def _fast_jpeg(data: bytes) -> np.ndarray:
     return torchvision.io.decode_jpeg(encoded, torchvision.io.ImageReadMode.RGB).permute(1, 2, 0).contiguous().numpy()
 
 
-def _opened(path: str | Path, source: bytes | io.IOBase) -> Image.Image:
+def _opened(path: str | Path, source: bytes | BinaryIO) -> Image.Image:
     """An image whose head alone has been read, of a size and kind that is decoded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # broken EXIF and transparency notes; what matters is raised
         file = io.BytesIO(source) if isinstance(source, bytes) else source
-        image = Image.open(file, formats=FORMATS)  # type: ignore[arg-type]
+        image = Image.open(file, formats=FORMATS)
     refuse_large(path, image.height, image.width)
     if isinstance(image, TiffImageFile):
         tile = (image.tag_v2.get(tag, 1) for tag in TILE_TAGS)
