@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from vistrain import __version__, processes
 from vistrain.commands import (
@@ -15,6 +16,7 @@ from vistrain.commands import (
     evaluate,
     explain,
     fit,
+    import_data,
     predict,
     profile,
     reproduce,
@@ -25,7 +27,7 @@ from vistrain.commands import list as list_
 from vistrain.errors import ConfigError, VistrainError, nearest
 from vistrain.internals.argparse import commands_of, options_of
 
-COMMANDS = (fit, test, reproduce, predict, evaluate, check, profile, list_, explain, doctor, completion)
+COMMANDS = (fit, test, reproduce, predict, evaluate, check, import_data, profile, list_, explain, doctor, completion)
 DESCRIPTION = "Trains, evaluates and reproduces dense-vision models."
 EXAMPLES = """\
 start here:
@@ -121,7 +123,7 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vistrain {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in COMMANDS:
-        name = module.__name__.rpartition(".")[2]
+        name = name_of(module)
         made = commands.add_parser(
             name, help=module.SUMMARY, description=module.SUMMARY, usage=f"vistrain {name} {module.USAGE}",
             epilog=module.EXAMPLES, formatter_class=formatter, allow_abbrev=False,
@@ -130,6 +132,11 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
         if command in (name, "completion"):
             module.options(made)
     return parser
+
+
+def name_of(module: ModuleType) -> str:
+    """What a command is called: as its file, with dashes."""
+    return module.__name__.rpartition(".")[2].replace("_", "-")
 
 
 def _refusal(word: str, options: Sequence[str], command: str) -> ConfigError:

@@ -1,0 +1,292 @@
+"""From an export to files in COCO's format: every picture opened, every box looked at, all that is skipped said."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vistrain.data.base.check import opened
+from vistrain.data.base.images import ORIENTATION, image_size
+from vistrain.data.base.storage import open_file
+from vistrain.data.importing.coco_export import read_coco_export
+from vistrain.data.importing.cvat import read_cvat
+from vistrain.data.importing.export import Export, Labelled, Options, Shape, printable
+from vistrain.data.importing.label_studio import read_label_studio
+from vistrain.data.importing.labelme import read_labelme
+from vistrain.data.importing.voc import read_voc
+from vistrain.data.importing.yolo import read_yolo
+from vistrain.errors import DataError
+from vistrain.writing import whole_file
+
+Size = tuple[int, int]  # height, width
+
+READERS: Mapping[str, Callable[[Path, Options], Export]] = {
+    "coco": read_coco_export,
+    "cvat": read_cvat,
+    "labelme": read_labelme,
+    "labelstudio": read_label_studio,
+    "voc": read_voc,
+    "yolo": read_yolo,
+}
+QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+DIGITS = 3  # of coordinates, pixels
+SKIPPED = "skipped.txt"
+
+
+@dataclass
+class Placed:
+    """A picture with its objects in its own pixels.
+
+    Attributes:
+        name: of its file, relative to the image folder, with `/`.
+        size: height and width that its annotations belong to.
+        shapes: inside the picture, all with area.
+    """
+
+    name: str
+    size: Size
+    shapes: list[Shape]
+
+
+def import_export(
+    layout: str, source: Path, output: Path, options: Options, splits: Sequence[str] = (), share: float = 0.2
+) -> list[str]:
+    """Read an export and write `<output>/<split>.json` for each of its splits, in COCO's format.
+
+    Pictures stay where they are. Ids do not depend on the order of reading: categories are numbered from 1, images
+    from 1 in the order of their names over all splits, annotations from 1 within each split. What was skipped is
+    counted, and listed item by item in `<output>/skipped.txt`.
+
+    Args:
+        layout: a key of `READERS`.
+        source: the file or folder.
+        output: folder for the files, made if absent.
+        options: what the user says of the export.
+        splits: the ones to write; all if empty.
+        share: of the pictures that become `val` where the export has one split or none; 0 keeps it whole.
+
+    Returns:
+        What to print, line by line.
+
+    Raises:
+        DataError: there is no such export, nothing of it can be used, or the output cannot be written.
+    """
+    export = READERS[layout](source, options)
+    _choose(export, source, splits)
+    if not export.pictures:
+        raise DataError(str(source), "no picture of it can be used", "; ".join(export.notes.lines(1)[:4]))
+    folder = Path(os.path.abspath(options.images)) if options.images else _common(export.pictures)
+    placed = _placed(export, folder)
+    found = [shape.name for pictures in placed.values() for picture in pictures for shape in picture.shapes]
+    if not found:
+        problem = f"not one object in {sum(map(len, placed.values()))} pictures"
+        raise DataError(str(source), problem, "; ".join(export.notes.lines(1)[:4]))
+    classes = export.classes or sorted(set(found))
+    placed, divided = _divided(placed, share)
+    lines = _write(placed, classes, output)
+    lines += [divided] * bool(divided) + _remarks(classes, Counter(found))
+    skipped = output / SKIPPED
+    if export.notes.items:
+        with whole_file(skipped) as partial:
+            partial.write_text("".join(f"{printable(f'{k}: {i}')}\n" for k, i in export.notes.items), encoding="utf-8")
+        lines += ["", f"skipped, or read in another way than it is written (all in {skipped}):"]
+        lines += [f"  {line}" for line in export.notes.lines()]
+    else:
+        skipped.unlink(missing_ok=True)  # of an earlier attempt
+    return [*lines, "", "use it with", _config_lines(folder, output, list(placed))]
+
+
+def _choose(export: Export, source: Path, splits: Sequence[str]) -> None:
+    there = {picture.split for picture in export.pictures}
+    missing = [name for name in splits if name not in there]
+    if missing:
+        known = ", ".join(sorted(there - {""})) or "none"
+        raise DataError(str(source), f"has no split {missing[0]!r}", f"there are: {known}")
+    export.pictures = [p for p in export.pictures if not splits or p.split in splits]
+    if there - {""} and "" in there:  # some in subsets, some in none
+        for picture in export.pictures:
+            picture.split = picture.split or "train"
+
+
+def _common(pictures: Sequence[Labelled]) -> Path:
+    """The folder around all pictures."""
+    return Path(os.path.commonpath([os.path.abspath(picture.path.parent) for picture in pictures]))
+
+
+def _placed(export: Export, folder: Path) -> dict[str, list[Placed]]:
+    """Split -> pictures, each opened."""
+    paths = list(dict.fromkeys(picture.path for picture in export.pictures))
+    sizes = dict(opened(paths, _sizes, "opening pictures"))
+    placed: dict[str, list[Placed]] = {}
+    seen: set[tuple[str, str]] = set()
+    for picture in export.pictures:
+        name = os.path.relpath(picture.path, folder).replace(os.sep, "/")
+        if name.startswith("../"):
+            raise DataError(str(picture.path), f"not below the image folder {folder}", "correct --images")
+        size = sizes[picture.path]
+        if isinstance(size, DataError):
+            export.notes.add(f"picture left out: {size.problem}", name)
+        elif (picture.split, name) in seen:
+            export.notes.add("picture that is there twice, the first counts", name)
+        else:
+            frame = _frame(picture, *size, export)
+            if frame is not None:
+                seen.add((picture.split, name))
+                shapes = _inside(picture, name, frame, export)
+                placed.setdefault(picture.split, []).append(Placed(name, frame, shapes))
+    return placed
+
+
+def _sizes(path: Path) -> tuple[Size, Size]:
+    """As stored, and as viewers show it."""
+    height, width = image_size(path)
+    with open_file(path) as file, Image.open(file) as image:
+        try:
+            turned = image.getexif().get(ORIENTATION) in QUARTER_TURNS
+        except (OSError, SyntaxError, ValueError):  # an unreadable EXIF block says nothing about the orientation
+            turned = False
+    return (height, width), ((width, height) if turned else (height, width))
+
+
+def _frame(picture: Labelled, stored: Size, upright: Size, export: Export) -> Size | None:
+    """The size that annotations belong to; None, with a note, where they were drawn on another picture."""
+    stated = picture.stated
+    if export.turned or stated == upright:
+        return upright
+    if stated in (None, stored):
+        return stored
+    assert stated is not None
+    far = max((v / side for s in picture.shapes for v, side in zip(s.box[2:], stored[::-1], strict=True)), default=0)
+    item = f"{picture.path.name} ({stated[1]}x{stated[0]} stated, {stored[1]}x{stored[0]} there)"
+    if far <= 1 if not export.shares else abs(stated[0] * stored[1] / (stated[1] * stored[0]) - 1) < 0.01:
+        export.notes.add("size that is stated is not the picture's, which counts", item)
+        return stored
+    export.notes.add("picture left out: it has another size than when it was annotated", item)
+    return None
+
+
+def _inside(picture: Labelled, name: str, size: Size, export: Export) -> list[Shape]:
+    """Objects in pixels, cut at the picture's sides."""
+    height, width = size
+    scale = (width, height) if export.shares else (1, 1)
+    found: dict[Shape, None] = {}
+    for shape in picture.shapes:
+        where = f"{shape.name or '?'} in {name}"
+        raw = tuple(v * scale[i % 2] for i, v in enumerate(shape.box))
+        box = tuple(round(min(max(v, 0), (width, height)[i % 2]), DIGITS) for i, v in enumerate(raw))
+        if not shape.name:
+            export.notes.add("object without a class name, left out", name)
+        elif box[2] <= box[0] or box[3] <= box[1]:
+            export.notes.add("object without area in its picture, left out", where)
+        else:
+            if max(abs(a - b) for a, b in zip(raw, box, strict=True)) > 1:
+                export.notes.add("object that reaches outside its picture, cut", where)
+            polygons = tuple(
+                tuple(round(min(max(v * scale[i % 2], 0), (width, height)[i % 2]), DIGITS) for i, v in enumerate(p))
+                for p in shape.polygons
+            )
+            made = Shape(shape.name, (box[0], box[1], box[2], box[3]), polygons, shape.ignored)
+            if made in found:
+                export.notes.add("object that is there twice, taken once", where)
+            found[made] = None
+    return list(found)
+
+
+def _divided(placed: dict[str, list[Placed]], share: float) -> tuple[dict[str, list[Placed]], str]:
+    """A set of one split, divided by a hash of names: the same pictures each time; and what was done."""
+    if len(placed) > 1:
+        return placed, ""
+    ((name, pictures),) = placed.items()
+    count = min(max(1, round(share * len(pictures))), len(pictures) - 1) if share > 0 else 0
+    if not count:
+        return {name or "train": pictures}, ""
+    drawn = sorted(pictures, key=lambda p: hashlib.blake2b(os.fsencode(p.name)).digest())
+    line = (
+        f"the export has {'one split' if name else 'no splits'}: {count} of {len(pictures)} pictures, drawn by their "
+        "names, are val (--val 0 keeps all together; pictures of one scene belong into one split)"
+    )
+    return {"train": drawn[count:], "val": drawn[:count]}, line
+
+
+def _write(placed: Mapping[str, Sequence[Placed]], classes: Sequence[str], output: Path) -> list[str]:
+    number = {name: i for i, name in enumerate(classes, 1)}
+    names = sorted({picture.name for pictures in placed.values() for picture in pictures})
+    image_number = {name: i for i, name in enumerate(names, 1)}
+    lines = []
+    for split, pictures in placed.items():
+        ordered = sorted(pictures, key=lambda p: p.name)
+        annotations: list[dict[str, Any]] = []
+        for picture in ordered:
+            for shape in picture.shapes:
+                entry = _entry(shape, image_number[picture.name], number[shape.name])
+                annotations.append({"id": len(annotations) + 1, **entry})
+        images = [
+            {"id": image_number[p.name], "file_name": p.name, "width": p.size[1], "height": p.size[0]} for p in ordered
+        ]
+        categories = [{"id": i, "name": name} for name, i in number.items()]
+        with whole_file(output / f"{split}.json") as partial:
+            content = {"images": images, "annotations": annotations, "categories": categories}
+            partial.write_text(json.dumps(content), encoding="utf-8")
+        counts, ignored = Counter(a["category_id"] for a in annotations), sum(a["iscrowd"] for a in annotations)
+        per_class = ", ".join(f"{name} {counts[i]}" for name, i in number.items())
+        note = f" ({ignored} to be ignored)" if ignored else ""
+        line = f"{output / split}.json: {len(images)} images, {len(annotations)} objects{note}: {per_class}"
+        lines.append(printable(line))
+    return lines
+
+
+def _entry(shape: Shape, image: int, category: int) -> dict[str, Any]:
+    left, top, right, bottom = shape.box
+    bbox = [left, top, round(right - left, DIGITS), round(bottom - top, DIGITS)]
+    area = sum(map(_area, shape.polygons)) or bbox[2] * bbox[3]
+    return {
+        "image_id": image,
+        "category_id": category,
+        "bbox": bbox,
+        "area": round(area, DIGITS),
+        "iscrowd": int(shape.ignored),
+        "segmentation": [list(polygon) for polygon in shape.polygons],
+    }
+
+
+def _area(polygon: Sequence[float]) -> float:
+    """Of x1, y1, x2, y2, ..., by the shoelace formula."""
+    xs, ys = polygon[::2], polygon[1::2]
+    return abs(sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))) / 2
+
+
+def _remarks(classes: Sequence[str], counts: Counter[str]) -> list[str]:
+    folded = Counter(name.casefold() for name in classes)
+    alike = [name for name in classes if folded[name.casefold()] > 1]
+    empty = [name for name in classes if not counts[name]]
+    lines = [f"classes without objects: {', '.join(empty)}"] * bool(empty)
+    return [printable(line) for line in [*lines, *[f"classes of nearly one name: {', '.join(alike)}"] * bool(alike)]]
+
+
+def _config_lines(images: Path, output: Path, splits: Sequence[str]) -> str:
+    """The `data:` section that uses the set."""
+    chosen = {key: key for key in ("train", "val", "test") if key in splits}
+    if "train" not in chosen or "val" not in chosen:
+        chosen = {"train": chosen.get("train", splits[0]), "val": chosen.get("val", splits[-1]), **chosen}
+    lines = ["data:", "  type: data.CocoDetection", f"  root: {_quoted(str(output))}"]
+    lines += [f"  {key}: {{images: {_quoted(str(images))}, annotations: {n}.json}}" for key, n in chosen.items()]
+    return printable_lines(lines)
+
+
+def printable_lines(lines: Sequence[str]) -> str:
+    """Lines without what no stream takes, their indents kept."""
+    return "\n".join(line.encode("utf-8", "backslashreplace").decode() for line in lines)
+
+
+def _quoted(path: str) -> str:
+    """A path as a YAML value."""
+    return path if re.fullmatch(r"[\w./~+@-]+", path) else json.dumps(path, ensure_ascii=False)

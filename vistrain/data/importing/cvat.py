@@ -1,0 +1,120 @@
+"""CVAT's own layout, "CVAT for images 1.1" (https://docs.cvat.ai/docs/manual/advanced/formats/format-cvat/).
+
+Its other exports are read by the readers of their layouts: COCO, YOLO, Pascal VOC.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+from vistrain.data.importing.export import (
+    Export,
+    Labelled,
+    Notes,
+    Options,
+    Shape,
+    distinct,
+    number,
+    numbers,
+    split_of,
+    whole_size,
+)
+from vistrain.data.importing.files import Pictures, read_xml, walk
+from vistrain.errors import DataError
+
+CORNERS = 24  # of the polygon that stands for an ellipse
+SHAPES = ("box", "polygon", "ellipse", "mask")
+NO_AREA = ("points", "polyline", "skeleton", "cuboid", "tag")
+REMEDY = "export again as 'CVAT for images 1.1', with its images"
+
+
+def read_cvat(source: Path, options: Options) -> Export:
+    """Reads `annotations.xml` and the pictures beside it; subsets are splits.
+
+    Args:
+        source: the file, or the folder that the archive was unpacked into.
+        options: `images` counts.
+
+    Raises:
+        DataError: there is no such file, it is of a video or of something else, or there are no pictures.
+    """
+    file = source
+    if source.is_dir():
+        found = [path for path in walk(source) if path.suffix.lower() == ".xml"]
+        named = [path for path in found if path.name == "annotations.xml"] or found
+        if len(named) != 1:
+            raise DataError(str(source), f"holds {len(named)} XML files, not one annotations.xml", REMEDY)
+        file = named[0]
+    root = read_xml(file)
+    if root.tag != "annotations":
+        raise DataError(str(file), f"its root is <{root.tag}>, not <annotations>", REMEDY)
+    if root.find("track") is not None:
+        raise DataError(str(file), "holds the tracks of a video, not pictures", REMEDY)
+    notes = Notes()
+    listed = [(label.findtext("name") or "").strip() for label in root.findall("meta//labels/label")]
+    classes = distinct(list(dict.fromkeys(name for name in listed if name)), notes) or None
+    pictures = Pictures(options.images or file.parent)
+    kept = []
+    for image in root.findall("image"):
+        name, subset = image.get("name", ""), image.get("subset", "")
+        try:
+            path = pictures.find(f"{subset}/{name}", file.parent)
+        except DataError as error:
+            notes.add(f"picture left out: {error.problem}", name)
+            continue
+        size = whole_size(image.get("height"), image.get("width"))
+        shapes = [shape for item in image if (shape := _shape(item, name, notes)) is not None]
+        unknown = sorted({shape.name for shape in shapes} - set(classes or [s.name for s in shapes]))
+        for label in unknown:
+            notes.add("object of a label that the file does not list, left out", f"{label} in {name}")
+        kept.append(Labelled(path, split_of(subset) or subset, [s for s in shapes if s.name not in unknown], size))
+    return Export(kept, classes, notes)
+
+
+def _shape(item: Element, picture: str, notes: Notes) -> Shape | None:
+    label, where = item.get("label", "").strip(), f"{item.get('label', '?')} in {picture}"
+    if item.tag in NO_AREA:
+        notes.add(f"{item.tag}, which is no object with an area; left out", where)
+        return None
+    if item.tag not in SHAPES:
+        notes.add(f"<{item.tag}>, which is not known; left out", where)
+        return None
+    shape = _outline(item, label)
+    if shape is None:
+        notes.add(f"{item.tag} whose numbers cannot be read, left out", where)
+    return shape
+
+
+def _outline(item: Element, label: str) -> Shape | None:
+    if item.tag == "polygon":
+        pairs = [numbers(pair.split(",")) for pair in item.get("points", "").split(";") if pair.strip()]
+        if len(pairs) < 3 or any(pair is None or len(pair) != 2 for pair in pairs):
+            return None
+        return Shape.outlined(label, tuple(v for pair in pairs for v in pair or ()))
+    keys = {"box": ("xtl", "ytl", "xbr", "ybr"), "ellipse": ("cx", "cy", "rx", "ry")}
+    values = numbers([item.get(key) for key in keys.get(item.tag, ("left", "top", "width", "height"))])
+    turned = number(item.get("rotation", "0"))
+    if values is None or turned is None:
+        return None
+    if item.tag == "mask":
+        left, top, width, height = values
+        return Shape(label, (left, top, left + width, top + height))
+    if item.tag == "ellipse":
+        x, y, rx, ry = values
+        turns = [2 * math.pi * i / CORNERS for i in range(CORNERS)]
+        return _rotated(label, [(x + rx * math.cos(t), y + ry * math.sin(t)) for t in turns], (x, y), turned)
+    left, top, right, bottom = values
+    if turned % 360 == 0:
+        return Shape(label, (left, top, right, bottom))
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+    return _rotated(label, corners, ((left + right) / 2, (top + bottom) / 2), turned)
+
+
+def _rotated(label: str, points: list[tuple[float, float]], centre: tuple[float, float], degrees: float) -> Shape:
+    """An outline turned clockwise about a point, as the vertical axis points down."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    shifted = [(x - centre[0], y - centre[1]) for x, y in points]
+    turned = [(centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos) for x, y in shifted]
+    return Shape.outlined(label, tuple(v for point in turned for v in point))

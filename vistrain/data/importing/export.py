@@ -1,0 +1,166 @@
+"""What the readers of exports find, before any picture is opened."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""What folders and lists are called -> the split that they hold."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may say of an export.
+
+    Attributes:
+        images: where the pictures are, if not where the export has them.
+        names: class names in the order of their numbers, for labels that have numbers alone.
+        pixels: labels that should be shares of the sides are pixels.
+        count_from: 1: the first pixel is 1 and boxes include their last pixel, as VOC defines it; 0: coordinates are
+            edges counted from 0; None: what the coordinates look like.
+        difficult: `ignore`, `keep` or `drop` objects that are marked as difficult.
+    """
+
+    images: Path | None = None
+    names: tuple[str, ...] = ()
+    pixels: bool = False
+    count_from: int | None = None
+    difficult: str = "ignore"
+
+
+@dataclass
+class Notes:
+    """What was skipped, or understood in another way than it is written.
+
+    Attributes:
+        items: (kind, item) of each finding, in the order of reading.
+    """
+
+    items: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, kind: str, item: str) -> None:
+        """One finding; of a kind there may be thousands."""
+        self.items.append((kind, item))
+
+    def lines(self, most: int = 3) -> list[str]:
+        """A line for each kind: how often, and the first few items."""
+        counts = Counter(kind for kind, _ in self.items)
+        found = {kind: [item for k, item in self.items if k == kind][:most] for kind in counts}
+        return [
+            printable(f"{count} x {kind}: {', '.join(found[kind])}{' ...' if count > most else ''}")
+            for kind, count in counts.items()
+        ]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One object.
+
+    Attributes:
+        name: class name.
+        box: x1, y1, x2, y2, pixels or shares of the sides (`Export.shares`).
+        polygons: x1, y1, x2, y2, ... of each part of its outline, in the same unit; empty for a plain box.
+        ignored: evaluation and training look away from it, as from a crowd.
+    """
+
+    name: str
+    box: tuple[float, float, float, float]
+    polygons: tuple[tuple[float, ...], ...] = ()
+    ignored: bool = False
+
+    @classmethod
+    def outlined(cls, name: str, *polygons: tuple[float, ...]) -> Shape:
+        """An object of one or more polygons (x1, y1, x2, y2, ...)."""
+        xs, ys = [x for p in polygons for x in p[::2]], [y for p in polygons for y in p[1::2]]
+        return cls(name, (min(xs), min(ys), max(xs), max(ys)), polygons)
+
+
+@dataclass
+class Labelled:
+    """A picture with its objects.
+
+    Attributes:
+        path: the picture's file.
+        split: the split that it belongs to; empty where the export has none.
+        shapes: its objects.
+        stated: height and width that the export states, or None.
+    """
+
+    path: Path
+    split: str
+    shapes: list[Shape] = field(default_factory=list)
+    stated: tuple[int, int] | None = None
+
+
+@dataclass
+class Export:
+    """All that a reader found.
+
+    Attributes:
+        pictures: with their objects.
+        classes: names in the order of their numbers; None where the export has names alone.
+        notes: what was skipped so far.
+        shares: coordinates are shares of the sides, not pixels.
+        turned: pictures were annotated as viewers show them, by their EXIF orientation, whatever size is stated.
+    """
+
+    pictures: list[Labelled]
+    classes: list[str] | None
+    notes: Notes
+    shares: bool = False
+    turned: bool = False
+
+
+def printable(text: str) -> str:
+    """A text without what no stream takes: names of files may hold bytes of any encoding."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+
+
+def number(value: Any) -> float | None:
+    """A finite number, also one written as text; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def numbers(values: Any) -> tuple[float, ...] | None:
+    """A tuple of finite numbers; None where one of the values is not, or where there is no list of values."""
+    if not isinstance(values, list | tuple):
+        return None
+    found = [number(value) for value in values]
+    return None if None in found else tuple(v for v in found if v is not None)
+
+
+def whole_size(height: Any, width: Any) -> tuple[int, int] | None:
+    """Height and width that are stated; None unless both are numbers from 1 on (many tools write 0 for unknown)."""
+    found = numbers([height, width])
+    return (int(found[0]), int(found[1])) if found is not None and min(found) >= 1 and max(found) < 1e9 else None
+
+
+def distinct(names: Sequence[str], notes: Notes) -> list[str]:
+    """Class names by number, made different where two classes have one name, and filled in where one has none."""
+    found: list[str] = []
+    for i, name in enumerate(map(str.strip, names)):
+        if not name or name in found:
+            made = f"{name} ({i})" if name else f"class_{i}"
+            notes.add("class without a name" if not name else "name of two classes", f"class {i}, now {made!r}")
+            name = made
+        found.append(name)
+    return found
+
+
+def split_of(*words: str) -> str:
+    """The split that the first of these words (folders, a subset) names; empty if none does."""
+    return next((SPLITS[word.lower()] for word in words if word.lower() in SPLITS), "")
