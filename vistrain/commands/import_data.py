@@ -43,7 +43,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--splits", metavar="NAME", nargs="+", default=[], help="the splits to write (default: all)")
     parser.add_argument(
         "--val", metavar="SHARE", type=float, default=0.2,
-        help="of the pictures that become val where there is but one split (default: %(default)s; 0: none)",
+        help="of the pictures that become val where there is no split but train (default: %(default)s; 0: none)",
     )  # fmt: skip
     parser.add_argument("--names", metavar="NAME", nargs="+", help="yolo: class names, by number from 0 on")
     parser.add_argument("--pixels", action="store_true", default=None, help="yolo: rows are pixels, not shares")

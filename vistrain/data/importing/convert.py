@@ -72,7 +72,8 @@ def import_export(
         output: folder for the files, made if absent.
         options: what the user says of the export.
         splits: the ones to write; all if empty.
-        share: of the pictures that become `val` where the export has one split or none; 0 keeps it whole.
+        share: of the pictures that become `val` where the export has no splits, or `train` alone, and none are chosen;
+            0 keeps it whole.
 
     Returns:
         What to print, line by line.
@@ -91,7 +92,7 @@ def import_export(
         problem = f"not one object in {sum(map(len, placed.values()))} pictures"
         raise DataError(str(source), problem, "; ".join(export.notes.lines(1)[:4]))
     classes = export.classes or sorted(set(found))
-    placed, divided = _divided(placed, share)
+    placed, divided = _divided(placed, 0 if splits else share)
     lines = _write(placed, classes, output)
     lines += [divided] * bool(divided) + _remarks(classes, Counter(found))
     skipped = output / SKIPPED
@@ -207,7 +208,7 @@ def _divided(placed: dict[str, list[Placed]], share: float) -> tuple[dict[str, l
         return placed, ""
     ((name, pictures),) = placed.items()
     count = min(max(1, round(share * len(pictures))), len(pictures) - 1) if share > 0 else 0
-    if not count:
+    if not count or name not in ("", "train"):
         return {name or "train": pictures}, ""
     drawn = sorted(pictures, key=lambda p: hashlib.blake2b(os.fsencode(p.name)).digest())
     line = (
