@@ -6,6 +6,8 @@ import colorsys
 import csv
 import itertools
 import math
+from collections.abc import Iterator
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -13,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vistrain.errors import DataError
-from vistrain.pictures import bars, class_colours, curves, draw_boxes, grid, histogram, stable_colour
+from vistrain.errors import ConfigError, DataError
+from vistrain.pictures import bars, class_colours, confusion, curves, draw_boxes, grid, histogram, stable_colour, text
 from vistrain.pictures.text import font, shorten
 from vistrain.structures import LabelSpace
 
@@ -258,8 +260,8 @@ def test_curves_sort_a_runs_columns_into_panels(tmp_path, monkeypatch: pytest.Mo
 
 def test_curves_of_an_unfinished_or_odd_file(tmp_path) -> None:
     table, png = tmp_path / "metrics.csv", tmp_path / "curves.png"
-    for text in ("", "step,lr\n", "step,lr\n1,\n2,nan\n", "step,lr\n1,word\n"):
-        table.write_text(text)
+    for content in ("", "step,lr\n", "step,lr\n1,\n2,nan\n", "step,lr\n1,word\n"):
+        table.write_text(content)
         assert curves(table, png) is None
         assert not png.exists()
     table.write_text("epoch,train/loss\n0,3\n1,inf\n2,1\n3")  # without steps; the last line is cut off
@@ -301,3 +303,102 @@ def test_nothing_global_is_touched(tmp_path) -> None:
         [sys.executable, "-c", script, str(tmp_path / "b.png")], capture_output=True, text=True, check=True
     )
     assert out.stdout.strip() == "False"
+
+
+# -------------------------------------------------------------------- any script
+
+
+def tiny_font(path: Path, characters: str) -> Path:
+    """A font whose characters are squares of different sizes."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    builder, names = FontBuilder(1000), [f"c{i}" for i in range(len(characters))]
+    builder.setupGlyphOrder([".notdef", *names])
+    builder.setupCharacterMap({ord(c): name for c, name in zip(characters, names, strict=True)})
+    glyphs = {}
+    for i, name in enumerate([".notdef", *names]):
+        pen, side = TTGlyphPen(None), 200 + 150 * i
+        pen.moveTo((50, 0))
+        for corner in ((50, side), (side, side), (side, 0)):
+            pen.lineTo(corner)
+        pen.closePath()
+        glyphs[name] = pen.glyph()
+    builder.setupGlyf(glyphs)
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (900, 50)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": f"Tiny {path.stem}", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    builder.save(path)
+    return path
+
+
+@pytest.fixture
+def fonts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of the system's fonts, empty."""
+    monkeypatch.setattr(text, "_installed", lambda: sorted(map(str, tmp_path.rglob("*.ttf"))))
+    monkeypatch.delenv(text.VARIABLE, raising=False)
+    caches = (text._font_of, text._characters, text._named, text._spelled, text._warn)
+    for cache in caches:
+        cache.cache_clear()
+    yield tmp_path
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.usefixtures("fonts")
+def test_names_that_no_font_has_are_spelled_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert text.readable("安全帽") == "U+5B89U+5168U+5E3D"
+    assert text.readable("안전 모") == "anjeon mo"
+    assert text.readable("ヘルメット and ｗｉｄｅ") == "herumetuto and wide"
+    assert text.readable("कब") == "kaba"
+    assert text.readable("Blutplättchen клетка") == "Blutplättchen клетка"
+    assert text.readable("a\udcffb\nc") == "a\\xffb c"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert text.VARIABLE in caplog.text
+
+
+@pytest.mark.usefixtures("fonts")
+def test_pictures_of_other_names_differ_where_no_font_has_them() -> None:
+    pictures = [draw_boxes(blank(), [[30, 40, 110, 100]], [0], names=[name]) for name in ("安全帽", "红绿灯")]
+    assert (pictures[0] != pictures[1]).any()
+
+
+def test_a_font_of_the_system_draws_what_the_own_one_lacks(fonts: Path) -> None:
+    spelled = draw_boxes(blank(), [[30, 40, 110, 100]], [0], names=["安"])
+    tiny_font(fonts / "tiny.ttf", "安全")
+    text._font_of.cache_clear()
+    assert text.readable("a 安全") == "a 安全"
+    drawn = [draw_boxes(blank(), [[30, 40, 110, 100]], [0], names=[name]) for name in ("安", "全")]
+    assert (drawn[0] != spelled).any()
+    assert (drawn[0] != drawn[1]).any()
+    assert text.text_width("a安", 20) == pytest.approx(font(20).getlength("a") + 18)
+    assert text.shorten("安安安安", 45, 20) == "安…"
+
+
+def test_charts_draw_any_script_and_dollar_signs(fonts: Path, recwarn: pytest.WarningsRecorder) -> None:
+    tiny_font(fonts / "charts.ttf", "安全")
+    names = {"安": 3, "全": 2, "帽": 1, "$x": 1, "a$b$": 2}
+    bars(names, fonts / "bars.png", "objects")
+    confusion(np.eye(5, dtype=np.int64), list(names), fonts / "confusion.png")
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+    bars({**dict.fromkeys("全", 3), **dict(list(names.items())[1:])}, fonts / "other.png", "objects")
+    first, second = (np.asarray(Image.open(fonts / name)) for name in ("bars.png", "other.png"))
+    assert first.shape != second.shape or (first != second).any()
+
+
+def test_the_font_can_be_named(fonts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = draw_boxes(blank(), [[30, 40, 110, 100]], [0], names=["ab"])
+    path = tiny_font(fonts / "Own Font-Regular.ttf", "ab")
+    for name in (str(path), "own font", "OwnFont"):
+        monkeypatch.setenv(text.VARIABLE, name)
+        assert (draw_boxes(blank(), [[30, 40, 110, 100]], [0], names=["ab"]) != plain).any()
+    monkeypatch.setenv(text.VARIABLE, "no such font")
+    with pytest.raises(ConfigError, match="VISTRAIN_FONT: 'no such font' is neither"):
+        draw_boxes(blank(), [[30, 40, 110, 100]], [0], names=["ab"])
+    (fonts / "broken.ttf").write_bytes(b"x")
+    monkeypatch.setenv(text.VARIABLE, str(fonts / "broken.ttf"))
+    with pytest.raises(ConfigError, match="VISTRAIN_FONT"):
+        text.shorten("ab", 100, 20)

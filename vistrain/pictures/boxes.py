@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vistrain.pictures.text import font, line_height, shorten
+from vistrain.pictures.text import line_height, shorten, text_width, write_text
 
 if TYPE_CHECKING:
     from vistrain.structures import LabelSpace
@@ -127,7 +127,7 @@ def _label(pen: ImageDraw.ImageDraw, area: Rectangle, text: str, colour: RGB, si
     left, top, right, bottom = area
     pen.rectangle((left, top, right - 1, bottom - 1), fill=colour)
     luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-    pen.text((left + line, top), text, fill=(0, 0, 0) if luminance > 128 else (255, 255, 255), font=font(size))
+    write_text(pen, (left + line, top), text, size, (0, 0, 0) if luminance > 128 else (255, 255, 255))
 
 
 def _place(
@@ -135,7 +135,7 @@ def _place(
 ) -> Rectangle:
     """Where a label goes: above its box, else inside at the top, below, inside at the bottom - the first that is inside
     the picture and hides no better label; else wherever it fits."""
-    width, height = int(np.ceil(font(size).getlength(text))) + 2 * line, line_height(size)
+    width, height = int(np.ceil(text_width(text, size))) + 2 * line, line_height(size)
     left = max(0, min(box[0], picture[0] - width))
     tops = (box[1] - height, box[1], box[3], box[3] - height)
     inside = [t for t in tops if t >= 0 and t + height <= picture[1]] or [max(0, min(box[1], picture[1] - height))]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vistrain.errors import DataError
+from vistrain.pictures.text import families, readable
 from vistrain.writing import whole_file
 
 if TYPE_CHECKING:
@@ -96,7 +97,10 @@ def bars(values: Mapping[str, float], png: str | Path, title: str = "", xlabel: 
     Raises:
         DataError: the picture cannot be written.
     """
-    names, lengths = list(values)[:MOST_BARS], np.array(list(values.values())[:MOST_BARS], dtype=np.float64)
+    names, lengths = (
+        list(map(readable, values))[:MOST_BARS],
+        np.array(list(values.values())[:MOST_BARS], dtype=np.float64),
+    )
     figure, (place,) = new_figure(7.5, 1.2 + 0.22 * max(len(names), 3), 1, 1)
     at = np.arange(len(names))
     place.barh(at, lengths, height=0.75, color=PALETTE[0])
@@ -117,7 +121,7 @@ def bars(values: Mapping[str, float], png: str | Path, title: str = "", xlabel: 
     hidden = len(values) - len(names)
     place.set_title(title + (f" (first {MOST_BARS} of {len(values)})" if hidden else ""), fontsize=11, loc="left")
     place.set_xlabel(xlabel)
-    return save_figure(figure, png)
+    return save_figure(figure, png, names)
 
 
 def histogram(values: Sequence[float], png: str | Path, title: str = "", xlabel: str = "", bins: int = 40) -> Path:
@@ -173,14 +177,14 @@ def confusion(counts: np.ndarray, names: Sequence[str], png: str | Path, title: 
             colour = "white" if share[i, j] > 0.6 else "black"
             place.text(j, i, f"{counts[i, j]:d}", ha="center", va="center", fontsize=7, color=colour)
     small = 8 if len(names) <= MOST_NUMBERS else 5
-    shown = [name if len(name) <= 24 else name[:23] + "…" for name in names]
+    shown = [name if len(name) <= 24 else name[:23] + "…" for name in map(readable, names)]
     place.set_xticks(range(len(names)), shown, rotation=90, fontsize=small)
     totals = counts.sum(1)
     place.set_yticks(range(len(names)), [f"{n} ({t})" for n, t in zip(shown, totals, strict=True)], fontsize=small)
     place.set_xlabel("said")
     place.set_ylabel("there")
     place.set_title(title, fontsize=11, loc="left")
-    return save_figure(figure, png)
+    return save_figure(figure, png, shown)
 
 
 def _read(path: str | Path) -> tuple[dict[str, Series], str]:
@@ -310,12 +314,23 @@ def new_figure(width: float, height: float, rows: int, columns: int) -> tuple[Fi
     return figure, axes
 
 
-def save_figure(figure: Figure, png: str | Path) -> Path:
+def save_figure(figure: Figure, png: str | Path, names: Sequence[str] = ()) -> Path:
     """Write a figure; the file appears whole or not at all.
+
+    Args:
+        figure: of `new_figure`.
+        png: the file.
+        names: texts in it that may be of any script, `readable` ones.
 
     Raises:
         DataError: it cannot be written.
     """
+    from matplotlib.text import Text
+
+    fonts = families(names)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a dollar sign in a name is one
+        text.set_fontfamily(fonts)
     with whole_file(png) as partial:
         figure.savefig(partial, format="png")
     return Path(png)

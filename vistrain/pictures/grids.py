@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vistrain.pictures.text import font, line_height, shorten
+from vistrain.pictures.text import line_height, shorten, write_text
 
 GROUND = (250, 250, 250)
 INK = (30, 30, 30)
@@ -74,7 +74,7 @@ def grid(
         left = GAP
         for c, image in enumerate(row):
             if texts is not None:
-                pen.text((left, top), shorten(texts[r][c], widths[c], size), fill=INK, font=font(size))
+                write_text(pen, (left, top), shorten(texts[r][c], widths[c], size), size, INK)
             canvas.paste(image, (left, top + header))
             left += widths[c] + GAP
         top += heights[r] + header + GAP

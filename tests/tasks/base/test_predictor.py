@@ -75,7 +75,7 @@ class VolumePredictor(Predictor[Tensor]):
         except ValueError as error:
             raise DataError(str(source), "damaged volume") from error
 
-    def predict_batch(self, inputs: Sequence[np.ndarray]) -> list[Tensor]:
+    def run(self, inputs: Sequence[np.ndarray]) -> list[Tensor]:
         return self.model.predict(self.batch(inputs))
 
     def describe(self, image: np.ndarray, result: Tensor) -> dict[str, Any]:

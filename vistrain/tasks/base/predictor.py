@@ -10,18 +10,17 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from vistrain.config.builder import build
 from vistrain.contract import Contract, constructor
 from vistrain.data.base.collate import batch_of
-from vistrain.data.base.images import read_image
 from vistrain.data.base.module import DataModule
 from vistrain.data.base.transform import EvalTransform
 from vistrain.devices import choose_device
 from vistrain.errors import DataError
 from vistrain.network import Network
 from vistrain.structures import LabelSpace, Preprocessing
+from vistrain.tasks.base.given import kind_of, read_picture
 from vistrain.tasks.base.inputs import InputFile, find_images, picture_paths, save_picture
 from vistrain.tasks.base.options import checked
 
@@ -115,7 +114,7 @@ class Predictor(Contract, ABC, Generic[Result]):
 
     @abstractmethod
     def read(self, source: Any) -> Any:
-        """An input as `predict_batch` takes it, from a file, or from whatever else may be given in its place.
+        """An input as `run` takes it, from a file, or from whatever else may be given in its place; such an input too.
 
         Raises:
             DataError: the file cannot be read, or the input is of another kind.
@@ -131,8 +130,19 @@ class Predictor(Contract, ABC, Generic[Result]):
     # ---------------------------------------------------------------- results
 
     @abstractmethod
+    def run(self, inputs: Sequence[Any]) -> list[Result]:
+        """Results of inputs as `read` gives them, on the CPU; there is at least one."""
+
     def predict_batch(self, inputs: Sequence[Any]) -> list[Result]:
-        """Results of several inputs at a time, on the CPU."""
+        """Results of several inputs at a time, on the CPU; each is what `read` takes.
+
+        Raises:
+            DataError: see `read`; or this is one input, and not several.
+        """
+        if not isinstance(inputs, list | tuple):
+            remedy = "put what belongs together into a list, or call predict for one"
+            raise DataError("inputs", f"{kind_of(inputs)} is not a list of {self.noun}s", remedy)
+        return self.run([self.read(source) for source in inputs]) if inputs else []
 
     def predict(self, source: Any) -> Result:
         """The result for one input: a file, or what `read` takes in its place.
@@ -140,7 +150,7 @@ class Predictor(Contract, ABC, Generic[Result]):
         Raises:
             DataError: see `read`.
         """
-        return self.predict_batch([self.read(source)])[0]
+        return self.run([self.read(source)])[0]
 
     # ---------------------------------------------------------------- what is written
 
@@ -186,7 +196,11 @@ class Predictor(Contract, ABC, Generic[Result]):
 
 
 class ImagePredictor(Predictor[Result]):
-    """Any picture in: a file or a PIL image (its EXIF orientation is respected), or uint8 `[H, W, 3]` RGB or `[H, W]`.
+    """Any picture in.
+
+    That is a path, an open file, the bytes of a file, or a PIL image (EXIF orientations are respected); or an array
+    `[H, W, 3]` RGB, `[H, W]` or `[H, W, 1]` grey, `[H, W, 4]` (its alpha channel is dropped, as that of files is), uint8
+    or floating point in 0..1; or a tensor of these types, `[3, H, W]` (or 1 or 4) as torchvision has them, or as arrays.
 
     Args:
         model, device, base: see `Predictor`.
@@ -203,19 +217,9 @@ class ImagePredictor(Predictor[Result]):
         """See `Predictor`."""
         return find_images(inputs, exclude=output / cls.pictures)
 
-    def read(self, source: str | Path | np.ndarray | Image.Image) -> np.ndarray:
+    def read(self, source: Any) -> np.ndarray:
         """uint8 `[H, W, 3]`; see `Predictor`."""
-        if isinstance(source, str | Path):
-            return read_image(source)
-        if isinstance(source, Image.Image):
-            if source.mode in ("I", "F") or source.mode.startswith("I;16"):
-                raise DataError("image", f"PIL mode {source.mode} has no agreed range", "convert it to 8 bits")
-            return np.array(ImageOps.exif_transpose(source).convert("RGB"))
-        if source.dtype == np.uint8 and source.ndim == 2:
-            return np.repeat(source[..., None], 3, axis=2)
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
-            raise DataError("image", f"{source.dtype} {list(source.shape)} is not uint8 [H, W, 3] or [H, W]")
-        return np.ascontiguousarray(source)
+        return read_picture(source)
 
     def describe(self, image: np.ndarray, result: Result) -> dict[str, Any]:
         """`width` and `height` of the upright picture, in pixels."""

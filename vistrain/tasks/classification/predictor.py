@@ -41,10 +41,8 @@ class ClassificationPredictor(ImagePredictor[ClassScores]):
         self.threshold = threshold
 
     @torch.inference_mode()
-    def predict_batch(self, inputs: Sequence[np.ndarray]) -> list[ClassScores]:
+    def run(self, inputs: Sequence[np.ndarray]) -> list[ClassScores]:
         """Scores of several uint8 `[H, W, 3]` pictures at a time, on the CPU."""
-        if not inputs:
-            return []
         found: list[ClassScores] = self.model.predict(self.batch(inputs))
         return [ClassScores(f.scores.float().cpu(), f.multi_label) for f in found]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vistrain.pictures import class_colours, draw_boxes, fitted
 from vistrain.pictures.charts import GROUND, PALETTE, new_figure, save_figure
+from vistrain.pictures.text import readable
 from vistrain.predictions import Detections
 from vistrain.structures import LabelSpace
 
@@ -83,7 +84,7 @@ def precision_recall(
     Raises:
         DataError: the picture cannot be written.
     """
-    precision = np.asarray(precision, dtype=np.float64)
+    precision, names = np.asarray(precision, dtype=np.float64), list(map(readable, names))
     recall = np.linspace(0, 1, precision.shape[-1])
     there = np.flatnonzero(~np.isnan(precision).any((0, 2)))
     figure, (left, right) = new_figure(11.2, 4.8, 1, 2)
@@ -112,7 +113,7 @@ def precision_recall(
         place.set_ylim(0, 1.02)
         if len(there):
             place.legend(fontsize=7, frameon=False, loc="lower left")
-    return save_figure(figure, png)
+    return save_figure(figure, png, names)
 
 
 def judged_boxes(

@@ -74,7 +74,7 @@ class DetectionPredictor(ImagePredictor[Detections]):
         return found
 
     @torch.inference_mode()
-    def predict_batch(self, inputs: Sequence[np.ndarray]) -> list[Detections]:
+    def run(self, inputs: Sequence[np.ndarray]) -> list[Detections]:
         """The objects of several uint8 `[H, W, 3]` pictures at a time; they are padded to one size.
 
         Padding can change a score in its third digit, so one at a time is what evaluation does.
@@ -83,8 +83,6 @@ class DetectionPredictor(ImagePredictor[Detections]):
             Boxes in pixels of the upright pictures, best first, on the CPU; all that the network gives, down to its
             lowest score.
         """
-        if not inputs:
-            return []
         found: list[Detections] = self.model.predict(self.batch(inputs))
         return [Detections(d.boxes.float().cpu(), d.scores.float().cpu(), d.labels.cpu()) for d in found]
 

@@ -47,7 +47,7 @@ class RestorationPredictor(ImagePredictor[np.ndarray]):
             self.network.set_tile(TILE)
 
     @torch.inference_mode()
-    def predict_batch(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Restored pictures; one after the other, as they may be large."""
         return [self._restore(image) for image in inputs]
 
