@@ -97,11 +97,6 @@ def test_grey_arrays_are_pictures_and_other_arrays_are_refused() -> None:
     grey = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64).astype(np.uint8)
     DetectionPredictor(model, "cpu", labels=LABELS, transform=EvalResize(64, 64)).predict(grey)
     assert (model.image[0] == torch.from_numpy(grey)).all()
-    for bad in (np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)):
-        with pytest.raises(DataError, match="is not uint8"):
-            predictor().predict(bad)
-    with pytest.raises(DataError, match="mode F"):
-        predictor().predict(Image.new("F", (4, 4)))
 
 
 def test_pictures_of_two_sizes_in_one_batch_are_padded_to_the_divisor() -> None:
@@ -448,3 +443,17 @@ def test_very_large_pictures_are_drawn_smaller() -> None:
     image = np.full((4, 9000, 3), 240, np.uint8)
     found = Detections(torch.tensor([[0.0, 0, 9000, 4]]), torch.tensor([0.9]), torch.tensor([9]))
     assert predictor().draw(image, found).shape == (4, 8192, 3)
+
+
+def test_several_pictures_are_read_as_one_is(tmp_path) -> None:
+    red_picture().save(tmp_path / "a.png")
+    made, pixels = predictor(), np.array(red_picture())
+    one = made.predict(pixels)
+    for given in ([tmp_path / "a.png"], [pixels], (pixels / 255,), [(tmp_path / "a.png").read_bytes()]):
+        (found,) = made.predict_batch(given)
+        torch.testing.assert_close(found.boxes, one.boxes, rtol=0, atol=0, equal_nan=True)
+    for bad in (pixels, str(tmp_path / "a.png"), None, torch.zeros(3, 8, 8)):
+        with pytest.raises(DataError, match="is not a list of pictures"):
+            made.predict_batch(bad)
+    with pytest.raises(DataError, match="values from 0 to 255"):
+        made.predict_batch([pixels.astype("float32")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,6 +15,14 @@ from vistrain.errors import DataError
 
 CHANNELS = (1, 3, 4)
 TAKEN = "give a path, bytes, an open file, a PIL image, or an array uint8 [H, W, 3] RGB or [H, W]"
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """An open file of whatever library."""
+
+    def read(self) -> Any:
+        """The bytes from where it stands to its end."""
 
 
 def read_picture(source: Any) -> np.ndarray:
@@ -35,16 +43,14 @@ def read_picture(source: Any) -> np.ndarray:
         return _of_pil(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return _of_bytes(bytes(source), f"{len(source)} bytes")
-    if isinstance(source, io.RawIOBase | io.BufferedIOBase):
+    if isinstance(source, Readable):
         return _of_file(source)
     if isinstance(source, torch.Tensor):
         return _of_array(_values(source), kind_of(source), of_torch=True)
     if isinstance(source, np.ndarray):
         return _of_array(source, kind_of(source), of_torch=False)
     if source is None:
-        raise DataError(
-            "image", "None is no picture", "OpenCV gives None for a file that it cannot read: give its path"
-        )
+        raise DataError("image", "None is no picture", "OpenCV gives it for a file that it cannot read: give its path")
     if isinstance(source, list | tuple):
         raise DataError("image", f"{kind_of(source)} is not one picture", "predict_batch takes several")
     raise DataError("image", f"{kind_of(source)} is no picture", TAKEN)
@@ -66,15 +72,17 @@ def _of_bytes(data: bytes, where: str) -> np.ndarray:
     return read_image(where, apply_exif=True, data=data)
 
 
-def _of_file(file: io.RawIOBase | io.BufferedIOBase) -> np.ndarray:
-    name = file.name if isinstance(file, io.BufferedReader | io.FileIO) else "open file"
+def _of_file(file: Readable) -> np.ndarray:
+    name = file.name if isinstance(file, io.BufferedReader | io.FileIO | io.TextIOWrapper) else "open file"
     try:
+        if isinstance(file, io.TextIOBase):
+            raise DataError(str(name), "is open as text", "open it with mode 'rb'")
         data = file.read()
     except (OSError, ValueError) as error:  # ValueError: it is closed
         raise DataError(str(name), f"cannot be read: {error}") from error
     if not data:
         raise DataError(str(name), "no picture: the open file is at its end", "seek(0) goes to its beginning")
-    return _of_bytes(data, str(name))
+    return _of_bytes(bytes(data), str(name))
 
 
 def _of_pil(image: Image.Image) -> np.ndarray:

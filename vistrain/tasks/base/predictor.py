@@ -199,8 +199,9 @@ class ImagePredictor(Predictor[Result]):
     """Any picture in.
 
     That is a path, an open file, the bytes of a file, or a PIL image (EXIF orientations are respected); or an array
-    `[H, W, 3]` RGB, `[H, W]` or `[H, W, 1]` grey, `[H, W, 4]` (its alpha channel is dropped, as that of files is), uint8
-    or floating point in 0..1; or a tensor of these types, `[3, H, W]` (or 1 or 4) as torchvision has them, or as arrays.
+    `[H, W, 3]` RGB, `[H, W]` or `[H, W, 1]` grey, or `[H, W, 4]`, whose alpha channel is dropped as that of files is,
+    uint8 or floating point in 0..1; or a tensor of these types, as torchvision has them (`[3, H, W]`, or 1, or 4) or as
+    an array.
 
     Args:
         model, device, base: see `Predictor`.
