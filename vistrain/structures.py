@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, NewType, TypeVar
 
@@ -79,6 +79,23 @@ class LabelSpace:
         """The inverse of `to_dict`; lists (JSON, YAML) are accepted for tuples."""
         frozen = {k: _tuples(v) for k, v in data.items()}
         return cls(**frozen)
+
+
+def distinct_names(names: Sequence[str], ids: Sequence[int], counts: Sequence[int] | None = None) -> tuple[str, ...]:
+    """Class names of which no two are the same: classes are known by their ids, and a name alone may mean several.
+
+    Of classes of one name the one that occurs most keeps it (the first of equals); the others are `name (id 3)`.
+
+    Args:
+        names: K class names.
+        ids: their category ids.
+        counts: how often each occurs; equally often if None.
+    """
+    order = sorted(range(len(names)), key=lambda k: -(counts[k] if counts is not None else 0))
+    keeps: dict[str, int] = {}
+    for k in order:
+        keeps.setdefault(names[k], k)
+    return tuple(n if keeps[n] == k else f"{n} (id {ids[k]})" for k, n in enumerate(names))
 
 
 @dataclass(frozen=True)

@@ -373,3 +373,16 @@ def test_boxes_are_drawn_in_the_colour_of_their_fate() -> None:
     assert tuple(drawn[50, 20]) == FATES["right"]
     assert tuple(drawn[50, 120]) == FATES["background"]
     assert (image == 90).all()
+
+
+def test_categories_of_one_name_have_curves_of_their_own() -> None:
+    truth = truth_of([(DOG, [0, 0, 10, 10]), (CAT, [20, 20, 10, 10])])
+    for category in truth["categories"]:
+        category["name"] = "hat" if category["id"] in (DOG, CAT) else category["name"]
+    truth["categories"].insert(0, {"id": 0, "name": "hat"})  # the root of an export, without objects
+    first, second = sorted((DOG, CAT))
+    curves = analyse(truth, [record(10, (first, 0.9, truth["annotations"][first == CAT]["bbox"]))]).to_dict()
+    found = curves["precision_recall"]["AP"]
+    assert found["hat"][0] == pytest.approx(1)
+    assert found["hat (id 0)"][0] is None
+    assert found[f"hat (id {second})"][0] == 0

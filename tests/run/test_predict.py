@@ -455,5 +455,5 @@ def test_several_pictures_are_read_as_one_is(tmp_path) -> None:
     for bad in (pixels, str(tmp_path / "a.png"), None, torch.zeros(3, 8, 8)):
         with pytest.raises(DataError, match="is not a list of pictures"):
             made.predict_batch(bad)
-    with pytest.raises(DataError, match="values from 0 to 255"):
+    with pytest.raises(DataError, match="values from 10 to 240"):
         made.predict_batch([pixels.astype("float32")])

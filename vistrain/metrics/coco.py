@@ -28,7 +28,7 @@ from vistrain.metrics.coco_engine import (
     mean_where_defined,
 )
 from vistrain.metrics.coco_files import check_ground_truth, check_results, write_results
-from vistrain.structures import LabelSpace
+from vistrain.structures import LabelSpace, distinct_names
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -240,15 +240,18 @@ class CocoBox(Metric):
 
     def _class_rows(self, arrays: CurveArrays) -> list[dict[str, Any]]:
         rows = []
-        for k, category in enumerate(sorted(self._truth["categories"], key=lambda c: c["id"])):
+        categories = sorted(self._truth["categories"], key=lambda c: c["id"])
+        ids = [category["id"] for category in categories]
+        names = distinct_names([str(category["name"]) for category in categories], ids, list(arrays.objects))
+        for k, (category, name) in enumerate(zip(ids, names, strict=True)):
             precision, recall = arrays.precision[:, :, k, 0, -1], arrays.recall[:, k, 0, -1]
             values = {
                 "AP": mean_where_defined(precision),
                 "AP50": mean_where_defined(precision[_at(0.5, self.iou_thresholds)]),
                 "AR": mean_where_defined(recall),
             }
-            defined = {name: value if value >= 0 else float("nan") for name, value in values.items()}
-            rows.append({"id": category["id"], "name": category["name"], "objects": int(arrays.objects[k]), **defined})
+            defined = {key: value if value >= 0 else float("nan") for key, value in values.items()}
+            rows.append({"id": category, "name": name, "objects": int(arrays.objects[k]), **defined})
         return rows
 
     def _protocol(self, images: int) -> str:

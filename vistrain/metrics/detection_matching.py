@@ -17,6 +17,7 @@ import numpy as np
 from vistrain.errors import DataError
 from vistrain.metrics.coco_engine import RECALL_THRESHOLDS
 from vistrain.metrics.coco_files import check_ground_truth
+from vistrain.structures import distinct_names
 
 CHUNK = 2_000_000  # pairs of boxes that are compared at once: some 100 MB
 
@@ -63,7 +64,7 @@ class FlatDetections:
 
     Attributes:
         image_ids: `[I]` the evaluated images, ascending.
-        category_ids, names: of the K categories, by ascending id.
+        category_ids, names: of the K categories, by ascending id; no two names are the same, see `distinct_names`.
         objects: crowds left out.
         found: detections, within an image by descending score (ties as they came), at most `max_detections` of each
             image and category.
@@ -121,7 +122,8 @@ def flatten(
     same = found.category[cover.detection] == crowds.category[cover.object]
     np.maximum.at(covered, cover.detection[same], cover.iou[same])
     pairs = _pairs(found, objects, least_iou)
-    names = tuple(c["name"] for c in categories)
+    counts = np.bincount(objects.category, minlength=len(categories)).tolist()
+    names = distinct_names([str(c["name"]) for c in categories], category_ids.tolist(), counts)
     return FlatDetections(image_ids, category_ids, names, objects, found, score, covered, pairs)
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from rich.console import Console
 
 from vistrain.data import CocoDetection, CocoSplit, GeneratedShapes
 from vistrain.data.detection import check
-from vistrain.data.detection.check import Report
-from vistrain.errors import DataError
+from vistrain.data.detection.check import Report, check_boxes
+from vistrain.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +202,44 @@ def test_pages_and_turned_photographs_are_named(tmp_path: Path) -> None:
     shown = text(report)
     assert "only the first page is read (val0.png)" in shown
     assert "compare turned-train.png; data.exif=apply reads them upright" in shown
+
+
+def write_set(root: Path, categories: list[dict[str, Any]]) -> CocoDetection:
+    """Two splits of one picture each, with an object of category 1 and two of category 2."""
+    images = [{"id": 7, "file_name": "a.png", "width": 60, "height": 40}]
+    boxes = [(1, [5, 5, 20, 20]), (2, [30, 5, 20, 20]), (2, [2, 28, 10, 10])]
+    annotations = [
+        {"id": i, "image_id": 7, "category_id": c, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        for i, (c, box) in enumerate(boxes)
+    ]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    for split in ("train", "val"):
+        (root / split).mkdir(parents=True)
+        Image.fromarray(np.full((40, 60, 3), len(split) * 20, np.uint8)).save(root / split / "a.png")
+        (root / f"{split}.json").write_text(json.dumps(content))
+    return CocoDetection(CocoSplit("train", "train.json"), CocoSplit("val", "val.json"), root=str(root))
+
+
+def test_two_categories_of_one_name_are_counted_by_id(tmp_path: Path) -> None:
+    names = [{"id": 0, "name": "hat"}, {"id": 1, "name": "hat"}, {"id": 2, "name": "vest"}, {"id": 3, "name": "hat"}]
+    data = write_set(tmp_path / "set", names)
+    report = check_boxes(data, tmp_path / "out")
+    for split in report.splits.values():
+        assert split.classes == {"hat (id 0)": 0, "hat": 1, "vest": 2, "hat (id 3)": 0}
+        assert split.category_ids == {"hat (id 0)": 0, "hat": 1, "vest": 2, "hat (id 3)": 3}
+    said = text(report)
+    assert "categories that share their name with another one: 'hat' (0), 'hat' (3)" in said
+    assert "2 classes have no objects: hat (id 0), hat (id 3)" in said
+    assert "data.leave_out=[0,3]" in said
+
+
+def test_categories_are_left_out_by_id(tmp_path: Path) -> None:
+    write_set(tmp_path, [{"id": 0, "name": "hat"}, {"id": 1, "name": "hat"}, {"id": 2, "name": "vest"}])
+    splits = CocoSplit("train", "train.json"), CocoSplit("val", "val.json")
+    data = CocoDetection(*splits, root=str(tmp_path), leave_out=(0, 2))
+    assert (data.labels.names, data.labels.ids) == (("hat",), (1,))
+    assert data.dataset("train").read(0).labels.tolist() == [0]
+    assert [a["category_id"] for a in data.ground_truth("val")["annotations"]] == [1]
+    for wrong, message in (((9,), "no category 9"), ((0, 1, 2), "leaves no category")):
+        with pytest.raises(ConfigError, match=message):
+            CocoDetection(*splits, root=str(tmp_path), leave_out=wrong).find("train")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from vistrain.data.classification.module import ClassificationData
 from vistrain.data.classification.sources import Arrays, Split
 from vistrain.errors import DataError
 from vistrain.pictures import bars, grid
+from vistrain.structures import distinct_names
 from vistrain.writing import whole_file
 
 SAMPLES = 16
@@ -87,7 +89,7 @@ def check_classes(data: ClassificationData, output: str | Path) -> ClassReport:
     names: tuple[SplitName, ...] = ("train", "val", "test")
     for name in names:
         try:
-            split, labels = data.split(name), data.labels.names
+            split, labels = data.split(name), distinct_names(data.labels.names, data.labels.ids)
         except DataError as error:
             before = report.splits.get("val")
             if name != "test" or before is None or before.problem != str(error):  # else said already
@@ -115,7 +117,7 @@ def _file_names(split: Split) -> list[str]:
     return [f"{path}[{i}]" for i, path in enumerate(paths)] if several else paths
 
 
-def _count(split: Split, labels: tuple[str, ...]) -> ClassSplitReport:
+def _count(split: Split, labels: Sequence[str]) -> ClassSplitReport:
     counts = Counter(split.labels.tolist())
     return ClassSplitReport(
         images=len(split),

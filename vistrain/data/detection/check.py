@@ -28,7 +28,7 @@ from vistrain.data.detection.coco import Annotations, Listing, Problems, disagre
 from vistrain.data.detection.module import BoxedImages, DetectionData
 from vistrain.errors import DataError
 from vistrain.pictures import bars, class_colours, draw_boxes, grid, histogram
-from vistrain.structures import LabelSpace
+from vistrain.structures import LabelSpace, distinct_names
 from vistrain.writing import whole_file
 
 SMALL, LARGE = 32**2, 96**2  # pixels; pycocotools' bounds between small, medium and large objects
@@ -43,7 +43,9 @@ class SplitReport(SplitFindings):
     Attributes:
         images, empty_images: all listed images, and those without a trainable object.
         objects, crowds: annotations that are trained on, and crowd regions.
-        classes: name -> objects, in the order of category ids; classes without any are there with 0.
+        classes: name -> objects, in the order of category ids; classes without any are there with 0. Of classes of one
+            name all but one have their id in theirs, see `distinct_names`.
+        category_ids: name -> category id.
         sizes: `small`, `medium`, `large` -> objects, by COCO's areas.
         box_side: quantile -> square root of the box area, pixels.
         objects_per_image: quantile -> count.
@@ -57,6 +59,7 @@ class SplitReport(SplitFindings):
     objects: int = 0
     crowds: int = 0
     classes: dict[str, int] = field(default_factory=dict)
+    category_ids: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=lambda: {"small": 0, "medium": 0, "large": 0})
     box_side: dict[str, float] = field(default_factory=dict)
     objects_per_image: dict[str, float] = field(default_factory=dict)
@@ -98,17 +101,21 @@ def check_boxes(data: DetectionData, output: str | Path) -> Report:
     if not data.tests_on_val():
         names.append("test")
     report = Report({})
+    classes: dict[int, str] = {}
     seen: dict[bytes, list[str]] = defaultdict(list)
     known: dict[int, str] | None = None  # the classes of training
     for name in names:
         try:
             data.require(name)
             listing, faults = examined(data.read(name), data.annotation_file(name), annotations=name != "test")
+            listing = data.chosen(listing)
         except DataError as error:
             report.splits[name] = SplitReport(problem=str(error))
             continue
         found = targets(listing, keep_empty=True)
-        split = _count(listing, found)
+        classes = classes or _distinct(listing, found)  # those of the training split
+        named = {i: classes.get(i, listing.categories[i]) for i in sorted(listing.categories)}
+        split = _count(listing, found, named)
         report.splits[name] = split
         split.refused = [str(fault) for fault in faults] or _refused(data, name, listing, split)
         if name == "train" and not faults:
@@ -123,7 +130,14 @@ def check_boxes(data: DetectionData, output: str | Path) -> Report:
     return report
 
 
-def _count(coco: Listing, found: Annotations) -> SplitReport:
+def _distinct(coco: Listing, found: Annotations) -> dict[int, str]:
+    """Category id -> a name that no other has, by id."""
+    ids, counts = sorted(coco.categories), Counter(found.categories.tolist())
+    names = distinct_names([coco.categories[i] for i in ids], ids, [counts[i] for i in ids])
+    return dict(zip(ids, names, strict=True))
+
+
+def _count(coco: Listing, found: Annotations, classes: dict[int, str]) -> SplitReport:
     entries = [a for group in coco.annotations.values() for a in group]
     areas = np.array([a["area"] for a in entries if not a["iscrowd"]], np.float64)
     per_class = Counter(found.categories.tolist())
@@ -136,7 +150,8 @@ def _count(coco: Listing, found: Annotations) -> SplitReport:
         empty_images=int((per_image == 0).sum()),
         objects=len(boxes),
         crowds=sum(a["iscrowd"] for a in entries),
-        classes={coco.categories[i]: per_class[i] for i in sorted(coco.categories)},
+        classes={name: per_class[i] for i, name in classes.items()},
+        category_ids={name: i for i, name in classes.items()},
         sizes={
             "small": int((areas < SMALL).sum()),
             "medium": int(((areas >= SMALL) & (areas < LARGE)).sum()),
@@ -290,6 +305,7 @@ def _findings(report: Report) -> list[str]:
     lines = []
     for name, split in report.splits.items():
         lines += refusals(name, split)
+        lines += _about_classes(name, split) if name == "train" else []
         lines += [f"[yellow]{name}[/]: {escape(line)}" for line in str(split.problems).split("; ") if line]
         if split.turned:
             count, first = len(split.turned), escape(", ".join(split.turned[:3]))
@@ -302,4 +318,19 @@ def _findings(report: Report) -> list[str]:
             lines.append(f"[yellow]{name}[/]: {count} images are there more than once, e.g. {escape(first)}")
     if report.leaks:
         lines.append(f"[yellow]{len(report.leaks)} images are in more than one split[/]: {shown(report.leaks)}")
+    return lines
+
+
+def _about_classes(name: str, split: SplitReport) -> list[str]:
+    """Lines about classes that nothing can be learned of, and classes of one name."""
+    lines, ids = [], split.category_ids
+    shared = [f"{n.removesuffix(f' (id {i})')!r} ({i})" for n, i in ids.items() if n.endswith(f" (id {i})")]
+    if shared:
+        said = escape(", ".join(shared[:10]))
+        lines.append(f"[yellow]{name}[/]: categories that share their name with another one: {said}")
+    empty = [n for n, count in split.classes.items() if not count]
+    if empty and len(empty) < len(ids):
+        names, some = escape(", ".join(empty[:10])), ",".join(str(ids[n]) for n in empty[:10])
+        remedy = f"leave classes out by their ids: data.leave_out=[{some}{',...' if len(empty) > 10 else ''}]"
+        lines.append(f"[yellow]{name}[/]: {len(empty)} classes have no objects: {names}; {escape(remedy)}")
     return lines

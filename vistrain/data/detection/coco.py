@@ -204,9 +204,11 @@ def as_content(images: Iterable[BoxedImage], classes: Sequence[str], path: Path)
         path: the file that they come from, for messages.
 
     Raises:
-        DataError: a class is not among them.
+        DataError: a class is not among them, or two are called alike.
     """
     number = {name: i for i, name in enumerate(classes, 1)}
+    if len(number) < len(classes):
+        raise DataError(str(path), "two classes have one name, by which boxes are given", "make them differ")
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for key, image in enumerate(images, 1):

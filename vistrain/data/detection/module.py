@@ -7,6 +7,7 @@ import json
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -24,7 +25,7 @@ from vistrain.data.detection.collate import Sample, collate
 from vistrain.data.detection.masks import encode_mask
 from vistrain.data.detection.repair import repaired
 from vistrain.data.detection.transforms import DetrAugment, EvalResize, SizeRule
-from vistrain.errors import DataError
+from vistrain.errors import ConfigError, DataError
 from vistrain.structures import LabelSpace
 from vistrain.writing import whole_file
 
@@ -107,6 +108,7 @@ class DetectionData(DataModule):
         keep_empty: train on images without objects, too (the DETR authors do; detectron2 and detrex drop them).
         masks: load instance masks as well.
         exif: orientation of photographs, see `images.read_listed_image`.
+        leave_out: category ids that are not read, nor their objects: classes without objects, the root of an export.
         base: see `DataModule`.
 
     Attributes:
@@ -123,9 +125,11 @@ class DetectionData(DataModule):
         keep_empty: bool = False,
         masks: bool = False,
         exif: Exif = "auto",
+        leave_out: tuple[int, ...] = (),
         **base: Any,
     ) -> None:
         super().__init__(**base)
+        self.leave_out = leave_out
         self.label_space = labels
         self.augment = DetrAugment() if augment is None else augment
         self.eval_short_side, self.eval_long_side, self.resize = eval_short_side, eval_long_side, resize
@@ -204,7 +208,26 @@ class DetectionData(DataModule):
             DataError: something is missing, or refused.
         """
         self.require(split)
-        return checked(dict(self.read(split)), self.annotation_file(split), annotations=split != "test")
+        return self.chosen(checked(self.read(split), self.annotation_file(split), annotations=split != "test"))
+
+    def chosen(self, listing: Listing) -> Listing:
+        """A listing without the categories that are left out, and their annotations.
+
+        Raises:
+            ConfigError: one is not there, or no category would be left.
+        """
+        for category in self.leave_out:
+            if category not in listing.categories:
+                known = ", ".join(f"{i} ({name})" for i, name in sorted(listing.categories.items())[:6])
+                raise ConfigError("data.leave_out", f"no category {category} in {listing.path}", f"there are: {known}")
+        categories = {i: name for i, name in listing.categories.items() if i not in self.leave_out}
+        if self.leave_out and not categories:
+            raise ConfigError("data.leave_out", f"leaves no category of {listing.path}")
+        kept = {
+            image: [entry for entry in entries if entry["category_id"] in categories]
+            for image, entries in listing.annotations.items()
+        }
+        return replace(listing, categories=categories, annotations=kept) if self.leave_out else listing
 
     def ground_truth(self, split: SplitName) -> dict[str, Any]:
         """The COCO dictionary that the COCO tools evaluate against: all images, crowds included, read anew."""
