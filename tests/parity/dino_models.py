@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parity import fixtures
-from parity.models import TinyBackbone, TinyResNet, contiguous
+from parity.models import TinyBackbone, TinyResNet, contiguous, official_backbone
 from vistrain.detection import DINO, FocusDETR
 from vistrain.detr import ContrastiveDenoising, DenoisingNoise
 from vistrain.necks import ChannelMapper
@@ -68,6 +68,27 @@ def detrex_dino(fixture: dict[str, Any], **changes: Any) -> DINO:
         "mask_padding_in_eval": False,
     }
     return DINO(**{**arguments, **changes})
+
+
+def official_dino(fixture: dict[str, Any], **changes: Any) -> DINO:
+    """Ours in the configuration of an `official_dino*` fixture, weights not loaded."""
+    state, config = fixture["state_dict"], fixture["config"]
+    groups = len(fixture["inputs"]["noise"][0][1]) // (2 * sum(len(x["labels"]) for x in _official_targets(fixture)))
+    arguments = {
+        **transformer_sizes(state, config["nheads"]),
+        # So few that the authors' rule for few positives holds: twice as many groups, however many objects there are
+        "denoising": ContrastiveDenoising(
+            groups // 2, config["dn_label_noise_ratio"], config["dn_box_noise_scale"], group_threshold=100
+        ),
+        "detections_per_image": config["num_select"],
+    }
+    labels = contiguous(state["class_embed.0.bias"].shape[0])
+    backbone = official_backbone(state, len(config["return_interm_indices"]))
+    return DINO(backbone, labels, **{**arguments, **changes})
+
+
+def _official_targets(fixture: dict[str, Any]) -> list[dict[str, Tensor]]:
+    return fixture["inputs"]["targets_cxcywh_norm"]
 
 
 def focus_detr(fixture: dict[str, Any], **changes: Any) -> FocusDETR:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vistrain.backbones import DenseBackbone
 from vistrain.detection import DeformableDETR
+from vistrain.layers.boxes import cxcywh_to_xyxy
 from vistrain.losses import SetCriterion
 from vistrain.matching import HungarianMatcher
 from vistrain.necks import ChannelMapper
@@ -138,6 +139,15 @@ def as_batch(
     }
 
 
+def official_batch(fixture: dict[str, Any]) -> dict[str, Any]:
+    """Normalised images of several sizes, with their targets in pixels."""
+    images, targets = fixture["inputs"]["images_normalised"], fixture["inputs"]["targets_cxcywh_norm"]
+    extents = [torch.tensor([x.shape[2], x.shape[1]] * 2) for x in images]
+    boxes = [cxcywh_to_xyxy(t["boxes"]) * extent for t, extent in zip(targets, extents, strict=True)]
+    original = torch.stack([t["orig_size"] for t in targets])
+    return {**as_batch(images, [t["labels"] for t in targets], boxes), "original_size": original}
+
+
 def contiguous(count: int) -> LabelSpace:
     """`count` classes numbered from 0."""
     return LabelSpace(tuple(f"class {i}" for i in range(count)), tuple(range(count)))
@@ -161,10 +171,16 @@ def _sizes(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Any]:
     }
 
 
+def official_backbone(state: dict[str, Tensor], maps: int) -> TinyBackbone:
+    """The backbone of the authors' fixtures, its last `maps` maps; they store images that are normalised."""
+    widths = [state[f"backbone.0.body.{n}.weight"].shape[0] for n in ("stem", "layer2", "layer3", "layer4")]
+    as_they_are = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return TinyBackbone(TinyBody(widths), tuple(widths[-maps:]), (8, 16, 32)[-maps:], as_they_are)
+
+
 def official_deformable_detr(fixture: dict[str, Any], **changes: Any) -> DeformableDETR:
     """Ours in the configuration of an `official_defdetr*` fixture, weights not loaded."""
     state, config = fixture["state_dict"], fixture["config"]
-    widths = [state[f"backbone.0.body.{n}.weight"].shape[0] for n in ("stem", "layer2", "layer3", "layer4")]
     maps = 3 if config["num_feature_levels"] > 1 else 1
     arguments = {
         **_sizes(state, "transformer."),
@@ -173,9 +189,8 @@ def official_deformable_detr(fixture: dict[str, Any], **changes: Any) -> Deforma
         "num_queries": config["num_queries"],
         "aux_loss": config["aux_loss"],
     }
-    as_they_are = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # these fixtures store normalised images
     return DeformableDETR(
-        TinyBackbone(TinyBody(widths), tuple(widths[-maps:]), (8, 16, 32)[-maps:], as_they_are),
+        official_backbone(state, maps),
         contiguous(state["class_embed.0.bias"].shape[0]),
         **{**arguments, **changes},
     )

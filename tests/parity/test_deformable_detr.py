@@ -11,11 +11,10 @@ from torch import Tensor
 
 from parity import fixtures
 from parity.compare import assert_detections, assert_losses, assert_outputs
-from parity.models import as_batch, detrex_deformable_detr, official_deformable_detr
+from parity.models import as_batch, detrex_deformable_detr, official_batch, official_deformable_detr
 from vistrain.checkpoints import load_weights
 from vistrain.detection import DeformableDETR
 from vistrain.detection.targets import top_detections
-from vistrain.layers.boxes import cxcywh_to_xyxy
 
 OFFICIAL = sorted(
     {"dense/official_defdetr.pt", "dense/official_defdetr_ts.pt", *fixtures.names("dense/official_defdetr*.pt")}
@@ -36,15 +35,6 @@ def loaded(model: DeformableDETR, state_dict: dict[str, Tensor]) -> DeformableDE
     assert report.key_map is not None
     assert not report.left_out
     return model.eval()
-
-
-def official_batch(fixture: dict[str, Any]) -> dict[str, Any]:
-    """Normalised images of several sizes, with their targets in pixels."""
-    images, targets = fixture["inputs"]["images_normalised"], fixture["inputs"]["targets_cxcywh_norm"]
-    extents = [torch.tensor([x.shape[2], x.shape[1]] * 2) for x in images]
-    boxes = [cxcywh_to_xyxy(t["boxes"]) * extent for t, extent in zip(targets, extents, strict=True)]
-    original = torch.stack([t["orig_size"] for t in targets])
-    return {**as_batch(images, [t["labels"] for t in targets], boxes), "original_size": original}
 
 
 def detrex_batch(fixture: dict[str, Any]) -> dict[str, Any]:

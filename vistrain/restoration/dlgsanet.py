@@ -289,6 +289,7 @@ class DLGSANet(SuperResolver):
     """
 
     sets_itself = ("embed_dim", "multiple")
+    finds_residual = False  # the authors' code gives what the last convolution finds, without the image
 
     def __init__(
         self,

@@ -33,13 +33,15 @@ class SuperResolver(Restorer):
         img_range: factor between the image, whose brightest pixel is 1, and what the trunk sees.
         upsampler: `pixelshuffle` (convolutions and pixel shuffles in steps of 2 or 3), `pixelshuffledirect` (one
             convolution and one shuffle, for light networks), `nearest+conv` (for real-world images, x2 and x4), or
-            `none` (what the trunk finds is added to the image).
+            `none` (SwinIR: what the trunk finds is added to the image).
         multiple: sides of the image that the trunk takes are multiples of it.
 
     Raises:
         ConfigError: unknown upsampler, or one that does not enlarge by this factor.
     """
 
+    #: Whether a network that does not enlarge finds what has to be added to the image, or the image itself
+    finds_residual: ClassVar[bool] = True
     #: Regular expression of buffers in official files that follow from the constructor and are computed here
     computed: ClassVar[str] = ""
 
@@ -128,7 +130,8 @@ class SuperResolver(Restorer):
         if self.upsampler == "pixelshuffledirect":
             return self.upsample(features)
         if self.upsampler == "none":
-            return x + self.conv_last(features)
+            found: Tensor = self.conv_last(features)
+            return x + found if self.finds_residual else found
         y = self.conv_before_upsample(features)
         for conv in (self.conv_up1, self.conv_up2) if self.scale == 4 else (self.conv_up1,):
             y = F.leaky_relu(conv(F.interpolate(y, scale_factor=2.0, mode="nearest")), 0.2)
