@@ -163,6 +163,14 @@ def test_without_an_upsampler_something_is_added_to_the_image() -> None:
     torch.testing.assert_close(model(x), x)
 
 
+def test_dlgsanet_without_an_upsampler_gives_what_it_finds() -> None:
+    """As the authors' code does: without the image, whose mean colour alone is added back."""
+    model, x = build("DLGSANet", upsampler="none", upscale=1), image(2, 3, 8, 8)
+    nn.init.zeros_(model.conv_last.weight)
+    nn.init.zeros_(model.conv_last.bias)
+    torch.testing.assert_close(model(x), model.mean.expand_as(x))
+
+
 def test_swinir_reflects_what_its_windows_do_not_divide() -> None:
     model, x = build("SwinIR"), image(1, 3, 9, 14)
     full = nn.functional.pad(x, (0, 2, 0, 3), mode="reflect")
@@ -246,6 +254,7 @@ def test_dlgsanets_local_windows_act_in_evaluation_alone() -> None:
     "changes",
     [
         {"buildblock_type": "edge"},
+        {"activation": "none"},
         {"buildblock_type": "idynamic", "idynamic": False},
         {"buildblock_type": "restormer", "restormer_ffn_type": "BaseFFN"},
         {"idynamic_ffn_type": "BaseFFN", "activation": "sigmoid", "body_norm": True},
@@ -280,6 +289,8 @@ def test_dlgsanet_in_all_forms(changes: dict) -> None:
         ("RGT", {"c_ratio": 0.01}, "num_heads"),
         ("DLGSANet", {"buildblock_type": "swin"}, "buildblock_type"),
         ("DLGSANet", {"idynamic_ffn_type": "MLP"}, "idynamic_ffn_type"),
+        ("DLGSANet", {"activation": "softmax"}, "activation"),
+        ("DLGSANet", {"activation": "silu"}, "activation"),
         ("DLGSANet", {"restormer_num_heads": 5}, "restormer_num_heads"),
         ("DLGSANet", {"idynamic_num_heads": 5}, "idynamic_num_heads"),
     ],

@@ -23,7 +23,8 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
     "sigmoid": nn.Sigmoid,
-    "softmax": partial(nn.Softmax, -1),
+    "none": nn.Identity,
+    "softmax": partial(nn.Softmax, -1),  # of Restormer's blocks alone
 }
 BLOCK_TYPES = ("sparseedge", "edge", "idynamic", "restormer")
 RESTORMER_KERNEL = 48  # the authors' code passes `tlc_kernel` to the sparse attention alone: faithful
@@ -167,7 +168,7 @@ class ChannelMapAttention(nn.Module):
     Args:
         dim: channels C.
         num_heads: h.
-        activation: of the maps; `relu`, `gelu`, `sigmoid`, `softmax` (Restormer's), or anything else for none.
+        activation: of the maps; `relu`, `gelu`, `sigmoid`, `none`, or `softmax` (Restormer's).
         kernel: side of the windows in evaluation.
 
     Raises:
@@ -183,7 +184,7 @@ class ChannelMapAttention(nn.Module):
         self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=False)
         self.qkv_dwconv = nn.Conv2d(3 * dim, 3 * dim, 3, padding=1, groups=3 * dim, bias=False)
         self.project_out = nn.Conv2d(dim, dim, 1, bias=False)
-        self.act = ACTIVATIONS.get(activation, nn.Identity)()
+        self.act = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor, whole: bool) -> Tensor:
         """Args: x: `[B, C, H, W]`; whole: attend over the whole map, not in windows. Returns: `[B, C, H, W]`."""
@@ -276,11 +277,14 @@ class DLGSANet(SuperResolver):
             Restormer's softmax), `idynamic` (local alone), `restormer` (global alone, with softmax).
         window_size, idynamic_num_heads, idynamic_ffn_type, idynamic_ffn_expansion_factor, idynamic: see
             `DynamicLocalLayer`.
-        restormer_num_heads, restormer_ffn_type, restormer_ffn_expansion_factor, activation: see `ChannelMapLayer`.
+        restormer_num_heads, restormer_ffn_type, restormer_ffn_expansion_factor: see `ChannelMapLayer`.
+        activation: of the maps of `sparseedge`: `relu`, `gelu`, `sigmoid` or `none`. The authors' code takes any other
+            word, `softmax` too, for `none`; here such a word is refused.
         tlc_flag: attend in windows in evaluation. It changes the output; published numbers are with it.
         tlc_kernel: side of these windows, for x2, x3, x4: 96, 72, 48.
         upscale: factor of enlargement.
-        upsampler: see `SuperResolver`; `pixelshuffledirect`, `pixelshuffle` or `none` in the authors' code.
+        upsampler: see `SuperResolver`; `pixelshuffledirect`, `pixelshuffle` or `none` in the authors' code, which does not add
+            the image to what it finds without enlargement.
         body_norm: normalises before and after all groups.
         base: see `SuperResolver`.
 
@@ -318,6 +322,10 @@ class DLGSANet(SuperResolver):
             remedy = f"use {', '.join(BLOCK_TYPES)}"
             raise ConfigError("buildblock_type", f"no {buildblock_type!r}", remedy)
         sparse = buildblock_type == "sparseedge"
+        if activation not in ACTIVATIONS or (sparse and activation == "softmax"):
+            problem = f"{activation!r} is none of the sparse attention, for which the authors' code takes no activation"
+            remedy = "use relu, gelu, sigmoid or none; buildblock_type=edge has Restormer's softmax"
+            raise ConfigError("activation", problem, remedy)
         act, kernel = (activation, tlc_kernel) if sparse else ("softmax", RESTORMER_KERNEL)
 
         def block() -> list[nn.Module]:
