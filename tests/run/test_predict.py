@@ -449,11 +449,17 @@ def test_several_pictures_are_read_as_one_is(tmp_path) -> None:
     red_picture().save(tmp_path / "a.png")
     made, pixels = predictor(), np.array(red_picture())
     one = made.predict(pixels)
-    for given in ([tmp_path / "a.png"], [pixels], (pixels / 255,), [(tmp_path / "a.png").read_bytes()]):
+    for given in (
+        [tmp_path / "a.png"],
+        [pixels],
+        (pixels / 255,),
+        [pixels.astype("float32")],
+        [(tmp_path / "a.png").read_bytes()],
+    ):
         (found,) = made.predict_batch(given)
         torch.testing.assert_close(found.boxes, one.boxes, rtol=0, atol=0, equal_nan=True)
     for bad in (pixels, str(tmp_path / "a.png"), None, torch.zeros(3, 8, 8)):
         with pytest.raises(DataError, match="is not a list of pictures"):
             made.predict_batch(bad)
-    with pytest.raises(DataError, match="values from 10 to 240"):
-        made.predict_batch([pixels.astype("float32")])
+    with pytest.raises(DataError, match=r"values from 10\.5 to 240\.5"):
+        made.predict_batch([pixels.astype("float32") + 0.5])

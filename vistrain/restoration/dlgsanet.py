@@ -283,8 +283,8 @@ class DLGSANet(SuperResolver):
         tlc_flag: attend in windows in evaluation. It changes the output; published numbers are with it.
         tlc_kernel: side of these windows, for x2, x3, x4: 96, 72, 48.
         upscale: factor of enlargement.
-        upsampler: see `SuperResolver`; `pixelshuffledirect`, `pixelshuffle` or `none` in the authors' code, which does not add
-            the image to what it finds without enlargement.
+        upsampler: see `SuperResolver`; `pixelshuffledirect`, `pixelshuffle` or `none` in the authors' code. With `none`
+            the image is not added to what is found.
         body_norm: normalises before and after all groups.
         base: see `SuperResolver`.
 

@@ -120,16 +120,21 @@ def _of_array(values: np.ndarray, kind: str, of_torch: bool) -> np.ndarray:
 
 
 def _bytes_of(values: np.ndarray, kind: str) -> np.ndarray:
-    """Values as uint8: they are, or floating point in 0..1."""
+    """Values as uint8: they are, or floating point in 0..1, or whole numbers of 0..255 in floating point.
+
+    Fractions above 1 could be either, so a resize that overshoots 1 would come out black.
+    """
     if values.dtype == np.uint8:
         return values
     if not np.issubdtype(values.dtype, np.floating):
         raise DataError("image", f"{kind} has no agreed range", "bring it to 0..255 and convert it: .astype('uint8')")
     low, high = float(values.min()), float(values.max())  # NaN makes both NaN
-    if not (low >= 0 and high <= 1):
-        remedy = "floating point means 0..1; convert 0..255 by .astype('uint8')"
-        raise DataError("image", f"{kind} has values from {low:g} to {high:g}", remedy)
-    return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
+    if low >= 0 and high <= 1:
+        return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
+    if low >= 0 and high <= 255 and (values == np.rint(values)).all():
+        return values.astype(np.uint8)
+    remedy = "floating point means 0..1, or whole numbers of 0..255; clip it, or convert it by .astype('uint8')"
+    raise DataError("image", f"{kind} has values from {low:g} to {high:g}", remedy)
 
 
 def _not_empty(values: np.ndarray, kind: str) -> np.ndarray:

@@ -200,8 +200,8 @@ class ImagePredictor(Predictor[Result]):
 
     That is a path, an open file, the bytes of a file, or a PIL image (EXIF orientations are respected); or an array
     `[H, W, 3]` RGB, `[H, W]` or `[H, W, 1]` grey, or `[H, W, 4]`, whose alpha channel is dropped as that of files is,
-    uint8 or floating point in 0..1; or a tensor of these types, as torchvision has them (`[3, H, W]`, or 1, or 4) or as
-    an array.
+    uint8, floating point in 0..1, or whole numbers of 0..255 in floating point; or a tensor of these types, as
+    torchvision has them (`[3, H, W]`, or 1, or 4) or as an array.
 
     Args:
         model, device, base: see `Predictor`.
