@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,16 @@ def coco(change: Callable[[dict[str, Any]], Any]) -> Change:
     return apply
 
 
+def pipe(name: str) -> Change:
+    """A pipe in place of a file: who opens it as a file waits for ever."""
+
+    def apply(root: Path) -> None:
+        (root / name).unlink()
+        os.mkfifo(root / name)
+
+    return apply
+
+
 def circle(root: Path) -> None:
     """A link that leads back."""
     (root / "images" / "again").symlink_to(root, target_is_directory=True)
@@ -133,6 +144,8 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "voc: two sets": ("voc", split_in_two, "error: holds 2 sets"),
     "voc: picture damaged": ("voc", raw("JPEGImages/b.jpg", b"\xff\xd8\xff"), "picture left out: not an image"),
     "voc: picture empty": ("voc", raw("JPEGImages/b.jpg", b""), "picture left out"),
+    "voc: picture is a pipe": ("voc", pipe("JPEGImages/b.jpg"), "picture left out"),
+    "voc: xml is a pipe": ("voc", pipe("Annotations/b.xml"), "no such annotation file"),
     "voc: stated size wrong": ("voc", text("Annotations/b.xml", voc_xml("b", [("cat", 1, 2, 9, 9)], size=(0, 0))), "cat 1"),
     "voc: another size": ("voc", text("Annotations/b.xml", voc_xml("b", [("cat", 1, 2, 9, 9)], size=(500, 400))), "(500x400 stated, 50x40 there)"),
     "voc: shrunk since": ("voc", text("Annotations/b.xml", voc_xml("b", [("cat", 90, 90, 90, 90)], size=(500, 400))), "another size than when"),
@@ -157,6 +170,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "yolo: label gone": ("yolo", gone("labels/val/b.txt"), "taken as one without objects: b.jpg"),
     "yolo: labels gone": ("yolo", gone("labels"), "error: none of 4 pictures has a label file"),
     "yolo: label without a picture": ("yolo", text("labels/val/x.txt", ""), "label file without a picture, skipped: x.txt"),
+    "yolo: label is a pipe": ("yolo", pipe("labels/val/b.txt"), "b.jpg"),
     "yolo: picture damaged": ("yolo", raw("images/val/b.jpg", b"x"), "picture left out"),
     "yolo: split gone": ("yolo", gone("images/val"), "split whose folder or list is not there, skipped: val (images/val)"),
     "yolo: pictures gone": ("yolo", gone("images"), "error: not there: train: images/train"),
@@ -180,6 +194,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
     # LabelMe
     "labelme: picture gone": ("labelme", gone("val/b.jpg"), "annotation left out: no such picture"),
     "labelme: picture in the JSON alone": ("labelme", lambda r: (gone("val/b.jpg")(r), shapes(imageData="aGk=")(r)), "in the JSON alone"),
+    "labelme: a pipe": ("labelme", pipe("val/b.json"), "left out with its picture"),
     "labelme: cut off": ("labelme", text("val/b.json", '{"shapes": ['), "not valid JSON"),
     "labelme: deep": ("labelme", text("val/b.json", DEEP), "left out with its picture"),
     "labelme: a list": ("labelme", text("val/b.json", "[]"), "has no list `shapes`"),
@@ -208,6 +223,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "cvat: video": ("cvat", text("annotations.xml", cvat_xml('<track id="0" label="cat"/>')), "error: holds the tracks of a video"),
     "cvat: VOC": ("cvat", text("annotations.xml", voc_xml("a", [])), "error: its root is <annotation>"),
     "cvat: gone": ("cvat", gone("annotations.xml"), "error: holds 0 XML files"),
+    "cvat: a pipe": ("cvat", pipe("annotations.xml"), "error: cannot be read"),
     "cvat: another size": ("cvat", items(cvat_box("cat", 90, 90, 9, 9), size=(500, 400)), "error: not one object in 0 pictures"),
     # Label Studio
     "studio: number is text": ("label_studio", tasks(studio_task("b", [studio_result("cat", 1, 1, 5, 5, value={"x": "?", "y": 1, "width": 1, "height": 1, "rectanglelabels": ["cat"]})])), "rectangle whose numbers"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vistrain.data.base.check import opened
+from vistrain.data.base.storage import read_json
 from vistrain.data.importing.export import (
     Export,
     Labelled,
@@ -21,7 +22,7 @@ from vistrain.data.importing.export import (
     split_of,
     whole_size,
 )
-from vistrain.data.importing.files import Pictures, read_json, walk
+from vistrain.data.importing.files import Pictures, walk
 from vistrain.errors import DataError
 
 SECTIONS = ("images", "annotations", "categories")

@@ -12,11 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from vistrain.data.base.check import opened
-from vistrain.data.base.images import ORIENTATION, image_size
-from vistrain.data.base.storage import open_file
+from vistrain.data.base.images import image_orientation, image_size
 from vistrain.data.importing.coco_export import read_coco_export
 from vistrain.data.importing.cvat import read_cvat
 from vistrain.data.importing.export import Export, Labelled, Options, Shape, printable
@@ -148,14 +145,10 @@ def _placed(export: Export, folder: Path) -> dict[str, list[Placed]]:
 
 
 def _sizes(path: Path) -> tuple[Size, Size]:
-    """As stored, and as viewers show it."""
+    """As stored, and upright, as viewers show it."""
     height, width = image_size(path)
-    with open_file(path) as file, Image.open(file) as image:
-        try:
-            turned = image.getexif().get(ORIENTATION) in QUARTER_TURNS
-        except (OSError, SyntaxError, ValueError):  # an unreadable EXIF block says nothing about the orientation
-            turned = False
-    return (height, width), ((width, height) if turned else (height, width))
+    stored = (width, height) if image_orientation(path) in QUARTER_TURNS else (height, width)
+    return stored, (height, width)
 
 
 def _frame(picture: Labelled, stored: Size, upright: Size, export: Export) -> Size | None:

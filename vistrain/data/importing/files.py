@@ -1,15 +1,13 @@
-"""Files of exports: text in the encodings that editors leave behind, XML and JSON without traps, pictures by name."""
+"""Files of exports: text in the encodings that editors leave behind, XML without traps, pictures by name."""
 
 from __future__ import annotations
 
 import codecs
-import json
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -65,22 +63,6 @@ def _decoded(path: Path, data: bytes, encoding: str) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise DataError(str(path), f"not a text file (byte {error.start} is not {encoding})") from error
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        DataError: it cannot be read, or is no JSON.
-    """
-    text = read_words(path)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise DataError(str(path), f"not valid JSON: {error.msg} at {place}", "cut off while copying?") from error
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets of thousands of levels
-        raise DataError(str(path), f"not an annotation file: {error}") from error
 
 
 def walk(folder: Path) -> Iterator[Path]:

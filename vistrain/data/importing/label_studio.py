@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from vistrain.data.base.storage import read_json
 from vistrain.data.importing.export import (
     Export,
     Labelled,
@@ -22,7 +23,7 @@ from vistrain.data.importing.export import (
     split_of,
     whole_size,
 )
-from vistrain.data.importing.files import Pictures, is_picture, read_json, walk
+from vistrain.data.importing.files import Pictures, is_picture, walk
 from vistrain.errors import DataError
 
 CORNERS = 24  # of the polygon that stands for an ellipse

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vistrain.data.base.check import opened
+from vistrain.data.base.storage import read_json
 from vistrain.data.importing.export import Export, Labelled, Notes, Options, Shape, numbers, split_of, whole_size
-from vistrain.data.importing.files import Pictures, read_json, walk
+from vistrain.data.importing.files import Pictures, walk
 from vistrain.errors import DataError
 
 CORNERS = 24  # of the polygon that stands for a circle

@@ -38,7 +38,7 @@ def read_picture(source: Any) -> np.ndarray:
     if isinstance(source, str | Path):
         if "\0" in str(source):
             raise DataError(repr(str(source)), "is no file's name")
-        return read_image(source, apply_exif=True)
+        return read_image(source)
     if isinstance(source, Image.Image):
         return _of_pil(source)
     if isinstance(source, bytes | bytearray | memoryview):
@@ -69,7 +69,7 @@ def kind_of(given: Any) -> str:
 def _of_bytes(data: bytes, where: str) -> np.ndarray:
     if not data:
         raise DataError(where, "no picture: empty")
-    return read_image(where, apply_exif=True, data=data)
+    return read_image(where, data=data)
 
 
 def _of_file(file: Readable) -> np.ndarray:
