@@ -10,6 +10,7 @@ import argparse
 import pickle
 import re
 import struct
+import tokenize
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -27,6 +28,7 @@ _DAMAGED = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     struct.error,
+    tokenize.TokenError,
     EOFError,
     RuntimeError,
     ValueError,

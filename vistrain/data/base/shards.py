@@ -12,6 +12,7 @@ import re
 import struct
 import sys
 import tarfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ VERSION = 1
 # What damaged bytes make NumPy and zipfile raise, each from deep inside a parser that assumes sound input.
 DAMAGED = (
     OSError, ValueError, LookupError, TypeError, EOFError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
-    SyntaxError, struct.error, zipfile.BadZipFile, zlib.error,
+    SyntaxError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 BLOCK = 512  # bytes; everything in a tar file is a multiple of them
 REINDEX = "copy it from where the shards were made, or write it anew: python tools/make_shards.py --reindex {}"
@@ -152,6 +153,8 @@ class Index:
     def _damage(self) -> str:
         """What cannot be in an index; empty where nothing is: readers believe it."""
         columns = (self.names, self.shard, self.offset, self.size, self.crc)
+        if not all(isinstance(a, np.ndarray) for a in (*columns, self.shards, self.lengths)):
+            return "its columns are no arrays"
         kinds = "".join(a.dtype.kind for a in (*columns, self.shards, self.lengths))
         if kinds != "SiiiuSi" or {a.ndim for a in (*columns, self.shards)} != {1}:
             return "its columns are of other types"
