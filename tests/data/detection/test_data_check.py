@@ -229,7 +229,7 @@ def test_two_categories_of_one_name_are_counted_by_id(tmp_path: Path) -> None:
         assert split.category_ids == {"hat (id 0)": 0, "hat": 1, "vest": 2, "hat (id 3)": 3}
     said = text(report)
     assert "categories that share their name with another one: 'hat' (0), 'hat' (3)" in said
-    assert "2 classes have no objects: hat (id 0), hat (id 3)" in said
+    assert "classes without objects: hat (id 0), hat (id 3)" in said
     assert "data.leave_out=[0,3]" in said
 
 

@@ -331,6 +331,6 @@ def _about_classes(name: str, split: SplitReport) -> list[str]:
     empty = [n for n, count in split.classes.items() if not count]
     if empty and len(empty) < len(ids):
         names, some = escape(", ".join(empty[:10])), ",".join(str(ids[n]) for n in empty[:10])
-        remedy = f"leave classes out by their ids: data.leave_out=[{some}{',...' if len(empty) > 10 else ''}]"
-        lines.append(f"[yellow]{name}[/]: {len(empty)} classes have no objects: {names}; {escape(remedy)}")
+        remedy = f"data.leave_out=[{some}{',...' if len(empty) > 10 else ''}] reads without them"
+        lines.append(f"[yellow]{name}[/]: classes without objects: {names} - {escape(remedy)}")
     return lines
