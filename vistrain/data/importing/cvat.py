@@ -5,7 +5,6 @@ Its other exports are read by the readers of their layouts: COCO, YOLO, Pascal V
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
@@ -16,15 +15,18 @@ from vistrain.data.importing.export import (
     Options,
     Shape,
     distinct,
+    ellipse,
+    flat,
     number,
     numbers,
+    points_of,
     split_of,
+    turned,
     whole_size,
 )
 from vistrain.data.importing.files import Pictures, read_xml, walk
 from vistrain.errors import DataError
 
-CORNERS = 24  # of the polygon that stands for an ellipse
 SHAPES = ("box", "polygon", "ellipse", "mask")
 NO_AREA = ("points", "polyline", "skeleton", "cuboid", "tag")
 REMEDY = "export again as 'CVAT for images 1.1', with its images"
@@ -89,32 +91,21 @@ def _shape(item: Element, picture: str, notes: Notes) -> Shape | None:
 
 def _outline(item: Element, label: str) -> Shape | None:
     if item.tag == "polygon":
-        pairs = [numbers(pair.split(",")) for pair in item.get("points", "").split(";") if pair.strip()]
-        if len(pairs) < 3 or any(pair is None or len(pair) != 2 for pair in pairs):
-            return None
-        return Shape.outlined(label, tuple(v for pair in pairs for v in pair or ()))
+        points = points_of([pair.split(",") for pair in item.get("points", "").split(";") if pair.strip()])
+        return Shape.outlined(label, flat(points)) if points is not None and len(points) >= 3 else None
     keys = {"box": ("xtl", "ytl", "xbr", "ybr"), "ellipse": ("cx", "cy", "rx", "ry")}
     values = numbers([item.get(key) for key in keys.get(item.tag, ("left", "top", "width", "height"))])
-    turned = number(item.get("rotation", "0"))
-    if values is None or turned is None:
+    degrees = number(item.get("rotation", "0"))
+    if values is None or degrees is None:
         return None
     if item.tag == "mask":
         left, top, width, height = values
         return Shape(label, (left, top, left + width, top + height))
     if item.tag == "ellipse":
-        x, y, rx, ry = values
-        turns = [2 * math.pi * i / CORNERS for i in range(CORNERS)]
-        return _rotated(label, [(x + rx * math.cos(t), y + ry * math.sin(t)) for t in turns], (x, y), turned)
+        x, y, across, down = values
+        return Shape.outlined(label, flat(turned(ellipse((x, y), across, down), (x, y), degrees)))
     left, top, right, bottom = values
-    if turned % 360 == 0:
+    if degrees % 360 == 0:
         return Shape(label, (left, top, right, bottom))
     corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
-    return _rotated(label, corners, ((left + right) / 2, (top + bottom) / 2), turned)
-
-
-def _rotated(label: str, points: list[tuple[float, float]], centre: tuple[float, float], degrees: float) -> Shape:
-    """An outline turned clockwise about a point, as the vertical axis points down."""
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    shifted = [(x - centre[0], y - centre[1]) for x, y in points]
-    turned = [(centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos) for x, y in shifted]
-    return Shape.outlined(label, tuple(v for point in turned for v in point))
+    return Shape.outlined(label, flat(turned(corners, ((left + right) / 2, (top + bottom) / 2), degrees)))

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+Point = tuple[float, float]
+
+CORNERS = 24  # of the polygon that stands for an ellipse
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
@@ -117,6 +120,31 @@ class Export:
     notes: Notes
     shares: bool = False
     turned: bool = False
+
+
+def ellipse(centre: Point, across: float, down: float) -> list[Point]:
+    """Corners of the polygon that stands for an ellipse with these half axes."""
+    turns = (2 * math.pi * i / CORNERS for i in range(CORNERS))
+    return [(centre[0] + across * math.cos(t), centre[1] + down * math.sin(t)) for t in turns]
+
+
+def turned(points: Sequence[Point], centre: Point, degrees: float) -> list[Point]:
+    """Points turned clockwise about a centre, as the vertical axis points down."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    shifted = [(x - centre[0], y - centre[1]) for x, y in points]
+    return [(centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos) for x, y in shifted]
+
+
+def flat(points: Sequence[Point]) -> tuple[float, ...]:
+    """x1, y1, x2, y2, ... of points."""
+    return tuple(value for point in points for value in point)
+
+
+def points_of(written: Any) -> list[Point] | None:
+    """Points from a list of pairs of numbers; None where it is none."""
+    found = [numbers(pair) for pair in written] if isinstance(written, list) else []
+    pairs = [(pair[0], pair[1]) for pair in found if pair is not None and len(pair) == 2]
+    return pairs if pairs and len(pairs) == len(found) else None
 
 
 def printable(text: str) -> str:

@@ -5,7 +5,6 @@ Its other exports are read by the readers of their layouts: COCO, YOLO, Pascal V
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,18 @@ from vistrain.data.importing.export import (
     Notes,
     Options,
     Shape,
+    ellipse,
+    flat,
     number,
     numbers,
+    points_of,
     split_of,
+    turned,
     whole_size,
 )
 from vistrain.data.importing.files import Pictures, is_picture, walk
 from vistrain.errors import DataError
 
-CORNERS = 24  # of the polygon that stands for an ellipse
 REMEDY = "export it as JSON, and give the pictures: --images FOLDER"
 
 
@@ -150,29 +152,23 @@ def _label(item: Mapping[str, Any]) -> str | None:
 def _shape(label: str, kind: str, value: Mapping[str, Any], item: Mapping[str, Any]) -> Shape | None:
     """In shares of the sides."""
     if kind == "polygon":
-        written = value["points"] if isinstance(value["points"], list) else []
-        points = [numbers(point) for point in written]
-        if len(points) < 3 or any(point is None or len(point) != 2 for point in points):
+        points = points_of(value["points"])
+        if points is None or len(points) < 3:
             return None
-        return Shape.outlined(label, tuple(v / 100 for point in points for v in point or ()))
+        return Shape.outlined(label, tuple(v / 100 for v in flat(points)))
     keys = ("x", "y", "width", "height") if kind == "rectangle" else ("x", "y", "radiusX", "radiusY")
-    values, turned = numbers([value.get(key) for key in keys]), number(value.get("rotation") or 0)
-    if values is None or turned is None:
+    values, degrees = numbers([value.get(key) for key in keys]), number(value.get("rotation") or 0)
+    if values is None or degrees is None:
         return None
     x, y, across, down = (v / 100 for v in values)
-    if kind == "rectangle":
-        points = [(x, y), (x + across, y), (x + across, y + down), (x, y + down)]
-    else:
-        turns = [2 * math.pi * i / CORNERS for i in range(CORNERS)]
-        points = [(x + across * math.cos(t), y + down * math.sin(t)) for t in turns]
-    if turned % 360 == 0:
-        flat = tuple(v for point in points for v in point or ())
-        return Shape(label, Shape.outlined(label, flat).box, () if kind == "rectangle" else (flat,))
+    corners = [(x, y), (x + across, y), (x + across, y + down), (x, y + down)]
+    outline = corners if kind == "rectangle" else ellipse((x, y), across, down)
+    if degrees % 360 == 0:
+        return Shape(label, Shape.outlined(label, flat(outline)).box, () if kind == "rectangle" else (flat(outline),))
     # Turned about its first corner, in pixels: shares of unequal sides are no place to turn anything in
     size = whole_size(item.get("original_height"), item.get("original_width"))
     if size is None:
         return None
-    ratio, cos, sin = size[1] / size[0], math.cos(math.radians(turned)), math.sin(math.radians(turned))
-    shifted = [((px - x) * ratio, py - y) for px, py in points]  # in heights
-    flat = tuple(v for px, py in shifted for v in (x + (px * cos - py * sin) / ratio, y + px * sin + py * cos))
-    return Shape.outlined(label, flat)
+    ratio = size[1] / size[0]
+    in_heights = turned([(px * ratio, py) for px, py in outline], (x * ratio, y), degrees)
+    return Shape.outlined(label, flat([(px / ratio, py) for px, py in in_heights]))

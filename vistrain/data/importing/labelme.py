@@ -9,11 +9,21 @@ from typing import Any
 
 from vistrain.data.base.check import opened
 from vistrain.data.base.storage import read_json
-from vistrain.data.importing.export import Export, Labelled, Notes, Options, Shape, numbers, split_of, whole_size
+from vistrain.data.importing.export import (
+    Export,
+    Labelled,
+    Notes,
+    Options,
+    Shape,
+    ellipse,
+    flat,
+    points_of,
+    split_of,
+    whole_size,
+)
 from vistrain.data.importing.files import Pictures, walk
 from vistrain.errors import DataError
 
-CORNERS = 24  # of the polygon that stands for a circle
 NO_AREA = ("point", "points", "line", "linestrip")
 
 
@@ -95,18 +105,16 @@ def _shapes(items: Sequence[Any], path: Path, notes: Notes) -> list[Shape]:
 
 
 def _shape(name: str, kind: str, written: Any) -> Shape | None:
-    points = [numbers(point) for point in written] if isinstance(written, list) else []
-    if not points or any(point is None or len(point) != 2 for point in points):
+    points = points_of(written)
+    if points is None:
         return None
-    flat = tuple(v for point in points for v in point or ())
-    if kind == "circle" and len(points) == 2:
-        (x, y), radius = flat[:2], math.dist(flat[:2], flat[2:])
-        turns = (2 * math.pi * i / CORNERS for i in range(CORNERS))
-        outline = tuple(v for t in turns for v in (x + radius * math.cos(t), y + radius * math.sin(t)))
-        return Shape(name, (x - radius, y - radius, x + radius, y + radius), (outline,))
+    if kind == "circle" and len(points) == 2:  # its centre, and a point on it
+        radius = math.dist(*points)
+        return Shape.outlined(name, flat(ellipse(points[0], radius, radius)))
     if kind in ("rectangle", "mask") and len(points) >= 2:
-        return Shape(name, Shape.outlined(name, flat).box)
-    return Shape.outlined(name, flat) if kind not in ("circle", "rectangle", "mask") and len(points) >= 3 else None
+        return Shape(name, Shape.outlined(name, flat(points)).box)
+    is_polygon = kind not in ("circle", "rectangle", "mask") and len(points) >= 3
+    return Shape.outlined(name, flat(points)) if is_polygon else None
 
 
 def _together(parts: Sequence[Shape]) -> Shape:
