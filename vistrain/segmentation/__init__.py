@@ -1,8 +1,12 @@
 """Segmentation networks, one file per paper. Pure torch."""
 
 from vistrain.segmentation.daformer import DAFormerHead
+from vistrain.segmentation.eco_m2f import ECOMask2Former, GatedPixelDecoder
 from vistrain.segmentation.espnet import ESPNet, ESPNetC
 from vistrain.segmentation.fcn import FCNHead
+from vistrain.segmentation.mask2former import Mask2Former, MaskedDecoder
+from vistrain.segmentation.pem import PEM, PEMDecoder, PEMPixelDecoder
+from vistrain.segmentation.pixel_decoder import DeformablePixelDecoder
 from vistrain.segmentation.segformer import SegFormerHead
 from vistrain.segmentation.semantic import SemanticSegmenter
 from vistrain.segmentation.semantic_fpn import FPNHead
@@ -10,11 +14,19 @@ from vistrain.segmentation.upernet import UPerHead
 from vistrain.segmentation.vwformer import VWCityHead, VWHead
 
 __all__ = [
+    "PEM",
     "DAFormerHead",
+    "DeformablePixelDecoder",
+    "ECOMask2Former",
     "ESPNet",
     "ESPNetC",
     "FCNHead",
     "FPNHead",
+    "GatedPixelDecoder",
+    "Mask2Former",
+    "MaskedDecoder",
+    "PEMDecoder",
+    "PEMPixelDecoder",
     "SegFormerHead",
     "SemanticSegmenter",
     "UPerHead",

@@ -16,7 +16,7 @@ from vistrain.checkpoints import KeyMap
 from vistrain.errors import DataError
 from vistrain.layers.conv import resize
 from vistrain.layers.padding import Normalize
-from vistrain.losses.pixels import PixelCrossEntropy, PixelLoss
+from vistrain.losses.class_maps import PixelCrossEntropy, PixelLoss
 from vistrain.losses.set_criterion import average_over_processes
 from vistrain.necks import default_neck
 from vistrain.network import Network
@@ -79,7 +79,7 @@ class SemanticNetwork(Network):
         Args:
             images: `[B, C, H, W]`, normalised.
             labels: `[B, H, W]` int64, the ignore index on padding.
-            count: labelled pixels to divide by, see `losses.pixels`.
+            count: labelled pixels to divide by, see `losses.class_maps`.
         """
         return {"loss_seg": self.pixel_loss(self(images), labels, count)}
 

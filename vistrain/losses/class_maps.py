@@ -1,7 +1,7 @@
 """Losses of class maps: `(logits [B, K, *S], labels [B, *S] int64, ignore_index, count) -> scalar`.
 
-Written from their formulas; constants follow mmsegmentation (Apache-2.0) and PIDNet (MIT). `count` is the number of labelled pixels that a mean is taken over, where the gradients of
-several batches are averaged; None counts this batch.
+`count` is the number of labelled pixels that a mean is taken over, where the gradients of several batches are averaged;
+None counts this batch. Written from their formulas; constants follow mmsegmentation (Apache-2.0) and PIDNet (MIT).
 """
 
 from __future__ import annotations
