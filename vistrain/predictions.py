@@ -84,6 +84,20 @@ class Segmentation:
 
 
 @dataclass(frozen=True)
+class LaneMaps:
+    """Where the lanes of one image are.
+
+    Attributes:
+        probabilities: `[L + 1, H, W]` float32 of background and the lanes, at the size at which the network saw the
+            image.
+        exist: `[L]` float32, probability that a lane is there.
+    """
+
+    probabilities: Tensor
+    exist: Tensor
+
+
+@dataclass(frozen=True)
 class ClassScores:
     """What a classifier says of one image.
 

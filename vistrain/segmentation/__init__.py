@@ -1,5 +1,6 @@
 """Segmentation networks, one file per paper. Pure torch."""
 
+from vistrain.segmentation.bevanet import BEVANet
 from vistrain.segmentation.daformer import DAFormerHead
 from vistrain.segmentation.eco_m2f import ECOMask2Former, GatedPixelDecoder
 from vistrain.segmentation.espnet import ESPNet, ESPNetC
@@ -7,6 +8,7 @@ from vistrain.segmentation.fcn import FCNHead
 from vistrain.segmentation.mask2former import Mask2Former, MaskedDecoder
 from vistrain.segmentation.pem import PEM, PEMDecoder, PEMPixelDecoder
 from vistrain.segmentation.pixel_decoder import DeformablePixelDecoder
+from vistrain.segmentation.scnn import SCNN
 from vistrain.segmentation.segformer import SegFormerHead
 from vistrain.segmentation.semantic import SemanticSegmenter
 from vistrain.segmentation.semantic_fpn import FPNHead
@@ -15,6 +17,8 @@ from vistrain.segmentation.vwformer import VWCityHead, VWHead
 
 __all__ = [
     "PEM",
+    "SCNN",
+    "BEVANet",
     "DAFormerHead",
     "DeformablePixelDecoder",
     "ECOMask2Former",
