@@ -73,14 +73,14 @@ def model_of(name: str, fixture: dict[str, Any]) -> Any:
     return with_weights(model, fixture)
 
 
-def assert_found(ours: Detections, theirs: list[Tensor]) -> None:
+def assert_found(ours: Detections, theirs: list[Tensor], pixels: float = 1e-3) -> None:
     """The same objects of each class, in the order of their scores."""
     assert len(ours.scores) == sum(len(x) for x in theirs)
     for label, stored in enumerate(theirs):
         own = ours.labels == label
         order = stored[:, 4].argsort(descending=True, stable=True)
         torch.testing.assert_close(ours.scores[own], stored[order, 4], rtol=0, atol=ATOL)
-        tolerance = max(1e-3, 1e-6 * float(stored.abs().max())) if len(stored) else 0
+        tolerance = max(pixels, 1e-6 * float(stored.abs().max())) if len(stored) else 0
         torch.testing.assert_close(ours.boxes[own], stored[order, :4], rtol=0, atol=tolerance)
 
 

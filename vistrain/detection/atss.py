@@ -136,7 +136,7 @@ def square_anchors(outputs: Sequence[tuple[Tensor, ...]], strides: Sequence[int]
 def assign(
     assigner: ATSSAssigner, anchors: Tensor, boxes: Tensor, labels: Tensor, counts: Sequence[int], num_classes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices `[P]` of one image's positive anchors, their objects' boxes `[P, 4]`, and the class of every anchor `[A]`."""
+    """Indices `[P]` of one image's positive anchors, their objects' boxes `[P, 4]`, and every anchor's class `[A]`."""
     assigned = assigner(anchors, boxes, counts)
     positive = (assigned >= 0).nonzero()[:, 0]
     classes = torch.full_like(assigned, num_classes)

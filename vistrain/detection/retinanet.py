@@ -18,6 +18,8 @@ from vistrain.matching.overlap import IGNORED, OverlapAssigner
 from vistrain.necks import FPN
 from vistrain.structures import Factory
 
+ASSIGNER = OverlapAssigner(0.5, 0.4, 0.0)
+
 
 class RetinaHead(DenseHead):
     """Nine anchors in each cell, four convolutions before each of classes and boxes.
@@ -39,7 +41,7 @@ class RetinaHead(DenseHead):
         base_scale: float = 4.0,
         scales_per_octave: int = 3,
         ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
-        assigner: OverlapAssigner = OverlapAssigner(0.5, 0.4, 0.0),
+        assigner: OverlapAssigner = ASSIGNER,
     ) -> None:
         super().__init__(channels, strides, num_classes)
         self.scales = tuple(base_scale * 2 ** (i / scales_per_octave) for i in range(scales_per_octave))

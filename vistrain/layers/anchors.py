@@ -33,7 +33,8 @@ def anchor_grid(
         device: where to make them.
 
     Returns:
-        per level `[H * W * A, 4]` float32 xyxy in pixels: row by row, in a cell ratio by ratio, in a ratio scale by scale.
+        per level `[H * W * A, 4]` float32 xyxy in pixels: row by row, in a cell ratio by ratio, in a ratio scale by
+        scale.
     """
     found = []
     root = torch.tensor(ratios, device=device).sqrt()[:, None]

@@ -58,7 +58,7 @@ class ATSSAssigner:
     topk: int = 9
 
     def __call__(self, anchors: Tensor, objects: Tensor, counts: Sequence[int]) -> Tensor:
-        """As in `OverlapAssigner`; `counts` are the anchors of each level, in the order of `anchors`. None is ignored."""
+        """As in `OverlapAssigner`; `counts` are how many anchors each level has. No anchor is ignored."""
         background = anchors.new_full((len(anchors),), BACKGROUND, dtype=torch.int64)
         if not len(objects):
             return background
@@ -95,9 +95,11 @@ class RandomSampler:
     draw: Callable[[int], Tensor] = torch.randperm
 
     def __call__(self, assigned: Tensor) -> tuple[Tensor, Tensor]:
-        """`[A]` of an assigner -> indices of positives and of negatives, each ascending unless it was drawn."""
+        """`[A]` of an assigner -> indices of positives and of negatives, ascending."""
         positive = self._pick((assigned >= 0).nonzero()[:, 0], int(self.count * self.positive_share))
         return positive, self._pick((assigned == BACKGROUND).nonzero()[:, 0], self.count - len(positive))
 
     def _pick(self, index: Tensor, count: int) -> Tensor:
-        return index if len(index) <= count else index[self.draw(len(index))[:count].to(index.device)]
+        if len(index) <= count:
+            return index
+        return index[self.draw(len(index))[:count].to(index.device)].sort().values
