@@ -29,7 +29,7 @@ NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "cascade_mask_rcnn_swin_giou4conv1f": (CascadeMaskRCNN, SWIN),
 }
 # Each of the three stages starts from the boxes of the one before. In double precision this network lies 1.2e-3 pixels
-# from the stored boxes: so much is the stored run's own rounding, and the convolutions of another processor add as much.
+# from the stored boxes: that is the stored run's own rounding, and the convolutions of another processor add to it.
 ROUNDING = {"cascade_mask_rcnn_swin_giou4conv1f": 3e-3}
 # A box that is 1e-3 pixels away turns a pixel of its mask where the probability is the threshold.
 PIXELS_OF_A_MASK = 3

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.backbones import Backbone, DenseBackbone
+from vistrain.detection.anchors import BoxDeltas, anchor_grid
 from vistrain.detection.dense_detector import DenseDetector, DenseHead, Scale, by_anchor, sigmoid_focal
 from vistrain.detection.retinanet import run, start_like_retinanet
-from vistrain.layers.anchors import BoxDeltas, anchor_grid
 from vistrain.layers.boxes import clamped_giou
 from vistrain.layers.conv import ConvModule
 from vistrain.losses import average_over_processes

@@ -197,7 +197,7 @@ class DenseDetector(Network):
 
 
 def by_anchor(x: Tensor, width: int) -> Tensor:
-    """`[..., A * width, H, W]` -> `[..., H * W * A, width]`, the order of `layers.anchors.anchor_grid`."""
+    """`[..., A * width, H, W]` -> `[..., H * W * A, width]`, the order of `detection.anchors.anchor_grid`."""
     return x.movedim(-3, -1).unflatten(-1, (-1, width)).flatten(-4, -2)
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.backbones import Backbone, DenseBackbone
+from vistrain.detection.anchors import clip_boxes
 from vistrain.detection.atss import assign, square_anchors
 from vistrain.detection.dense_detector import DenseDetector, DenseHead, Scale, by_anchor
 from vistrain.detection.retinanet import run, start_like_retinanet
-from vistrain.layers.anchors import clip_boxes
 from vistrain.layers.boxes import clamped_giou, clamped_iou
 from vistrain.layers.conv import ConvModule
 from vistrain.losses import average_over_processes

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vistrain.detection.anchors import BoxDeltas, anchor_grid
 from vistrain.detection.dense_detector import DenseDetector, DenseHead, by_anchor, sigmoid_focal
-from vistrain.layers.anchors import BoxDeltas, anchor_grid
 from vistrain.layers.conv import ConvModule
 from vistrain.matching.overlap import IGNORED, OverlapAssigner
 from vistrain.necks import FPN

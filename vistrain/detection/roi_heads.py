@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from vistrain.detection.anchors import BoxDeltas
 from vistrain.detection.rpn import smooth_l1
-from vistrain.layers.anchors import BoxDeltas
 from vistrain.layers.boxes import box_area, clamped_giou, nms_by_group
 from vistrain.layers.conv import ConvModule
 from vistrain.matching.overlap import OverlapAssigner, RandomSampler

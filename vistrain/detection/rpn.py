@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.detection.anchors import BoxDeltas, anchor_grid
 from vistrain.detection.dense_detector import by_anchor
-from vistrain.layers.anchors import BoxDeltas, anchor_grid
 from vistrain.layers.boxes import nms_by_group
 from vistrain.matching.overlap import IGNORED, OverlapAssigner, RandomSampler
 

@@ -209,7 +209,7 @@ class MaskCriterion:
         return {
             f"loss_class{layer.suffix}": self.class_weight * loss_class,
             f"loss_mask{layer.suffix}": (self.mask_weight * loss_mask / normalizer + untouched).to(loss_class.dtype),
-            f"loss_dice{layer.suffix}": (self.dice_weight * dice.sum() / normalizer).to(loss_class.dtype),
+            f"loss_dice{layer.suffix}": (self.dice_weight * dice.sum() / normalizer + untouched).to(loss_class.dtype),
         }
 
     def _points(self, masks: Tensor, noise: PointNoise | None) -> Tensor:

@@ -14,6 +14,7 @@ from vistrain.segmentation.semantic import SemanticSegmenter
 from vistrain.segmentation.semantic_fpn import FPNHead
 from vistrain.segmentation.upernet import UPerHead
 from vistrain.segmentation.vwformer import VWCityHead, VWHead
+from vistrain.segmentation.wnet import WNet
 
 __all__ = [
     "PEM",
@@ -36,4 +37,5 @@ __all__ = [
     "UPerHead",
     "VWCityHead",
     "VWHead",
+    "WNet",
 ]
