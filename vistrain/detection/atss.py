@@ -58,7 +58,7 @@ class ATSSHead(DenseHead):
 
     def forward(self, levels: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
         """See `DenseHead`: classes, offsets, centredness."""
-        outputs = []
+        outputs: list[tuple[Tensor, ...]] = []
         for scale, x in zip(self.scales, levels, strict=True):
             reg = run(self.reg_convs, x)
             outputs.append(

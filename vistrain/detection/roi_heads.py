@@ -133,17 +133,18 @@ class BoxHead(nn.Module):
             self.shared_convs.append(ConvModule(width, conv_dim, 3))
             width = conv_dim
         width *= BOX_SIDE**2
-        self.shared_fcs = nn.ModuleList()
+        linears = []
         for _ in range(num_fcs):
-            self.shared_fcs.append(nn.Linear(width, fc_dim))
+            linears.append(nn.Linear(width, fc_dim))
             width = fc_dim
+        self.shared_fcs = nn.ModuleList(linears)
         self.fc_cls = nn.Linear(width, num_classes + 1)
         self.fc_reg = nn.Linear(width, 4 * (1 if class_agnostic else num_classes))
         nn.init.normal_(self.fc_cls.weight, std=0.01)
         nn.init.normal_(self.fc_reg.weight, std=0.001)
-        for linear in self.shared_fcs:
+        for linear in linears:
             nn.init.xavier_uniform_(linear.weight)
-        for linear in (self.fc_cls, self.fc_reg, *self.shared_fcs):
+        for linear in (self.fc_cls, self.fc_reg, *linears):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

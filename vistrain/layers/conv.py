@@ -54,7 +54,10 @@ class ConvModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` -> `[B, C', H / stride, W / stride]`, rounded up."""
-        x = self.conv(x)
+        return self.finish(self.conv(x))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Norm and activation of `[B, C', H, W]`, what the convolution gives."""
         if self.norm_name is not None:
             x = self.get_submodule(self.norm_name)(x)
         return F.relu(x) if self.act else x

@@ -274,7 +274,7 @@ class LargeKernelPyramid(nn.Module):
     def __init__(self, inputs: int, width: int, outputs: int, kernel_size: int = 35) -> None:
         super().__init__()
         self.scale0 = nn.Sequential(*_pre(inputs), PWConv(inputs, width, bias=False))
-        pools = {"1": nn.AvgPool2d(5, 2, 2), "2": nn.AvgPool2d(9, 4, 4)}
+        pools: dict[str, nn.Module] = {"1": nn.AvgPool2d(5, 2, 2), "2": nn.AvgPool2d(9, 4, 4)}
         pools |= {"4": nn.AdaptiveAvgPool2d(2), "5": nn.AdaptiveAvgPool2d(1)}
         for name, pool in pools.items():
             self.add_module(f"scale{name}", nn.Sequential(pool, *_pre(inputs), PWConv(inputs, width, bias=False)))

@@ -29,12 +29,13 @@ class MaskedAttention(nn.MultiheadAttention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
         """`[B, Q, C]`, `[B, N, C]`, `[B, N, C]` and `[B, Q, N]` bool, the same for all heads -> `[B, Q, C]`."""
-        parts = zip(
-            (query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True
-        )  # fmt: skip
-        heads = [F.linear(x, w, b).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x, w, b in parts]
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q, k, v = (
+            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
         dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(*heads, attn_mask=visible[:, None], dropout_p=dropout)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None], dropout_p=dropout)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 

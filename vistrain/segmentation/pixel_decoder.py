@@ -129,9 +129,11 @@ class DeformablePixelDecoder(PixelDecoder):
             if isinstance(module, MSDeformAttn):
                 module.reset_parameters()
         nn.init.normal_(self.level_embed)
-        for projection in self.input_proj:
-            nn.init.xavier_uniform_(projection[0].weight)
-            nn.init.zeros_(projection[0].bias)
+        for name, parameter in self.input_proj.named_parameters():
+            if name.endswith(".0.weight"):
+                nn.init.xavier_uniform_(parameter)
+            elif name.endswith(".0.bias"):
+                nn.init.zeros_(parameter)
         nn.init.kaiming_uniform_(self.mask_features.weight, a=1)
         nn.init.zeros_(self.mask_features.bias)  # type: ignore[arg-type]
 

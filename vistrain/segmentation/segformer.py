@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from vistrain.layers.conv import ConvModule
 from vistrain.segmentation.head import DecodeHead, classifier
@@ -45,7 +44,7 @@ class SegFormerHead(DecodeHead):
         # The official order of the concatenation is coarse to fine.
         cut = shares(self.linear_fuse.conv.weight, [self.embed_dim] * len(maps))[::-1]
         weights, biases = zip(*(merged(share, p) for share, p in zip(cut, projections, strict=True)), strict=True)
-        return F.relu(self.linear_fuse.bn(fused(maps, weights, total(biases), self.align_corners)))
+        return self.linear_fuse.finish(fused(maps, weights, total(biases), self.align_corners))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """See `DecodeHead`."""

@@ -89,7 +89,7 @@ class VaryingWindowHead(DecodeHead):
     def low_level(self, x: Tensor, finest: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Adds the finest map, whose share of the convolution is `weight`, to what the contexts gave."""
         main = shares(self.low_level_fuse.conv.weight, (self.embed_dim, LOW_LEVEL))[0]
-        return F.relu(self.low_level_fuse.bn(fused((finest, x), (weight, main), bias)))
+        return self.low_level_fuse.finish(fused((finest, x), (weight, main), bias))
 
 
 class VWHead(VaryingWindowHead):
@@ -115,7 +115,7 @@ class VWHead(VaryingWindowHead):
         levels = [self.get_submodule(f"linear_c{level}") for level in (2, 3, 4)]
         pairs = [merged(share, p) for share, p in zip(cut, levels, strict=True) if isinstance(p, LevelProjection)]
         weights, biases = zip(*pairs, strict=True)
-        x = F.relu(self.linear_fuse.bn(fused(maps[1:], weights, total(biases))))
+        x = self.linear_fuse.finish(fused(maps[1:], weights, total(biases)))
         pooled = self.image_pool(x).expand_as(x)
         x = self.cat(torch.cat((self.short_path(x), pooled, *self.attend(x, self.contexts(x))), 1))
         share = shares(self.low_level_fuse.conv.weight, (self.embed_dim, LOW_LEVEL))[1]
@@ -148,7 +148,7 @@ class VWCityHead(VaryingWindowHead):
         """See `DecodeHead`."""
         cut = shares(self.linear_fuse.conv.weight, [self.embed_dim] * 3)[::-1]
         levels = (self.linear_c2(maps[1]), self.linear_c3(maps[2]), self.linear_c4(maps[3]))
-        x = F.relu(self.linear_fuse.bn(fused(levels, cut, nearest=True)))
+        x = self.linear_fuse.finish(fused(levels, cut, nearest=True))
         x = self.cat(torch.cat((self.short_path(x), *self.attend(x, self.contexts(x))), 1))
         share = shares(self.low_level_fuse.conv.weight, (self.embed_dim, LOW_LEVEL))[1]
         return self.low_level(x, self.linear_c1(maps[0]), share, None)
@@ -178,7 +178,7 @@ class NonLocalAttention(nn.Module):
         self.theta = ConvModule(dim, dim, norm=None, act=False)
         self.phi = ConvModule(dim, dim, norm=None, act=False)
         self.conv_out = ConvModule(dim, dim, act=False)
-        nn.init.zeros_(self.conv_out.bn.weight)  # a new branch begins by finding nothing
+        nn.init.zeros_(self.conv_out.get_parameter("bn.weight"))  # a new branch begins by finding nothing
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """`[B, C, H, W]` and `[B * windows, C, h, w]` -> `[B, C, H, W]`."""
