@@ -147,9 +147,10 @@ def test_outputs(name: str) -> None:
         assert (ours - stored).abs().max() <= max(ATOL, RELATIVE * stored.abs().max())
 
 
-@pytest.mark.parametrize(("name", "kind"), [("m2f", Mask2Former), ("pem", PEM)])
-def test_names_and_shapes_of_full_size(name: str, kind: Any) -> None:
-    theirs = fixtures.load(f"dense/keys/official_{name}_r50_ade20k.json")["state_dict"]
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_names_and_shapes_of_full_size(name: str) -> None:
+    kind: Any = NETWORKS[name]
+    theirs = fixtures.load(f"dense/keys/{name}_r50_ade20k.json")["state_dict"]
     with torch.device("meta"):
         ours = kind(TinyBackbone(nn.Identity(), (256, 512, 1024, 2048), (4, 8, 16, 32)), contiguous(150))
     renamed = {kind.key_maps[0].rename(key): shape for key, shape in theirs.items()}

@@ -108,21 +108,21 @@ def test_vwformer(name: str) -> None:
     assert_head(kind(channels(fixture), STRIDES, **width(state), **arguments), fixture)
 
 
-@pytest.mark.parametrize(
-    ("name", "head"),
-    [
-        ("mmseg_uper_head_swin_t", lambda: UPerHead((96, 192, 384, 768), STRIDES, 150)),
-        ("mmseg_fpn_head", lambda: FPNHead((256,) * 4, STRIDES, 150)),
-        ("mmseg_segformer_head_b2", lambda: SegFormerHead((64, 128, 320, 512), STRIDES, 150, 768)),
-        ("official_vw_city_head_convnext_t", lambda: VWCityHead((96, 192, 384, 768), STRIDES, 19)),
-        ("official_vw_head_convnext_t_ade", lambda: VWHead((96, 192, 384, 768), STRIDES, 150)),
-        ("official_vw_head_swin_l_ade", lambda: VWHead((192, 384, 768, 1536), STRIDES, 150)),
-    ],
-)
-def test_names_and_shapes_of_full_size(name: str, head: Any) -> None:
+FULL_SIZE: dict[str, Any] = {
+    "mmseg_uper_head_swin_t": lambda: UPerHead((96, 192, 384, 768), STRIDES, 150),
+    "mmseg_fpn_head": lambda: FPNHead((256,) * 4, STRIDES, 150),
+    "mmseg_segformer_head_b2": lambda: SegFormerHead((64, 128, 320, 512), STRIDES, 150, 768),
+    "official_vw_city_head_convnext_t": lambda: VWCityHead((96, 192, 384, 768), STRIDES, 19),
+    "official_vw_head_convnext_t_ade": lambda: VWHead((96, 192, 384, 768), STRIDES, 150),
+    "official_vw_head_swin_l_ade": lambda: VWHead((192, 384, 768, 1536), STRIDES, 150),
+}
+
+
+@pytest.mark.parametrize("name", list(FULL_SIZE))
+def test_names_and_shapes_of_full_size(name: str) -> None:
     theirs = fixtures.load(f"dense/keys/{name}.json")["state_dict"]
     with torch.device("meta"):
-        ours = head()
+        ours = FULL_SIZE[name]()
     unused = [re.compile(pattern) for pattern in ours.unused]
     expected = {key: shape for key, shape in theirs.items() if not any(p.match(key) for p in unused)}
     assert {key: list(shape) for key, shape in shapes_of(ours).items()} == expected

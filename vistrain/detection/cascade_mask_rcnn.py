@@ -67,7 +67,8 @@ class CascadeMaskRCNN(TwoStageDetector):
         self, levels: Sequence[Tensor], proposals: Sequence[Tensor], batch: Mapping[str, Any]
     ) -> dict[str, Tensor]:
         """See `TwoStageDetector`: `loss_class_0`, `loss_bbox_0`, `loss_mask_0` and so on."""
-        losses, strides = {}, self.neck.strides[:POOLED]
+        losses: dict[str, Tensor] = {}
+        strides = self.neck.strides[:POOLED]
         sizes = [(h, w) for h, w in batch["size"].tolist()]
         for stage, (head, assigner, weight) in enumerate(
             zip(self.roi_head.bbox_head, self.assigners, self.stage_weights, strict=True)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import roi_align
+from torchvision.ops import roi_align  # type: ignore[import-untyped]
 
 from vistrain.detection.anchors import BoxDeltas
 from vistrain.detection.rpn import smooth_l1

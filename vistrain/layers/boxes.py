@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import nms  # type: ignore[import-untyped]
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:

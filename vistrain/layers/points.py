@@ -17,16 +17,17 @@ def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(maps, grid.to(maps.dtype), align_corners=False)[..., 0]
 
 
-def sample_masks(masks: Tensor, points: Tensor, extent: tuple[int, int]) -> Tensor:
+def sample_masks(masks: Tensor, points: Tensor, extent: tuple[int, int], index: Tensor | None = None) -> Tensor:
     """Binary masks at points; they are neither padded nor turned into floating point.
 
     Args:
         masks: `[N, H, W]` bool or uint8, of the image without its padding.
-        points: `[N, P, 2]`, or `[1, P, 2]` the same for all.
+        points: `[M, P, 2]`, or `[1, P, 2]` the same for all.
         extent: (height, width) of the padded image that the points refer to.
+        index: `[M]` int64, which masks; None: all, M = N. (Selecting them first would copy them.)
 
     Returns:
-        `[N, P]` float in 0..1, in the type of the points.
+        `[M, P]` float in 0..1, in the type of the points.
     """
     count, height, width = masks.shape
     place = points * points.new_tensor((extent[1], extent[0])) - 0.5
@@ -34,13 +35,14 @@ def sample_masks(masks: Tensor, points: Tensor, extent: tuple[int, int]) -> Tens
     fraction = place - low
     shares = ((1 - fraction[..., 0], fraction[..., 0]), (1 - fraction[..., 1], fraction[..., 1]))
     rows = masks.flatten()
-    first = torch.arange(count, device=masks.device)[:, None] * (height * width)
-    total = points.new_zeros((count, points.shape[1]))
+    index = torch.arange(count, device=masks.device) if index is None else index
+    first = index[:, None] * (height * width)
+    total = points.new_zeros((len(index), points.shape[1]))
     for dy in (0, 1):
         for dx in (0, 1):
             x, y = low[..., 0].long() + dx, low[..., 1].long() + dy
             weight = shares[0][dx] * shares[1][dy]
             inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            index = first + y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
-            total = total + rows[index].to(total.dtype) * (weight * inside)
+            cell = first + y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
+            total = total + rows[cell].to(total.dtype) * (weight * inside)
     return total

@@ -133,7 +133,7 @@ class MaskCriterion:
                 matched = matcher(costs)
             except FloatingPointError as error:
                 log.warning("%s", error)
-                matched = torch.zeros((4, 0), dtype=torch.int64, device=features.device)
+                matched = torch.zeros((4, 0), dtype=torch.int64)
                 features = features * torch.nan
                 layers = [MaskPrediction(layer.logits * torch.nan, layer.embeds, layer.suffix) for layer in layers]
             own = sum(len(x) for x in labels)
@@ -178,8 +178,8 @@ class MaskCriterion:
         normalizer: Tensor,
         noise: PointNoise | None,
     ) -> dict[str, Tensor]:
-        """The three losses of one layer, for its matched `pairs` `[3, M]` (image, query, mask of the batch)."""
-        image, query, target = pairs
+        """The three losses of one layer, for its matched `pairs` `[3, M]` (image, query, mask), on the host."""
+        image, query, target = pairs.to(features.device, non_blocking=True)
         label = torch.cat(list(labels))
         classes = torch.full_like(layer.logits[..., 0], layer.logits.shape[-1] - 1, dtype=torch.int64)
         classes[image, query] = label[target]
@@ -188,17 +188,18 @@ class MaskCriterion:
         # Over all queries of this batch, as published; the number of masks of the global batch plays no part in it.
         loss_class = F.cross_entropy(layer.logits.transpose(1, 2), classes, weights)
 
-        starts = torch.tensor([0, *(len(x) for x in labels)]).cumsum(0).tolist()
-        maps, chosen = [], []
-        for i, mask in enumerate(masks):
-            own = image == i
-            maps.append((layer.embeds[i, query[own]] @ features[i].flatten(1)).unflatten(1, features.shape[2:]))
-            chosen.append((mask, target[own] - starts[i]))
+        maps, chosen, start = [], [], 0
+        for i, mask in enumerate(masks):  # sizes come from the host, so nothing here waits for the device
+            own = pairs[:, pairs[0] == i]
+            queries, index = own[1].to(features.device), (own[2] - start).to(features.device)
+            maps.append((layer.embeds[i, queries] @ features[i].flatten(1)).unflatten(1, features.shape[2:]))
+            chosen.append((mask, index))
+            start += len(mask)
         predicted = torch.cat(maps)[:, None]
         with torch.no_grad():
             points = self._points(predicted.detach(), noise)
             cut = points.split([len(index) for _, index in chosen])
-            truth = [sample_masks(mask[index], p, extent) for (mask, index), p in zip(chosen, cut, strict=True)]
+            truth = [sample_masks(mask, p, extent, index) for (mask, index), p in zip(chosen, cut, strict=True)]
         logits = sample_maps(predicted, points)[:, 0]
         targets = torch.cat(truth).to(logits.dtype)
         loss_mask = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1).sum()

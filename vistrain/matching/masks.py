@@ -54,15 +54,14 @@ class MaskMatcher:
             costs: of each layer and image `[Q, N_b]`.
 
         Returns:
-            `[4, M]` int64 on their device: layer, image, query and mask (counted over the batch), layer by layer.
+            `[4, M]` int64 on the host: layer, image, query and mask (counted over the batch), layer by layer.
 
         Raises:
             FloatingPointError: a cost is NaN or infinite.
         """
         counts = [cost.shape[1] for cost in costs[0]]
-        device = costs[0][0].device
         if max(counts) == 0:
-            return torch.zeros((4, 0), dtype=torch.int64, device=device)
+            return torch.zeros((4, 0), dtype=torch.int64)
         table = [[F.pad(cost, (0, max(counts) - cost.shape[1])) for cost in layer] for layer in costs]
         host = torch.stack([torch.stack(layer) for layer in table]).cpu()
-        return assign(host, counts).to(device, non_blocking=True)
+        return assign(host, counts)

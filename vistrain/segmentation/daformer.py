@@ -75,7 +75,7 @@ class DAFormerHead(DecodeHead):
         pool: bool = False,
         **base: Any,
     ) -> None:
-        super().__init__(channels, strides, num_classes, embed_dim, **base)
+        super().__init__(channels, strides, num_classes, embed_dim=embed_dim, **base)
         self.embed_layers = nn.ModuleList(LevelProjection(c, embed_dim) for c in channels)
         width = len(channels) * embed_dim
         self.fuse_layer = ASPP(width, embed_dim, dilations, separable, pool, self.align_corners)

@@ -57,7 +57,7 @@ class ConvNormAct(Convolution):
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride)
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride)
         self.bn, self.act = nn.BatchNorm2d(out_channels, eps=EPS), nn.PReLU(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class DownESP(Pyramid):
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, 2)
+        super().__init__(in_channels, out_channels, kernel_size=3, stride=2)
         self.bn, self.act = nn.BatchNorm2d(out_channels, eps=EPS), nn.PReLU(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class ESP(Pyramid):
     """
 
     def __init__(self, in_channels: int, out_channels: int, residual: bool = True) -> None:
-        super().__init__(in_channels, out_channels, 1, 1)
+        super().__init__(in_channels, out_channels, kernel_size=1, stride=1)
         self.bn, self.residual = NormAct(out_channels), residual
 
     def forward(self, x: Tensor) -> Tensor:

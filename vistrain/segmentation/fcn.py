@@ -44,7 +44,7 @@ class FCNHead(DecodeHead):
         concat_input: bool = False,
         **base: Any,
     ) -> None:
-        super().__init__(channels, strides, num_classes, embed_dim, **base)
+        super().__init__(channels, strides, num_classes, embed_dim=embed_dim, **base)
         if stride not in strides:
             raise ConfigError("stride", f"no map of stride {stride}", f"one of {', '.join(map(str, strides))}")
         self.index = list(strides).index(stride)

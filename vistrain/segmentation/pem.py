@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import deform_conv2d
+from torchvision.ops import deform_conv2d  # type: ignore[import-untyped]
 
 from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.errors import ConfigError

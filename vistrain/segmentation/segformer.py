@@ -30,7 +30,7 @@ class SegFormerHead(DecodeHead):
     def __init__(
         self, channels: Sequence[int], strides: Sequence[int], num_classes: int, embed_dim: int = 256, **base: Any
     ) -> None:
-        super().__init__(channels, strides, num_classes, embed_dim, **base)
+        super().__init__(channels, strides, num_classes, embed_dim=embed_dim, **base)
         del self.conv_seg
         self.embed_dim = embed_dim
         for i, width in enumerate(channels):

@@ -121,19 +121,20 @@ class SemanticNetwork(Network):
             name = str(batch["id"][index]) if "id" in batch else f"image {index} of the batch"
             if list(labels.shape) != size:
                 raise DataError(name, f"its label map has the size {list(labels.shape)}, the image {size}")
-            if labels.device.type == "cpu" and labels.numel():
-                found = labels.unique().tolist()
-                wrong = [v for v in found if v != self.ignore_index and not 0 <= v < self.labels.num_classes]
-                if wrong:
+            labels = labels.long()
+            classes = self.labels.num_classes
+            if labels.device.type == "cpu":
+                wrong = labels[((labels < 0) | (labels >= classes)) & (labels != self.ignore_index)]
+                if len(wrong):
                     raise DataError(
                         name,
-                        f"label {wrong[0]}, but there are {self.labels.num_classes} classes",
-                        f"labels are 0 to {self.labels.num_classes - 1}, or {self.ignore_index} to be ignored",
+                        f"label {int(wrong[0])}, but there are {classes} classes",
+                        f"labels are 0 to {classes - 1}, or {self.ignore_index} to be ignored",
                     )
             border = [
                 x for side, whole in zip(reversed(size), reversed(padded), strict=True) for x in (0, whole - side)
             ]
-            maps.append(F.pad(labels.long(), border, value=self.ignore_index))
+            maps.append(F.pad(labels, border, value=self.ignore_index))
         return torch.stack(maps)
 
     @torch.no_grad()

@@ -38,7 +38,7 @@ class FPNHead(DecodeHead):
     def __init__(
         self, channels: Sequence[int], strides: Sequence[int], num_classes: int, embed_dim: int = 128, **base: Any
     ) -> None:
-        super().__init__(channels, strides, num_classes, embed_dim, **base)
+        super().__init__(channels, strides, num_classes, embed_dim=embed_dim, **base)
         self.scale_heads = nn.ModuleList()
         for width, stride in zip(channels, strides, strict=True):
             layers: list[nn.Module] = []

@@ -34,7 +34,7 @@ class UPerHead(DecodeHead):
         pool_scales: tuple[int, ...] = (1, 2, 3, 6),
         **base: Any,
     ) -> None:
-        super().__init__(channels, strides, num_classes, embed_dim, **base)
+        super().__init__(channels, strides, num_classes, embed_dim=embed_dim, **base)
         self.psp_modules = nn.ModuleList(
             nn.Sequential(nn.AdaptiveAvgPool2d(scale), ConvModule(channels[-1], embed_dim)) for scale in pool_scales
         )

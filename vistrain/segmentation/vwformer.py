@@ -49,7 +49,7 @@ class VaryingWindowHead(DecodeHead):
         short_cut: bool = True,
         **base: Any,
     ) -> None:
-        super().__init__(channels, strides, num_classes, embed_dim, **base)
+        super().__init__(channels, strides, num_classes, embed_dim=embed_dim, **base)
         if len(channels) != 4:
             raise ConfigError("model.backbone.strides", f"{type(self).__name__} takes four maps", "use [4, 8, 16, 32]")
         if embed_dim % RATIOS[-1] ** 2:
