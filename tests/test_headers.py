@@ -10,11 +10,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "vistrain"
 ROOMS = (
-    *("detection", "classification", "restoration", "detr", "necks", "matching", "losses", "backbones", "attention"),
+    *("detection", "classification", "restoration", "segmentation"),
+    *("detr", "necks", "matching", "losses", "backbones", "attention"),
     *("layers", "metrics", "optim", "checkpoints"),
 )
 PAPER = re.compile(r"\b\d{4}\.\d{5}\b")
-LICENCE = re.compile(r"\bMIT\b|Apache-2\.0|\bBSD\b|\bGPL\b|CC BY|no licence|licence is not stated")
+LICENCE = re.compile(r"\bMIT\b|Apache-2\.0|\bBSD\b|\bGPL\b|CC BY|no licence|non-commercial|licence is not stated")
 
 
 def docstrings(tree: ast.Module) -> list[str]:

@@ -28,6 +28,76 @@ class Detections:
 
 
 @dataclass(frozen=True)
+class InstanceDetections(Detections):
+    """Objects with their masks.
+
+    Attributes:
+        masks: `[N, H, W]` bool, in the original image.
+    """
+
+    masks: Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment of a panoptic map.
+
+    Attributes:
+        id: its value in the map, from 1.
+        label: class channel of the network's label space.
+        thing: whether it is one object; stuff has one segment for each class.
+        score: in 0..1.
+    """
+
+    id: int
+    label: int
+    thing: bool
+    score: float
+
+
+@dataclass(frozen=True)
+class PanopticMap:
+    """Every pixel in at most one segment.
+
+    Attributes:
+        ids: `[*S]` int32; 0 belongs to none.
+        segments: their classes.
+    """
+
+    ids: Tensor
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What a segmenter says of one image; parts that it was not asked for are None.
+
+    Attributes:
+        semantic: `[*S]` int64, the class channel of each pixel (voxel) of the original image.
+        panoptic: segments.
+        instances: objects, best first.
+    """
+
+    semantic: Tensor | None = None
+    panoptic: PanopticMap | None = None
+    instances: InstanceDetections | None = None
+
+
+@dataclass(frozen=True)
+class LaneMaps:
+    """Where the lanes of one image are.
+
+    Attributes:
+        probabilities: `[L + 1, H, W]` float32 of background and the lanes, at the size at which the network saw the
+            image.
+        exist: `[L]` float32, probability that a lane is there.
+    """
+
+    probabilities: Tensor
+    exist: Tensor
+
+
+@dataclass(frozen=True)
 class ClassScores:
     """What a classifier says of one image.
 

@@ -209,8 +209,7 @@ class SetDetector(Network):
 
     def layers_above(self) -> dict[str, int] | None:
         """See `Network`: layers of the backbone; all that stands upon it is the top."""
-        layers = self.backbone.layers_above()
-        return None if layers is None else {f"backbone.{name}": above for name, above in layers.items()}
+        return layers_of_backbone(self.backbone)
 
     def _predictions(self, decoded: Decoded, extra: DenoisingQueries | None) -> Sequence[SetPrediction]:
         """Outputs as the criterion takes them; the order decides the order of the losses."""
@@ -230,6 +229,12 @@ class SetDetector(Network):
                 SetPrediction(logits[:, :, :count], boxes[:, :, :count], names, match=extra.match, groups=extra.groups)
             )
         return predictions
+
+
+def layers_of_backbone(backbone: DenseBackbone) -> dict[str, int] | None:
+    """`Network.layers_above` of a detector whose backbone is called so."""
+    layers = backbone.layers_above()
+    return None if layers is None else {f"backbone.{name}": above for name, above in layers.items()}
 
 
 def class_head(embed_dim: int, num_classes: int) -> nn.Linear:

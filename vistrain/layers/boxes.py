@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchvision.ops import nms  # type: ignore[import-untyped]
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -65,3 +66,40 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def clamped_iou(a: Tensor, b: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """As `iou_and_union`, but the union is at least `eps` instead of larger by it (OpenMMLab's convention)."""
+    size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    intersection = size[..., 0] * size[..., 1]
+    union = (box_area(a) + box_area(b) - intersection).clamp(min=eps)
+    return intersection / union, union
+
+
+def clamped_giou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
+    """As `giou`, but union and hull are at least `eps` (OpenMMLab's convention)."""
+    iou, union = clamped_iou(a, b, eps)
+    size = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0)
+    hull = (size[..., 0] * size[..., 1]).clamp(min=eps)
+    return iou - (hull - union) / hull
+
+
+def nms_by_group(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """Non-maximum suppression within each group (class, level).
+
+    Groups are shifted apart and suppressed together, as OpenMMLab does: the shift rounds coordinates, and decides what
+    lies exactly on the threshold.
+
+    Args:
+        boxes: `[N, 4]` xyxy.
+        scores: `[N]`.
+        groups: `[N]` int64.
+        threshold: boxes that overlap a better one by a larger IoU are dropped.
+
+    Returns:
+        `[M]` indices of what is kept, best first.
+    """
+    if not len(boxes):
+        return groups
+    shift = groups.to(boxes) * (boxes.max() + 1)
+    return nms(boxes + shift[:, None], scores, threshold)

@@ -1,8 +1,10 @@
 """Losses and criteria. Pure torch."""
 
+from vistrain.losses.class_maps import OhemCrossEntropy, PixelCrossEntropy
 from vistrain.losses.classification import AsymmetricLoss, BinaryCrossEntropy, SoftCrossEntropy
 from vistrain.losses.focal import focal_loss_sums
 from vistrain.losses.foreground import foreground_loss, foreground_targets
+from vistrain.losses.mask_criterion import MaskCriterion, MaskPrediction
 from vistrain.losses.restoration import L1, MSE, Charbonnier, FrequencyLoss, PSNRLoss
 from vistrain.losses.set_criterion import SetCriterion, SetPrediction, average_over_processes
 
@@ -13,7 +15,11 @@ __all__ = [
     "BinaryCrossEntropy",
     "Charbonnier",
     "FrequencyLoss",
+    "MaskCriterion",
+    "MaskPrediction",
+    "OhemCrossEntropy",
     "PSNRLoss",
+    "PixelCrossEntropy",
     "SetCriterion",
     "SetPrediction",
     "SoftCrossEntropy",

@@ -1,5 +1,6 @@
 """Assignment of predictions to objects. Pure torch."""
 
 from vistrain.matching.hungarian import HungarianMatcher
+from vistrain.matching.masks import MaskMatcher
 
-__all__ = ["HungarianMatcher"]
+__all__ = ["HungarianMatcher", "MaskMatcher"]

@@ -85,7 +85,7 @@ class HungarianMatcher:
         pairs, start = [], 0
         for cost in costs:
             pairs.append(
-                _assign(host[start : start + cost.numel()].view(cost.shape), counts).to(device, non_blocking=True)
+                assign(host[start : start + cost.numel()].view(cost.shape), counts).to(device, non_blocking=True)
             )
             start += cost.numel()
         return pairs
@@ -104,8 +104,19 @@ class HungarianMatcher:
         return cost - self.giou_cost * giou(corners, target, self.giou_eps)
 
 
-def _assign(costs: Tensor, counts: Sequence[int]) -> Tensor:
-    """Solve every layer and image of `[L, B, Q, N]` host costs; `[4, M]` as `HungarianMatcher` returns."""
+def assign(costs: Tensor, counts: Sequence[int]) -> Tensor:
+    """Solve every layer and image.
+
+    Args:
+        costs: `[L, B, Q, N]` float on the host; an image's objects come first in N.
+        counts: objects of each image.
+
+    Returns:
+        `[4, M]` int64, as `HungarianMatcher` returns.
+
+    Raises:
+        FloatingPointError: a cost is NaN or infinite.
+    """
     table = costs.numpy()
     columns = []
     for layer in range(table.shape[0]):

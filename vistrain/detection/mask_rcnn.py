@@ -1,0 +1,290 @@
+"""Faster R-CNN (arXiv 1506.01497) and Mask R-CNN (arXiv 1703.06870) on a feature pyramid.
+
+Conventions and names are OpenMMLab's: github.com/open-mmlab/mmdetection 2.25, Apache-2.0. torchvision's models differ:
+background is its first class, RoIAlign half a pixel away, anchors its own.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vistrain.backbones import Backbone, DenseBackbone
+from vistrain.detection.dense_detector import MMDET
+from vistrain.detection.roi_heads import (
+    BOX_SIDE,
+    MASK_SIDE,
+    BoxHead,
+    MaskHead,
+    Samples,
+    best_boxes,
+    paste,
+    pool,
+    sample,
+)
+from vistrain.detection.rpn import RPNHead
+from vistrain.detection.set_detector import layers_of_backbone
+from vistrain.detection.targets import check_labels
+from vistrain.errors import DataError
+from vistrain.layers.padding import Normalize
+from vistrain.matching.overlap import OverlapAssigner, RandomSampler
+from vistrain.necks import FPN
+from vistrain.network import Network
+from vistrain.predictions import Detections, InstanceDetections
+from vistrain.structures import Factory, LabelSpace
+
+SAMPLER = RandomSampler(512, 0.25)
+POOLED = 4  # levels that regions are pooled from; the proposals' coarser ones are not
+
+
+class TwoStageDetector(Network):
+    """Base: backbone, feature pyramid, proposals; a subclass says what regions become.
+
+    `target` of a batch holds `labels` `[N]` and `boxes` `[N, 4]` xyxy in pixels of the padded image, and `masks`
+    `[N, H, W]` bool of the image without its padding where masks are trained.
+
+    Args:
+        backbone: gives maps of strides 4, 8, 16 and 32.
+        labels: the label space.
+        neck: built with `channels` and `strides`; None: a pyramid of five levels.
+        rpn: built with `channels` and `strides`; None: OpenMMLab's.
+        sampler: of regions that are trained.
+        score_threshold, nms_threshold, detections_per_image: of the result.
+        mask_threshold: least probability of a mask's pixels.
+    """
+
+    default_neck = Factory(FPN, num_levels=5)
+    default_rpn = Factory(RPNHead)
+    key_maps = (MMDET,)
+    trains_masks = False
+
+    labels: LabelSpace
+
+    def __init__(
+        self,
+        backbone: Backbone | DenseBackbone,
+        labels: LabelSpace,
+        *,
+        neck: Factory[nn.Module] | None = None,
+        rpn: Factory[RPNHead] | None = None,
+        sampler: RandomSampler = SAMPLER,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        detections_per_image: int = 100,
+        mask_threshold: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.labels, self.preprocessing = labels, backbone.preprocessing
+        self.channels = len(self.preprocessing.mean)
+        self.normalize = Normalize(self.preprocessing)
+        self.backbone: DenseBackbone = backbone
+        self.neck: Any = (neck or self.default_neck)(channels=backbone.channels, strides=backbone.strides)
+        facts = {"channels": self.neck.channels, "strides": self.neck.strides}
+        self.rpn_head = (rpn or self.default_rpn)(**facts)
+        self.sampler = sampler
+        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
+        self.detections_per_image, self.mask_threshold = detections_per_image, mask_threshold
+
+    @abc.abstractmethod
+    def region_losses(
+        self, levels: Sequence[Tensor], proposals: Sequence[Tensor], batch: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Weighted losses of what regions become, given proposals `[P, 4]` of each image."""
+
+    @abc.abstractmethod
+    def regions(
+        self, levels: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Boxes `[P, K or 1, 4]` within each image, pixels of the batch, and logits `[P, K + 1]` of proposals."""
+
+    def masks(self, levels: Sequence[Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
+        """Probabilities `[M, 28, 28]` within boxes `[M, 4]` of each image; only where `trains_masks`."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Normalised images `[B, C, H, W]` -> boxes and logits of their regions, see `regions`."""
+        levels = self.neck(self.backbone(images))
+        sizes = [(images.shape[2], images.shape[3])] * len(images)
+        proposals = self.rpn_head.propose(self.rpn_head(levels), sizes)
+        return self.regions(levels[:POOLED], proposals, sizes)
+
+    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Weighted training losses.
+
+        Args:
+            batch: `image`, `size` and `target`.
+
+        Raises:
+            DataError: masks are missing or of another size than their image; a label is outside the label space
+                (checked where labels are on the CPU).
+        """
+        images, _ = self.normalize(batch["image"], batch["size"])
+        check_labels([t["labels"] for t in batch["target"]], self.labels)
+        sizes = [(h, w) for h, w in batch["size"].tolist()]
+        if self.trains_masks:
+            for i, (target, size) in enumerate(zip(batch["target"], sizes, strict=True)):
+                shape = tuple(target["masks"].shape) if "masks" in target else None
+                if shape != (len(target["labels"]), *size):
+                    problem = f"masks of shape {shape} for {len(target['labels'])} objects in an image of {size}"
+                    raise DataError(f"target {i} of the batch", problem)
+        levels = self.neck(self.backbone(images))
+        outputs = self.rpn_head(levels)
+        boxes = [t["boxes"].float() for t in batch["target"]]
+        losses = self.rpn_head.losses(outputs, boxes, sizes)
+        return losses | self.region_losses(levels[:POOLED], self.rpn_head.propose(outputs, sizes), batch)
+
+    def sample(self, proposals: Sequence[Tensor], batch: Mapping[str, Any], assigner: OverlapAssigner) -> list[Samples]:
+        """What is trained of each image's proposals."""
+        return [
+            sample(own, t["boxes"].float(), t["labels"], self.labels.num_classes, assigner, self.sampler)
+            for own, t in zip(proposals, batch["target"], strict=True)
+        ]
+
+    @torch.no_grad()
+    def predict(self, batch: Mapping[str, Any]) -> list[Any]:
+        """Detections of each image, with masks if it has them, in pixels of the original image, best first.
+
+        Args:
+            batch: `image`, `size` and `original_size`.
+        """
+        images, _ = self.normalize(batch["image"], batch["size"])
+        sizes = [(h, w) for h, w in batch["size"].tolist()]
+        originals = [(h, w) for h, w in batch["original_size"].tolist()]
+        levels = self.neck(self.backbone(images))
+        proposals = self.rpn_head.propose(self.rpn_head(levels), sizes)
+        levels, found, scales = levels[:POOLED], [], []
+        regions = self.regions(levels, proposals, sizes)
+        for (boxes, logits), size, original in zip(regions, sizes, originals, strict=True):
+            scale = boxes.new_tensor((original[1] / size[1], original[0] / size[0])).repeat(2)
+            scores = logits.softmax(1)[:, :-1]
+            limits = (self.score_threshold, self.nms_threshold, self.detections_per_image)
+            found.append(best_boxes(boxes * scale, scores, *limits))
+            scales.append(scale)
+        if not self.trains_masks:
+            return [Detections(*each) for each in found]
+        shrunk = [box / scale for (box, _, _), scale in zip(found, scales, strict=True)]
+        masks = self.masks(levels, shrunk, [label for _, _, label in found])
+        return [
+            InstanceDetections(box, score, label, paste(mask, box, original, self.mask_threshold))
+            for (box, score, label), mask, original in zip(found, masks, originals, strict=True)
+        ]
+
+    def no_weight_decay(self) -> set[str]:
+        """See `Network`: what the backbone's authors exempt."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def layers_above(self) -> dict[str, int] | None:
+        """See `Network`: layers of the backbone; all that stands upon it is the top."""
+        return layers_of_backbone(self.backbone)
+
+
+class RoIHead(nn.Module):
+    """Holds a box head and a mask head under OpenMMLab's names.
+
+    Args:
+        bbox_head: a head, or one for each stage.
+        mask_head: the same, or None.
+    """
+
+    def __init__(self, bbox_head: nn.Module, mask_head: nn.Module | None) -> None:
+        super().__init__()
+        self.bbox_head: Any = bbox_head
+        self.mask_head: Any = mask_head
+
+
+class FasterRCNN(TwoStageDetector):
+    """Faster R-CNN.
+
+    Args:
+        box_head: built with `channels` and `num_classes`; None: two linear layers.
+        assigner: of regions to objects.
+        base: see `TwoStageDetector`.
+    """
+
+    default_box_head = Factory(BoxHead)
+    default_assigner = OverlapAssigner(0.5, 0.5, 0.5)
+    class_layers = (r"^roi_head\.bbox_head\.fc_(cls|reg)\.", r"^roi_head\.mask_head\.conv_logits\.")
+
+    def __init__(
+        self,
+        backbone: Backbone | DenseBackbone,
+        labels: LabelSpace,
+        box_head: Factory[BoxHead] | None = None,
+        assigner: OverlapAssigner | None = None,
+        **base: Any,
+    ) -> None:
+        super().__init__(backbone, labels, **base)
+        self.assigner = assigner or self.default_assigner
+        facts = {"channels": self.neck.channels[0], "num_classes": labels.num_classes}
+        self.roi_head = RoIHead((box_head or self.default_box_head)(**facts), None)
+
+    def region_losses(
+        self, levels: Sequence[Tensor], proposals: Sequence[Tensor], batch: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """See `TwoStageDetector`: `loss_class` and `loss_bbox`."""
+        return self._losses(levels, self.sample(proposals, batch, self.assigner), batch)
+
+    def _losses(
+        self, levels: Sequence[Tensor], samples: Sequence[Samples], batch: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        head = self.roi_head.bbox_head
+        pooled = pool(levels, self.neck.strides[:POOLED], [s.boxes for s in samples], BOX_SIDE)
+        loss_class, loss_bbox = head.losses(*head(pooled), samples)
+        return {"loss_class": loss_class, "loss_bbox": loss_bbox}
+
+    def regions(
+        self, levels: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """See `TwoStageDetector`."""
+        head = self.roi_head.bbox_head
+        logits, offsets = head(pool(levels, self.neck.strides[:POOLED], proposals, BOX_SIDE))
+        counts = [len(p) for p in proposals]
+        parts = zip(proposals, logits.split(counts), offsets.split(counts), sizes, strict=True)
+        return [(head.deltas.decode(box[:, None], offset, size), own) for box, own, offset, size in parts]
+
+
+class MaskRCNN(FasterRCNN):
+    """Mask R-CNN.
+
+    Args:
+        mask_head: built with `channels` and `num_classes`; None: four convolutions.
+        base: see `FasterRCNN`.
+    """
+
+    default_mask_head = Factory(MaskHead)
+    trains_masks = True
+
+    def __init__(
+        self,
+        backbone: Backbone | DenseBackbone,
+        labels: LabelSpace,
+        mask_head: Factory[MaskHead] | None = None,
+        **base: Any,
+    ) -> None:
+        super().__init__(backbone, labels, **base)
+        facts = {"channels": self.neck.channels[0], "num_classes": labels.num_classes}
+        self.roi_head.mask_head = (mask_head or self.default_mask_head)(**facts)
+
+    def _losses(
+        self, levels: Sequence[Tensor], samples: Sequence[Samples], batch: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        head = self.roi_head.mask_head
+        logits = head(pool(levels, self.neck.strides[:POOLED], [s.positives for s in samples], MASK_SIDE))
+        loss = head.loss(logits, samples, [t["masks"] for t in batch["target"]])
+        return {**super()._losses(levels, samples, batch), "loss_mask": loss}
+
+    def masks(self, levels: Sequence[Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
+        """See `TwoStageDetector`."""
+        logits = self.roi_head.mask_head(pool(levels, self.neck.strides[:POOLED], boxes, MASK_SIDE))
+        return of_class(logits.float().sigmoid(), labels)
+
+
+def of_class(masks: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
+    """`[M, K, h, w]` of all images -> per image `[M_b, h, w]`, those of the labels."""
+    label = torch.cat(list(labels))
+    chosen = masks[torch.arange(len(label), device=label.device), label]
+    return list(chosen.split([len(x) for x in labels]))

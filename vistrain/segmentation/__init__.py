@@ -1,0 +1,41 @@
+"""Segmentation networks, one file per paper. Pure torch."""
+
+from vistrain.segmentation.bevanet import BEVANet
+from vistrain.segmentation.daformer import DAFormerHead
+from vistrain.segmentation.eco_m2f import ECOMask2Former, GatedPixelDecoder
+from vistrain.segmentation.espnet import ESPNet, ESPNetC
+from vistrain.segmentation.fcn import FCNHead
+from vistrain.segmentation.mask2former import Mask2Former, MaskedDecoder
+from vistrain.segmentation.pem import PEM, PEMDecoder, PEMPixelDecoder
+from vistrain.segmentation.pixel_decoder import DeformablePixelDecoder
+from vistrain.segmentation.scnn import SCNN
+from vistrain.segmentation.segformer import SegFormerHead
+from vistrain.segmentation.semantic import SemanticSegmenter
+from vistrain.segmentation.semantic_fpn import FPNHead
+from vistrain.segmentation.upernet import UPerHead
+from vistrain.segmentation.vwformer import VWCityHead, VWHead
+from vistrain.segmentation.wnet import WNet
+
+__all__ = [
+    "PEM",
+    "SCNN",
+    "BEVANet",
+    "DAFormerHead",
+    "DeformablePixelDecoder",
+    "ECOMask2Former",
+    "ESPNet",
+    "ESPNetC",
+    "FCNHead",
+    "FPNHead",
+    "GatedPixelDecoder",
+    "Mask2Former",
+    "MaskedDecoder",
+    "PEMDecoder",
+    "PEMPixelDecoder",
+    "SegFormerHead",
+    "SemanticSegmenter",
+    "UPerHead",
+    "VWCityHead",
+    "VWHead",
+    "WNet",
+]

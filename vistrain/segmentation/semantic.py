@@ -1,0 +1,252 @@
+"""Semantic segmentation: what every network that classifies pixels gets around it, and the one of backbone and head."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vistrain.backbones import Backbone, DenseBackbone
+from vistrain.checkpoints import KeyMap
+from vistrain.errors import DataError
+from vistrain.layers.conv import resize
+from vistrain.layers.padding import Normalize
+from vistrain.losses.class_maps import PixelCrossEntropy, PixelLoss
+from vistrain.losses.set_criterion import average_over_processes
+from vistrain.necks import default_neck
+from vistrain.network import Network
+from vistrain.predictions import Segmentation
+from vistrain.segmentation.head import DecodeHead
+from vistrain.segmentation.inference import class_map, sliding_logits
+from vistrain.structures import Factory, LabelSpace, Preprocessing
+
+IGNORED = 255  # where a label space does not say otherwise
+
+
+class SemanticNetwork(Network):
+    """Base of networks that give every pixel a class.
+
+    `target` of a batch holds `label_map`, `[*S]` of any integer type: class channels, or the label space's ignore index
+    (255 if it has none).
+
+    Args:
+        labels: the classes.
+        preprocessing: how images must reach it.
+        loss: of each output that is trained; None: the network's own (`default_loss`).
+        align_corners: of the enlargement of logits to the labels and to the image.
+        window, window_stride: (height, width) of the windows that images are cut into for inference, and their steps,
+            pixels; None takes images whole.
+        window_batch: windows that are computed at once.
+    """
+
+    default_loss: Factory[PixelLoss] = Factory(PixelCrossEntropy, over_all=False)
+    measured_size = (512, 512)
+
+    labels: LabelSpace
+
+    def __init__(
+        self,
+        labels: LabelSpace,
+        preprocessing: Preprocessing,
+        *,
+        loss: PixelLoss | None = None,
+        align_corners: bool = False,
+        window: tuple[int, int] | None = None,
+        window_stride: tuple[int, int] | None = None,
+        window_batch: int = 4,
+    ) -> None:
+        super().__init__()
+        self.labels, self.preprocessing = labels, preprocessing
+        self.ignore_index = IGNORED if labels.ignore_index is None else labels.ignore_index
+        self.channels = len(preprocessing.mean)
+        self.normalize = Normalize(preprocessing)
+        self.criterion = loss or self.default_loss()
+        self.align_corners = align_corners
+        self.window, self.window_stride, self.window_batch = window, window_stride or window, window_batch
+
+    @abc.abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images `[B, C, H, W]` -> logits `[B, K, h, w]`, of any stride."""
+
+    def training_losses(self, images: Tensor, labels: Tensor, count: Tensor | None) -> dict[str, Tensor]:
+        """Weighted losses: that of `forward`'s logits, unless a subclass has more.
+
+        Args:
+            images: `[B, C, H, W]`, normalised.
+            labels: `[B, H, W]` int64, the ignore index on padding.
+            count: labelled pixels to divide by, see `losses.class_maps`.
+        """
+        return {"loss_seg": self.pixel_loss(self(images), labels, count)}
+
+    def pixel_loss(self, logits: Tensor, labels: Tensor, count: Tensor | None) -> Tensor:
+        """The criterion on logits that are enlarged to the labels' size."""
+        return self.criterion(resize(logits, labels.shape[1:], self.align_corners), labels, self.ignore_index, count)
+
+    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Weighted training losses.
+
+        Args:
+            batch: `image`, `size`, `target`, and `num_targets` (labelled pixels) and `micro_batches` where
+                gradients are accumulated.
+
+        Returns:
+            scalars by name.
+
+        Raises:
+            DataError: a label map has another size than its image, or (checked on the CPU, where it costs no waiting)
+                a value that is no class.
+        """
+        images, _ = self.normalize(batch["image"], batch["size"])
+        labels = self.label_maps(batch)
+        count = None
+        if "num_targets" in batch:
+            count = average_over_processes(batch["num_targets"], images.device, batch.get("micro_batches", 1))
+        return self.training_losses(images, labels, count)
+
+    def label_maps(self, batch: Mapping[str, Any]) -> Tensor:
+        """`[B, H, W]` int64 labels of a batch, padded with the ignore index.
+
+        Raises:
+            DataError: see `losses`.
+        """
+        padded = batch["image"].shape[2:]
+        maps = []
+        for index, (target, size) in enumerate(zip(batch["target"], batch["size"].tolist(), strict=True)):
+            labels = target["label_map"]
+            name = str(batch["id"][index]) if "id" in batch else f"image {index} of the batch"
+            if list(labels.shape) != size:
+                raise DataError(name, f"its label map has the size {list(labels.shape)}, the image {size}")
+            labels = labels.long()
+            classes = self.labels.num_classes
+            if labels.device.type == "cpu":
+                wrong = labels[((labels < 0) | (labels >= classes)) & (labels != self.ignore_index)]
+                if len(wrong):
+                    raise DataError(
+                        name,
+                        f"label {int(wrong[0])}, but there are {classes} classes",
+                        f"labels are 0 to {classes - 1}, or {self.ignore_index} to be ignored",
+                    )
+            border = [
+                x for side, whole in zip(reversed(size), reversed(padded), strict=True) for x in (0, whole - side)
+            ]
+            maps.append(F.pad(labels, border, value=self.ignore_index))
+        return torch.stack(maps)
+
+    @torch.no_grad()
+    def predict(self, batch: Mapping[str, Any]) -> list[Segmentation]:
+        """The class of each pixel of the original images. Images of other sizes beside one change nothing.
+
+        Args:
+            batch: `image`, `size` and `original_size`.
+        """
+        logits = self.image_logits(batch)
+        sizes = batch["original_size"].tolist()
+        found = [class_map(x, tuple(size), self.align_corners) for x, size in zip(logits, sizes, strict=True)]
+        return [Segmentation(semantic=labels) for labels in found]
+
+    @torch.no_grad()
+    def image_logits(self, batch: Mapping[str, Any]) -> list[Tensor]:
+        """Logits `[K, h, w]` of each image at the size at which the network saw it, without its padding."""
+        images, _ = self.normalize(batch["image"], batch["size"])
+        sizes, divisor = batch["size"].tolist(), self.preprocessing.size_divisor
+        if self.window is None and all(size == list(images.shape[2:]) for size in sizes):
+            return list(self._enlarged(images))
+        found = []
+        for image, (height, width) in zip(images, sizes, strict=True):
+            # What lies beyond the image's own padding would enter means over the image.
+            image = image[:, : -(-height // divisor) * divisor, : -(-width // divisor) * divisor]
+            if self.window is None or self.window_stride is None:
+                logits = self._enlarged(image[None])[0]
+            else:
+                classes = self.labels.num_classes
+                logits = sliding_logits(
+                    self._enlarged, image, self.window, self.window_stride, classes, self.window_batch
+                )
+            found.append(logits[:, :height, :width])
+        return found
+
+    def _enlarged(self, images: Tensor) -> Tensor:
+        return resize(self(images).float(), images.shape[2:], self.align_corners)
+
+
+class SemanticSegmenter(SemanticNetwork):
+    """A backbone, a neck if need be, and a head; another head on the same maps while training.
+
+    Modules have the names of mmsegmentation's `EncoderDecoder`.
+
+    Args:
+        backbone: gives maps `[B, C_i, H_i, W_i]`, fine to coarse. Images are resized bilinearly, whatever its weights
+            saw.
+        labels: the classes.
+        head: from maps to logits; built with `channels`, `strides` and `num_classes`.
+        neck: between them, built with `channels` and `strides`; None: none, but a pyramid where the backbone gives one
+            map for several strides (see `necks.default_neck`).
+        auxiliary: a further head that is trained with `auxiliary_weight` and not used otherwise (0.4 in the papers).
+        auxiliary_weight: of its loss.
+        base: see `SemanticNetwork`.
+    """
+
+    default_loss = Factory(PixelCrossEntropy)
+    class_layers = (r"^(decode|auxiliary)_head\.(conv_seg|linear_pred)\.",)
+    sets_itself = ("preprocessing", "align_corners")
+
+    def __init__(
+        self,
+        backbone: Backbone | DenseBackbone,
+        labels: LabelSpace,
+        head: Factory[DecodeHead],
+        *,
+        neck: Factory[nn.Module] | None = None,
+        auxiliary: Factory[DecodeHead] | None = None,
+        auxiliary_weight: float = 0.4,
+        **base: Any,
+    ) -> None:
+        super().__init__(labels, replace(backbone.preprocessing, interpolation="bilinear"), **base)
+        self.backbone: DenseBackbone = backbone
+        self.neck: Any = None
+        facts: dict[str, Any] = {"channels": backbone.channels, "strides": backbone.strides}
+        wanted = backbone.wanted_strides or backbone.strides
+        if neck is not None:
+            self.neck = neck(**facts)
+        elif len(backbone.strides) < len(wanted):
+            width = {"num_levels": len(wanted), "embed_dim": backbone.channels[-1]}
+            self.neck = default_neck(backbone, len(wanted))(**facts, **width)
+        if self.neck is not None:
+            facts = {"channels": self.neck.channels, "strides": self.neck.strides}
+        self.decode_head = head(**facts, num_classes=labels.num_classes)
+        self.align_corners = self.decode_head.align_corners
+        self.auxiliary_head = None if auxiliary is None else auxiliary(**facts, num_classes=labels.num_classes)
+        self.auxiliary_weight = auxiliary_weight
+        unused = [rf"^decode_head\.{pattern}" for pattern in self.decode_head.unused]
+        self.key_maps = (KeyMap("mmsegmentation", r"^decode_head\.", drop=tuple(unused)),)
+
+    def maps(self, images: Tensor) -> Sequence[Tensor]:
+        """Normalised images `[B, C, H, W]` -> what the heads see."""
+        maps = self.backbone(images)
+        return maps if self.neck is None else self.neck(maps)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images `[B, C, H, W]` -> logits `[B, K, h, w]`."""
+        return self.decode_head(self.maps(images))
+
+    def training_losses(self, images: Tensor, labels: Tensor, count: Tensor | None) -> dict[str, Tensor]:
+        """See `SemanticNetwork`; with an auxiliary head `loss_aux`, too."""
+        maps = self.maps(images)
+        losses = {"loss_seg": self.pixel_loss(self.decode_head(maps), labels, count)}
+        if self.auxiliary_head is not None:
+            losses["loss_aux"] = self.auxiliary_weight * self.pixel_loss(self.auxiliary_head(maps), labels, count)
+        return losses
+
+    def no_weight_decay(self) -> set[str]:
+        """See `Network`: what the backbone's authors exempt."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def layers_above(self) -> dict[str, int] | None:
+        """See `Network`: layers of the backbone; all that stands upon it is the top."""
+        layers = self.backbone.layers_above()
+        return None if layers is None else {f"backbone.{name}": above for name, above in layers.items()}
