@@ -355,7 +355,8 @@ def start_worker(worker: int) -> None:
     """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    for name in ("SIGINT", "SIGUSR1"):
+    signal.set_wakeup_fd(-1)  # the run's, which is told of its own signals alone
+    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "alarm"):

@@ -9,6 +9,7 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -31,6 +32,7 @@ from vistrain.layers.padding import to_unit
 from vistrain.metrics import Metric, Record, Unit, protocol
 from vistrain.network import Network
 from vistrain.optim import Constant, ParameterGroups, Schedule
+from vistrain.optim.settled import asked_of, names_of, rearranged, settle
 from vistrain.pictures import fitted
 from vistrain.structures import Factory
 from vistrain.tasks.base.parallel import Gatherer, same_statistics, spread
@@ -73,6 +75,7 @@ class Task(Contract, LightningModule):
         evaluators: split -> the metrics of an evaluation by protocol name.
         numbers: the numbers of the latest evaluation, the same on every process.
         units: what they are measured in, by the same names.
+        began: whether training has begun; what fails before that is the config's or the checkpoint's.
         sync_batchnorm: while training on several accelerators, batch norms use the statistics of all.
     """
 
@@ -86,6 +89,7 @@ class Task(Contract, LightningModule):
     units: dict[str, Unit]
     analysis_folder: Path | None
     sync_batchnorm: bool
+    began: bool
 
     def __init__(
         self,
@@ -113,6 +117,9 @@ class Task(Contract, LightningModule):
         self._gatherer: Gatherer | None = None
         self._to_log: list[dict[str, Tensor]] = []
         self._logged_rate, self._stepped = 0.0, False
+        self.began = False
+        self._asked: list[dict[str, Any]] = []  # the optimizer's numbers as the config gives them
+        self._samples_then: int | None = None  # of the training set, where a run goes on within an epoch
 
     # ---------------------------------------------------------------- what a task says of itself
 
@@ -181,6 +188,11 @@ class Task(Contract, LightningModule):
     def unit(self, name: str) -> Unit:
         """What a number of the loggers is measured in; losses (`train/loss`, `val/loss_box`) are better when low."""
         is_loss = name.rpartition("/")[2].startswith("loss")
+        split, _, key = name.partition("/")
+        family = key.partition("/")[0]
+        for metric in self.evaluators.get(split, {}).values():  # also of numbers that were not computed yet
+            if family in metric.families:
+                return metric.unit(key)
         return self.units.get(name, Unit(lower_is_better=is_loss))
 
     @property
@@ -215,14 +227,27 @@ class Task(Contract, LightningModule):
         if not isinstance(arguments.get("lr"), int | float):
             raise ConfigError("optimizer.lr", "the learning rate is missing", "give a number")
         parameters = self.groups(self.model, arguments["lr"], arguments.get("weight_decay", 0.0))
+        self.checkpoint_facts["optimized"] = names_of(self.model, parameters)
         optimizer = self.optimizer(parameters)
         internals.know_length_of_epoch(self.trainer)  # a run that is limited by steps would not know it yet
         total = self.trainer.estimated_stepping_batches
         batches = self.trainer.num_training_batches
         per_epoch = 1 if math.isinf(batches) else max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
         schedule = self.schedule
+        self._refuse_longer_schedule(total, per_epoch)
         scheduler = LambdaLR(optimizer, lambda step: schedule.factor(step, total, per_epoch))
+        self._asked = asked_of(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _refuse_longer_schedule(self, total: float, per_epoch: int) -> None:
+        """Refuse a schedule of which a part lies behind the run's end; only say so, if the run is cut short itself."""
+        try:
+            self.schedule.refuse_longer(total, per_epoch)
+        except ConfigError as error:
+            if internals.is_cut_short(self.trainer):
+                log.warning("%s", error)
+            else:
+                raise
 
     def on_fit_start(self) -> None:
         """Compile in place: parameter names, and so checkpoints, stay as they are."""
@@ -232,6 +257,23 @@ class Task(Contract, LightningModule):
             self.model.get_submodule(name).compile()
 
     # ---------------------------------------------------------------- training
+
+    def on_train_start(self) -> None:
+        """Let the optimizer's numbers act as the config gives them, where a checkpoint has brought those of then.
+
+        Raises:
+            ConfigError: the run stands within an epoch of another number of samples.
+        """
+        samples = self._samples
+        if self._samples_then not in (None, samples):
+            raise ConfigError(
+                "data",
+                f"{samples} training samples, but the run stands within an epoch of {self._samples_then}",
+                "continue it with the same data, or start another run from its weights: run.weights",
+            )
+        scheduler = cast(LambdaLR, self.trainer.lr_scheduler_configs[0].scheduler)
+        settle(internals.plain_optimizer(self.trainer.optimizers[0]), scheduler, self._asked)
+        self.began = True
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed this batch's random numbers.
@@ -391,13 +433,22 @@ class Task(Contract, LightningModule):
         if batches >= trainer.num_training_batches:
             batches, epoch = 0, epoch + 1
         samples = batches * self.datamodule.batch_size // trainer.accumulate_grad_batches
-        return {"epoch": epoch, "consumed": samples, "world_size": trainer.world_size}
+        facts = {"epoch": epoch, "consumed": samples, "world_size": trainer.world_size}
+        return facts if self._samples is None else {**facts, "samples": self._samples}
+
+    @property
+    def _samples(self) -> int | None:
+        """Of the training set."""
+        training = self.datamodule.watched.get("train")
+        return None if training is None else len(training)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Tell the data module where to continue; Lightning calls this before any loader is made."""
         progress = checkpoint.get("vistrain", {}).get("progress")
         if progress is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
+        self._rearrange(checkpoint)
+        self._samples_then = progress.get("samples") if progress["consumed"] else None
         self.datamodule.resume = (progress["epoch"], progress["consumed"])
         # Lightning knows one way to resume a loader, through its own state; ours resumes through the sampler.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
@@ -408,6 +459,16 @@ class Task(Contract, LightningModule):
                 self.trainer.world_size,
                 progress["world_size"],
             )
+
+    def _rearrange(self, checkpoint: dict[str, Any]) -> None:
+        """Sort the optimizer's memory by the groups of now, which may be others than then."""
+        was = checkpoint["vistrain"].get("optimized")
+        if was is None or not checkpoint.get("optimizer_states"):
+            return
+        arguments = self.optimizer.arguments
+        now = names_of(self.model, self.groups(self.model, arguments["lr"], arguments.get("weight_decay", 0.0)))
+        if was != now and sorted(chain.from_iterable(was)) == sorted(chain.from_iterable(now)):
+            checkpoint["optimizer_states"] = [rearranged(checkpoint["optimizer_states"][0], was, now)]
 
 
 def as_task(module: LightningModule) -> Task:
