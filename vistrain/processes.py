@@ -128,6 +128,15 @@ def started_at(process: int) -> int | None:
     return 0
 
 
+def is_stopped(process: int) -> bool:
+    """Whether a process was told to stop (SIGSTOP, Ctrl-Z) and waits to be continued, where the system tells."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[:1] in (["T"], ["t"])
+
+
 def restarted() -> bool:
     """Whether torchrun or SLURM says that it started this very command before."""
     counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))

@@ -124,8 +124,7 @@ class Progress(Callback):
             self._line(f"{title}  {text}")
         if line_due:
             self._say_if_crowded(pl_module.device)
-            for logger in trainer.loggers:
-                logger.log_metrics({"perf/images_per_s": images, "perf/data_share": share}, step)
+            as_task(pl_module).write_numbers({"perf/images_per_s": images, "perf/data_share": share}, step)
             self._loss, self._losses, self._shown_step = None, 0, step
             clock.restart()
         clock.resume()

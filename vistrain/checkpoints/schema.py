@@ -64,6 +64,7 @@ class _Facts(_Part):
     channels: Positive = 3
     evaluation: dict[str, Any] | None = None
     progress: _DataProgress | None = None
+    samples: Count | None = None
     optimized: list[list[str]] | None = None
 
 

@@ -44,6 +44,18 @@ def rearranged(saved: Mapping[str, Any], was: Sequence[Sequence[str]], now: Sequ
     return {**saved, "state": state, "param_groups": groups}
 
 
+def regroup(checkpoint: dict[str, Any], now: Sequence[Sequence[str]]) -> None:
+    """Sort the optimizer's memory in a checkpoint by the groups of now, if they hold the same parameters as those then.
+
+    Args:
+        checkpoint: of a run; changed in place. One that does not name the parameters stays as it is.
+        now: their names, by groups.
+    """
+    was, states = checkpoint["vistrain"].get("optimized"), checkpoint.get("optimizer_states")
+    if was and states and was != now and sorted(chain.from_iterable(was)) == sorted(chain.from_iterable(now)):
+        checkpoint["optimizer_states"] = [rearranged(states[0], was, now)]
+
+
 def asked_of(optimizer: Optimizer) -> list[dict[str, Any]]:
     """The numbers of each group as the config gives them: all but the parameters and the rate of the moment."""
     return [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]

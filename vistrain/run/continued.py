@@ -77,7 +77,7 @@ class Continued:
                 raise ConfigError(key, f"was {then!r} and cannot become {now!r}: {FIXED[key]}", _anew(path))
         _refuse_less(content, asked)
         if changes:
-            told = [f"{key}: {_value(was, key)!r} -> {_value(asked, key)!r}" for key in changes[:SHOWN]]
+            told = [f"{key}: {_short(_value(was, key))} -> {_short(_value(asked, key))}" for key in changes[:SHOWN]]
             more = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
             log.info("goes on with changes: %s%s", ", ".join(told), more)
         return cls(path, content, changes)
@@ -116,10 +116,7 @@ class Continued:
             raise self._changed(("data",), problem)
 
     def _refuse_groups(self, task: Task) -> None:
-        arguments = task.optimizer.arguments
-        now = names_of(
-            task.model, task.groups(task.model, arguments.get("lr", 0.0), arguments.get("weight_decay", 0.0))
-        )
+        now = names_of(task.model, task.parameter_groups())
         saved = self.content["optimizer_states"][0]
         was = self.content["vistrain"].get("optimized")
         if was is None:  # of a version that did not say: the groups must be the same
@@ -194,6 +191,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _short(value: Any) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _value(config: Any, key: str) -> Any:

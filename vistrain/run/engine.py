@@ -104,6 +104,11 @@ def _fit_in(folder: Path, config: dict[str, Any], resume: Path | None, allow: Co
     del continued  # the trainer reads it anew
     trainer = build_trainer(config, parts, folder, allow)
     _say_what_is_not_evaluated(trainer)
+    parts.task.monitored = {
+        f"callbacks.{name}.monitor": str(node["monitor"])
+        for name, node in (config.get("callbacks") or {}).items()
+        if isinstance(node, dict) and node.get("monitor") is not None and trainer.limit_val_batches != 0
+    }
     with refusals.of_run(parts.task, parts.data, checkpoint):
         trainer.fit(parts.task, datamodule=parts.data, ckpt_path=str(checkpoint) if checkpoint else None)
 

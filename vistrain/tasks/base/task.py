@@ -9,7 +9,6 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -29,12 +28,13 @@ from vistrain.data.base.module import DataModule
 from vistrain.errors import ConfigError
 from vistrain.internals import lightning as internals
 from vistrain.layers.padding import to_unit
-from vistrain.metrics import Metric, Record, Unit, protocol
+from vistrain.metrics import PROTOCOLS, Metric, Record, Unit, protocol
 from vistrain.network import Network
 from vistrain.optim import Constant, ParameterGroups, Schedule
-from vistrain.optim.settled import asked_of, names_of, rearranged, settle
+from vistrain.optim.settled import asked_of, names_of, regroup, settle
 from vistrain.pictures import fitted
 from vistrain.structures import Factory
+from vistrain.tasks.base.monitored import refuse_missing_numbers
 from vistrain.tasks.base.parallel import Gatherer, same_statistics, spread
 from vistrain.tasks.base.predictor import Predictor
 
@@ -66,6 +66,7 @@ class Task(Contract, LightningModule):
             for rounding, and faster convolutions where the device prefers it (tensor cores, AMX).
 
     Attributes:
+        protocols: names of those that measure what its networks predict; empty: it does not say.
         predictor: what `vistrain predict` and `vistrain.load` run its networks with; the abstract base: it cannot.
         analysis_folder: where `analyse` goes after a test; None: it is not asked to.
         checkpoint_facts: plain containers that every checkpoint carries under `vistrain`, beside the version, the
@@ -75,11 +76,13 @@ class Task(Contract, LightningModule):
         evaluators: split -> the metrics of an evaluation by protocol name.
         numbers: the numbers of the latest evaluation, the same on every process.
         units: what they are measured in, by the same names.
+        monitored: dotted key of a callback -> the number that it waits for; refused where no metric gives it.
         began: whether training has begun; what fails before that is the config's or the checkpoint's.
         sync_batchnorm: while training on several accelerators, batch norms use the statistics of all.
     """
 
     predictor: ClassVar[type[Predictor[Any]]] = Predictor  # type: ignore[type-abstract]
+    protocols: ClassVar[tuple[str, ...]] = ()
     model: Network
     checkpoint_facts: dict[str, Any]
     losses: dict[str, Tensor]
@@ -90,6 +93,7 @@ class Task(Contract, LightningModule):
     analysis_folder: Path | None
     sync_batchnorm: bool
     began: bool
+    monitored: dict[str, str]
 
     def __init__(
         self,
@@ -103,6 +107,10 @@ class Task(Contract, LightningModule):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
+        for name in metrics:
+            if self.protocols and name in PROTOCOLS and name not in self.protocols:
+                problem = f"{name!r} does not measure what {type(self).__name__}'s networks predict"
+                raise ConfigError("metrics", problem, f"there are: {', '.join(self.protocols)}")
         # Weights alone: a convolution takes its input's and gives its output in the order of its weights.
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
         self.optimizer, self.groups = optimizer, groups or ParameterGroups()
@@ -117,7 +125,8 @@ class Task(Contract, LightningModule):
         self._gatherer: Gatherer | None = None
         self._to_log: list[dict[str, Tensor]] = []
         self._logged_rate, self._stepped = 0.0, False
-        self.began = False
+        self.began, self.monitored = False, {}
+        self._failing: set[type] = set()  # loggers whose latest numbers could not be written
         self._asked: list[dict[str, Any]] = []  # the optimizer's numbers as the config gives them
         self._samples_then: int | None = None  # of the training set, where a run goes on within an epoch
 
@@ -217,16 +226,24 @@ class Task(Contract, LightningModule):
         """Prepare the network for the strategy, see `tasks.parallel`."""
         spread(self)
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The groups of the trained parameters, as the optimizer is given them.
+
+        Raises:
+            ConfigError: the optimizer has no learning rate, or a group makes no sense.
+        """
+        arguments = self.optimizer.arguments
+        if not isinstance(arguments.get("lr"), int | float):
+            raise ConfigError("optimizer.lr", "the learning rate is missing", "give a number")
+        return self.groups(self.model, arguments["lr"], arguments.get("weight_decay", 0.0))
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer over the parameter groups, and the schedule as a factor for each optimizer step.
 
         Raises:
             ConfigError: the optimizer has no learning rate, or the schedule needs an end that the run does not have.
         """
-        arguments = self.optimizer.arguments
-        if not isinstance(arguments.get("lr"), int | float):
-            raise ConfigError("optimizer.lr", "the learning rate is missing", "give a number")
-        parameters = self.groups(self.model, arguments["lr"], arguments.get("weight_decay", 0.0))
+        parameters = self.parameter_groups()
         self.checkpoint_facts["optimized"] = names_of(self.model, parameters)
         optimizer = self.optimizer(parameters)
         internals.know_length_of_epoch(self.trainer)  # a run that is limited by steps would not know it yet
@@ -264,6 +281,7 @@ class Task(Contract, LightningModule):
         Raises:
             ConfigError: the run stands within an epoch of another number of samples.
         """
+        refuse_missing_numbers(self.monitored, self.evaluators, type(self))
         samples = self._samples
         if self._samples_then not in (None, samples):
             raise ConfigError(
@@ -322,7 +340,7 @@ class Task(Contract, LightningModule):
         numbers = {f"train/{name}": value for name, value in zip(names, values, strict=True)}
         numbers = {"train/loss": sum(values), **numbers, "lr": self._logged_rate, "epoch": self.current_epoch}
         self.log("train/loss", numbers["train/loss"], logger=False)  # for callbacks that monitor it
-        self._write(numbers, self.trainer.global_step)
+        self.write_numbers(numbers, self.trainer.global_step)
 
     @property
     def learning_rate(self) -> float:
@@ -333,10 +351,17 @@ class Task(Contract, LightningModule):
         every = internals.log_every_n_steps(self.trainer)
         return bool(every) and (step % every == 0 or internals.is_trial(self.trainer))
 
-    def _write(self, numbers: Mapping[str, float], step: int) -> None:
+    def write_numbers(self, numbers: Mapping[str, float], step: int) -> None:
         for logger in self.trainer.loggers:
-            logger.log_metrics(dict(numbers), step)
-            logger.save()
+            try:
+                logger.log_metrics(dict(numbers), step)
+                logger.save()
+            except OSError as error:  # a full disk is no reason to lose the run
+                if type(logger) not in self._failing:
+                    log.warning("%s: numbers could not be written: %s", type(logger).__name__, error)
+                self._failing.add(type(logger))
+            else:
+                self._failing.discard(type(logger))
 
     # ---------------------------------------------------------------- evaluation
 
@@ -408,7 +433,7 @@ class Task(Contract, LightningModule):
         warnings.filterwarnings("ignore", message=r"You called `self\.log\('test/")
         self.log_dict(numbers, logger=in_test)
         if not in_test:
-            self._write({**numbers, "epoch": self.current_epoch}, self.trainer.global_step)
+            self.write_numbers({**numbers, "epoch": self.current_epoch}, self.trainer.global_step)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -424,7 +449,7 @@ class Task(Contract, LightningModule):
             **self.checkpoint_facts,
         }
         if self.trainer.state.fn == TrainerFn.FITTING:
-            checkpoint["vistrain"]["progress"] = self._progress()
+            checkpoint["vistrain"] |= {"progress": self._progress(), "samples": self._samples}
 
     def _progress(self) -> dict[str, int]:
         """Where in the data the run stands: epoch, samples of it that all processes together consumed, processes."""
@@ -433,8 +458,7 @@ class Task(Contract, LightningModule):
         if batches >= trainer.num_training_batches:
             batches, epoch = 0, epoch + 1
         samples = batches * self.datamodule.batch_size // trainer.accumulate_grad_batches
-        facts = {"epoch": epoch, "consumed": samples, "world_size": trainer.world_size}
-        return facts if self._samples is None else {**facts, "samples": self._samples}
+        return {"epoch": epoch, "consumed": samples, "world_size": trainer.world_size}
 
     @property
     def _samples(self) -> int | None:
@@ -447,8 +471,8 @@ class Task(Contract, LightningModule):
         progress = checkpoint.get("vistrain", {}).get("progress")
         if progress is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        self._rearrange(checkpoint)
-        self._samples_then = progress.get("samples") if progress["consumed"] else None
+        regroup(checkpoint, names_of(self.model, self.parameter_groups()))
+        self._samples_then = checkpoint["vistrain"].get("samples") if progress["consumed"] else None
         self.datamodule.resume = (progress["epoch"], progress["consumed"])
         # Lightning knows one way to resume a loader, through its own state; ours resumes through the sampler.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
@@ -459,16 +483,6 @@ class Task(Contract, LightningModule):
                 self.trainer.world_size,
                 progress["world_size"],
             )
-
-    def _rearrange(self, checkpoint: dict[str, Any]) -> None:
-        """Sort the optimizer's memory by the groups of now, which may be others than then."""
-        was = checkpoint["vistrain"].get("optimized")
-        if was is None or not checkpoint.get("optimizer_states"):
-            return
-        arguments = self.optimizer.arguments
-        now = names_of(self.model, self.groups(self.model, arguments["lr"], arguments.get("weight_decay", 0.0)))
-        if was != now and sorted(chain.from_iterable(was)) == sorted(chain.from_iterable(now)):
-            checkpoint["optimizer_states"] = [rearranged(checkpoint["optimizer_states"][0], was, now)]
 
 
 def as_task(module: LightningModule) -> Task:
