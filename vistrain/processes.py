@@ -7,6 +7,7 @@ the terminal (SIGHUP).
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -14,6 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from vistrain.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again
 INTERRUPTED = 130  # what shells report after Ctrl-C
@@ -168,6 +173,27 @@ def launched() -> dict[str, int]:
         nodes = int(environ.get("SLURM_STEP_NUM_NODES", environ.get("SLURM_NNODES", "1")))
         return {"devices": int(environ["SLURM_NTASKS"]) // nodes, "num_nodes": nodes}
     return {}
+
+
+def refuse_waiting_alone(machines: int) -> None:
+    """Refuse to wait for other machines where nothing says which; it would be for ever, and in silence.
+
+    Args:
+        machines: `trainer.num_nodes`.
+
+    Raises:
+        ConfigError: there should be several, and neither a launcher nor `MASTER_ADDR` says who the others are.
+    """
+    environ = os.environ
+    if machines == 1 or launched() or "SLURM_NTASKS" in environ:
+        return
+    if "MASTER_ADDR" not in environ or "NODE_RANK" not in environ:
+        raise ConfigError(
+            "trainer.num_nodes",
+            f"{machines} machines, but nothing says which the others are",
+            "start it on each by torchrun or srun (docs/distributed.md), or set MASTER_ADDR, MASTER_PORT and NODE_RANK",
+        )
+    log.info("waiting for %d machines at %s:%s", machines, environ["MASTER_ADDR"], environ.get("MASTER_PORT", "?"))
 
 
 def available_cores() -> int:

@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.print_config:
             return _print_config(config, arguments.print_config == "full", arguments.allow)
         start_logging()
+        processes.refuse_waiting_alone((config.get("trainer") or {}).get("num_nodes", 1))  # at once
         if processes.shares_store():
             logging.getLogger("vistrain").warning(
                 "torchrun: processes that are restarted may not find each other - start it with "

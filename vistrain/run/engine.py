@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +89,7 @@ def fit(config: dict[str, Any], *, resume: Path | None = None, debug: bool = Fal
 def _fit_in(folder: Path, config: dict[str, Any], resume: Path | None, allow: Collection[str]) -> None:
     """Train in a folder that no other process writes to."""
     continued = Continued.read(folder, config) if resume is not None else None
-    refuse_waiting_alone(config)
+    processes.refuse_waiting_alone(config["trainer"].get("num_nodes", 1) if config.get("trainer") else 1)
     seed_everything(config.get("seed", 0), workers=True, verbose=False)
     weights = config.get("run", {}).get("weights")
     # Weights that are about to be replaced need not be downloaded: every tensor comes from the file or the checkpoint.
@@ -111,24 +110,6 @@ def _fit_in(folder: Path, config: dict[str, Any], resume: Path | None, allow: Co
     }
     with refusals.of_run(parts.task, parts.data, checkpoint):
         trainer.fit(parts.task, datamodule=parts.data, ckpt_path=str(checkpoint) if checkpoint else None)
-
-
-def refuse_waiting_alone(config: Mapping[str, Any]) -> None:
-    """Refuse to wait for other machines where nothing says which; it would be for ever, and in silence.
-
-    Raises:
-        ConfigError: `trainer.num_nodes` is above 1, and neither a launcher nor `MASTER_ADDR` says who the others are.
-    """
-    nodes = (config.get("trainer") or {}).get("num_nodes", 1)
-    if nodes == 1 or processes.launched() or SLURMEnvironment.detect():
-        return
-    if "MASTER_ADDR" not in os.environ or "NODE_RANK" not in os.environ:
-        raise ConfigError(
-            "trainer.num_nodes",
-            f"{nodes} machines, but nothing says which the others are",
-            "start it on each by torchrun or srun (docs/distributed.md), or set MASTER_ADDR, MASTER_PORT and NODE_RANK",
-        )
-    log.info("waiting for %d machines at %s:%s", nodes, os.environ["MASTER_ADDR"], os.environ.get("MASTER_PORT", "?"))
 
 
 def _say_what_is_not_evaluated(trainer: Trainer) -> None:
