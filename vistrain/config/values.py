@@ -59,7 +59,8 @@ def numbers(
         also: other values that are accepted, such as None.
     """
     kind = "a whole number" if whole else "a number"
-    extent = f"of {least:g} or more" if math.isinf(most) else f"from {least:g} to {'below ' if below else ''}{most:g}"
+    is_open = math.isinf(most) or most == MOST_WHOLE
+    extent = f"of {least} or more" if is_open else f"from {least} to {'below ' if below else ''}{most}"
     others = "".join(f", or {'null' if value is None else value}" for value in also)
 
     def accepts(value: Any) -> bool:
@@ -74,7 +75,7 @@ def numbers(
 
 def words(*names: Any) -> Rule:
     """One of some names; None and truth values are among them as such."""
-    shown = ", ".join({None: "null", True: "true", False: "false"}.get(name, str(name)) for name in names)
+    shown = ", ".join(dict.fromkeys(_shown(name).strip("'") for name in names))
     return Rule(f"one of {shown}", lambda value: any(value == n and type(value) is type(n) for n in names))
 
 

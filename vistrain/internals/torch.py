@@ -48,6 +48,7 @@ class MortalLoader(DataLoader[Any]):
 
     @property
     def workers(self) -> list[int]:
+        """Of the latest iterator."""
         return [worker.pid for worker in self._processes]
 
     def killed(self) -> list[int]:

@@ -34,7 +34,7 @@ from vistrain.optim import Constant, ParameterGroups, Schedule
 from vistrain.optim.settled import asked_of, names_of, regroup, settle
 from vistrain.pictures import fitted
 from vistrain.structures import Factory
-from vistrain.tasks.base.monitored import refuse_missing_numbers
+from vistrain.tasks.base.ahead import refuse_longer_schedule, refuse_missing_numbers
 from vistrain.tasks.base.parallel import Gatherer, same_statistics, spread
 from vistrain.tasks.base.predictor import Predictor
 
@@ -251,20 +251,10 @@ class Task(Contract, LightningModule):
         batches = self.trainer.num_training_batches
         per_epoch = 1 if math.isinf(batches) else max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
         schedule = self.schedule
-        self._refuse_longer_schedule(total, per_epoch)
+        refuse_longer_schedule(schedule, self.trainer, total, per_epoch)
         scheduler = LambdaLR(optimizer, lambda step: schedule.factor(step, total, per_epoch))
         self._asked = asked_of(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _refuse_longer_schedule(self, total: float, per_epoch: int) -> None:
-        """Refuse a schedule of which a part lies behind the run's end; only say so, if the run is cut short itself."""
-        try:
-            self.schedule.refuse_longer(total, per_epoch)
-        except ConfigError as error:
-            if internals.is_cut_short(self.trainer):
-                log.warning("%s", error)
-            else:
-                raise
 
     def on_fit_start(self) -> None:
         """Compile in place: parameter names, and so checkpoints, stay as they are."""
@@ -352,6 +342,7 @@ class Task(Contract, LightningModule):
         return bool(every) and (step % every == 0 or internals.is_trial(self.trainer))
 
     def write_numbers(self, numbers: Mapping[str, float], step: int) -> None:
+        """Hand numbers of an optimizer step to the loggers; one that cannot write says so, and the run goes on."""
         for logger in self.trainer.loggers:
             try:
                 logger.log_metrics(dict(numbers), step)

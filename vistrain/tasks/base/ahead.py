@@ -1,17 +1,24 @@
-"""Which numbers callbacks may wait for."""
+"""What is refused before an epoch is spent on it: numbers that never come, schedules that never end."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
+from lightning.pytorch import Trainer
+
 from vistrain.errors import ConfigError, nearest
+from vistrain.internals.lightning import is_cut_short
 from vistrain.metrics import Metric
+from vistrain.optim import Schedule
+
+log = logging.getLogger(__name__)
 
 
 def refuse_missing_numbers(
     monitored: Mapping[str, str], evaluators: Mapping[str, Mapping[str, Metric]], task: type
 ) -> None:
-    """Refuse a callback that waits for a number which never comes, before an epoch is spent on it.
+    """Refuse a callback that waits for a number which never comes.
 
     Args:
         monitored: dotted key of a callback -> its number (`val/coco/AP`).
@@ -29,3 +36,17 @@ def refuse_missing_numbers(
     for where, name in monitored.items():
         if name not in names and not (families and name.startswith(families)):
             raise ConfigError(where, f"nothing gives {name!r}", nearest(name, [*names, *families]))
+
+
+def refuse_longer_schedule(schedule: Schedule, trainer: Trainer, total_steps: float, steps_per_epoch: int) -> None:
+    """Refuse a schedule of which a part lies behind the run's end; only say so, if the run is cut short itself.
+
+    Raises:
+        ConfigError: see `Schedule.refuse_longer`.
+    """
+    try:
+        schedule.refuse_longer(total_steps, steps_per_epoch)
+    except ConfigError as error:
+        if not is_cut_short(trainer):
+            raise
+        log.warning("%s", error)
