@@ -42,6 +42,13 @@ class Rule:
     accepts: Callable[[Any], bool]
 
 
+def shown(value: Any) -> str:
+    """A value as YAML writes it, cut where it is long."""
+    names = {None: "null", True: "true", False: "false"}
+    text = names[value] if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -75,8 +82,8 @@ def numbers(
 
 def words(*names: Any) -> Rule:
     """One of some names; None and truth values are among them as such."""
-    shown = ", ".join(dict.fromkeys(_shown(name).strip("'") for name in names))
-    return Rule(f"one of {shown}", lambda value: any(value == n and type(value) is type(n) for n in names))
+    listed = ", ".join(dict.fromkeys(shown(name).strip("'") for name in names))
+    return Rule(f"one of {listed}", lambda value: any(value == n and type(value) is type(n) for n in names))
 
 
 def _batches(least: int) -> Rule:
@@ -222,20 +229,13 @@ def _check_values(config: Mapping[str, Any]) -> None:
         section, _, key = path.rpartition(".")
         holder = config.get(section) if section else config
         if isinstance(holder, dict) and key in holder and not rule.accepts(holder[key]):
-            raise ConfigError(path, f"{_shown(holder[key])} is not {rule.wanted}")
-
-
-def _shown(value: Any) -> str:
-    """A value as YAML writes it, cut where it is long."""
-    names = {None: "null", True: "true", False: "false"}
-    text = names[value] if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+            raise ConfigError(path, f"{shown(holder[key])} is not {rule.wanted}")
 
 
 def _misshapen(name: str, value: Any, kinds: tuple[type, ...]) -> ConfigError:
     wanted = " or ".join(NAMES_OF_SHAPES[kind] for kind in kinds if kind in NAMES_OF_SHAPES)
     remedy = "leave the section out, or write its keys" if dict in kinds else ""
-    return ConfigError(name, f"{_shown(value)} is not {wanted}", remedy)
+    return ConfigError(name, f"{shown(value)} is not {wanted}", remedy)
 
 
 def _refuse_meaningless(value: Any, where: str) -> None:
