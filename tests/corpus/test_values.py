@@ -91,6 +91,7 @@ VALUES = {
     "schedule.warmup_factor": ("-0.1", "2"),
     "schedule.final_factor": ("-1", "2", ".nan"),
     "schedule.cooldown_epochs": ("-1", ".inf"),
+    "data.workers": ("-1", "1.5", "100000", "all"),
     "run.name": ("5", "''", "[x]"),
     "run.folder": ("5", "''"),
     "run.weights": ("5", "[x]"),
@@ -172,7 +173,10 @@ FILES = {
     + "\n".join(f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 9)}]" for i in range(9)),
     "a circle of aliases": "run: &x {name: *x}",
     "deep lists": "run: " + "[" * 200 + "]" * 200,
-    "very deep lists": "run: " + "[" * 20000,
+    "very deep lists": "run: " + "[" * 1_000_000,
+    "very deep mappings": "run: " + "{a: " * 300_000,
+    "lists in lists on one line": "- " * 100_000,
+    "lists in lists on many lines": "".join(f"{' ' * i}-\n" for i in range(2_000)),
     "a number of 5000 digits": "seed: " + "9" * 5000,
     "a set": "run: !!set {a, b}",
     "an empty key": "run: {'': 1}",
@@ -366,6 +370,43 @@ def test_what_the_trainer_refuses_is_said_of_its_key(
     said = refused(ConfigError, "", make)
     assert said.startswith("trainer"), said
     assert key in said, said
+
+
+@pytest.mark.parametrize(
+    ("node", "key"),
+    [
+        ({"type": "callbacks.RunFolder", "images": -1}, "images"),
+        ({"type": "callbacks.RunFolder", "side": 0}, "side"),
+        ({"type": "callbacks.Progress", "every_n_steps": 0}, "every_n_steps"),
+        ({"type": "callbacks.Checkpoints", "keep_best": -1}, "keep_best"),
+        ({"type": "callbacks.Checkpoints", "mode": "best"}, "mode"),
+        ({"type": "callbacks.EMA", "decay": 1.5}, "decay"),
+        ({"type": "callbacks.EMA", "decay": -0.1}, "decay"),
+        ({"type": "callbacks.Unreadable", "limit": -1}, "limit"),
+        ({"type": "lightning.pytorch.callbacks.LearningRateMonitor", "logging_interval": "hour"}, ""),
+        ({"type": "lightning.pytorch.callbacks.GradientAccumulationScheduler", "scheduling": {}}, ""),
+        ({"type": "lightning.pytorch.callbacks.StochasticWeightAveraging", "swa_lrs": -1.0}, ""),
+        ({"type": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "x", "mode": "most"}, ""),
+    ],
+)
+def test_callbacks_of_meaningless_numbers_are_refused(
+    tmp_path: Path, parts: Any, node: dict[str, Any], key: str
+) -> None:
+    config = compose([BASE], TINY)
+    config["callbacks"] = {"mine": node}
+    said = refused(ConfigError, key, run.build_trainer, config, parts, tmp_path)
+    assert said.startswith("callbacks.")
+
+
+def test_a_monitor_that_nothing_gives_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*TINY, f"data.root={tmp_path / 'data'}", f"run.folder={tmp_path / 'run'}", "trainer.max_epochs=1"]
+    words += ["callbacks.checkpoints.type=callbacks.Checkpoints", "callbacks.checkpoints.monitor=val/coco/AP"]
+    assert main(["fit", "-c", BASE, *words]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("vistrain: callbacks.checkpoints.monitor: nothing gives 'val/coco/AP'")
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_metrics_of_another_task_are_refused() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from training_tools import LABELS, TinyData, TinyDetector, fit, make_task
 
-from vistrain.callbacks import EMA, Checkpoints, RunFolder
+from vistrain.callbacks import EMA, Checkpoints
 from vistrain.callbacks.loggers import CSVMetrics
 from vistrain.checkpoints import load_file
 from vistrain.data.base.faults import Watched, dead_worker
@@ -118,7 +118,7 @@ def test_numbers_that_the_disk_refused_are_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def trained(folder: Path) -> list[dict[str, str]]:
-        fit(folder, make_task(), TinyData(), [RunFolder(), Checkpoints()], log_every_n_steps=1)
+        fit(folder, make_task(), TinyData(), [Checkpoints()], log_every_n_steps=1)
         return rows(folder)
 
     whole = trained(tmp_path / "whole")

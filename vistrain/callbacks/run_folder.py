@@ -18,6 +18,7 @@ from PIL import Image
 
 from vistrain import pictures
 from vistrain.callbacks.loggers import CSVMetrics
+from vistrain.data.base.module import refuse_below
 from vistrain.errors import DataError
 from vistrain.surroundings import environment
 from vistrain.tasks.base.task import Cells, Task, as_task
@@ -38,9 +39,14 @@ class RunFolder(Callback):
         side: long side of each image in the pictures, pixels.
         threshold: lowest score of a drawn prediction.
         folder: where; the trainer's `default_root_dir` if None.
+
+    Raises:
+        ConfigError: a number is too small.
     """
 
     def __init__(self, images: int = 6, side: int = 480, threshold: float = 0.3, folder: str | None = None) -> None:
+        refuse_below(0, images=images, threshold=threshold)
+        refuse_below(16, side=side)
         self.images, self.side, self.threshold = images, side, threshold
         self.folder: Path | None = Path(folder) if folder else None
         self._rows: list[Cells] = []

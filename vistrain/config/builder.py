@@ -196,7 +196,7 @@ class _PartFactory(Factory[Any]):
 
 
 @contextmanager
-def refusals(cls: type, where: str, arguments: Collection[str]) -> Iterator[None]:
+def refusals(cls: Callable[..., Any], where: str, arguments: Collection[str]) -> Iterator[None]:
     """Inside, a class is called; what it refuses becomes an error of the node, in one line.
 
     What a value leads to lies in other libraries, or in arithmetic: they raise, or ours raises `ValueError`. All else

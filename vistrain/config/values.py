@@ -190,6 +190,7 @@ RULES: dict[str, Rule] = {
     "schedule.final_factor": numbers(0, 1),
     "schedule.cooldown_epochs": numbers(0),
     "schedule.power": numbers(0),
+    "data.workers": numbers(0, 1024, whole=True, also=(None,)),
     "run.name": Rule("a name", lambda v: isinstance(v, str) and bool(v.strip())),
     "run.folder": Rule("a folder", lambda v: v is None or (isinstance(v, str) and bool(v.strip()))),
     "run.weights": Rule("a file", lambda v: v is None or (isinstance(v, str) and bool(v.strip()))),

@@ -71,7 +71,7 @@ class MortalLoader(DataLoader[Any]):
 
     def _get_iterator(self) -> Any:
         """What makes the iterator of an epoch, or, with persistent workers, of all."""
-        iterator = super()._get_iterator()
+        iterator: Any = super()._get_iterator()
         if self.num_workers:
             atexit.register(_kill_workers, weakref.ref(iterator))
             self._processes = list(iterator._workers)

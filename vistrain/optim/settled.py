@@ -37,7 +37,8 @@ def rearranged(saved: Mapping[str, Any], was: Sequence[Sequence[str]], now: Sequ
     number_of = dict(zip(chain.from_iterable(was), numbers, strict=True))
     order = [number_of[name] for name in chain.from_iterable(now)]
     state = {new: saved["state"][old] for new, old in enumerate(order) if old in saved["state"]}
-    first, groups = saved["param_groups"][0], []
+    first = saved["param_groups"][0]
+    groups: list[dict[str, Any]] = []
     for names in now:
         start = sum(len(group["params"]) for group in groups)
         groups.append({**first, "params": list(range(start, start + len(names)))})

@@ -146,7 +146,7 @@ class Continued:
     def _refuse_averaging(self, callbacks: Mapping[str, Any], allow: Collection[str]) -> None:
         """Without the average's callback, a run would go on from the average, and nobody would know."""
         averages = any(
-            issubclass(class_named(node.get("type"), Callback, f"callbacks.{name}", allow=allow), WeightAveraging)
+            issubclass(class_named(str(node["type"]), Callback, f"callbacks.{name}", allow=allow), WeightAveraging)
             for name, node in callbacks.items()
             if isinstance(node, dict) and node.get("type")
         )

@@ -38,6 +38,24 @@ def refuse_missing_numbers(
             raise ConfigError(where, f"nothing gives {name!r}", nearest(name, [*names, *families]))
 
 
+def refuse_other_samples(then: int | None, now: int | None) -> None:
+    """Refuse to go on within an epoch of other data.
+
+    Args:
+        then: samples of the training set, if the run stands within an epoch and said so.
+        now: likewise; None where nobody counts.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    if then is not None and now is not None and then != now:
+        raise ConfigError(
+            "data",
+            f"{now} training samples, but the run stands within an epoch of {then}",
+            "continue it with the same data, or start another run from its weights: run.weights",
+        )
+
+
 def refuse_longer_schedule(schedule: Schedule, trainer: Trainer, total_steps: float, steps_per_epoch: int) -> None:
     """Refuse a schedule of which a part lies behind the run's end; only say so, if the run is cut short itself.
 

@@ -34,7 +34,7 @@ from vistrain.optim import Constant, ParameterGroups, Schedule
 from vistrain.optim.settled import asked_of, names_of, regroup, settle
 from vistrain.pictures import fitted
 from vistrain.structures import Factory
-from vistrain.tasks.base.ahead import refuse_longer_schedule, refuse_missing_numbers
+from vistrain.tasks.base.ahead import refuse_longer_schedule, refuse_missing_numbers, refuse_other_samples
 from vistrain.tasks.base.parallel import Gatherer, same_statistics, spread
 from vistrain.tasks.base.predictor import Predictor
 
@@ -251,6 +251,8 @@ class Task(Contract, LightningModule):
         batches = self.trainer.num_training_batches
         per_epoch = 1 if math.isinf(batches) else max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
         schedule = self.schedule
+        refuse_missing_numbers(self.monitored, self.evaluators, type(self))
+        refuse_other_samples(self._samples_then, self._samples)
         refuse_longer_schedule(schedule, self.trainer, total, per_epoch)
         scheduler = LambdaLR(optimizer, lambda step: schedule.factor(step, total, per_epoch))
         self._asked = asked_of(optimizer)
@@ -266,19 +268,7 @@ class Task(Contract, LightningModule):
     # ---------------------------------------------------------------- training
 
     def on_train_start(self) -> None:
-        """Let the optimizer's numbers act as the config gives them, where a checkpoint has brought those of then.
-
-        Raises:
-            ConfigError: the run stands within an epoch of another number of samples.
-        """
-        refuse_missing_numbers(self.monitored, self.evaluators, type(self))
-        samples = self._samples
-        if self._samples_then not in (None, samples):
-            raise ConfigError(
-                "data",
-                f"{samples} training samples, but the run stands within an epoch of {self._samples_then}",
-                "continue it with the same data, or start another run from its weights: run.weights",
-            )
+        """Let the optimizer's numbers act as the config gives them, where a checkpoint has brought those of then."""
         scheduler = cast(LambdaLR, self.trainer.lr_scheduler_configs[0].scheduler)
         settle(internals.plain_optimizer(self.trainer.optimizers[0]), scheduler, self._asked)
         self.began = True
