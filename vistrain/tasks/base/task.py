@@ -378,7 +378,7 @@ class Task(Contract, LightningModule):
         self._finish("test")
         if self.trainer.is_global_zero:
             for metric in self.evaluators["test"].values():
-                Console().print(metric.result)
+                Console(markup=False).print(metric.result)  # classes may be called anything
 
     def on_test_end(self) -> None:
         """Analyse, if that was asked for, while the records are there."""
