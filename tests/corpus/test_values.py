@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vistrain.cli import main
 from vistrain.config import build, compose, without_pretrained
 from vistrain.errors import ConfigError, VistrainError, WeightsError
 from vistrain.optim import Schedule
+from vistrain.run.lock import held
 from vistrain.structures import LabelSpace
 
 BASE = "vistrain:demo/restoration"
@@ -476,6 +478,29 @@ def test_what_cannot_change_in_a_run_that_goes_on_is_refused(
     assert said.startswith(f"vistrain: {key}: "), said
     assert before == ((finished / "last.ckpt").stat().st_mtime_ns, (finished / "config.yaml").read_text())
     assert not (finished / ".lock").exists()
+
+
+def test_a_run_that_is_under_way_is_neither_begun_nor_gone_on_with_again(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with held(finished):
+        for words in (["--resume", str(finished)], ["-c", BASE, *TINY, f"run.folder={finished}"]):
+            assert main(["fit", *words]) == 2
+            said = capsys.readouterr().err.splitlines()[-1]
+            assert said.startswith(f"vistrain: run.folder: process {os.getpid()} on "), said
+
+
+def test_a_run_outlives_its_output(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [*TINY, f"data.root={finished.parent / 'data'}", f"run.folder={tmp_path}", "trainer.max_epochs=2"]
+    with os.fdopen(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        monkeypatch.setattr(sys, "stderr", pipe)
+        assert main(["fit", "-c", BASE, *words]) == 0
+        monkeypatch.undo()
+    one, other = (load_file(folder / "last.ckpt")["state_dict"] for folder in (tmp_path, finished))
+    assert all(torch.equal(one[name], other[name]) for name in other)
 
 
 def without(*path: Any) -> Callable[[dict[str, Any]], None]:

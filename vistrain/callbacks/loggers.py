@@ -225,26 +225,31 @@ def _begin_run(mode: str, arguments: dict[str, Any]) -> Any:
     import wandb  # takes a second, and few runs want it
 
     Path(arguments["dir"]).mkdir(parents=True, exist_ok=True)
-    settings = wandb.Settings(init_timeout=WANDB_INIT_SECONDS)
-    if hasattr(settings, "finish_timeout"):  # newer than the oldest release that works
-        settings.finish_timeout = WANDB_FINISH_SECONDS
+
+    def settings() -> Any:
+        """Made anew for each attempt, since W&B writes into them."""
+        made = wandb.Settings(init_timeout=WANDB_INIT_SECONDS)
+        if hasattr(made, "finish_timeout"):  # newer than the oldest release that works
+            made.finish_timeout = WANDB_FINISH_SECONDS
+        return made
+
     if mode == "online":
         try:
             # Without a key, `init` would ask for one on a terminal; without a network, verifying it would take long.
             arguments_of_login = inspect.signature(wandb.login).parameters
             ask = {"prompt": False} if "prompt" in arguments_of_login else {"timeout": 10}
             if wandb.login(verify=False, **ask):
-                return wandb.init(mode="online", settings=settings, resume="allow", **arguments)
+                return wandb.init(mode="online", settings=settings(), resume="allow", **arguments)
             log.warning("W&B: no API key (`wandb login`); the run is recorded offline, `wandb sync` uploads it")
         except (wandb.errors.Error, OSError) as error:
             log.warning("W&B: %s; the run is recorded offline, `wandb sync` uploads it", str(error).splitlines()[0])
             arguments = {k: v for k, v in arguments.items() if k != "id"}  # which W&B holds to be in use now
     if mode != "disabled":
         try:
-            return wandb.init(mode="offline", settings=settings, **arguments)
+            return wandb.init(mode="offline", settings=settings(), **arguments)
         except (wandb.errors.Error, OSError) as error:
             log.warning("W&B: %s; the run goes on without it", str(error).splitlines()[0])
-    return wandb.init(mode="disabled", settings=settings, **arguments)
+    return wandb.init(mode="disabled", settings=settings(), **arguments)
 
 
 BY_NAME: dict[str, type[Logger]] = {"wandb": WandB, "tensorboard": TensorBoard}  # see `index.LOGGERS`
