@@ -8,6 +8,8 @@ this program starts the same command again, as a cluster's queue would. At the e
 
     python tools/soak.py                       twenty kills
     python tools/soak.py --kills 5 --seed 1
+    python tools/soak.py --troubled            its output goes into a pipe that nobody reads to the end, and now and
+                                               then a write to its folder meets a full disk (an injected error)
 
 Exit code: 0 if the weights are the same, 1 if not, or if the run did not end.
 """
@@ -23,6 +25,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,24 @@ MARK = "VISTRAIN_SOAK"
 PATIENCE = 900.0  # seconds without a step after which a run counts as stuck
 RESTARTS = 3  # that torchrun makes by itself, before this program has to
 STEPS_PER_KILL = 12  # length of the run
+READ = 500  # bytes of a piped run's output, as `| head` reads them
+# Python imports it first: files on their way to their names, and lines of metrics.csv, find no room one time in eight.
+FULL_DISK = """
+import errno, io, os, random
+replace, opened, dice = os.replace, io.open, random.Random()
+def refuse(path):
+    if dice.random() < 0.125:
+        raise OSError(errno.ENOSPC, "No space left on device (injected)", str(path))
+def full_replace(source, target, **more):
+    if str(target).startswith(os.environ["VISTRAIN_SOAK_FULL"]):
+        refuse(target)
+    return replace(source, target, **more)
+def full_open(file, mode="r", *more, **named):
+    if str(file).endswith("metrics.csv") and mode.startswith("r+"):
+        refuse(file)
+    return opened(file, mode, *more, **named)
+os.replace, io.open = full_replace, full_open
+"""
 
 
 def main() -> int:
@@ -43,6 +64,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="data workers per process (default: %(default)s)")
+    parser.add_argument("--troubled", action="store_true", help="a pipe without a reader, and a full disk now and then")
     parser.add_argument("--output", type=Path, help="keep the runs here (default: a temporary folder)")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
@@ -58,7 +80,7 @@ def main() -> int:
             console.print(f"the undisturbed run ended with {code}:\n{whole.output()}", markup=False)
             return 1
         console.print(f"undisturbed: {steps(whole.folder)} steps in {time.monotonic() - started:.0f} s")
-        cut = Run(config, folder / "killed", f"{os.getpid()}b")
+        cut = Run(config, folder / "killed", f"{os.getpid()}b", options.troubled)
         stack.callback(cut.end)
         rows = torment(cut, options.kills, random.Random(options.seed), console)
         console.print(summary(rows))
@@ -98,10 +120,11 @@ class Run:
         config: of the run.
         folder: of the run.
         name: marks all its processes.
+        troubled: whether its output has no reader for long, and its disk is full now and then.
     """
 
-    def __init__(self, config: Path, folder: Path, name: str) -> None:
-        self.config, self.folder, self.name = config, folder, name
+    def __init__(self, config: Path, folder: Path, name: str, troubled: bool = False) -> None:
+        self.config, self.folder, self.name, self.troubled = config, folder, name, troubled
         self.log = folder.with_suffix(".log")
         self.starts = 0
         self.process = self.start()
@@ -115,11 +138,26 @@ class Run:
             str(self.config), "--resume", "auto", f"run.folder={self.folder}",
         ]  # fmt: skip
         env = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", MARK: self.name}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+        more: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
+        if not self.troubled:
+            with self.log.open("ab") as log:
+                self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, **more)
+            return self.process
+        inject = self.folder.with_name("inject")
+        inject.mkdir(exist_ok=True)
+        (inject / "sitecustomize.py").write_text(FULL_DISK)
+        paths = os.pathsep.join(filter(None, [str(inject), os.environ.get("PYTHONPATH")]))
+        env |= {"PYTHONPATH": paths, "VISTRAIN_SOAK_FULL": str(self.folder)}
+        reading, writing = os.pipe()
+        self.process = subprocess.Popen(command, env=env, stdout=writing, stderr=writing, **more)
+        os.close(writing)
+        threading.Thread(target=self.read_some, args=(reading,), daemon=True).start()
         return self.process
+
+    def read_some(self, reading: int) -> None:
+        """Read the beginning of the output, and go."""
+        with os.fdopen(reading, "rb") as pipe, self.log.open("ab") as log:
+            log.write(pipe.read(READ))
 
     def processes(self) -> dict[str, list[int]]:
         """Live processes by kind: `agent`, `rank 0`, `rank 1`, `worker`."""

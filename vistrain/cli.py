@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from vistrain import __version__, processes
+from vistrain import __version__, processes, streams
 from vistrain.commands import (
     check,
     completion,
@@ -50,34 +54,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0; 2 if the user has something to mend (said in one line on stderr); 3 if a result was not
-        reproduced; 75 if told to stop (run it again); 130 if interrupted.
+        reproduced; 75 if told to stop (run it again); 130 if interrupted (see docs/running.md).
 
     Raises:
         Exception: a bug of vistrain, or of a class that the config names; a process then ends with code 1.
     """
     processes.wait_gently()  # before anything imports torch
-    arguments: argparse.Namespace | None = None
-    try:
-        arguments = parse(sys.argv[1:] if argv is None else argv)
-        if vars(arguments).get("allow") and os.getcwd() not in sys.path:
-            # One's own package lies there as a rule, and `python -m vistrain` looks there, too.
-            sys.path.append(os.getcwd())
-        code: int = arguments.run(arguments)
-        sys.stdout.flush()
-        return code
-    except VistrainError as error:
-        sys.stderr.write(f"vistrain: {error}\n")
-        return 2
-    except BrokenPipeError:  # `vistrain list backbones | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning turns an interrupt into sys.exit(1), argparse ends with sys.exit.
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
-            return error.code if isinstance(error.code, int) else int(error.code is not None)
-        hint = fit.how_to_resume(arguments) if arguments is not None and arguments.command == "fit" else ""
-        sys.stderr.write(f"vistrain: interrupted{hint}\n")
-        return 130
+    with streams.enduring() as output:
+        arguments: argparse.Namespace | None = None
+        try:
+            arguments = parse(sys.argv[1:] if argv is None else argv)
+            if vars(arguments).get("allow") and os.getcwd() not in sys.path:
+                # One's own package lies there as a rule, and `python -m vistrain` looks there, too.
+                sys.path.append(os.getcwd())
+            code: int = arguments.run(arguments)
+            output.flush()
+            if code == 0 and output.failure is not None and not output.was_cut_off and arguments.command != "fit":
+                raise ConfigError("standard output", f"cannot be written ({output.failure.strerror})", "make room")
+            return code
+        except VistrainError as error:
+            sys.stderr.write(f"vistrain: {error}\n")
+            if arguments is not None and vars(arguments).get("debug"):
+                traceback.print_exception(error)
+            return 2
+        except SystemExit as error:  # of argparse, or of a run that was told to stop
+            if not processes.came_of_interrupt(error):
+                return error.code if isinstance(error.code, int) else int(error.code is not None)
+            return _interrupted(arguments)
+        except BaseException as error:
+            if not processes.came_of_interrupt(error):
+                raise
+            return _interrupted(arguments)
+
+
+def _interrupted(arguments: argparse.Namespace | None) -> int:
+    """Say how to go on after Ctrl-C."""
+    hint = fit.how_to_resume(arguments) if arguments is not None and arguments.command == "fit" else ""
+    sys.stderr.write(f"vistrain: interrupted{hint}\n")
+    return processes.INTERRUPTED
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -106,7 +120,18 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             raise _refusal(word, options_of(commands_of(parser)[arguments.command]), arguments.command)
     if "overrides" in arguments:
         arguments.overrides = overrides
+    for name, value in list(vars(arguments).items()):
+        setattr(arguments, name, _with_home(value))
     return arguments
+
+
+def _with_home(value: Any) -> Any:
+    """A path that begins with `~/` in full: after `--option=` and `key=` no shell writes it out."""
+    if isinstance(value, list):
+        return [_with_home(item) for item in value]
+    if not isinstance(value, str | Path) or not re.match(r"~[\w.-]*/", str(value)):
+        return value
+    return type(value)(os.path.expanduser(value))
 
 
 def build_parser(command: str = "") -> argparse.ArgumentParser:

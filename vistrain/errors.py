@@ -40,6 +40,22 @@ class WeightsError(VistrainError):
     """A checkpoint cannot be read, or does not fit the model; `where` is the file."""
 
 
+def origin(error: BaseException) -> str:
+    """The package whose code raised an error, such as `torch`; of what C raises, whose code called it."""
+    trace = error.__traceback__
+    if trace is None:
+        return ""
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What an error says, on one line: its first one, or the name of its kind."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:most].rstrip(" .:")
+
+
 def nearest(
     name: str, known: Iterable[str], *, count: int = 1, cutoff: float = 0.6, otherwise: str | None = None
 ) -> str:

@@ -1,11 +1,13 @@
 """What a process knows of its launcher and its machine, and how it leaves: ranks, cores, exit codes and signals.
 
-Clusters send SIGTERM (with SIGKILL to follow) or SIGUSR1 (SLURM's warning ahead of time), people press Ctrl-C.
+Clusters send SIGTERM (with SIGKILL to follow) or SIGUSR1 (SLURM's warning ahead of time), people press Ctrl-C or close
+the terminal (SIGHUP).
 `callbacks.Preemption` deals with them while a run trains; before and after that, a process leaves at once.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -14,10 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vistrain.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again
 INTERRUPTED = 130  # what shells report after Ctrl-C
 SPINS = "10000"  # rounds that a thread waits before it sleeps, instead of 300000
-PREEMPTIONS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+PREEMPTIONS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+STUCK_SECONDS = 5.0  # that a process is given to leave by itself; it may wait in C for others, where Python cannot stop
 
 Handler = Callable[[int, Any], None] | signal.Handlers | int | None
 
@@ -30,10 +37,12 @@ def exit_code(number: int) -> int:
 def install(handlers: Mapping[int, Handler]) -> dict[int, Handler]:
     """Sets handlers by signal; those that were there before, for setting them back.
 
-    Only the main thread may do this; in another one nothing is set, and nothing returned.
+    Only the main thread may do this; in another one nothing is set, and nothing returned. A SIGHUP that is ignored
+    (`nohup`) stays so.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
+    handlers = {number: handler for number, handler in handlers.items() if not _outlives_terminal(number)}
     before = {number: signal.getsignal(number) for number in handlers}
     for number, handler in handlers.items():
         # None: a handler that is not Python's, which cannot be set back.
@@ -41,22 +50,96 @@ def install(handlers: Mapping[int, Handler]) -> dict[int, Handler]:
     return before
 
 
+def _outlives_terminal(number: int) -> bool:
+    return signal.Signals(number).name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN
+
+
 @contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Inside, a pre-emption ends the process with code 75 at once: no step was taken, or all is saved already.
+    """Inside, a pre-emption ends the process with code 75 at once: no step was taken, or all is saved already. Ctrl-C
+    does with 130, as ever. So does either where Python waits for other processes in C, and does not come to it.
 
     Raises:
         SystemExit: from the handler, with code 75.
+        KeyboardInterrupt: on Ctrl-C.
     """
-    before = install(dict.fromkeys(PREEMPTIONS, _leave))
+    before = install({**dict.fromkeys(PREEMPTIONS, _leave), signal.SIGINT: _interrupt})
     try:
-        yield
+        with _ending_if_stuck():
+            yield
     finally:
         install(before)
 
 
 def _leave(number: int, frame: Any) -> None:
     raise SystemExit(exit_code(number))
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _ending_if_stuck() -> Iterator[None]:
+    """A thread that hears of signals at once, from C's handler, and ends the process if nothing comes of them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before, left = signal.set_wakeup_fd(writing, warn_on_full_buffer=False), threading.Event()
+    threading.Thread(target=_watch, args=(reading, left), daemon=True, name="signals").start()
+    try:
+        yield
+    finally:
+        left.set()
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+
+
+def _watch(reading: int, left: threading.Event) -> None:
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        while heard := pipe.read(1):  # empty once the other end is closed
+            number = heard[0]
+            # While a run trains, its own handlers are set, and it leaves at the end of a step.
+            if signal.getsignal(number) in (_leave, _interrupt) and not left.wait(STUCK_SECONDS):
+                os._exit(exit_code(number))
+
+
+def came_of_interrupt(error: BaseException | None) -> bool:
+    """Whether an error is Ctrl-C, or came while it was dealt with: imports and Lightning make others of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def started_at(process: int) -> int | None:
+    """When a process started, in the system's own count; 0 where it does not tell, None if there is no such process."""
+    try:
+        # After the name, which may hold anything, in brackets: state, parent ...; the 22nd field of all is the start.
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return None if fields[0] == "Z" else int(fields[19])
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+    except (OSError, IndexError, ValueError):
+        return 0
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:
+        return 0
+    return 0
+
+
+def is_stopped(process: int) -> bool:
+    """Whether a process was told to stop (SIGSTOP, Ctrl-Z) and waits to be continued, where the system tells."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[:1] in (["T"], ["t"])
 
 
 def restarted() -> bool:
@@ -90,6 +173,27 @@ def launched() -> dict[str, int]:
         nodes = int(environ.get("SLURM_STEP_NUM_NODES", environ.get("SLURM_NNODES", "1")))
         return {"devices": int(environ["SLURM_NTASKS"]) // nodes, "num_nodes": nodes}
     return {}
+
+
+def refuse_waiting_alone(machines: int) -> None:
+    """Refuse to wait for other machines where nothing says which; it would be for ever, and in silence.
+
+    Args:
+        machines: `trainer.num_nodes`.
+
+    Raises:
+        ConfigError: there should be several, and neither a launcher nor `MASTER_ADDR` says who the others are.
+    """
+    environ = os.environ
+    if machines == 1 or launched() or "SLURM_NTASKS" in environ:
+        return
+    if "MASTER_ADDR" not in environ or "NODE_RANK" not in environ:
+        raise ConfigError(
+            "trainer.num_nodes",
+            f"{machines} machines, but nothing says which the others are",
+            "start it on each by torchrun or srun (docs/distributed.md), or set MASTER_ADDR, MASTER_PORT and NODE_RANK",
+        )
+    log.info("waiting for %d machines at %s:%s", machines, environ["MASTER_ADDR"], environ.get("MASTER_PORT", "?"))
 
 
 def available_cores() -> int:

@@ -77,7 +77,11 @@ def test_a_run_tells_wandb_its_composed_config(tmp_path: Path, wandb: Any) -> No
     assert asked == {
         "mode": "offline", "project": "mine", "name": "my_run", "dir": str(tmp_path / "my_run"), "tags": ("a", "b")
     }  # fmt: skip
-    assert not {"entity", "group", "notes", "id"} & set(made.arguments)
+    assert not {"entity", "group", "notes"} & set(made.arguments)
+    run.build_trainer(composed, parts, tmp_path / "my_run")
+    run.build_trainer(composed, parts, tmp_path / "other_run")
+    ids = [found.arguments["id"] for found in wandb.runs]
+    assert ids[0] == ids[1] != ids[2]  # a run that goes on is the same one there
     assert [type(logger).__name__ for logger in trainer.loggers] == ["CSVMetrics", "WandB"]
 
 

@@ -52,7 +52,10 @@ class Detector(nn.Module):
         if width == 13:
             raise ConfigError("width", "13 brings bad luck", "take 12")
         if width == 14:
-            raise RuntimeError("boom")
+            raise KeyError("boom")
+        if width < 0:
+            nn.Linear(width, 1)
+        self.share = 1 / width
         self.__dict__.update(locals())
 """
 
@@ -248,12 +251,12 @@ def test_yaml_written_is_read_back(tmp_path):
     made = {
         "seed": 1,
         "run": {"name": "1e-4", "folder": "a: b"},
-        "callbacks": ["x", "5"],
+        "reference": {"note": ["x", "5"]},
         "optimizer": {"lr": 1e-5, "eps": 1e-8},
     }
     (tmp_path / "a.yaml").write_text(config.to_yaml(made))
     assert compose([tmp_path / "a.yaml"]) == made
-    assert "callbacks: [x, '5']" in config.to_yaml(made)
+    assert "note: [x, '5']" in config.to_yaml(made)
 
 
 def test_a_config_with_an_old_class_name_still_composes_and_builds(monkeypatch, tmp_path):
@@ -357,9 +360,20 @@ def test_foreign_constructors_receive_no_facts_and_may_take_any_key():
 
 
 def test_a_real_failure_keeps_its_traceback_and_says_what_was_being_built(room):
-    with pytest.raises(RuntimeError, match="boom") as caught:
+    with pytest.raises(KeyError, match="boom") as caught:
         detector(width=14)
     assert caught.value.__notes__ == ["while building model (vistrain.room.Detector)"]
+
+
+def test_what_torch_or_arithmetic_refuses_is_said_of_the_node(room):
+    made = "model: Detector cannot be made of these values: "
+    assert f"{made}Trying to create tensor with negative dimension -1" in refused(detector, width=-1)
+    assert f"{made}ZeroDivisionError: division by zero" in refused(detector, width=0)
+    node = {"type": "torch.optim.AdamW", "lr": -1.0}
+    factory = build(node, Factory[torch.optim.Optimizer], where="optimizer")
+    assert "optimizer: AdamW cannot be made of these values: Invalid learning rate" in refused(
+        factory, [nn.Parameter(torch.zeros(1))]
+    )
 
 
 @pytest.mark.parametrize(

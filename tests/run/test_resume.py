@@ -99,6 +99,7 @@ def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         (signal.SIGTERM, "train_batch", 1, 75, 1),
         (signal.SIGUSR1, "train_batch", 3, 75, None),  # before an evaluation, without accumulation
         (signal.SIGINT, "train_batch", 4, 130, None),
+        (signal.SIGHUP, "train_batch", 2, 75, None),
         (signal.SIGTERM, "train_batch", 6, 75, None),  # the end of an epoch, without accumulation
         (signal.SIGTERM, "validation_batch", 2, 75, 3),
         (signal.SIGTERM, "validation_batch", 9, 75, 6),  # in the evaluation at an epoch's end

@@ -15,7 +15,13 @@ from vistrain.cli import main
 from vistrain.data import GeneratedShapes
 from vistrain.run import load, load_checkpoint
 
-SMALL_DATA = ["data.train_images=20", "data.val_images=6", "data.scale=0.5", "data.workers=0"]
+SMALL_DATA = [
+    "schedule.warmup_steps=1",
+    "data.train_images=20",
+    "data.val_images=6",
+    "data.scale=0.5",
+    "data.workers=0",
+]
 SMALL_MODEL = [
     "model.embed_dim=32",
     "model.num_heads=4",

@@ -6,6 +6,7 @@ import csv
 import inspect
 import logging
 import os
+import uuid
 import warnings
 from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from vistrain.config import build, index
-from vistrain.config.builder import class_named, signature
+from vistrain.config.builder import class_named, refusals, signature
 from vistrain.errors import ConfigError
 from vistrain.internals.lightning import rank_of_process
 
@@ -31,7 +32,8 @@ class CSVMetrics(Logger):
 
     What is logged at the same step shares its row, so a number that is computed again replaces itself. A resumed run
     continues the file: rows of steps that it is about to repeat are dropped (`resume_at`). Each row is handed to the
-    operating system before the next step. Only rank 0 writes.
+    operating system before the next step. What a full disk refused is kept, and written with the next row that finds
+    room. Only rank 0 writes.
 
     Args:
         folder: the run folder.
@@ -44,6 +46,7 @@ class CSVMetrics(Logger):
         self._row: dict[str, Any] = {}
         self._offset = 0  # where the latest row starts, in bytes
         self._opened = False
+        self._unwritten: dict[int, dict[str, Any]] = {}  # rows that the disk had no room for, by step
 
     @property
     def name(self) -> str:
@@ -82,7 +85,11 @@ class CSVMetrics(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Add numbers to the row of `step`."""
+        """Add numbers to the row of `step`.
+
+        Raises:
+            OSError: they could not be written; they will be, with a later row.
+        """
         if step is None:
             raise ValueError("metrics.csv has a row for each step: give the step")
         if not self._opened:
@@ -91,10 +98,19 @@ class CSVMetrics(Logger):
         same = self._row.get("step") == step
         self._row = {**(self._row if same else {}), "step": step, **row}
         new = [name for name in row if name not in self._columns]
-        if new:
-            self._columns += new
+        self._columns += new
+        try:
+            self._write(step, same, anew=bool(new or self._unwritten))
+        except OSError:
+            self._unwritten[step] = self._row
+            raise
+        self._unwritten = {}
+
+    def _write(self, step: int, same: bool, anew: bool) -> None:
+        if anew:
             rows: list[dict[str, Any]] = list(self.read()) if self.path.exists() else []
-            self._rewrite([*(r for r in rows if int(r["step"]) != step), self._row])
+            latest = {**self._unwritten, step: self._row}
+            self._rewrite([*(r for r in rows if int(r["step"]) not in latest), *latest.values()])
             return
         with self.path.open("r+" if self.path.exists() else "w", newline="") as file:
             file.seek(self._offset if same else 0, os.SEEK_SET if same else os.SEEK_END)
@@ -109,13 +125,16 @@ class CSVMetrics(Logger):
         """The whole file anew, because its columns or its rows changed; whole or not at all."""
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, restval="")
-            writer.writeheader()
-            for row in rows:
-                self._offset = file.tell()
-                writer.writerow({k: _short(v) for k, v in row.items()})
-        os.replace(temporary, self.path)
+        try:
+            with temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self._columns, restval="")
+                writer.writeheader()
+                for row in rows:
+                    self._offset = file.tell()
+                    writer.writerow({k: _short(v) for k, v in row.items()})
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _short(value: Any) -> Any:
@@ -151,7 +170,8 @@ class TensorBoard(TensorBoardLogger):
 class WandB(WandbLogger):
     """Weights & Biases, which never stops or blocks a run: offline unless asked otherwise, and where online fails.
 
-    `wandb sync` uploads what was recorded offline. Where not even that can be begun, the run goes on without it.
+    `wandb sync` uploads what was recorded offline. Where not even that can be begun, the run goes on without it. A run
+    folder has one id, in `wandb_id.txt`, so that a resumed run is the same one there, too.
 
     Args:
         project: that the run belongs to.
@@ -160,7 +180,7 @@ class WandB(WandbLogger):
         group: of runs that belong together.
         tags: words to find it by.
         notes: a longer text.
-        id: of a run to continue.
+        id: of a run to continue; None: that of the run folder.
         mode: None takes `WANDB_MODE`, and `offline` without it.
         save_dir: folder in place of the run folder.
     """
@@ -177,12 +197,27 @@ class WandB(WandbLogger):
         mode: Literal["online", "offline", "disabled"] | None = None,
         save_dir: str = ".",
     ) -> None:
-        given = {"entity": entity, "group": group, "tags": tags, "notes": notes, "id": id}
+        is_first = rank_of_process() == 0
+        own = id or (_id_of(Path(save_dir)) if is_first else None)
+        given = {"entity": entity, "group": group, "tags": tags, "notes": notes, "id": own}
         arguments: dict[str, Any] = {"project": project, "name": name or Path(save_dir).resolve().name, "dir": save_dir}
         arguments |= {key: value for key, value in given.items() if value}
         wanted = mode or os.environ.get("WANDB_MODE") or "offline"
-        run = _begin_run(wanted, arguments) if rank_of_process() == 0 else None
+        run = _begin_run(wanted, arguments) if is_first else None
         super().__init__(experiment=run, save_dir=save_dir, project=project)
+
+
+def _id_of(folder: Path) -> str | None:
+    """The id under which W&B knows the run of a folder; a new one the first time."""
+    path = folder / "wandb_id.txt"
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(uuid.uuid4().hex[:8] + "\n", encoding="utf-8")
+        return path.read_text(encoding="utf-8").strip() or None
+    except OSError as error:
+        log.warning("%s: %s; a resumed run will be another one there", path, error.strerror)
+        return None
 
 
 def _begin_run(mode: str, arguments: dict[str, Any]) -> Any:
@@ -190,25 +225,31 @@ def _begin_run(mode: str, arguments: dict[str, Any]) -> Any:
     import wandb  # takes a second, and few runs want it
 
     Path(arguments["dir"]).mkdir(parents=True, exist_ok=True)
-    settings = wandb.Settings(init_timeout=WANDB_INIT_SECONDS)
-    if hasattr(settings, "finish_timeout"):  # newer than the oldest release that works
-        settings.finish_timeout = WANDB_FINISH_SECONDS
+
+    def settings() -> Any:
+        """Made anew for each attempt, since W&B writes into them."""
+        made = wandb.Settings(init_timeout=WANDB_INIT_SECONDS)
+        if hasattr(made, "finish_timeout"):  # newer than the oldest release that works
+            made.finish_timeout = WANDB_FINISH_SECONDS
+        return made
+
     if mode == "online":
         try:
             # Without a key, `init` would ask for one on a terminal; without a network, verifying it would take long.
             arguments_of_login = inspect.signature(wandb.login).parameters
             ask = {"prompt": False} if "prompt" in arguments_of_login else {"timeout": 10}
             if wandb.login(verify=False, **ask):
-                return wandb.init(mode="online", settings=settings, **arguments)
+                return wandb.init(mode="online", settings=settings(), resume="allow", **arguments)
             log.warning("W&B: no API key (`wandb login`); the run is recorded offline, `wandb sync` uploads it")
         except (wandb.errors.Error, OSError) as error:
             log.warning("W&B: %s; the run is recorded offline, `wandb sync` uploads it", str(error).splitlines()[0])
+            arguments = {k: v for k, v in arguments.items() if k != "id"}  # which W&B holds to be in use now
     if mode != "disabled":
         try:
-            return wandb.init(mode="offline", settings=settings, **arguments)
+            return wandb.init(mode="offline", settings=settings(), **arguments)
         except (wandb.errors.Error, OSError) as error:
             log.warning("W&B: %s; the run goes on without it", str(error).splitlines()[0])
-    return wandb.init(mode="disabled", settings=settings, **arguments)
+    return wandb.init(mode="disabled", settings=settings(), **arguments)
 
 
 BY_NAME: dict[str, type[Logger]] = {"wandb": WandB, "tensorboard": TensorBoard}  # see `index.LOGGERS`
@@ -235,13 +276,16 @@ def make_loggers(
     loggers: list[Logger] = [CSVMetrics(run_folder)]
     loggers += [_build(name, node, str(run_folder), allow) for name, node in index.loggers(section).items()]
     for logger in loggers:
-        logger.log_hyperparams(dict(config or {}))
+        with refusals(type(logger), "logger", ()):  # some begin only now
+            logger.log_hyperparams(dict(config or {}))
     return loggers
 
 
 def _build(name: str, node: dict[str, Any], folder: str, allow: Collection[str]) -> Logger:
     where = f"logger.{name}"
     cls = class_named(node["type"], Logger, where, allow=allow) if "type" in node else BY_NAME[name]
+    if cls is WandbLogger and not {"offline", "mode"} & node.keys() and "WANDB_MODE" not in os.environ:
+        node = {**node, "offline": True}  # as ours: without an account it would end the run
     is_missing = "save_dir" in signature(cls)[0] and "save_dir" not in node
     given = {"save_dir": folder} if is_missing else {}
     try:

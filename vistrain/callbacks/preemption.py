@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Preemption(Callback):
-    """Turns SIGTERM, SIGUSR1 and Ctrl-C, sent to any process of a run, into a saved run and a telling exit code.
+    """Turns SIGTERM, SIGUSR1, SIGHUP and Ctrl-C, sent to any process, into a saved run and a telling exit code.
 
     A handler only takes note. At the end of an optimizer step all processes agree (one number, maximum over all, over
     a gloo group of their own; about once a second, so it costs nothing), `last.ckpt` is saved, and all leave: with code
@@ -171,7 +172,8 @@ class Preemption(Callback):
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # works even where Python is stuck in a call
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 cursor = SHOW_CURSOR if sys.stderr.isatty() else b""  # a live line has hidden it
-                os.write(2, cursor + b"\nvistrain: saving after this step; Ctrl-C again ends at once\n")
+                with suppress(OSError):  # nobody may listen
+                    os.write(2, cursor + b"\nvistrain: saving after this step; Ctrl-C again ends at once\n")
 
     def _restore(self) -> None:
         processes.install(self._before)

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor
 
+from vistrain.data.base.module import refuse_below
 from vistrain.internals import lightning as internals
 from vistrain.processes import load_average, resident_memory
 from vistrain.tasks.base.task import as_task
@@ -35,12 +36,16 @@ class Progress(Callback):
     Args:
         every_n_steps: optimizer steps between plain lines; the trainer's `log_every_n_steps` if None.
 
+    Raises:
+        ConfigError: it is less than 1.
+
     Attributes:
         console: where to show it: standard output, unless set otherwise. Whether it is a terminal decides the kind.
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
         super().__init__()
+        refuse_below(1, every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self.console = Console(soft_wrap=True)
         self._enabled = True
@@ -124,8 +129,7 @@ class Progress(Callback):
             self._line(f"{title}  {text}")
         if line_due:
             self._say_if_crowded(pl_module.device)
-            for logger in trainer.loggers:
-                logger.log_metrics({"perf/images_per_s": images, "perf/data_share": share}, step)
+            as_task(pl_module).write_numbers({"perf/images_per_s": images, "perf/data_share": share}, step)
             self._loss, self._losses, self._shown_step = None, 0, step
             clock.restart()
         clock.resume()

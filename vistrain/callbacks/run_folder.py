@@ -18,6 +18,7 @@ from PIL import Image
 
 from vistrain import pictures
 from vistrain.callbacks.loggers import CSVMetrics
+from vistrain.data.base.module import refuse_below
 from vistrain.errors import DataError
 from vistrain.surroundings import environment
 from vistrain.tasks.base.task import Cells, Task, as_task
@@ -38,30 +39,37 @@ class RunFolder(Callback):
         side: long side of each image in the pictures, pixels.
         threshold: lowest score of a drawn prediction.
         folder: where; the trainer's `default_root_dir` if None.
+
+    Raises:
+        ConfigError: a number is too small.
     """
 
     def __init__(self, images: int = 6, side: int = 480, threshold: float = 0.3, folder: str | None = None) -> None:
+        refuse_below(0, images=images, threshold=threshold)
+        refuse_below(16, side=side)
         self.images, self.side, self.threshold = images, side, threshold
         self.folder: Path | None = Path(folder) if folder else None
         self._rows: list[Cells] = []
         self._batches = 0  # of the evaluation so far
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write what is known before training."""
-        self.folder = folder = self.folder or Path(trainer.default_root_dir)
-        if stage != "fit" or not trainer.is_global_zero:
+        """Find the folder."""
+        self.folder = self.folder or Path(trainer.default_root_dir)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what is known before training, now that nothing can refuse it any more; let `metrics.csv` continue
+        where the checkpoint was written."""
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVMetrics):
+                logger.resume_at(trainer.global_step)
+        if not trainer.is_global_zero:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
         config = as_task(pl_module).checkpoint_facts.get("config")
         if config is not None:
             self._write("config.yaml", lambda path: path.write_text(OmegaConf.to_yaml(OmegaConf.create(config))))
         self._write("environment.json", lambda path: path.write_text(json.dumps(environment(), indent=2) + "\n"))
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let `metrics.csv` continue where the checkpoint was written."""
-        for logger in trainer.loggers:
-            if isinstance(logger, CSVMetrics):
-                logger.resume_at(trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Draw the first batch of a new run."""

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     task: type[Task] = class_named(name, Task, "task", allow=arguments.allow)
     options = checked(given, keyword_hints(task.evaluate_file))
     data = None if config is None else build(config.get("data"), DataModule, where="data", allow=arguments.allow)
-    Console().print(task.evaluate_file(arguments.predictions, data, **options))
+    Console(markup=False).print(task.evaluate_file(arguments.predictions, data, **options))
     return 0
 
 

@@ -29,8 +29,8 @@ examples:
 
 KEY=VALUE changes a key of the config; the value is YAML: [1, 2], {a: 1}, null, 1e-4.
 
-Exit codes: 0 finished; 75 told to stop (SIGTERM, SIGUSR1), saved: run it again with --resume auto; 130 Ctrl-C, saved
-(a second Ctrl-C ends at once); 2 something is yours to mend; 1 a bug, or a process was lost.
+Exit codes: 0 finished; 75 told to stop (SIGTERM, SIGUSR1, SIGHUP), saved: run it again with --resume auto; 130 Ctrl-C,
+saved (a second Ctrl-C ends at once); 2 something is yours to mend; 1 a bug, or a process was lost.
 """
 AUTO = Path("auto")  # of --resume; a folder of that name is ./auto, or its absolute path
 
@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.print_config:
             return _print_config(config, arguments.print_config == "full", arguments.allow)
         start_logging()
+        processes.refuse_waiting_alone((config.get("trainer") or {}).get("num_nodes", 1))  # at once
         if processes.shares_store():
             logging.getLogger("vistrain").warning(
                 "torchrun: processes that are restarted may not find each other - start it with "
@@ -88,12 +89,23 @@ def how_to_resume(arguments: argparse.Namespace) -> str:
 
 def _config(arguments: argparse.Namespace) -> dict[str, Any]:
     """Composed of the files that are given, or of a resumed run's own."""
+    if arguments.resume not in (None, AUTO):
+        _refuse_idle_changes(arguments)
     if arguments.config or arguments.resume in (None, AUTO):
         return composed(arguments)
     own = arguments.resume / "config.yaml"
     if not own.is_file():
         raise ConfigError("--resume", f"{arguments.resume} has no config.yaml", "it must be the folder of a run")
     return composed(arguments, [own])
+
+
+def _refuse_idle_changes(arguments: argparse.Namespace) -> None:
+    """Refuse to write down what would not act on a run that goes on: where it is kept, and what it started from."""
+    words = [*arguments.overrides, *(["run.weights="] if arguments.weights else [])]
+    for key in (word.partition("=")[0] for word in words):
+        if key in ("run.folder", "run.weights"):
+            remedy = "start another run: without --resume, with run.weights and run.folder"
+            raise ConfigError(key, f"does not act on a run that goes on ({arguments.resume})", remedy)
 
 
 def _print_config(config: dict[str, Any], full: bool, allow: Sequence[str]) -> int:

@@ -13,17 +13,20 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from vistrain.config import index
 from vistrain.contract import constructor
-from vistrain.errors import ConfigError, VistrainError, nearest
+from vistrain.errors import ConfigError, VistrainError, first_line, nearest, origin
 from vistrain.structures import Channels, Factory, LabelSpace
 
 ALLOWED_PACKAGES = frozenset({"vistrain", "torch", "torchvision", "timm", "lightning"})
 FACTS = (LabelSpace, Channels)  # the data says these, never a config
+# What torch, called in C from a constructor of ours, and arithmetic raise over values that mean nothing.
+OF_VALUES = (ValueError, RuntimeError, ArithmeticError, AssertionError, MemoryError)
 
 
 def build(
@@ -77,20 +80,12 @@ class _Builder:
     def part(self, node: dict[str, Any], expected: tuple[type, ...], where: str, given: Mapping[str, object]) -> Any:
         cls = self.class_of(node, expected, where)
         arguments = self.arguments(cls, node, where, given)
-        try:
+        with refusals(cls, where, arguments):
             return cls(**arguments)
-        except VistrainError as error:
-            # A constructor knows its parameter's name, not where in the config it stands.
-            if re.split(r"[.\[]", error.where)[0] in arguments:
-                raise type(error)(f"{where}.{error.where}", error.problem, error.remedy) from error
-            raise
-        except Exception as error:
-            error.add_note(f"while building {where} ({cls.__module__}.{cls.__qualname__})")
-            raise
 
     def factory(self, node: dict[str, Any], expected: tuple[type, ...], where: str) -> Factory[Any]:
         cls = self.class_of(node, expected, where)
-        return _PartFactory(cls, functools.partial(self.arguments, cls, node, where, None))
+        return _PartFactory(cls, where, functools.partial(self.arguments, cls, node, where, None))
 
     def class_of(self, node: dict[str, Any], expected: tuple[type, ...], where: str) -> type:
         name = node.get("type")
@@ -190,12 +185,48 @@ class _Builder:
 class _PartFactory(Factory[Any]):
     """A checked, unbuilt part. Parts inside it are built anew at each call, so that two calls share no weights."""
 
-    def __init__(self, target: type, rebuild: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, target: type, where: str, rebuild: Callable[[], dict[str, Any]]) -> None:
         super().__init__(target, **rebuild())
-        self.rebuild = rebuild
+        self.where, self.rebuild = where, rebuild
 
     def __call__(self, *args: Any, **facts: Any) -> Any:
-        return self.target(*args, **{**self.rebuild(), **facts})
+        arguments = self.rebuild()
+        with refusals(self.target, self.where, arguments):
+            return self.target(*args, **{**arguments, **facts})
+
+
+@contextmanager
+def refusals(cls: Callable[..., Any], where: str, arguments: Collection[str]) -> Iterator[None]:
+    """Inside, a class is called; what it refuses becomes an error of the node, in one line.
+
+    What a value leads to lies in other libraries, or in arithmetic: they raise, or ours raises `ValueError`. All else
+    is a bug and keeps its traceback, and so does all that is wrong in a class of a package that had to be allowed.
+
+    Args:
+        cls: that is called.
+        where: dotted key of its node.
+        arguments: names of those that the config gives.
+
+    Raises:
+        ConfigError: it refused them.
+    """
+    try:
+        yield
+    except VistrainError as error:
+        # A constructor knows its parameter's name, not where in the config it stands.
+        if re.split(r"[.\[]", error.where)[0] in arguments:
+            raise type(error)(f"{where}.{error.where}", error.problem, error.remedy) from error
+        raise
+    except ImportError:
+        raise
+    except Exception as error:
+        by_ours = origin(error) == "vistrain"
+        if cls.__module__.partition(".")[0] not in ALLOWED_PACKAGES or (by_ours and not isinstance(error, OF_VALUES)):
+            error.add_note(f"while building {where} ({cls.__module__}.{cls.__qualname__})")
+            raise
+        kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
+        problem = f"{cls.__name__} cannot be made of these values: {kind}{first_line(error)}"
+        raise ConfigError(where, problem, f"`vistrain explain {where}` tells what it takes") from error
 
 
 def signature(cls: type) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:

@@ -5,6 +5,8 @@ Composing merges bases, files and overrides in this order and resolves `${key}` 
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import typing
 from collections.abc import Iterable, Mapping
@@ -12,17 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # comes with omegaconf
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vistrain.config import index
+from vistrain import processes
+from vistrain.config import index, values
 from vistrain.config.builder import build
-from vistrain.errors import ConfigError, nearest
-from vistrain.internals.omegaconf import without_resolvers
+from vistrain.errors import ConfigError, first_line, nearest
+from vistrain.internals.omegaconf import read_scalar, read_yaml, without_resolvers
 
 __all__ = ["build", "compose", "locate", "merge", "to_yaml", "without_pretrained"]
 
+log = logging.getLogger(__name__)
+
 SCHEME = "vistrain:"
+# What a config may cost, far above any honest one; strangers' files are read, too.
+MOST_BYTES = 4 * 2**20  # of a file
+MOST_DEPTH = 50  # of values in values, and of bases on bases
+MOST_NODES = 200_000  # of a file, aliases repeated
+MOST_TEXT = 10_000_000  # characters of all values once references are resolved; a container counts for NODE_TEXT
+NODE_TEXT = 100
 
 
 def compose(
@@ -49,11 +60,34 @@ def compose(
             resolver, a key or a type does not exist.
     """
     merged: Any = dict(start or {})
-    for part in (*(_read(str(f), ()) for f in files), _parse_overrides(overrides), dict(changes or {})):
-        merged = merge(merged, part)
-    config = _resolve(merged)
+    known: dict[Path, dict[str, Any]] = {}
+    for file in files:
+        merged = merge(merged, _read(str(file), (), known))
+    asked = _parse_overrides(overrides)
+    _say_what_is_dropped(merged, asked)
+    config = _resolve(merge(merge(merged, asked), dict(changes or {})))
+    if isinstance(config.get("metrics"), str):  # metrics=accuracy
+        config["metrics"] = [config["metrics"]]
+    values.check(config)
     index.check(config)
     return config
+
+
+def _say_what_is_dropped(merged: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Another `type` on the command line takes the keys of the old class along; between files that is everyday."""
+    for name, node in asked.items():
+        there = merged.get(name)
+        if not (isinstance(node, dict) and isinstance(there, dict) and "type" in node and "type" in there):
+            continue
+        dropped = [key for key in there if key not in node]
+        if (
+            dropped
+            and index.canonical(str(node["type"])) != index.canonical(str(there["type"]))
+            and processes.is_first()
+        ):
+            remedy = "give those that the new one shall have"
+            log.warning("%s.type=%s drops %s.%s of %s - %s", name, node["type"], name, f", {name}.".join(dropped),
+                        there["type"], remedy)  # fmt: skip
 
 
 def merge(old: Any, new: Any, where: str = "") -> Any:
@@ -111,7 +145,7 @@ def locate(address: str, beside: Path | None = None) -> Path:
         if not is_inside or not path.is_file():
             raise ConfigError(address, "no such config", nearest(name, _shipped()))
         return path
-    path = (beside or Path()) / address
+    path = (beside or Path()) / Path(address).expanduser()
     if not path.is_file():
         name = Path(address).with_suffix("").as_posix().removeprefix("configs/")
         remedy = f"write {SCHEME}{name}" if name in _shipped() else "`vistrain list configs` shows those shipped"
@@ -125,8 +159,14 @@ def _shipped() -> list[str]:
     return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
 
 
-def _read(address: str, parents: tuple[Path, ...]) -> dict[str, Any]:
-    """A file over its bases, references unresolved; `parents` are the files that led here."""
+def _read(address: str, parents: tuple[Path, ...], known: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """A file over its bases, references unresolved.
+
+    Args:
+        address: see `locate`.
+        parents: the files that led here.
+        known: what was read already: bases may share bases, which are read once.
+    """
     try:
         path = locate(address, parents[-1].parent if parents else None).resolve()
     except ConfigError as error:
@@ -135,43 +175,103 @@ def _read(address: str, parents: tuple[Path, ...]) -> dict[str, Any]:
         ) from None
     if path in parents:
         raise ConfigError(str(parents[-1]), f"`base: {address}` closes a circle", "remove one of the bases")
+    if len(parents) >= MOST_DEPTH:
+        raise ConfigError(str(parents[0]), f"its bases stand on more than {MOST_DEPTH} others", "merge some of them")
+    if path not in known:
+        own = _load(path)
+        bases = own.pop("base", None)
+        bases = [] if bases is None else [bases] if isinstance(bases, str) else bases
+        if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+            raise ConfigError(
+                str(path), f"`base: {str(bases)[:60]}` is no address", "write `base: FILE`, or a list of files"
+            )
+        merged: dict[str, Any] = {}
+        for base in bases:
+            merged = merge(merged, _read(base, (*parents, path), known))
+        known[path] = merge(merged, own)
+    return known[path]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The mapping in one file.
+
+    Raises:
+        ConfigError: it cannot be read, is not YAML, no mapping, or larger than any config.
+    """
     try:
-        loaded = OmegaConf.load(path)
+        if path.stat().st_size > MOST_BYTES:
+            raise ConfigError(str(path), f"holds {path.stat().st_size / 2**20:.0f} MB", "a config is a short YAML file")
+        loaded = read_yaml(path.read_text(encoding="utf-8-sig"))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(f"{path}{line}", f"not YAML: {problem}") from None
-    except (OSError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as error:
-        raise ConfigError(str(path), f"cannot be read: {str(error).splitlines()[0]}") from None
-    own: Any = OmegaConf.to_container(loaded, resolve=False)
-    if not isinstance(loaded, DictConfig):
-        raise ConfigError(str(path), "holds a list", "a config is a mapping: `section: ...`")
-    bases = own.pop("base", None) or []
-    merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, _read(str(base), (*parents, path)))
-    result: dict[str, Any] = merge(merged, own)
-    return result
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(str(path), f"cannot be read: {first_line(error)}") from None
+    if loaded is not None and not isinstance(loaded, dict):
+        kind = "list" if isinstance(loaded, list) else type(loaded).__name__
+        raise ConfigError(str(path), f"holds a {kind}", "a config is a mapping: `section: ...`")
+    _refuse_bombs(loaded, str(path))
+    return loaded or {}
+
+
+def _refuse_bombs(value: Any, where: str) -> None:
+    """Refuse what aliases blow up, or nest without an end.
+
+    Raises:
+        ConfigError: it is deeper than `MOST_DEPTH`, or more than `MOST_NODES`.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(item: Any, depth: int) -> int:
+        if not isinstance(item, dict | list):
+            return 1
+        if depth > MOST_DEPTH:
+            raise ConfigError(where, f"values are nested more than {MOST_DEPTH} deep", "a config is flat")
+        if id(item) not in sizes:  # aliases of one object are counted, not walked, again
+            sizes[id(item)] = 1 + sum(size(i, depth + 1) for i in (item.values() if isinstance(item, dict) else item))
+        return sizes[id(item)]
+
+    if size(value, 0) > MOST_NODES:
+        raise ConfigError(where, f"its aliases repeat more than {MOST_NODES} values", "write fewer")
 
 
 def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for item in overrides:
-        key, equals, _ = item.partition("=")
+        key, equals, text = item.partition("=")
         if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
             raise ConfigError(
                 item, "is not a change to the config", "write dotted.key=value, as in trainer.max_epochs=12"
             )
-        try:
-            part: Any = OmegaConf.to_container(OmegaConf.from_dotlist([item]))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(key, f"value is not YAML: {str(error).splitlines()[0]}", "quote it") from None
+        part = _parse_value(key, text)
+        for name in reversed(key.split(".")):
+            part = {name: part}
+        _refuse_bombs(part, key[:60])
         merged = merge(merged, part)
     return merged
 
 
+def _parse_value(key: str, text: str) -> Any:
+    """The value of a change: lists, mappings and quoted texts are YAML; all else is a number, null, true, false, or a
+    text as it stands, whatever marks of YAML are in it (` #`, `: `, `&`, `*`, `!`)."""
+    text = text.strip()
+    if text == "~":
+        raise ConfigError(key, "~ alone means nothing in YAML, and home to a shell", "write null, or the folder")
+    try:
+        if text[:1] in ("[", "{", "'", '"'):
+            return read_yaml(text)
+        value = read_scalar(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(key, f"value is not YAML: {first_line(error)}", "quote it") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(key, f"value cannot be read: {first_line(error)}", "quote it, if it is a text") from None
+    return text if isinstance(value, str) else value
+
+
 def _resolve(merged: dict[str, Any]) -> dict[str, Any]:
+    _refuse_long(merged)
     try:
         with without_resolvers():  # a stranger's config reads nothing of this machine
             resolved: Any = OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True)
@@ -182,7 +282,61 @@ def _resolve(merged: dict[str, Any]) -> dict[str, Any]:
         remedy = "only ${dotted.key} is resolved, no functions" if "Unsupported interpolation" in message else ""
         raise ConfigError(where, message, remedy) from None
     _refuse_objects(resolved, "")
-    return typing.cast(dict[str, Any], resolved)
+    return typing.cast(dict[str, Any], _with_homes(resolved))
+
+
+REFERENCE = re.compile(r"\$\{([^${}]*)\}")
+
+
+def _refuse_long(root: dict[str, Any]) -> None:
+    """Refuse references whose values would fill the memory: twenty that stand for two of the next one each do.
+
+    Raises:
+        ConfigError: there are such, or references in references, of which nobody can say.
+    """
+    known: dict[str, int] = {}
+
+    def length(value: Any, where: tuple[str, ...]) -> int:
+        if isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            total = NODE_TEXT + sum(length(item, (*where, str(key))) for key, item in items)
+        elif isinstance(value, str) and "${" in value:
+            if re.search(r"\$\{[^}]*\$\{", value):
+                raise ConfigError(".".join(where), "holds a reference in a reference", "write the inner one out")
+            total = len(value) + sum(of_reference(key, where) for key in REFERENCE.findall(value))
+        else:
+            return len(value) if isinstance(value, str) else NODE_TEXT
+        if total > MOST_TEXT:
+            raise ConfigError(
+                ".".join(where) or "config", "its references stand for more than memory holds", "write fewer"
+            )
+        return total
+
+    def of_reference(key: str, where: tuple[str, ...]) -> int:
+        up = len(key) - len(key.lstrip("."))
+        names = [*(where[: max(len(where) - up, 0)] if up else ()), *re.findall(r"[^.\[\]]+", key)]
+        full = ".".join(names)
+        if full not in known:
+            known[full] = 0  # a circle is OmegaConf's to refuse
+            target: Any = root
+            for name in names:
+                if isinstance(target, list):
+                    target = target[int(name)] if name.isdigit() and int(name) < len(target) else None
+                else:
+                    target = target.get(name) if isinstance(target, dict) else None
+            known[full] = length(target, tuple(names))
+        return known[full]
+
+    length(root, ())
+
+
+def _with_homes(value: Any) -> Any:
+    """`~/` and `~someone/` at the beginning of texts written out, as a shell does in words of its own alone."""
+    if isinstance(value, dict):
+        return {key: _with_homes(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_homes(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and re.match(r"~[\w.-]*/", value) else value
 
 
 def _refuse_objects(value: Any, where: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Timer, WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
@@ -40,6 +40,17 @@ def log_every_n_steps(trainer: Trainer) -> int:
 def is_trial(trainer: Trainer) -> bool:
     """Whether it is a `fast_dev_run`, which leaves nothing behind."""
     return bool(cast(Any, trainer).fast_dev_run)
+
+
+def is_cut_short(trainer: Trainer) -> bool:
+    """Whether a run is cut short of its epochs: by steps, by time, or by a limit on the batches of an epoch."""
+    limits: Any = trainer
+    return bool(
+        limits.fast_dev_run
+        or trainer.max_steps != -1
+        or limits.limit_train_batches != 1.0
+        or any(isinstance(callback, Timer) for callback in callbacks_of(trainer))
+    )
 
 
 # ---------------------------------------------------------------- where a run stands

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import functools
+import signal
+import time
 import weakref
 from contextlib import AbstractContextManager
 from typing import Any
@@ -31,13 +34,48 @@ class MortalLoader(DataLoader[Any]):
 
     Python would ask them by SIGTERM, which they may outlive, and wait for them: an error in an evaluation would be held
     up by the training set's idle workers, and with it all other ranks.
+
+    Attributes:
+        workers: their process numbers.
     """
+
+    PATIENCE = 60.0  # seconds without data after which `waiting` is called, once for each wait
+
+    def __init__(self, *args: Any, **arguments: Any) -> None:
+        super().__init__(*args, **arguments)
+        self._processes: list[Any] = []
+        self._waited = 0.0
+
+    @property
+    def workers(self) -> list[int]:
+        """Of the latest iterator."""
+        return [worker.pid for worker in self._processes]
+
+    def killed(self) -> list[int]:
+        """The workers that a signal has ended which nobody sends to ask them to: out of memory, or a crash in C."""
+        asked = (signal.SIGTERM, signal.SIGINT)
+        codes = ((worker.pid, worker.exitcode) for worker in self._processes)
+        return [pid for pid, code in codes if code is not None and code < 0 and -code not in asked]
+
+    def waiting(self, seconds: float) -> None:
+        """Called where no batch has come for so long; here it does nothing."""
+
+    def _ask(self, ask: Any, *timeout: float) -> tuple[bool, Any]:
+        """What asks the workers for a batch, for some seconds at a time, in a loop that would never tell of it."""
+        began = time.monotonic()
+        success, data = ask(*timeout)
+        waited, self._waited = self._waited, 0.0 if success else self._waited + time.monotonic() - began
+        if waited < self.PATIENCE <= self._waited:
+            self.waiting(self._waited)
+        return success, data
 
     def _get_iterator(self) -> Any:
         """What makes the iterator of an epoch, or, with persistent workers, of all."""
-        iterator = super()._get_iterator()
+        iterator: Any = super()._get_iterator()
         if self.num_workers:
             atexit.register(_kill_workers, weakref.ref(iterator))
+            self._processes = list(iterator._workers)
+            iterator._try_get_data = functools.partial(self._ask, iterator._try_get_data)
         return iterator
 
 

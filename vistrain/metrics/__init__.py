@@ -37,6 +37,7 @@ __all__ = [
     "Unit",
     "protocol",
     "unit",
+    "unit_of",
 ]
 
 
@@ -56,7 +57,13 @@ def protocol(name: str, **facts: Any) -> Any:
     return PROTOCOLS[name](**facts)
 
 
-def unit(name: str) -> Unit:
-    """What a number of a protocol is measured in, by its name alone: `coco/AP`, `denoise/Set12/psnr`."""
+def unit_of(name: str) -> Unit | None:
+    """What a number of a protocol is measured in, by its name alone: `coco/AP`, `denoise/Set12/psnr`; None where no
+    protocol gives it."""
     family = name.partition("/")[0]
-    return next((metric.unit(name) for metric in METRICS if family in metric.families), Unit())
+    return next((metric.unit(name) for metric in METRICS if family in metric.families), None)
+
+
+def unit(name: str) -> Unit:
+    """As `unit_of`, and a plain number, of which much is good, where no protocol gives it."""
+    return unit_of(name) or Unit()

@@ -85,6 +85,7 @@ class Accuracy(Metric):
 
     name = "accuracy"
     families = ("cls",)
+    offers = ("cls/top1", "cls/top5", "cls/mean_class", "cls/nll", "cls/ece")
 
     def __init__(self, ground_truth: Mapping[str, Any], labels: LabelSpace, *, bins: int = BINS) -> None:
         self.labels, self.bins, self.expected = labels, bins, int(ground_truth["images"])
@@ -163,6 +164,7 @@ class MultiLabel(Metric):
     """
 
     name = "multi_label"
+    offers = ("cls/mAP", "cls/F1", "cls/mean_F1")
     families = ("cls",)
 
     def __init__(self, ground_truth: Mapping[str, Any], labels: LabelSpace, *, threshold: float = 0.5) -> None:

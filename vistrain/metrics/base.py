@@ -32,11 +32,13 @@ class Metric(Contract, ABC):
 
     Attributes:
         families: first parts of the names of its numbers (`coco` of `coco/AP`).
+        offers: the names of its numbers, where the data does not decide them; empty: any of its families.
         protocol: the name to print beside the numbers, or `custom(...)` naming what differs from it.
         result: the latest `compute`, as a Rich console prints it; None before one.
     """
 
     families: ClassVar[tuple[str, ...]] = ()
+    offers: ClassVar[tuple[str, ...]] = ()
     protocol: str
     result: Any = None
 

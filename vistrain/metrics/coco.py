@@ -115,6 +115,9 @@ class CocoBox(Metric):
     """
 
     families = ("coco",)
+    offers = tuple(
+        f"coco/{n}" for n in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+    )
 
     def __init__(
         self,

@@ -34,8 +34,9 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.warmup_steps and self.warmup_epochs:
             raise ConfigError("schedule", "both warmup_steps and warmup_epochs are given", "keep one of them")
-        if self.warmup_steps < 0 or self.warmup_epochs < 0:
-            raise ConfigError("schedule", "the warm-up has a negative length", "0 turns it off")
+        for name, value in (("warmup_steps", self.warmup_steps), ("warmup_epochs", self.warmup_epochs)):
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"schedule.{name}", f"{value} is no length", "0 turns the warm-up off")
         if not 0 <= self.warmup_factor <= 1:
             raise ConfigError("schedule.warmup_factor", f"{self.warmup_factor} is not in 0..1")
 
@@ -56,6 +57,24 @@ class Schedule:
         length = self._warmup_length(steps_per_epoch)
         warmup = self.warmup_factor + (1 - self.warmup_factor) * step / length if step < length else 1.0
         return warmup * self._decay(step, total_steps, steps_per_epoch)
+
+    def refuse_longer(self, total_steps: float, steps_per_epoch: int) -> None:
+        """Refuse a run that ends before the schedule does.
+
+        Args:
+            total_steps, steps_per_epoch: see `factor`.
+
+        Raises:
+            ConfigError: the warm-up, or another part, lies at or behind the run's end.
+        """
+        length = self._warmup_length(steps_per_epoch)
+        if length >= total_steps:
+            key = "warmup_steps" if self.warmup_steps else "warmup_epochs"
+            raise ConfigError(
+                f"schedule.{key}",
+                f"a warm-up of {length} steps, but the run has {total_steps:g}",
+                "shorten it, such as to a tenth of the run, or train longer",
+            )
 
     def _warmup_length(self, steps_per_epoch: int) -> int:
         return self.warmup_steps or round(self.warmup_epochs * steps_per_epoch)
@@ -91,9 +110,25 @@ class MultiStep(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not all(0 <= milestone < math.inf for milestone in self.milestones):
+            raise ConfigError("schedule.milestones", f"{list(self.milestones)} are not all numbers of 0 or more")
+        if not 0 <= self.gamma < math.inf:
+            raise ConfigError("schedule.gamma", f"{self.gamma} is not a number of 0 or more", "0.1 is usual")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ConfigError("schedule.milestones", f"{list(self.milestones)} is not ascending")
         object.__setattr__(self, "milestones", tuple(self.milestones))
+
+    def refuse_longer(self, total_steps: float, steps_per_epoch: int) -> None:
+        """Also where the last milestone is never reached."""
+        super().refuse_longer(total_steps, steps_per_epoch)
+        last = max(self.milestones, default=0) * (1 if self.unit == "step" else steps_per_epoch)
+        if last >= total_steps:
+            end = total_steps if self.unit == "step" else total_steps / steps_per_epoch
+            raise ConfigError(
+                "schedule.milestones",
+                f"{self.milestones[-1]:g} is never reached: the run ends at {self.unit} {end:g}",
+                "move the milestones, or train longer",
+            )
 
     def _decay(self, step: int, total_steps: float, steps_per_epoch: int) -> float:
         position = step if self.unit == "step" else step / steps_per_epoch
@@ -115,6 +150,21 @@ class _Falling(Schedule):
     unit: Literal["epoch", "step"] = "step"
     decay_after_warmup: bool = False
     cooldown_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.final_factor <= 1:
+            raise ConfigError("schedule.final_factor", f"{self.final_factor} is not in 0..1")
+        if not 0 <= self.cooldown_epochs < math.inf:
+            raise ConfigError("schedule.cooldown_epochs", f"{self.cooldown_epochs} is no length", "0 turns it off")
+
+    def refuse_longer(self, total_steps: float, steps_per_epoch: int) -> None:
+        """Also where nothing is left between warm-up and cool-down."""
+        super().refuse_longer(total_steps, steps_per_epoch)
+        cooldown = round(self.cooldown_epochs * steps_per_epoch)
+        if cooldown and self._warmup_length(steps_per_epoch) + cooldown >= total_steps:
+            problem = f"warm-up and cool-down fill the run of {total_steps:g} steps"
+            raise ConfigError("schedule.cooldown_epochs", problem, "shorten them, or train longer")
 
     def _decay(self, step: int, total_steps: float, steps_per_epoch: int) -> float:
         if math.isinf(total_steps):
@@ -159,6 +209,11 @@ class Poly(_Falling):
     """
 
     power: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.power < math.inf:
+            raise ConfigError("schedule.power", f"{self.power} is not above 0")
 
     def _shape(self, progress: float) -> float:
         return (1 - progress) ** self.power

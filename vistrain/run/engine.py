@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch.optim import Optimizer
 
-from vistrain import processes
+from vistrain import metrics, processes
 from vistrain.callbacks import default_callbacks, make_loggers
 from vistrain.checkpoints import load_weights
 from vistrain.config import compose, to_yaml, without_pretrained
@@ -29,7 +28,10 @@ from vistrain.data import DataModule
 from vistrain.errors import ConfigError
 from vistrain.network import Network
 from vistrain.optim import ParameterGroups, Schedule
-from vistrain.run.folders import run_folder
+from vistrain.run import refusals
+from vistrain.run.continued import Continued
+from vistrain.run.folders import folder_of, run_folder
+from vistrain.run.lock import held
 from vistrain.run.networks import (
     build_model,
     load_checkpoint,
@@ -77,23 +79,59 @@ def fit(config: dict[str, Any], *, resume: Path | None = None, debug: bool = Fal
         return _fit_stages(config, resume, debug, allow)
     if debug:
         config = compose([], start=config, changes=DEBUG)
-    folder = run_folder(config, resume)
+    if resume is not None:  # it may have been moved, or copied
+        config = {**config, "run": {**config.get("run", {}), "folder": str(resume)}}
+    with held(resume or folder_of(config)):
+        _fit_in(run_folder(config, resume), config, resume, allow)
+    return 0
+
+
+def _fit_in(folder: Path, config: dict[str, Any], resume: Path | None, allow: Collection[str]) -> None:
+    """Train in a folder that no other process writes to."""
+    continued = Continued.read(folder, config) if resume is not None else None
+    processes.refuse_waiting_alone(config["trainer"].get("num_nodes", 1) if config.get("trainer") else 1)
     seed_everything(config.get("seed", 0), workers=True, verbose=False)
     weights = config.get("run", {}).get("weights")
     # Weights that are about to be replaced need not be downloaded: every tensor comes from the file or the checkpoint.
     parts = build_parts(without_pretrained(config) if weights or resume else config, allow, stage="fit")
     parts.task.checkpoint_facts = {"config": dict(config)}  # as it was given: `pretrained` included
-    if weights and resume is None:
+    if continued is not None:
+        continued.refuse_misfit(parts.task, parts.data.labels, config.get("callbacks") or {}, allow)
+    elif weights:
         load_named(parts.model, weights)
+    checkpoint = None if continued is None else continued.path
+    del continued  # the trainer reads it anew
     trainer = build_trainer(config, parts, folder, allow)
-    with _naming_dead_workers(parts.data):
-        trainer.fit(parts.task, datamodule=parts.data, ckpt_path=str(resume / "last.ckpt") if resume else None)
-    return 0
+    _say_what_is_not_evaluated(trainer)
+    parts.task.monitored = {
+        f"callbacks.{name}.monitor": str(node["monitor"])
+        for name, node in (config.get("callbacks") or {}).items()
+        if isinstance(node, dict) and node.get("monitor") is not None and trainer.limit_val_batches != 0
+    }
+    with refusals.of_run(parts.task, parts.data, checkpoint):
+        trainer.fit(parts.task, datamodule=parts.data, ckpt_path=str(checkpoint) if checkpoint else None)
+
+
+def _say_what_is_not_evaluated(trainer: Trainer) -> None:
+    """The last epoch may be the one that nobody looks at."""
+    every, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs
+    if every and epochs is not None and epochs > 0 and trainer.max_steps == -1 and epochs % every:
+        log.warning(
+            "the last epoch is not evaluated: trainer.max_epochs=%d, trainer.check_val_every_n_epoch=%d", epochs, every
+        )
 
 
 def _fit_stages(config: dict[str, Any], resume: Path | None, debug: bool, allow: Collection[str]) -> int:
     """One run per stage, in `stage_1`, `stage_2` ... of the run folder; each starts from the last one's weights."""
-    folder = resume or run_folder(config, None)
+    folder = resume or folder_of(config)
+    with held(folder):
+        _fit_stages_in(run_folder(config, resume) if resume is None else folder, config, resume, debug, allow)
+    return 0
+
+
+def _fit_stages_in(
+    folder: Path, config: dict[str, Any], resume: Path | None, debug: bool, allow: Collection[str]
+) -> None:
     with whole_file(folder / "config.yaml") as path:
         path.write_text(to_yaml(config))
     weights = config.get("run", {}).get("weights")
@@ -107,7 +145,6 @@ def _fit_stages(config: dict[str, Any], resume: Path | None, debug: bool, allow:
             begun = resume is not None and (own / "last.ckpt").is_file()
             fit(stage, resume=own if begun else None, debug=debug, allow=allow)
         weights = str(own / "last.ckpt")
-    return 0
 
 
 def test(
@@ -155,7 +192,7 @@ def test(
     parts.task.analysis_folder = analysis
     folder = Path(checkpoint).parent if checkpoint is not None else run_folder(config, None)
     trainer = build_trainer(config, parts, folder, allow, evaluate_only=True)
-    with _naming_dead_workers(parts.data):
+    with refusals.of_run(parts.task, parts.data, None):
         trainer.test(parts.task, datamodule=parts.data, verbose=False)
     numbers = dict(parts.task.numbers)
     if trainer.is_global_zero:
@@ -229,8 +266,9 @@ def build_trainer(
     arguments = dict(config.get("trainer") or {})
     if arguments.get("precision") == "auto":
         arguments["precision"] = best_precision(arguments.get("accelerator", "auto"))
+    _refuse_missing_accelerator(arguments.get("accelerator", "auto"))
     callbacks = [
-        build(node, Callback, where=f"callbacks.{name}", allow=allow)
+        build(_directed(node, f"callbacks.{name}"), Callback, where=f"callbacks.{name}", allow=allow)
         for name, node in (config.get("callbacks") or {}).items()
         if node is not None
     ]
@@ -238,33 +276,51 @@ def build_trainer(
         # Lightning would save and requeue by itself, inside a signal handler; `Preemption` and exit code 75 do it.
         arguments.setdefault("plugins", [SLURMEnvironment(auto_requeue=False)])
     arguments = trainer_arguments(arguments, parts.task, callbacks)
-    trainer = Trainer(
-        **{"num_sanity_val_steps": 0, **arguments, **processes.launched()},
-        callbacks=default_callbacks(folder, callbacks, evaluate_only=evaluate_only),
-        logger=False if evaluate_only else make_loggers(config.get("logger"), folder, config, allow),
-        default_root_dir=str(folder),
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
+    given = {"num_sanity_val_steps": 0, **arguments, **processes.launched()}
+    loggers = False if evaluate_only else make_loggers(config.get("logger"), folder, config, allow)
+    with refusals.of_trainer(arguments):
+        trainer = Trainer(
+            **given,
+            callbacks=default_callbacks(folder, callbacks, evaluate_only=evaluate_only),
+            logger=loggers,
+            default_root_dir=str(folder),
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
     trainer.accumulate_grad_batches = parts.data.accumulation(trainer.world_size)
     return trainer
+
+
+def _refuse_missing_accelerator(name: str) -> None:
+    there = {"gpu": torch.cuda.is_available() or torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(),
+             "mps": torch.backends.mps.is_available()}  # fmt: skip
+    if not there.get(name, True):
+        raise ConfigError(
+            "trainer.accelerator", f"{name!r} is not here", "`vistrain doctor` says why; auto and cpu run anywhere"
+        )
+
+
+def _directed(node: Any, where: str) -> Any:
+    """A callback of Lightning's that monitors one of our numbers, told in which direction that is better.
+
+    Their own default is `min` for all; ours (`callbacks.Checkpoints`) ask the metric themselves.
+
+    Raises:
+        ConfigError: no protocol of ours gives such a number.
+    """
+    name = str(node.get("type", "")) if isinstance(node, dict) else ""
+    if name.rpartition(".")[2] not in ("EarlyStopping", "ModelCheckpoint") or not node.get("monitor") or "mode" in node:
+        return node
+    number = str(node["monitor"])
+    known = metrics.unit_of(number.partition("/")[2]) if "/" in number else None
+    if known is None and not number.rpartition("/")[2].startswith("loss"):
+        raise ConfigError(f"{where}.mode", f"is missing: is {number} better when high or when low?", "write max or min")
+    return {**node, "mode": "min" if known is None or known.lower_is_better else "max"}
 
 
 def best_precision(accelerator: str) -> str:
     """`bf16-mixed` on accelerators that have bfloat16 arithmetic, else `32-true`."""
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-
-
-@contextmanager
-def _naming_dead_workers(data: DataModule) -> Iterator[None]:
-    """Torch reports a dead data worker by its number, wherever the main process happens to be."""
-    try:
-        yield
-    except (RuntimeError, ConnectionError) as error:
-        reason = data.explain(error)
-        if reason is None:
-            raise
-        raise reason from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def run_folder(config: Mapping[str, Any], resume: Path | None) -> Path:
         if not (resume / "last.ckpt").is_file():
             raise ConfigError("--resume", f"{resume} has no last.ckpt", "it must be the folder of an interrupted run")
         return resume
-    folder = _folder_of(config)
+    folder = folder_of(config)
     if processes.is_first() and any((folder / name).exists() for name in ("last.ckpt", "best.ckpt", "stage_1")):
         raise ConfigError(
             "run.folder", f"{folder} holds a run already", f"continue it with --resume {folder}, or set run.folder"
@@ -44,14 +44,15 @@ def own_run(config: Mapping[str, Any]) -> Path | None:
     Raises:
         ConfigError: another run is in the folder; it names the first key that differs.
     """
-    folder = _folder_of(config)
+    folder = folder_of(config)
     if not any((folder / name).exists() for name in ("last.ckpt", "stage_1")):
         return None
     written = folder / "config.yaml"
     there = OmegaConf.create(OmegaConf.load(written) if written.is_file() else {})
     here = OmegaConf.create(to_yaml(dict(config)))  # through YAML, as the other one
     for section in IDENTITY:
-        differing = _difference(OmegaConf.select(there, section), OmegaConf.select(here, section), section)
+        found = differences(OmegaConf.select(there, section), OmegaConf.select(here, section), section)
+        differing = next((key for key in found if key not in MOVABLE), None)
         if differing is not None:
             raise ConfigError(
                 "run.folder",
@@ -61,16 +62,16 @@ def own_run(config: Mapping[str, Any]) -> Path | None:
     return folder
 
 
-def _difference(there: Any, here: Any, key: str) -> str | None:
-    """The first dotted key below `key` at which two configs differ in what a run computes."""
-    if key in MOVABLE or there == here:
-        return None
-    if not isinstance(there, Mapping) or not isinstance(here, Mapping):
-        return key
-    below = (_difference(there.get(k), here.get(k), f"{key}.{k}") for k in dict.fromkeys([*there, *here]))
-    return next((found for found in below if found is not None), None)
+def differences(there: Any, here: Any, key: str = "") -> Iterator[str]:
+    """The dotted keys below `key` at which two configs differ."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for name in dict.fromkeys([*there, *here]):
+            yield from differences(there.get(name), here.get(name), f"{key}.{name}".lstrip("."))
+    elif there != here:
+        yield key
 
 
-def _folder_of(config: Mapping[str, Any]) -> Path:
+def folder_of(config: Mapping[str, Any]) -> Path:
+    """Where the config's run is kept: `run.folder`, or a folder of its name in `runs/`."""
     run = config.get("run") or {}
     return Path(run.get("folder") or Path("runs") / (run.get("name") or "run"))

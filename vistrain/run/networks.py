@@ -8,6 +8,7 @@ from typing import Any
 
 from vistrain.checkpoints import load_file, load_weights
 from vistrain.checkpoints.loading import LeftOut
+from vistrain.checkpoints.schema import PREFIX, check_network
 from vistrain.config import without_pretrained
 from vistrain.config.builder import build, class_named
 from vistrain.data import DataModule
@@ -15,8 +16,6 @@ from vistrain.errors import ConfigError, WeightsError
 from vistrain.network import Network
 from vistrain.structures import Channels, LabelSpace
 from vistrain.tasks import Task
-
-PREFIX = "model."  # of the network's tensors in a checkpoint of ours
 
 
 def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -67,11 +66,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: it cannot be read, or another program wrote it.
     """
+    path = Path(path).expanduser()
     content = load_file(path)
     facts = content.get("vistrain")
     if not isinstance(facts, dict):
         remedy = "give the network's config with --config and this file with --weights"
         raise WeightsError(str(path), "not a checkpoint that vistrain wrote", remedy)
+    check_network(content, path)
     state = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
     return {**facts, "state_dict": state}
 

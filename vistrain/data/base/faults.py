@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,30 +129,42 @@ def replacement(key: Key, attempt: int, length: int) -> Key:
     return (int(drawn[0]) % length, int(drawn[1] >> np.uint64(1)), *rest)
 
 
-def dead_worker(error: BaseException, watched: list[Watched]) -> DataError | None:
+def dead_worker(error: BaseException, watched: list[Watched], killed: Sequence[int] = ()) -> DataError | None:
     """What torch's message about a dead data worker means, if `error` is one.
 
     Args:
         error: torch raises it wherever the main process is when the worker dies; where that is in the middle of
             fetching a tensor from the worker, another error may come of it.
         watched: the data sets of all loaders.
+        killed: processes of workers that a signal has ended. Whatever was raised then came of that.
 
     Returns:
         An error that names the sample which the worker was reading.
     """
-    chain = [error, error.__context__, error.__cause__]
-    message = next((m for e in chain if isinstance(e, RuntimeError) and (m := DEAD.search(str(e)))), None)
-    if message is None:
+    message = next((m for e in _chain(error) if isinstance(e, RuntimeError) and (m := DEAD.search(str(e)))), None)
+    if message is None and not killed:
         return None
-    pids = [int(n) for n in re.findall(r"\d+", message[1])]
+    pids = [*killed, *(int(n) for n in re.findall(r"\d+", message[1] if message else ""))]
     known = ((pid, data.last_read_by(pid)) for pid in pids for data in watched)
     pid, where = next(((pid, name) for pid, name in known if name is not None), (pids[0], "data"))
-    how = message[2].strip().partition(". ")[0].rstrip(".") or "exited unexpectedly"
+    how = (message[2].strip().partition(". ")[0].rstrip(".") if message else "was killed") or "exited unexpectedly"
     return DataError(
         where,
         f"data worker {pid} {how} while it was at this sample",
         "continue with --resume, and if the system was out of memory (`dmesg` tells) with fewer data.workers",
     )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it came of, and what it came while dealing with."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        found = waiting.pop(0)
+        if found is not None and id(found) not in seen:
+            seen.add(id(found))
+            yield found
+            waiting += [found.__cause__, found.__context__]
 
 
 def _index(key: Key) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 import shutil
@@ -26,8 +27,10 @@ from vistrain.data.base.samplers import BlockSampler, ResumableSampler
 from vistrain.data.base.transform import EvalTransform
 from vistrain.errors import ConfigError, DataError, VistrainError
 from vistrain.internals.torch import MortalLoader
-from vistrain.processes import available_cores
+from vistrain.processes import available_cores, is_stopped
 from vistrain.structures import LabelSpace, Preprocessing
+
+log = logging.getLogger(__name__)
 
 SplitName = Literal["train", "val", "test"]
 SHARED_MEMORY = Path("/dev/shm")
@@ -81,6 +84,7 @@ class DataModule(Contract, LightningDataModule, ABC):
         max_unreadable: training images that may turn out unreadable, see `data.base.faults`; set it before
             `train_dataloader` (`callbacks.Unreadable` does).
         watched: split -> the data set behind its latest loader.
+        loaders: split -> that loader.
 
     Raises:
         ConfigError: a number is not positive.
@@ -93,6 +97,7 @@ class DataModule(Contract, LightningDataModule, ABC):
     preprocessing: Preprocessing
     resume: tuple[int, int]
     watched: dict[SplitName, Watched]
+    loaders: dict[SplitName, Loader]
 
     def __init__(
         self,
@@ -111,7 +116,7 @@ class DataModule(Contract, LightningDataModule, ABC):
         self.seed, self.eval_batch_size = seed, eval_batch_size
         self.preprocessing = Preprocessing()
         self.resume = (0, 0)
-        self.watched = {}
+        self.watched, self.loaders = {}, {}
 
     # ---------------------------------------------------------------- what a set says of itself
 
@@ -275,7 +280,8 @@ class DataModule(Contract, LightningDataModule, ABC):
         sampler = self.training_sampler(len(dataset))
         per_device = self.batch_size // self.world // accumulation
         more = {"batch_size": per_device, "sampler": sampler, **self._common("train", per_device)}
-        return Loader(dataset, accumulation, self.count_targets, **more)
+        self.loaders["train"] = Loader(dataset, accumulation, self.count_targets, **more)
+        return self.loaders["train"]
 
     def training_sampler(self, length: int) -> ResumableSampler:
         """The training order of so many samples."""
@@ -296,11 +302,13 @@ class DataModule(Contract, LightningDataModule, ABC):
     def _evaluation(self, split: SplitName) -> Loader:
         dataset = self._watch(split, None)
         blocks = BlockSampler(len(dataset), self.eval_batch_size, self.rank, self.world)
-        return Loader(dataset, batch_sampler=blocks, **self._common(split, self.eval_batch_size))
+        self.loaders[split] = Loader(dataset, batch_sampler=blocks, **self._common(split, self.eval_batch_size))
+        return self.loaders[split]
 
     def explain(self, error: BaseException) -> DataError | None:
         """The error that names the sample, if `error` is torch's word that a data worker died."""
-        return dead_worker(error, list(self.watched.values()))
+        killed = [pid for loader in self.loaders.values() for pid in loader.killed()]
+        return dead_worker(error, list(self.watched.values()), killed)
 
     def _watch(self, split: SplitName, limit: int | None) -> Watched:
         self.watched[split] = Watched(self.dataset(split), self._workers(), limit)
@@ -355,6 +363,15 @@ class Loader(MortalLoader):
         batches = map(self._checked, super().__iter__())
         return batches if self.group == 0 else self._counted(batches)
 
+    def waiting(self, seconds: float) -> None:
+        """Say where the workers are that keep a run waiting."""
+        known = self.dataset if isinstance(self.dataset, Watched) else None
+        places = [
+            f"worker {pid}{' (stopped)' if is_stopped(pid) else ''} is at {known and known.last_read_by(pid)}"
+            for pid in self.workers
+        ]
+        log.warning("no data for %.0f s: %s", seconds, "; ".join(places))
+
     def _checked(self, batch: Any) -> Any:
         if isinstance(self.dataset, Watched):
             self.dataset.refuse_too_many()
@@ -384,7 +401,8 @@ def start_worker(worker: int) -> None:
     """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    for name in ("SIGINT", "SIGUSR1"):
+    signal.set_wakeup_fd(-1)  # the run's, which is told of its own signals alone
+    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "alarm"):

@@ -28,11 +28,13 @@ from vistrain.data.base.module import DataModule
 from vistrain.errors import ConfigError
 from vistrain.internals import lightning as internals
 from vistrain.layers.padding import to_unit
-from vistrain.metrics import Metric, Record, Unit, protocol
+from vistrain.metrics import PROTOCOLS, Metric, Record, Unit, protocol
 from vistrain.network import Network
 from vistrain.optim import Constant, ParameterGroups, Schedule
+from vistrain.optim.settled import asked_of, names_of, regroup, settle
 from vistrain.pictures import fitted
 from vistrain.structures import Factory
+from vistrain.tasks.base.ahead import refuse_longer_schedule, refuse_missing_numbers, refuse_other_samples
 from vistrain.tasks.base.parallel import Gatherer, same_statistics, spread
 from vistrain.tasks.base.predictor import Predictor
 
@@ -64,6 +66,7 @@ class Task(Contract, LightningModule):
             for rounding, and faster convolutions where the device prefers it (tensor cores, AMX).
 
     Attributes:
+        protocols: names of those that measure what its networks predict; empty: it does not say.
         predictor: what `vistrain predict` and `vistrain.load` run its networks with; the abstract base: it cannot.
         analysis_folder: where `analyse` goes after a test; None: it is not asked to.
         checkpoint_facts: plain containers that every checkpoint carries under `vistrain`, beside the version, the
@@ -73,10 +76,13 @@ class Task(Contract, LightningModule):
         evaluators: split -> the metrics of an evaluation by protocol name.
         numbers: the numbers of the latest evaluation, the same on every process.
         units: what they are measured in, by the same names.
+        monitored: dotted key of a callback -> the number that it waits for; refused where no metric gives it.
+        began: whether training has begun; what fails before that is the config's or the checkpoint's.
         sync_batchnorm: while training on several accelerators, batch norms use the statistics of all.
     """
 
     predictor: ClassVar[type[Predictor[Any]]] = Predictor  # type: ignore[type-abstract]
+    protocols: ClassVar[tuple[str, ...]] = ()
     model: Network
     checkpoint_facts: dict[str, Any]
     losses: dict[str, Tensor]
@@ -86,6 +92,8 @@ class Task(Contract, LightningModule):
     units: dict[str, Unit]
     analysis_folder: Path | None
     sync_batchnorm: bool
+    began: bool
+    monitored: dict[str, str]
 
     def __init__(
         self,
@@ -99,6 +107,10 @@ class Task(Contract, LightningModule):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
+        for name in metrics:
+            if self.protocols and name in PROTOCOLS and name not in self.protocols:
+                problem = f"{name!r} does not measure what {type(self).__name__}'s networks predict"
+                raise ConfigError("metrics", problem, f"there are: {', '.join(self.protocols)}")
         # Weights alone: a convolution takes its input's and gives its output in the order of its weights.
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
         self.optimizer, self.groups = optimizer, groups or ParameterGroups()
@@ -113,6 +125,10 @@ class Task(Contract, LightningModule):
         self._gatherer: Gatherer | None = None
         self._to_log: list[dict[str, Tensor]] = []
         self._logged_rate, self._stepped = 0.0, False
+        self.began, self.monitored = False, {}
+        self._failing: set[type] = set()  # loggers whose latest numbers could not be written
+        self._asked: list[dict[str, Any]] = []  # the optimizer's numbers as the config gives them
+        self._samples_then: int | None = None  # of the training set, where a run goes on within an epoch
 
     # ---------------------------------------------------------------- what a task says of itself
 
@@ -181,6 +197,11 @@ class Task(Contract, LightningModule):
     def unit(self, name: str) -> Unit:
         """What a number of the loggers is measured in; losses (`train/loss`, `val/loss_box`) are better when low."""
         is_loss = name.rpartition("/")[2].startswith("loss")
+        split, _, key = name.partition("/")
+        family = key.partition("/")[0]
+        for metric in self.evaluators.get(split, {}).values():  # also of numbers that were not computed yet
+            if family in metric.families:
+                return metric.unit(key)
         return self.units.get(name, Unit(lower_is_better=is_loss))
 
     @property
@@ -205,23 +226,36 @@ class Task(Contract, LightningModule):
         """Prepare the network for the strategy, see `tasks.parallel`."""
         spread(self)
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The groups of the trained parameters, as the optimizer is given them.
+
+        Raises:
+            ConfigError: the optimizer has no learning rate, or a group makes no sense.
+        """
+        arguments = self.optimizer.arguments
+        if not isinstance(arguments.get("lr"), int | float):
+            raise ConfigError("optimizer.lr", "the learning rate is missing", "give a number")
+        return self.groups(self.model, arguments["lr"], arguments.get("weight_decay", 0.0))
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer over the parameter groups, and the schedule as a factor for each optimizer step.
 
         Raises:
             ConfigError: the optimizer has no learning rate, or the schedule needs an end that the run does not have.
         """
-        arguments = self.optimizer.arguments
-        if not isinstance(arguments.get("lr"), int | float):
-            raise ConfigError("optimizer.lr", "the learning rate is missing", "give a number")
-        parameters = self.groups(self.model, arguments["lr"], arguments.get("weight_decay", 0.0))
+        parameters = self.parameter_groups()
+        self.checkpoint_facts["optimized"] = names_of(self.model, parameters)
         optimizer = self.optimizer(parameters)
         internals.know_length_of_epoch(self.trainer)  # a run that is limited by steps would not know it yet
         total = self.trainer.estimated_stepping_batches
         batches = self.trainer.num_training_batches
         per_epoch = 1 if math.isinf(batches) else max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
         schedule = self.schedule
+        refuse_missing_numbers(self.monitored, self.evaluators, type(self))
+        refuse_other_samples(self._samples_then, self._samples)
+        refuse_longer_schedule(schedule, self.trainer, total, per_epoch)
         scheduler = LambdaLR(optimizer, lambda step: schedule.factor(step, total, per_epoch))
+        self._asked = asked_of(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
@@ -232,6 +266,12 @@ class Task(Contract, LightningModule):
             self.model.get_submodule(name).compile()
 
     # ---------------------------------------------------------------- training
+
+    def on_train_start(self) -> None:
+        """Let the optimizer's numbers act as the config gives them, where a checkpoint has brought those of then."""
+        scheduler = cast(LambdaLR, self.trainer.lr_scheduler_configs[0].scheduler)
+        settle(internals.plain_optimizer(self.trainer.optimizers[0]), scheduler, self._asked)
+        self.began = True
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed this batch's random numbers.
@@ -280,7 +320,7 @@ class Task(Contract, LightningModule):
         numbers = {f"train/{name}": value for name, value in zip(names, values, strict=True)}
         numbers = {"train/loss": sum(values), **numbers, "lr": self._logged_rate, "epoch": self.current_epoch}
         self.log("train/loss", numbers["train/loss"], logger=False)  # for callbacks that monitor it
-        self._write(numbers, self.trainer.global_step)
+        self.write_numbers(numbers, self.trainer.global_step)
 
     @property
     def learning_rate(self) -> float:
@@ -291,10 +331,18 @@ class Task(Contract, LightningModule):
         every = internals.log_every_n_steps(self.trainer)
         return bool(every) and (step % every == 0 or internals.is_trial(self.trainer))
 
-    def _write(self, numbers: Mapping[str, float], step: int) -> None:
+    def write_numbers(self, numbers: Mapping[str, float], step: int) -> None:
+        """Hand numbers of an optimizer step to the loggers; one that cannot write says so, and the run goes on."""
         for logger in self.trainer.loggers:
-            logger.log_metrics(dict(numbers), step)
-            logger.save()
+            try:
+                logger.log_metrics(dict(numbers), step)
+                logger.save()
+            except OSError as error:  # a full disk is no reason to lose the run
+                if type(logger) not in self._failing:
+                    log.warning("%s: numbers could not be written: %s", type(logger).__name__, error)
+                self._failing.add(type(logger))
+            else:
+                self._failing.discard(type(logger))
 
     # ---------------------------------------------------------------- evaluation
 
@@ -330,7 +378,7 @@ class Task(Contract, LightningModule):
         self._finish("test")
         if self.trainer.is_global_zero:
             for metric in self.evaluators["test"].values():
-                Console().print(metric.result)
+                Console(markup=False).print(metric.result)  # classes may be called anything
 
     def on_test_end(self) -> None:
         """Analyse, if that was asked for, while the records are there."""
@@ -366,7 +414,7 @@ class Task(Contract, LightningModule):
         warnings.filterwarnings("ignore", message=r"You called `self\.log\('test/")
         self.log_dict(numbers, logger=in_test)
         if not in_test:
-            self._write({**numbers, "epoch": self.current_epoch}, self.trainer.global_step)
+            self.write_numbers({**numbers, "epoch": self.current_epoch}, self.trainer.global_step)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -382,7 +430,7 @@ class Task(Contract, LightningModule):
             **self.checkpoint_facts,
         }
         if self.trainer.state.fn == TrainerFn.FITTING:
-            checkpoint["vistrain"]["progress"] = self._progress()
+            checkpoint["vistrain"] |= {"progress": self._progress(), "samples": self._samples}
 
     def _progress(self) -> dict[str, int]:
         """Where in the data the run stands: epoch, samples of it that all processes together consumed, processes."""
@@ -393,11 +441,19 @@ class Task(Contract, LightningModule):
         samples = batches * self.datamodule.batch_size // trainer.accumulate_grad_batches
         return {"epoch": epoch, "consumed": samples, "world_size": trainer.world_size}
 
+    @property
+    def _samples(self) -> int | None:
+        """Of the training set."""
+        training = self.datamodule.watched.get("train")
+        return None if training is None else len(training)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Tell the data module where to continue; Lightning calls this before any loader is made."""
         progress = checkpoint.get("vistrain", {}).get("progress")
         if progress is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
+        regroup(checkpoint, names_of(self.model, self.parameter_groups()))
+        self._samples_then = checkpoint["vistrain"].get("samples") if progress["consumed"] else None
         self.datamodule.resume = (progress["epoch"], progress["consumed"])
         # Lightning knows one way to resume a loader, through its own state; ours resumes through the sampler.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")

@@ -35,6 +35,7 @@ class ClassificationTask(Task):
     """
 
     predictor = ClassificationPredictor
+    protocols = ("accuracy", "multi_label")
 
     def setup(self, stage: str) -> None:
         """Build the metrics, and refuse an image size that the network cannot take before anything is trained."""

@@ -36,6 +36,7 @@ class DetectionTask(Task):
     """
 
     predictor = DetectionPredictor
+    protocols = ("coco_box",)
 
     def __init__(
         self, model: Network, optimizer: Factory[Optimizer], *, tta: TestTimeAugmentation | None = None, **base: Any

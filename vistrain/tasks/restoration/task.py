@@ -19,7 +19,7 @@ from vistrain.data.restoration.pixels import ColorName
 from vistrain.errors import ConfigError
 from vistrain.layers.imresize import imresize
 from vistrain.layers.padding import to_unit
-from vistrain.metrics import ImageQuality, Metric, protocol
+from vistrain.metrics import QUALITY, ImageQuality, Metric, protocol
 from vistrain.network import Network
 from vistrain.predictions import Restored
 from vistrain.restoration import RestorationModel
@@ -42,6 +42,7 @@ class RestorationTask(Task):
     """
 
     predictor = RestorationPredictor
+    protocols = (*QUALITY, "lpips")
 
     def __init__(
         self, model: Network, optimizer: Factory[Optimizer], *, lpips: tuple[str, ...] = (), **base: Any

@@ -1,0 +1,110 @@
+"""What other libraries refuse while a run is set up or under way, said in our words, once, at the boundary."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+
+from vistrain import processes
+from vistrain.data import DataModule
+from vistrain.errors import ConfigError, VistrainError, WeightsError, first_line, origin
+from vistrain.tasks import Task
+
+LIBRARIES = ("lightning", "torch", "numpy", "PIL", "lightning_utilities", "torchmetrics")
+REFUSED = (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AssertionError, AttributeError, OSError)
+
+
+@contextmanager
+def of_trainer(arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, Lightning's Trainer is made; what it refuses becomes an error of the key that it speaks of.
+
+    Args:
+        arguments: the config's.
+
+    Raises:
+        ConfigError: it refused them.
+    """
+    try:
+        yield
+    except (MisconfigurationException, *REFUSED, ImportError) as error:
+        if isinstance(error, VistrainError) or origin(error) == "vistrain":
+            raise
+        raise ConfigError(_key_in(str(error), arguments), f"Lightning refuses it: {first_line(error)}") from error
+
+
+@contextmanager
+def of_run(task: Task, data: DataModule, checkpoint: Path | None) -> Iterator[None]:
+    """Inside, a trainer runs.
+
+    Until training has begun, all that other libraries refuse is the config's, or the checkpoint's. Later, these are: a
+    data worker that died, a batch too small for its norms, a full device, and an optimizer without the memory it wants.
+
+    Args:
+        task, data: of the run.
+        checkpoint: that it goes on from, or None.
+
+    Raises:
+        ConfigError, DataError, WeightsError: in place of what was raised.
+    """
+    try:
+        yield
+    except VistrainError:
+        raise
+    except Exception as error:
+        reason = None if processes.came_of_interrupt(error) else _reason(error, task, data, checkpoint)
+        if reason is None:
+            raise
+        raise reason from error
+
+
+def _reason(error: Exception, task: Task, data: DataModule, checkpoint: Path | None) -> VistrainError | None:
+    if (died := data.explain(error)) is not None:
+        return died
+    message, source = str(error), origin(error)
+    if "Expected more than 1 value per channel" in message:
+        problem = "a batch norm has one value of each channel, and no variance: the batch and the map are too small"
+        return ConfigError("data.per_device", problem, "raise data.batch_size, data.per_device, or the images' size")
+    if isinstance(error, torch.OutOfMemoryError):
+        return ConfigError(
+            "data.per_device",
+            "the device's memory is full",
+            "lower it (batches are then accumulated), or the images' size",
+        )
+    if isinstance(error, KeyError) and _came_through(error, "torch.optim"):
+        return ConfigError("optimizer", f"its memory in {checkpoint} lacks {error}", "leave its arguments as they were")
+    if isinstance(error, MisconfigurationException) or (not task.began and source in LIBRARIES):
+        if not isinstance(error, (MisconfigurationException, *REFUSED)):
+            return None
+        if checkpoint is not None and not isinstance(error, MisconfigurationException):
+            return WeightsError(
+                str(checkpoint), f"cannot be gone on from: {first_line(error)}", "take another checkpoint"
+            )
+        return ConfigError(_key_in(message, {}), f"Lightning refuses it: {first_line(error)}")
+    return None
+
+
+def _key_in(message: str, written: Mapping[str, Any]) -> str:
+    """The Trainer's argument that a message speaks of, those that the config writes first; else its section."""
+    known = inspect.signature(Trainer).parameters
+    named = [word.strip("_") for word in re.findall(r"[a-z_]{4,}", message.replace("Precision", "precision"))]
+    found = [word for word in named if word in known]
+    first = next((word for word in found if word in written), found[0] if found else None)
+    return "trainer" if first is None else f"trainer.{first}"
+
+
+def _came_through(error: BaseException, module: str) -> bool:
+    """Whether code of a module called what raised an error."""
+    trace = error.__traceback__
+    while trace is not None:
+        if str(trace.tb_frame.f_globals.get("__name__", "")).startswith(module):
+            return True
+        trace = trace.tb_next
+    return False
