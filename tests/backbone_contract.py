@@ -67,13 +67,27 @@ class Case:
 
 # A new model is one line: a variant, and arguments that make it small.
 _NAT = {"embed_dim": 16, "depths": (2, 2, 1, 1), "num_heads": (2, 2, 4, 4), "kernel_size": 3, "mlp_ratio": 2.0}
+_ONES = (1, 1, 1, 1)
+_FFNET = {"embed_dim": (8, 12, 16, 16), "in_dim": 8, "depth": (1, 1, 2, 1), "kernel_sizes": (3, 3, 7, 7)}
 CASES = (
+    Case("attnet_t2", {"dims": (8, 12, 16, 16), "depths": _ONES, "exp_rates": (3, 3, 3, 3)}),
     Case("biformer_tiny", {"embed_dim": (16, 32, 32, 32), "depth": (1, 1, 1, 1), "head_dim": 16}),
     Case("biformer_stl_nchw", {"embed_dim": (16, 32, 32, 32), "depth": (1, 1, 1, 1), "head_dim": 16}),
+    Case("casvit_xs", {"embed_dims": (8, 12, 16, 16), "layers": _ONES}),
     Case("cswin_tiny", {"embed_dim": 16, "depth": (1, 2, 1, 1), "num_heads": (2, 2, 4, 4), "mlp_ratio": 2.0}),
     Case("dinat_s_tiny", {**_NAT, "dilations": ((1, 5), (1, 3), (1,), (1,))}),
+    Case("favit_b0", {"embed_dims": (16, 32, 32, 32), "num_heads": (1, 2, 2, 2), "depths": _ONES}),
+    Case("ffnet_3", _FFNET),
     Case("hornet_tiny_gf", {"base_dim": 16, "depths": (1, 1, 1, 1), "filter_sizes": (None, None, (4, 3), (3, 3))}),
+    Case("l2vit_tiny", {"dims": (8, 12, 16, 16), "num_heads": (2, 2, 4, 4), "depths": (1, 2, 2, 2)}),
+    Case(
+        "lsnet_t",
+        {"embed_dim": (16, 16, 24, 32), "depth": (0, 2, 2, 2), "num_heads": (2, 2, 2, 2), "img_size": 128},
+        strides=(8, 16, 32, 64),
+        size=(128, 128),
+    ),
     Case("nat_small", _NAT),
+    Case("ravlt_t", {"embed_dims": (8, 16, 16, 16), "num_heads": (1, 2, 2, 2), "depths": _ONES, "projection": 24}),
     Case(
         "transnext_micro",
         {"embed_dims": (8, 16, 16, 16), "num_heads": (1, 2, 2, 2), "depths": (1, 1, 1, 1), "img_size": 64},
@@ -243,6 +257,18 @@ def check_state_dict(case: Case) -> None:
     assert list(convert(model.state_dict(), model)) == list(model.state_dict())
 
 
+def check_fusion(case: Case) -> None:
+    """`fuse()` changes no result."""
+    model, images = case.model(), case.images()
+    trained = case.model().train()
+    with torch.no_grad():  # statistics of norms that are not those that they start with
+        trained(images)
+    model.load_state_dict(trained.state_dict())
+    with torch.no_grad():
+        expected = model.eval()(images)
+        same(model.fuse()(images), expected)
+
+
 def check_checkpointing(case: Case) -> None:
     """`set_grad_checkpointing` changes no gradient."""
     gradients = []
@@ -292,14 +318,21 @@ CHECKS: tuple[Callable[[Case], None], ...] = tuple(
 # --- published figures, of whole variants ----------------------------------------------------------------------------
 
 
-def measured(name: str, size: int) -> tuple[float, float]:
+def measured(name: str, size: int, fused: bool = False, **arguments: Any) -> tuple[float, float]:
     """Parameters in millions, and multiply-adds of one image in 10^9, on the meta device: nothing is computed.
 
     torch counts convolutions, matrix products and fused attention. It misses Fourier transforms, samplings, gathering,
     pooling, norms and activations, which most papers' counters miss too.
+
+    Args:
+        name: of the variant.
+        size: side of the image in pixels.
+        fused: count what is left when layers have been merged.
+        arguments: of the model.
     """
     with torch.device("meta"):
-        model = timm.create_model(name).eval().requires_grad_(False)
+        model = timm.create_model(name, **arguments).eval().requires_grad_(False)
+        model = model.fuse() if fused else model
         with by_definition(model), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 3, size, size))
     return sum(p.numel() for p in model.parameters()) / 1e6, counter.get_total_flops() / 2e9

@@ -61,13 +61,14 @@ class PooledKeys(nn.Module):
     Args:
         dim: channels of the group.
         sr_ratio: cells by cells that become one.
+        bias: whether the projection has one.
     """
 
-    def __init__(self, dim: int, sr_ratio: int) -> None:
+    def __init__(self, dim: int, sr_ratio: int, bias: bool = True) -> None:
         super().__init__()
         self.sr = nn.Conv2d(dim, dim, sr_ratio, sr_ratio)
         self.norm = nn.LayerNorm(dim)
-        self.kv_g = nn.Linear(dim, 2 * dim)
+        self.kv_g = nn.Linear(dim, 2 * dim, bias=bias)
         self.local_conv_g = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,14 +89,15 @@ class WindowedKeys(nn.Module):
         dim: channels of the group.
         num_heads: of the attention.
         dilation: of the windows.
+        bias: whether projections have one.
     """
 
-    def __init__(self, dim: int, num_heads: int, dilation: int) -> None:
+    def __init__(self, dim: int, num_heads: int, dilation: int, bias: bool = True) -> None:
         super().__init__()
         self.num_heads, self.dilation = num_heads, dilation
         head = dim // num_heads
-        self.fc = nn.Linear(head, head)
-        self.kv = nn.Linear(head, 2 * head)
+        self.fc = nn.Linear(head, head, bias=bias)
+        self.kv = nn.Linear(head, 2 * head, bias=bias)
         self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +120,7 @@ class FactorizationAttention(nn.Module):
         dim: channels, a multiple of 16.
         num_heads: of the groups with windows.
         sr_ratio: of the pooled map, and the dilation of the last group's windows. With 1 there is one such group.
-        qkv_bias: whether the projection to queries has a bias.
+        qkv_bias: whether projections to queries, keys and values have a bias.
     """
 
     def __init__(self, dim: int, num_heads: int, sr_ratio: int, qkv_bias: bool = True) -> None:
@@ -129,10 +131,10 @@ class FactorizationAttention(nn.Module):
         rest = dim - part
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Sequential(nn.Conv2d(rest, rest, 3, padding=1, groups=rest), nn.Conv2d(rest, rest, 1))
-        self.pooled = PooledKeys(part, sr_ratio)
+        self.pooled = PooledKeys(part, sr_ratio, qkv_bias)
         steps = [1] if sr_ratio == 1 else [1, sr_ratio]
         self.windowed = nn.ModuleList(
-            WindowedKeys(c, num_heads, step) for c, step in zip(self.groups[1:], steps, strict=True)
+            WindowedKeys(c, num_heads, step, qkv_bias) for c, step in zip(self.groups[1:], steps, strict=True)
         )
         self.proj = nn.Linear(dim, dim)
 
@@ -145,13 +147,15 @@ class FactorizationAttention(nn.Module):
         if min(size) < self.sr_ratio:
             problem = f"a map of {size[0]}x{size[1]} cells cannot be reduced by {self.sr_ratio}"
             raise DataError("image", problem, "use images of at least 32 pixels")
-        first, *others = self.q(x).split(self.groups, -1)
+        first, rest = self.q(x).tensor_split([self.groups[0]], -1)
+        # Heads first, then groups: a group's queries are a share of each head's channels, faithfully.
+        shares = [channels // self.num_heads for channels in self.groups[1:]]
+        others = rest.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).split(shares, -1)
         grid = x.mT.unflatten(2, size)
         out = [F.scaled_dot_product_attention(first[:, None], *self.pooled(grid[:, : self.groups[0]]))]
         maps = self.kv(grid[:, self.groups[0] :]).split(self.groups[1:], 1)
         for q, keys, of in zip(others, self.windowed, maps, strict=True):
-            heads = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            out.append(F.scaled_dot_product_attention(heads, *keys(of)))
+            out.append(F.scaled_dot_product_attention(q, *keys(of)))
         return self.proj(torch.cat([part.transpose(1, 2).flatten(2) for part in out], -1))
 
 

@@ -36,7 +36,7 @@ from vistrain.layers.norms import LayerNorm2d
 # Authors' names -> ours. Downsampling stands before a stage here, and in their code after the one before.
 AUTHORS = KeyMap(
     name="RAVLT",
-    marker=r"\.attn\.qkvo\.",
+    marker=r"^layers\.0\.",
     rules=(
         (r"^patch_embed\.proj\.", "stem."),
         *((rf"^layers\.{i}\.downsample\.", f"stages.{i + 1}.downsample.") for i in range(3)),
