@@ -68,7 +68,7 @@ class Case:
 # A new model is one line: a variant, and arguments that make it small.
 _NAT = {"embed_dim": 16, "depths": (2, 2, 1, 1), "num_heads": (2, 2, 4, 4), "kernel_size": 3, "mlp_ratio": 2.0}
 _ONES = (1, 1, 1, 1)
-_FFNET = {"embed_dim": (8, 12, 16, 16), "in_dim": 8, "depth": (1, 1, 2, 1), "kernel_sizes": (3, 3, 7, 7)}
+_FFNET = {"embed_dim": (8, 8, 16, 16), "in_dim": 8, "depth": (1, 1, 2, 1), "kernel_sizes": (3, 3, 7, 7)}
 CASES = (
     Case("attnet_t2", {"dims": (8, 12, 16, 16), "depths": _ONES, "exp_rates": (3, 3, 3, 3)}),
     Case("biformer_tiny", {"embed_dim": (16, 32, 32, 32), "depth": (1, 1, 1, 1), "head_dim": 16}),

@@ -15,7 +15,6 @@ import torch
 from timm.layers import DropPath
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vistrain.attention.rank_augmented import GatedRotaryAttention, RankAugmentedAttention
 from vistrain.backbones.staged import (
@@ -31,7 +30,7 @@ from vistrain.backbones.staged import (
     register_model,
 )
 from vistrain.checkpoints import KeyMap
-from vistrain.layers.norms import LayerNorm2d
+from vistrain.layers.mlp import ResidualConvMlp
 
 # Authors' names -> ours. Downsampling stands before a stage here, and in their code after the one before.
 AUTHORS = KeyMap(
@@ -57,25 +56,6 @@ def checkpoint_filter_fn(weights: dict[str, Any], model: nn.Module) -> dict[str,
     return {k: v.flatten() if ".gamma" in k else v for k, v in _convert(weights, model).items()}
 
 
-class ConvMlp(nn.Module):
-    """`fc2(y + conv(y))`, y = GELU(fc1(x)), the convolution 3x3 and of each channel.
-
-    Args:
-        dim: channels of input and output.
-        hidden: channels between.
-    """
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, H, W, C]` -> `[B, H, W, C]`."""
-        x = F.gelu(self.fc1(x))
-        return self.fc2(x + self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-
-
 class RAVLTBlock(nn.Module):
     """Position by convolution, attention and an MLP, each added to what came in.
 
@@ -94,7 +74,7 @@ class RAVLTBlock(nn.Module):
         self.pos = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
         self.attn = attn
-        self.ffn = ConvMlp(dim, int(dim * mlp_ratio))
+        self.ffn = ResidualConvMlp(dim, int(dim * mlp_ratio))
         scales = (None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale))) for _ in "12")
         self.gamma1, self.gamma2 = scales
         self.drop_path = DropPath(drop_path)
