@@ -87,10 +87,28 @@ CASES = (
         size=(128, 128),
     ),
     Case("nat_small", _NAT),
+    Case(
+        "ppma_base",
+        {
+            "embed_dims": (8, 16, 16, 16),
+            "num_heads": (1, 2, 2, 2),
+            "depths": _ONES,
+            "projection": 24,
+            "chunkwise_recurrents": (True, False, True, False),
+        },
+    ),
     Case("ravlt_t", {"embed_dims": (8, 16, 16, 16), "num_heads": (1, 2, 2, 2), "depths": _ONES, "projection": 24}),
+    Case(
+        "tiny_moat0",
+        {"stem_size": (8, 8), "hidden_size": (8, 16, 16, 16), "num_blocks": _ONES, "head_size": 8},
+    ),
     Case(
         "transnext_micro",
         {"embed_dims": (8, 16, 16, 16), "num_heads": (1, 2, 2, 2), "depths": (1, 1, 1, 1), "img_size": 64},
+    ),
+    Case(
+        "unireplknet_a",
+        {"dims": (8, 12, 16, 16), "depths": (1, 1, 2, 1), "kernel_sizes": ((3,), (7,), (9, 3), (7,))},
     ),
 )
 

@@ -17,6 +17,7 @@ COUNTED = {
     "cswin_large_384": 101.9,  # 96.8 printed
     "lsnet_b": 1.24,  # 1.3 printed; products with the kernels made, 0.03, are elementwise here and not counted
     "lsnet_b_distill": 1.24,
+    "moat3": 263.4,  # 271 printed, by TensorFlow's counter, which also counts norms and tables of positions
     "ravlt_t": 2.61,  # 2.4 printed: without the products of attention, here and in the next three
     "ravlt_s": 4.88,
     "ravlt_b": 10.58,

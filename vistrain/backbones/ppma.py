@@ -54,8 +54,12 @@ _convert = converter(AUTHORS)
 
 
 def checkpoint_filter_fn(weights: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Weights under our names; factors of branches are `[C]` here and `[1, 1, 1, C]` there."""
-    return {k: v.flatten() if ".gamma" in k else v for k, v in _convert(weights, model).items()}
+    """Weights under our names; factors of branches are `[C]` here and `[1, 1, 1, C]` there, the last layer linear."""
+    state = {k: v.flatten() if ".gamma" in k else v for k, v in _convert(weights, model).items()}
+    last = state.get("norm.proj.weight")
+    if last is not None:
+        state["norm.proj.weight"] = last.view(*last.shape[:2], 1, 1)
+    return state
 
 
 class PathMaskedAttention(nn.Module):
@@ -113,8 +117,9 @@ class PathMaskedAttention(nn.Module):
         mask = by_row[:, :, :, :, None, :] + by_column.permute(0, 1, 3, 4, 2)[:, :, :, None]
         mask = mask.flatten(4, 5).flatten(2, 3).to(q.dtype)
         q, k, v = (part.flatten(2, 3) for part in (q, k, v))
-        there, back = (F.scaled_dot_product_attention(q, k, v, bias) for bias in (mask, mask.mT))
-        return ((there + back) / 2).unflatten(2, size)
+        logits = q @ k.mT * q.shape[-1] ** -0.5
+        weights = ((logits + mask).softmax(-1) + (logits + mask.mT).softmax(-1)) / 2
+        return (weights @ v).unflatten(2, size)
 
 
 def _between(sums: Tensor) -> Tensor:
@@ -213,3 +218,39 @@ class PPMAViT(StagedBackbone):
             **{"num_features": projection, **base},
         )
         initialise(self)
+
+
+PUBLISHED = {
+    "ppma_tiny": Published(14, 2.7, 82.6),
+    "ppma_small": Published(27, 4.9, 84.2),
+    "ppma_base": Published(54, 10.6, 85.0),
+}
+_CODE = "https://github.com/zhongchenzhao/PPMA"
+default_cfgs = generate_default_cfgs(
+    {name: default_cfg("2506.15940", _CODE, "apache-2.0", crop_pct=0.875) for name in PUBLISHED}
+)
+_LARGER: dict[str, Any] = {"mlp_ratios": (4, 4, 3, 3), "chunkwise_recurrents": (True, True, True, False)}
+
+
+def _ppma(name: str, pretrained: bool, variant: dict[str, Any], kwargs: dict[str, Any]) -> StagedBackbone:
+    return build_variant(PPMAViT, name, pretrained, checkpoint_filter_fn, {**variant, **kwargs})
+
+
+@register_model
+def ppma_tiny(pretrained: bool = False, **kwargs: Any) -> StagedBackbone:
+    """PPMA-T."""
+    return _ppma("ppma_tiny", pretrained, {}, kwargs)
+
+
+@register_model
+def ppma_small(pretrained: bool = False, **kwargs: Any) -> StagedBackbone:
+    """PPMA-S."""
+    return _ppma("ppma_small", pretrained, {"depths": (3, 4, 18, 4), **_LARGER}, kwargs)
+
+
+@register_model
+def ppma_base(pretrained: bool = False, **kwargs: Any) -> StagedBackbone:
+    """PPMA-B."""
+    variant = {"embed_dims": (80, 160, 320, 512), "depths": (4, 8, 25, 8), "num_heads": (5, 5, 10, 16)}
+    scaled = {"layerscales": (False, False, True, True)}
+    return _ppma("ppma_base", pretrained, {**variant, **scaled, **_LARGER}, kwargs)

@@ -236,10 +236,10 @@ PUBLISHED = {
     "unireplknet_t": Published(31, 4.9, 83.2, fused=True),
     "unireplknet_s": Published(56, 9.1, 83.9, fused=True),
     # The others, and S again, were trained on ImageNet-22k first, and are for images of 384 pixels.
-    "unireplknet_s_384": Published(55.6, None, 86.4, size=384, fused=True),
-    "unireplknet_b_384": Published(97.9, None, 87.4, size=384, fused=True),
-    "unireplknet_l_384": Published(218.3, None, 87.9, size=384, fused=True),
-    "unireplknet_xl_384": Published(386.4, None, 88.0, size=384, fused=True),
+    "unireplknet_s_384": Published(56, None, 86.4, size=384, fused=True),
+    "unireplknet_b_384": Published(98, None, 87.4, size=384, fused=True),
+    "unireplknet_l_384": Published(218, None, 87.9, size=384, fused=True),
+    "unireplknet_xl_384": Published(386, None, 88.0, size=384, fused=True),
 }
 _CODE = "https://github.com/AILab-CVC/UniRepLKNet"
 _CROP: dict[int, dict[str, Any]] = {224: {"crop_pct": 0.875}, 384: {"crop_pct": 1.0, "crop_mode": "squash"}}
