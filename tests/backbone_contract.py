@@ -69,7 +69,13 @@ class Case:
 _NAT = {"embed_dim": 16, "depths": (2, 2, 1, 1), "num_heads": (2, 2, 4, 4), "kernel_size": 3, "mlp_ratio": 2.0}
 _ONES = (1, 1, 1, 1)
 _FFNET = {"embed_dim": (8, 8, 16, 16), "in_dim": 8, "depth": (1, 1, 2, 1), "kernel_sizes": (3, 3, 7, 7)}
+_VITAE = {"embed_dims": (4, 4, 8, 8), "token_dims": (8, 8, 16, 16), "NC_depth": (1, 1, 1, 1), "NC_heads": (2, 2, 4, 4)}
 CASES = (
+    Case(
+        "affnet_et",
+        {"channels": (8, 8, 16, 24, 32), "ffn_dims": (16, 32, 32), "depths": (2, 1, 1, 1), "first_channels": 8},
+        onnx=False,
+    ),
     Case("attnet_t2", {"dims": (8, 12, 16, 16), "depths": _ONES, "exp_rates": (3, 3, 3, 3)}),
     Case("biformer_tiny", {"embed_dim": (16, 32, 32, 32), "depth": (1, 1, 1, 1), "head_dim": 16}),
     Case("biformer_stl_nchw", {"embed_dim": (16, 32, 32, 32), "depth": (1, 1, 1, 1), "head_dim": 16}),
@@ -99,6 +105,14 @@ CASES = (
     ),
     Case("ravlt_t", {"embed_dims": (8, 16, 16, 16), "num_heads": (1, 2, 2, 2), "depths": _ONES, "projection": 24}),
     Case(
+        "sgformer_s",
+        {"embed_dims": (8, 8, 16, 16), "num_heads": (2, 2, 2, 2), "depths": (2, 2, 2, 1), "mlp_ratios": (1, 1, 1, 1)},
+        size=(224, 224),
+        sizes=((224, 448),),
+    ),
+    Case("spartan_s", {"init_dim": 8, "dims": (8, 16, 16), "layer_depths": _ONES}),
+    Case("swin_vsa_tiny", {"embed_dim": 8, "depths": _ONES, "num_heads": (2, 2, 4, 4), "mlp_ratio": 2.0}),
+    Case(
         "tiny_moat0",
         {"stem_size": (8, 8), "hidden_size": (8, 16, 16, 16), "num_blocks": _ONES, "head_size": 8},
     ),
@@ -110,6 +124,7 @@ CASES = (
         "unireplknet_a",
         {"dims": (8, 12, 16, 16), "depths": (1, 1, 2, 1), "kernel_sizes": ((3,), (7,), (9, 3), (7,))},
     ),
+    Case("vitaev2_vsa_small", {**_VITAE, "NC_group": _ONES, "RC_group": _ONES, "mlp_ratio": 2.0}),
 )
 
 

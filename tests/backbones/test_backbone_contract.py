@@ -40,7 +40,9 @@ def test_published_size(name: str) -> None:
     assert abs(parameters - row.parameters) <= 10**-digits  # papers round, or cut
     if row.gmacs is not None:
         printed = COUNTED.get(name, row.gmacs)
-        assert gmacs == pytest.approx(printed, rel=0.025) or abs(gmacs - printed) < 10 ** -len(str(printed).partition(".")[2])
+        assert gmacs == pytest.approx(printed, rel=0.025) or abs(gmacs - printed) < 10 ** -len(
+            str(printed).partition(".")[2]
+        )
 
 
 def test_every_family_has_a_case() -> None:

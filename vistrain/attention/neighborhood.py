@@ -183,7 +183,8 @@ class NeighborhoodAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
-        return f"num_heads={self.num_heads}, kernel_size={self.kernel_size}, dilation={self.dilation}, stride={self.stride}"
+        shape = f"kernel_size={self.kernel_size}, dilation={self.dilation}, stride={self.stride}"
+        return f"num_heads={self.num_heads}, {shape}"
 
 
 @contextlib.contextmanager

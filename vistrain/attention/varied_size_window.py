@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.layers.precision import at_least_float32
 from vistrain.layers.windows import relative_position_bias, relative_position_index, window_merge, window_partition
 
 Size = tuple[int, int]
@@ -89,15 +90,15 @@ class VariedSizeWindowAttention(nn.Module):
         windows = (padded[0] // h, padded[1] // w)
         mean = F.leaky_relu(x.unflatten(2, (windows[1], w)).unflatten(1, (windows[0], h)).mean((2, 4)))
         offsets, scales = (
-            predict(mean).float().unflatten(-1, (self.num_heads, 2)).permute(0, 3, 1, 2, 4)
+            at_least_float32(predict(mean)).unflatten(-1, (self.num_heads, 2)).permute(0, 3, 1, 2, 4)
             for predict in (self.sampling_offsets, self.sampling_scales)
         )  # [B, heads, rows, columns, 2]
         rows, columns = (max(side // step, 1) for side, step in zip(size, self.window, strict=True))
         offsets = offsets / offsets.new_tensor([rows, columns] if self.dense else [columns, rows])
-        axes = [torch.linspace(-1, 1, side, device=x.device) for side in padded]
+        axes = [torch.linspace(-1, 1, side, device=x.device, dtype=offsets.dtype) for side in padded]
         base = torch.stack((axes[1].expand(padded), axes[0][:, None].expand(padded)), -1)
         steps = [
-            (torch.arange(n, device=x.device) - (n - 1) / 2) * (2 / max(side - 1, 1))
+            (torch.arange(n, device=x.device, dtype=offsets.dtype) - (n - 1) / 2) * (2 / max(side - 1, 1))
             for n, side in zip((h, w), padded, strict=True)
         ]
         inside = torch.stack((steps[1].expand(h, w), steps[0][:, None].expand(h, w)), -1)
@@ -108,7 +109,9 @@ class VariedSizeWindowAttention(nn.Module):
         """Keys and values `[B, H', W', 2, heads, D]` -> sampled in windows `[2, B * N, heads, h * w, D]`."""
         batch, height, width = maps.shape[:3]
         images = maps.permute(0, 4, 3, 5, 1, 2).flatten(0, 1).flatten(1, 2)  # both at once: [B * heads, 2 D, H', W']
-        sampled = F.grid_sample(images.float(), places.flatten(0, 1), padding_mode="zeros", align_corners=True)
+        sampled = F.grid_sample(
+            at_least_float32(images), places.flatten(0, 1), padding_mode="zeros", align_corners=True
+        )
         sampled = sampled.view(batch, self.num_heads, 2, -1, height, width).permute(0, 4, 5, 2, 1, 3)
         windows = window_partition(sampled.flatten(3), self.window)
         return windows.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)

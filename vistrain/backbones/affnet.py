@@ -63,7 +63,7 @@ class InvertedResidual(nn.Module):
 
     def __init__(self, dim: int, out: int, stride: int = 1, expand_ratio: float = 4.0) -> None:
         super().__init__()
-        hidden = make_divisible(int(round(dim * expand_ratio)), 8)
+        hidden = make_divisible(round(dim * expand_ratio), 8)
         self.exp_1x1 = ConvBN(dim, hidden) if expand_ratio != 1 else None
         self.conv_3x3 = ConvBN(hidden, hidden, 3, stride, hidden)
         self.red_1x1 = ConvBN(hidden, out)

@@ -1,8 +1,8 @@
 """AttNet: convolutions whose kernels are made of the image (ATConv), in place of attention.
 
 Attentive Convolution: Unifying the Expressivity of Self-Attention with Convolutional Efficiency, arXiv 2510.20092.
-Authors' code: price112/Attentive-Convolution, MIT (models/AttNet.py). Theirs projects the whole map and pools it; pooling
-comes first here, which is the same and spares a convolution.
+Authors' code: price112/Attentive-Convolution, MIT (models/AttNet.py). Theirs projects the whole map and pools it;
+pooling comes first here, which is the same and spares a convolution.
 """
 
 from __future__ import annotations

@@ -85,9 +85,7 @@ def _channel_mixer(dim: int, kernel_size: int, expansion_ratio: float, gelu: boo
     hidden = int(dim * expansion_ratio)
     conv = _depthwise(dim, dim, 7) if kernel_size == 7 else ConvBN(dim, dim, kernel_size, groups=dim)
     act = nn.GELU() if gelu else nn.ReLU()
-    return nn.Sequential(
-        OrderedDict(conv=conv, fc1=nn.Conv2d(dim, hidden, 1), act=act, fc2=nn.Conv2d(hidden, dim, 1))
-    )
+    return nn.Sequential(OrderedDict(conv=conv, fc1=nn.Conv2d(dim, hidden, 1), act=act, fc2=nn.Conv2d(hidden, dim, 1)))
 
 
 class Scaled(nn.Module):
@@ -218,7 +216,13 @@ class FFNet(StagedBackbone):
             dim, kernels = embed_dim[i], (kernel_sizes1[i], kernel_sizes2[i], kernel_sizes[i])
             blocks = [
                 FFBlock(
-                    dim, kernels, expansion_ratios[i], use_gelus[i], use_ses[i] and index % 2 == 0, scale, drop_path=rate
+                    dim,
+                    kernels,
+                    expansion_ratios[i],
+                    use_gelus[i],
+                    use_ses[i] and index % 2 == 0,
+                    scale,
+                    drop_path=rate,
                 )
                 for index, rate in enumerate(rates)
             ]

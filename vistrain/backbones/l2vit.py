@@ -71,7 +71,9 @@ class WindowAttention(nn.Module):
         height, width = x.shape[1:3]
         x = F.pad(x, (0, 0, 0, -width % self.window[1], 0, -height % self.window[0]))
         size = (x.shape[1], x.shape[2])
-        q, k, v = self.qkv(window_partition(x, self.window)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(window_partition(x, self.window)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        )
         x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.proj(window_merge(x, self.window, size)[:, :height, :width])
 
@@ -130,9 +132,7 @@ class L2ViTBlock(nn.Module):
         else:
             self.norm3 = LayerNorm2d(dim, eps=1e-5)
             self.local = nn.Sequential(
-                OrderedDict(
-                    conv1=_depthwise(dim, 7), act=nn.GELU(), bn=nn.BatchNorm2d(dim), conv2=_depthwise(dim, 7)
-                )
+                OrderedDict(conv1=_depthwise(dim, 7), act=nn.GELU(), bn=nn.BatchNorm2d(dim), conv2=_depthwise(dim, 7))
             )
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))

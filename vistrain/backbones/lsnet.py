@@ -42,11 +42,7 @@ AUTHORS = KeyMap(
         (r"^patch_embed\.", "stem."),
         *((rf"^blocks{i}\.([01])\.(?=c\.|bn\.)", rf"stages.{i - 1}.downsample.\1.") for i in (2, 3, 4)),
         (r"^blocks1\.(\d+)\.", r"stages.0.blocks.\1."),
-        *(
-            (rf"^blocks{i}\.{n}\.", f"stages.{i - 1}.blocks.{n - 2}.")
-            for i in (2, 3, 4)
-            for n in range(2, 32)
-        ),
+        *((rf"^blocks{i}\.{n}\.", f"stages.{i - 1}.blocks.{n - 2}.") for i in (2, 3, 4) for n in range(2, 32)),
         (r"\.mixer\.conv\.", ".mixer.branches.large."),
         (r"\.mixer\.conv1\.", ".mixer.branches.small."),
         (r"\.mixer\.m\.", ".mixer."),
@@ -60,8 +56,6 @@ AUTHORS = KeyMap(
 )
 DENSE = dense_key_map(AUTHORS, ())
 _convert = converter(AUTHORS)
-
-
 
 
 def checkpoint_filter_fn(weights: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:

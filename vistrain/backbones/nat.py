@@ -139,7 +139,14 @@ class NAT(StagedBackbone):
         **base: Any,
     ) -> None:
         dims = [embed_dim * 2**i for i in range(len(depths))]
-        block = {"strides": strides, "rpb": rpb, "kernel_size": kernel_size, "mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "qk_scale": qk_scale}
+        block = {
+            "strides": strides,
+            "rpb": rpb,
+            "kernel_size": kernel_size,
+            "mlp_ratio": mlp_ratio,
+            "qkv_bias": qkv_bias,
+            "qk_scale": qk_scale,
+        }
         block |= {"proj_drop": proj_drop_rate, "attn_drop": attn_drop_rate, "layer_scale": layer_scale}
         proj = nn.Sequential(
             nn.Conv2d(in_chans, embed_dim // 2, 3, 2, 1), nn.Conv2d(embed_dim // 2, embed_dim, 3, 2, 1)

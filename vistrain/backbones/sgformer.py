@@ -295,7 +295,7 @@ class Stem(nn.Module):
 
 
 def _positions(grid: tuple[int, int], dim: int) -> Tensor:
-    """`[1, H * W, C]`: sines, then cosines, of the column in the first half of the channels, of the row in the second."""
+    """`[1, H * W, C]`: sines and then cosines, of the column in the first half of the channels, of the row after."""
     rows, columns = (torch.arange(side, dtype=torch.float32) for side in grid)
     halves = []
     for places in (columns.expand(grid), rows[:, None].expand(grid)):

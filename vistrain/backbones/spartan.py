@@ -53,7 +53,9 @@ def checkpoint_filter_fn(weights: dict[str, Any], model: nn.Module) -> dict[str,
     if not any(key.startswith("layers.") for key in state):
         return state
     places = _places(state)
-    return {places(key): v.flatten() if key.endswith((".gamma", ".scale_1", ".scale_2")) else v for key, v in state.items()}
+    return {
+        places(key): v.flatten() if key.endswith((".gamma", ".scale_1", ".scale_2")) else v for key, v in state.items()
+    }
 
 
 def _places(state: dict[str, Tensor]) -> Callable[[str], str]:

@@ -90,7 +90,9 @@ class GRN(nn.Module):
         """`[B, H, W, C]` -> `[B, H, W, C]`."""
         length = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
         scale = 1 + self.gamma * (length / (length.mean(-1, keepdim=True) + 1e-6))
-        return x * scale.to(x.dtype) if self.beta is None else torch.addcmul(self.beta.to(x.dtype), x, scale.to(x.dtype))
+        return (
+            x * scale.to(x.dtype) if self.beta is None else torch.addcmul(self.beta.to(x.dtype), x, scale.to(x.dtype))
+        )
 
 
 class SEBlock(nn.Module):

@@ -2,7 +2,7 @@
 
 VSA: Learning Varied-Size Window Attention in Vision Transformers, arXiv 2204.08446; ViTAEv2, arXiv 2202.10108. Authors'
 code: ViTAE-Transformer/ViTAE-VSA, without a licence (Image-Classification/vitaev2_vsa; Object-Detection/mmdet/models/
-backbones has the dense form, `dense=True` here): nothing of it is here, it is written from the papers and a description.
+backbones has the dense form, `dense=True` here): nothing of it is here, it is written from papers and a description.
 The attention is in `attention/varied_size_window.py`.
 """
 
@@ -163,9 +163,7 @@ class ReductionCell(Cell):
         self.ratio = ratio
         kernel = 7 if ratio == 4 else 3
         self.prm = nn.ModuleList(
-            nn.Conv2d(
-                in_chans, embed_dim, kernel, ratio, math.ceil(((kernel - 1) * d + 1 - ratio) / 2), dilation=d
-            )
+            nn.Conv2d(in_chans, embed_dim, kernel, ratio, math.ceil(((kernel - 1) * d + 1 - ratio) / 2), dilation=d)
             for d in dilations
         )
 
@@ -201,11 +199,11 @@ class ViTAEv2VSA(StagedBackbone):
         in_chans: int = 3,
         embed_dims: Sequence[int] = (64, 64, 128, 256),
         token_dims: Sequence[int] = (64, 128, 256, 512),
-        NC_depth: Sequence[int] = (2, 2, 8, 2),  # noqa: N803 - the authors' names
-        NC_heads: Sequence[int] = (2, 4, 8, 16),  # noqa: N803
-        RC_heads: Sequence[int] = (2, 2, 4, 8),  # noqa: N803
-        NC_group: Sequence[int] = (1, 32, 64, 128),  # noqa: N803
-        RC_group: Sequence[int] = (1, 16, 32, 64),  # noqa: N803
+        NC_depth: Sequence[int] = (2, 2, 8, 2),
+        NC_heads: Sequence[int] = (2, 4, 8, 16),
+        RC_heads: Sequence[int] = (2, 2, 4, 8),
+        NC_group: Sequence[int] = (1, 32, 64, 128),
+        RC_group: Sequence[int] = (1, 16, 32, 64),
         mlp_ratio: float = 4.0,
         window_size: int = 7,
         wide_pcm: bool = False,

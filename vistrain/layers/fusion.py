@@ -115,7 +115,9 @@ class ParallelConvs(Fusible):
         branches = [branch for branch in self.branches.values() if isinstance(branch, ConvBN)]
         widest = max((branch.conv for branch in branches), key=_extent)
         size = _extent(widest)
-        parts = [(_spread(weight, branch.conv, size), bias) for branch in branches for weight, bias in [branch.folded()]]
+        parts = [
+            (_spread(weight, branch.conv, size), bias) for branch in branches for weight, bias in [branch.folded()]
+        ]
         weight, bias = sum(w for w, _ in parts), sum(b for _, b in parts)
         assert isinstance(weight, Tensor)
         assert isinstance(bias, Tensor)

@@ -1,4 +1,4 @@
-"""Rotary position encodings (RoPE, arXiv 2104.09864): pairs of channels are turned by angles that grow with position."""
+"""Rotary position encodings (RoPE, arXiv 2104.09864): pairs of channels are turned by angles that grow with place."""
 
 from __future__ import annotations
 
