@@ -33,24 +33,31 @@ def one_by_one(definition: Callable[[Any, Tensor, Size], Tensor]) -> Callable[[A
 # --- neighbourhoods --------------------------------------------------------------------------------------------------
 
 
-def neighbours(token: int, length: int, kernel: int, dilation: int) -> list[int]:
-    """The K tokens nearest to a token among those of its residue; ties do not arise, borders shift."""
+def neighbours(token: int, length: int, kernel: int, dilation: int, stride: int = 1) -> list[int]:
+    """The K tokens nearest to a token among those of its residue; ties do not arise, borders shift.
+
+    With a stride, the nearest to the middle one of so many successive tokens.
+    """
     group = list(range(token % dilation, length, dilation))
     place = group.index(token)
+    place = min(place // stride * stride + stride // 2, len(group) - 1)
     first = min(max(place - kernel // 2, 0), len(group) - kernel)
     return group[first : first + kernel]
 
 
-def neighborhood(q: Tensor, k: Tensor, v: Tensor, kernel: int, dilation: int, rpb: Tensor) -> Tensor:
+def neighborhood(
+    q: Tensor, k: Tensor, v: Tensor, kernel: int, dilation: int, rpb: Tensor | None, stride: int = 1
+) -> Tensor:
     """Queries, keys and values `[B, H, W, heads, D]` (NAT, section 3.1)."""
     out = torch.empty_like(q)
     height, width = q.shape[1:3]
     for y, x in cells((height, width)):
-        near = [(i, j) for i in neighbours(y, height, kernel, dilation) for j in neighbours(x, width, kernel, dilation)]
+        shape = (kernel, dilation, stride)
+        near = [(i, j) for i in neighbours(y, height, *shape) for j in neighbours(x, width, *shape)]
         rows, columns = zip(*near, strict=True)
         logits = torch.einsum("bhd,bnhd->bhn", q[:, y, x] * q.shape[-1] ** -0.5, k[:, rows, columns])
         steps = [((i - y) // dilation + kernel - 1, (j - x) // dilation + kernel - 1) for i, j in near]
-        logits = logits + torch.stack([rpb[:, a, b] for a, b in steps], -1)
+        logits = logits if rpb is None else logits + torch.stack([rpb[:, a, b] for a, b in steps], -1)
         out[:, y, x] = torch.einsum("bhn,bnhd->bhd", logits.softmax(-1), v[:, rows, columns])
     return out
 
@@ -62,7 +69,7 @@ def neighborhood_module(module: Any, x: Tensor, size: Size) -> Tensor:
     padded = x.new_zeros(len(x), *whole, x.shape[2])
     padded[:, : size[0], : size[1]] = x.unflatten(1, size)
     q, k, v = module.qkv(padded).unflatten(-1, (3, module.num_heads, -1)).unbind(3)
-    out = neighborhood(q, k, v, module.kernel_size, module.dilation, module.rpb)
+    out = neighborhood(q, k, v, module.kernel_size, module.dilation, module.rpb, module.stride)
     return module.proj(out[:, : size[0], : size[1]].flatten(3).flatten(1, 2))
 
 
@@ -192,3 +199,101 @@ def aggregated(module: Any, x: Tensor, size: Size) -> Tensor:
         out[:, i] = torch.einsum("hn,hnd->hd", local + learned[:, slots], v[:, near])
         out[:, i] += torch.einsum("hn,hnd->hd", pool, pooled_v)
     return module.proj(out.transpose(0, 1).flatten(1))
+
+
+# --- rotary positions, rank-augmented and not ------------------------------------------------------------------------
+
+
+def rotated(vector: Tensor, place: Size) -> Tensor:
+    """`[heads, D]` of the cell at (row, column): its first half turned by the row, its second by the column."""
+    half = vector.shape[1] // 2
+    speeds = 10000.0 ** -torch.linspace(0, 1, half // 2, dtype=vector.dtype)
+    turned = vector.clone()
+    for start, position in zip((0, half), place, strict=True):
+        for pair, speed in enumerate(speeds):
+            a, b = vector[:, start + 2 * pair], vector[:, start + 2 * pair + 1]
+            cos, sin = (position * speed).cos(), (position * speed).sin()
+            turned[:, start + 2 * pair], turned[:, start + 2 * pair + 1] = a * cos - b * sin, a * sin + b * cos
+    return turned
+
+
+def gated_rotary(module: Any, x: Tensor, size: Size, rank_augmented: bool = False) -> Tensor:
+    """One image `[N, C]` (RALA, section 3.2): `proj((attend(q, k, v) + conv(v)) * o)`."""
+    q, k, v, gate = module.qkvo(x).chunk(4, 1)
+    position = module.lepe(v.T.unflatten(1, size)[None])[0].flatten(1).T
+    q, k, v = (heads_of(part, module.num_heads) for part in (q, k, v))
+    scale = q.shape[-1] ** -0.5
+    if rank_augmented:
+        q, k = F.elu(q) + 1, F.elu(k) + 1
+        share = torch.einsum("hd,hnd->hn", q.mean(1) * scale, k).softmax(-1)
+        k = k * share[..., None] * k.shape[1]
+    places = cells(size)
+    keys = torch.stack([rotated(k[:, j], place) for j, place in enumerate(places)], 1)
+    out = torch.empty_like(q)
+    for i, place in enumerate(places):
+        products = torch.einsum("hd,hnd->hn", rotated(q[:, i], place), keys)
+        if rank_augmented:  # normalised by what is not turned
+            total = torch.einsum("hd,hd->h", q[:, i], k.mean(1)) + 1e-6
+            weights = products / len(places) / total[:, None]
+        else:
+            weights = (products * scale).softmax(-1)
+        out[:, i] = torch.einsum("hn,hnd->hd", weights, v)
+    return module.proj((out.transpose(0, 1).flatten(1) + position) * gate)
+
+
+def rank_augmented(module: Any, x: Tensor, size: Size) -> Tensor:
+    """See `gated_rotary`."""
+    return gated_rotary(module, x, size, rank_augmented=True)
+
+
+# --- windows of varied size ------------------------------------------------------------------------------------------
+
+
+def bilinear(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """`[H, W, D]` at a fractional place, zeros beyond the border."""
+    found = torch.zeros_like(image[0, 0])
+    for row in (int(y.floor()), int(y.floor()) + 1):
+        for column in (int(x.floor()), int(x.floor()) + 1):
+            if 0 <= row < image.shape[0] and 0 <= column < image.shape[1]:
+                found = found + (1 - (y - row).abs()) * (1 - (x - column).abs()) * image[row, column]
+    return found
+
+
+def varied_size_window(module: Any, x: Tensor, size: Size) -> Tensor:
+    """One image `[N, C]` (VSA, section 3.2), window by window, head by head, key by key."""
+    side, heads = module.window[0], module.num_heads
+    missing = [-length % side for length in size]
+    top, left = (n // 2 if module.dense else 0 for n in missing)
+    whole = [length + n for length, n in zip(size, missing, strict=True)]
+
+    def padded(tokens: Tensor) -> Tensor:
+        image = tokens.new_zeros(*whole, tokens.shape[1])
+        image[top : top + size[0], left : left + size[1]] = tokens.unflatten(0, size)
+        return image
+
+    image, (q, k, v) = padded(x), (padded(part).unflatten(2, (heads, -1)) for part in module.qkv(x).chunk(3, 1))
+    counts = [max(length // side, 1) for length in size]
+    divide_x, divide_y = counts if module.dense else counts[::-1]
+    bias = module.relative_position_bias_table[module.index]  # [L, L, heads]
+    out = torch.empty_like(q)
+    inside = cells((side, side))
+    for row, column in cells((whole[0] // side, whole[1] // side)):
+        window = [(row * side + a, column * side + b) for a, b in inside]
+        mean = F.leaky_relu(torch.stack([image[cell] for cell in window]).mean(0))
+        offsets, scales = (f(mean).unflatten(0, (heads, 2)) for f in (module.sampling_offsets, module.sampling_scales))
+        for head in range(heads):
+            moved_x = offsets[head, 0] / divide_x * (whole[1] - 1) / 2
+            moved_y = offsets[head, 1] / divide_y * (whole[0] - 1) / 2
+            places = [
+                (
+                    y + (a - (side - 1) / 2) * scales[head, 1] + moved_y,
+                    z + (b - (side - 1) / 2) * scales[head, 0] + moved_x,
+                )
+                for (y, z), (a, b) in zip(window, inside, strict=True)
+            ]
+            keys, values = (torch.stack([bilinear(m[:, :, head], *place) for place in places]) for m in (k, v))
+            for i, cell in enumerate(window):
+                logits = keys @ q[cell][head] * module.scale + bias[i, :, head]
+                out[cell][head] = logits.softmax(0) @ values
+    attended = out[top : top + size[0], left : left + size[1]].flatten(2).flatten(0, 1)
+    return module.proj(attended)

@@ -67,17 +67,64 @@ class Case:
 
 # A new model is one line: a variant, and arguments that make it small.
 _NAT = {"embed_dim": 16, "depths": (2, 2, 1, 1), "num_heads": (2, 2, 4, 4), "kernel_size": 3, "mlp_ratio": 2.0}
+_ONES = (1, 1, 1, 1)
+_FFNET = {"embed_dim": (8, 8, 16, 16), "in_dim": 8, "depth": (1, 1, 2, 1), "kernel_sizes": (3, 3, 7, 7)}
+_VITAE = {"embed_dims": (4, 4, 8, 8), "token_dims": (8, 8, 16, 16), "NC_depth": (1, 1, 1, 1), "NC_heads": (2, 2, 4, 4)}
 CASES = (
+    Case(
+        "affnet_et",
+        {"channels": (8, 8, 16, 24, 32), "ffn_dims": (16, 32, 32), "depths": (2, 1, 1, 1), "first_channels": 8},
+        onnx=False,
+    ),
+    Case("attnet_t2", {"dims": (8, 12, 16, 16), "depths": _ONES, "exp_rates": (3, 3, 3, 3)}),
     Case("biformer_tiny", {"embed_dim": (16, 32, 32, 32), "depth": (1, 1, 1, 1), "head_dim": 16}),
     Case("biformer_stl_nchw", {"embed_dim": (16, 32, 32, 32), "depth": (1, 1, 1, 1), "head_dim": 16}),
+    Case("casvit_xs", {"embed_dims": (8, 12, 16, 16), "layers": _ONES}),
     Case("cswin_tiny", {"embed_dim": 16, "depth": (1, 2, 1, 1), "num_heads": (2, 2, 4, 4), "mlp_ratio": 2.0}),
     Case("dinat_s_tiny", {**_NAT, "dilations": ((1, 5), (1, 3), (1,), (1,))}),
+    Case("favit_b0", {"embed_dims": (16, 32, 32, 32), "num_heads": (1, 2, 2, 2), "depths": _ONES}),
+    Case("ffnet_3", _FFNET),
     Case("hornet_tiny_gf", {"base_dim": 16, "depths": (1, 1, 1, 1), "filter_sizes": (None, None, (4, 3), (3, 3))}),
+    Case("l2vit_tiny", {"dims": (8, 12, 16, 16), "num_heads": (2, 2, 4, 4), "depths": (1, 2, 2, 2)}),
+    Case(
+        "lsnet_t",
+        {"embed_dim": (16, 16, 24, 32), "depth": (0, 2, 2, 2), "num_heads": (2, 2, 2, 2), "img_size": 128},
+        strides=(8, 16, 32, 64),
+        size=(128, 128),
+    ),
     Case("nat_small", _NAT),
+    Case(
+        "ppma_base",
+        {
+            "embed_dims": (8, 16, 16, 16),
+            "num_heads": (1, 2, 2, 2),
+            "depths": _ONES,
+            "projection": 24,
+            "chunkwise_recurrents": (True, False, True, False),
+        },
+    ),
+    Case("ravlt_t", {"embed_dims": (8, 16, 16, 16), "num_heads": (1, 2, 2, 2), "depths": _ONES, "projection": 24}),
+    Case(
+        "sgformer_s",
+        {"embed_dims": (8, 8, 16, 16), "num_heads": (2, 2, 2, 2), "depths": (2, 2, 2, 1), "mlp_ratios": (1, 1, 1, 1)},
+        size=(224, 224),
+        sizes=((224, 448),),
+    ),
+    Case("spartan_s", {"init_dim": 16, "dims": (32, 32, 32), "layer_depths": _ONES}),
+    Case("swin_vsa_tiny", {"embed_dim": 8, "depths": _ONES, "num_heads": (2, 2, 4, 4), "mlp_ratio": 2.0}),
+    Case(
+        "tiny_moat0",
+        {"stem_size": (8, 8), "hidden_size": (8, 16, 16, 16), "num_blocks": _ONES, "head_size": 8},
+    ),
     Case(
         "transnext_micro",
         {"embed_dims": (8, 16, 16, 16), "num_heads": (1, 2, 2, 2), "depths": (1, 1, 1, 1), "img_size": 64},
     ),
+    Case(
+        "unireplknet_a",
+        {"dims": (8, 12, 16, 16), "depths": (1, 1, 2, 1), "kernel_sizes": ((3,), (7,), (9, 3), (7,))},
+    ),
+    Case("vitaev2_vsa_small", {**_VITAE, "NC_group": _ONES, "RC_group": _ONES, "mlp_ratio": 2.0}),
 )
 
 
@@ -243,6 +290,18 @@ def check_state_dict(case: Case) -> None:
     assert list(convert(model.state_dict(), model)) == list(model.state_dict())
 
 
+def check_fusion(case: Case) -> None:
+    """`fuse()` changes no result."""
+    model, images = case.model(), case.images()
+    trained = case.model().train()
+    with torch.no_grad():  # statistics of norms that are not those that they start with
+        trained(images)
+    model.load_state_dict(trained.state_dict())
+    with torch.no_grad():
+        expected = model.eval()(images)
+        same(model.fuse()(images), expected)
+
+
 def check_checkpointing(case: Case) -> None:
     """`set_grad_checkpointing` changes no gradient."""
     gradients = []
@@ -292,14 +351,21 @@ CHECKS: tuple[Callable[[Case], None], ...] = tuple(
 # --- published figures, of whole variants ----------------------------------------------------------------------------
 
 
-def measured(name: str, size: int) -> tuple[float, float]:
+def measured(name: str, size: int, fused: bool = False, **arguments: Any) -> tuple[float, float]:
     """Parameters in millions, and multiply-adds of one image in 10^9, on the meta device: nothing is computed.
 
     torch counts convolutions, matrix products and fused attention. It misses Fourier transforms, samplings, gathering,
     pooling, norms and activations, which most papers' counters miss too.
+
+    Args:
+        name: of the variant.
+        size: side of the image in pixels.
+        fused: count what is left when layers have been merged.
+        arguments: of the model.
     """
     with torch.device("meta"):
-        model = timm.create_model(name).eval().requires_grad_(False)
+        model = timm.create_model(name, **arguments).eval().requires_grad_(False)
+        model = model.fuse() if fused else model
         with by_definition(model), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 3, size, size))
     return sum(p.numel() for p in model.parameters()) / 1e6, counter.get_total_flops() / 2e9

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ast import literal_eval
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,19 +26,29 @@ def _read(value: Any) -> Any:
 
 
 def assert_classifies(model: Any, state: dict[str, Tensor], convert: Any, fixture: dict[str, Any]) -> None:
-    """Loads official weights strictly, and compares logits, features, or every map."""
+    """Loads official weights strictly, and compares logits, features, or every map, logits before them or not."""
     model.eval().load_state_dict(convert(state, model), strict=True)
     for images, theirs in zip(fixture["inputs"], fixture["outputs"], strict=True):
         with torch.no_grad():
             if isinstance(theirs, list | tuple):
-                assert_outputs(model.forward_intermediates(images, intermediates_only=True), theirs)
+                logits = [model(images)] if theirs[0].dim() == 2 else []
+                assert_outputs([*logits, *model.forward_intermediates(images, intermediates_only=True)], theirs)
             else:
                 assert_outputs(model(images) if theirs.dim() == 2 else model.forward_features(images), theirs)
 
 
-def assert_dense(name: str, args: dict[str, Any], eps: float, names: KeyMap, fixture: dict[str, Any]) -> None:
-    """Loads the official dense backbone strictly, and compares its normalised maps."""
-    backbone = Backbone(name, strides=(4, 8, 16, 32), args=args, output_norm_eps=eps).eval()
+def assert_dense(
+    name: str,
+    args: dict[str, Any],
+    eps: float | None,
+    names: KeyMap,
+    fixture: dict[str, Any],
+    strides: tuple[int, ...] = (4, 8, 16, 32),
+    output_norm: Literal["layer", "batch"] = "layer",
+) -> None:
+    """Loads the official dense backbone strictly, and compares its maps, normalised if `eps` is given."""
+    norm: dict[str, Any] = {"output_norm_eps": eps, "output_norm": output_norm}
+    backbone = Backbone(name, strides=strides, args=args, **norm).eval()
     load_weights(backbone, fixture["state_dict"], key_maps=[names])
     for images, theirs in zip(fixture["inputs"], fixture["outputs"], strict=True):
         with torch.no_grad():

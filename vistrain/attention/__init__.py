@@ -3,12 +3,17 @@
 from vistrain.attention.aggregated import AggregatedAttention, CosineAttention
 from vistrain.attention.bilevel_routing import BiLevelRoutingAttention
 from vistrain.attention.neighborhood import NeighborhoodAttention
+from vistrain.attention.rank_augmented import GatedRotaryAttention, RankAugmentedAttention
 from vistrain.attention.swin_window import SwinWindowAttention
+from vistrain.attention.varied_size_window import VariedSizeWindowAttention
 
 __all__ = [
     "AggregatedAttention",
     "BiLevelRoutingAttention",
     "CosineAttention",
+    "GatedRotaryAttention",
     "NeighborhoodAttention",
+    "RankAugmentedAttention",
     "SwinWindowAttention",
+    "VariedSizeWindowAttention",
 ]

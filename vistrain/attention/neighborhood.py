@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.devices import upload
+from vistrain.errors import ConfigError
 
 Size = tuple[int, int]
 T = TypeVar("T", int, bool)
@@ -131,6 +132,9 @@ class NeighborhoodAttention(nn.Module):
         qkv_bias: of the layer that makes queries, keys and values.
         qk_scale: of the logits; by default `(C / num_heads) ** -0.5`.
         attn_drop, proj_drop: dropout of attention weights and of the output.
+        stride: so many successive queries share a neighbourhood (generalised neighbourhood attention): 1 is NAT's, a
+            stride of `kernel_size` attention in blocks.
+        rpb: whether there is a bias of relative positions; generalised neighbourhood attention is published without.
     """
 
     def __init__(
@@ -143,17 +147,21 @@ class NeighborhoodAttention(nn.Module):
         qk_scale: float | None = None,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        stride: int = 1,
+        rpb: bool = True,
     ) -> None:
         super().__init__()
-        self.num_heads, self.kernel_size, self.dilation = num_heads, kernel_size, dilation
+        if not 1 <= stride <= kernel_size:
+            raise ConfigError("stride", f"{stride} is not between 1 and the kernel size {kernel_size}")
+        self.num_heads, self.kernel_size, self.dilation, self.stride = num_heads, kernel_size, dilation, stride
         self.scale = qk_scale or (dim // num_heads) ** -0.5
         self.attn_drop = attn_drop
         self.tile: int | None = None  # see `neighborhood_attention`
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.rpb = nn.Parameter(torch.empty(num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
+        side = 2 * kernel_size - 1
+        self.rpb = nn.Parameter(nn.init.trunc_normal_(torch.empty(num_heads, side, side), std=0.02)) if rpb else None
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
-        nn.init.trunc_normal_(self.rpb, std=0.02)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         """Attend within neighbourhoods.
@@ -169,14 +177,15 @@ class NeighborhoodAttention(nn.Module):
         x = F.pad(x.unflatten(1, size), (0, 0, 0, max(least - width, 0), 0, max(least - height, 0)))
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
         drop = self.attn_drop if self.training else 0.0
-        kernel, steps, scale = self.kernel_size, self.dilation, self.scale
-        x = neighborhood_attention(q, k, v, kernel, steps, rpb=self.rpb, scale=scale, dropout=drop, tile=self.tile)
+        shape = (self.kernel_size, self.dilation, self.stride)
+        x = neighborhood_attention(q, k, v, *shape, rpb=self.rpb, scale=self.scale, dropout=drop, tile=self.tile)
         x = x[:, :height, :width].flatten(3).flatten(1, 2)
         return self.proj_drop(self.proj(x))
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
-        return f"num_heads={self.num_heads}, kernel_size={self.kernel_size}, dilation={self.dilation}"
+        shape = f"kernel_size={self.kernel_size}, dilation={self.dilation}, stride={self.stride}"
+        return f"num_heads={self.num_heads}, {shape}"
 
 
 @contextlib.contextmanager

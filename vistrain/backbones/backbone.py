@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -40,8 +40,9 @@ class Backbone(DenseBackbone):
         frozen_norm: replace batch norms by ones whose statistics and weights never change.
         args: timm's own arguments (`{drop_path_rate: 0.2}`); unknown ones are refused.
         image_channels: of the data set's images.
-        output_norm_eps: normalise each map over its channels, by a layer norm with this epsilon, as the authors' dense
-            codes do: 1e-5 for Swin, CSWin and NAT, 1e-6 for ConvNeXt, HorNet and BiFormer. None leaves maps alone.
+        output_norm_eps: normalise each map, by a norm with this epsilon, as the authors' dense codes do: 1e-5 for
+            Swin, CSWin and NAT, 1e-6 for ConvNeXt, HorNet and BiFormer. None leaves maps alone.
+        output_norm: `layer` normalises over the channels of each cell, `batch` (CAS-ViT) over images and cells.
 
     Attributes:
         strides, channels: of the maps given out, fine to coarse.
@@ -64,6 +65,7 @@ class Backbone(DenseBackbone):
         args: dict[str, Any] | None = None,
         image_channels: Channels = Channels(3),  # noqa: B008 - an int
         output_norm_eps: float | None = None,
+        output_norm: Literal["layer", "batch"] = "layer",
     ) -> None:
         super().__init__()
         body, flexible = create(name, pretrained, args or {}, image_channels)
@@ -76,7 +78,8 @@ class Backbone(DenseBackbone):
         self.strides = tuple(strides)
         self.channels = tuple(stages[index]["num_chs"] for index in self._indices)
         normalised = self.channels if output_norm_eps is not None else ()
-        self.norms = nn.ModuleList(LayerNorm2d(c, output_norm_eps or 0.0) for c in normalised)
+        kind: type[nn.Module] = LayerNorm2d if output_norm == "layer" else nn.BatchNorm2d
+        self.norms = nn.ModuleList(kind(c, output_norm_eps) for c in normalised)
         self._norm = len(last_of) == 1
         self._size_rule = size_rule(body, list(last_of), flexible)
         divisor = self._size_rule.divisor

@@ -69,6 +69,7 @@ class DiNATs(StagedBackbone):
         patch_size: side of the patches that become tokens, in pixels.
         patch_norm: whether tokens are normalised at once.
         in_chans, embed_dim, depths, num_heads, kernel_size, dilations, mlp_ratio, qkv_bias, qk_scale: see `NAT`.
+        strides, rpb: see `NAT`.
         proj_drop_rate, attn_drop_rate, drop_path_rate: see `NAT`.
         base: see `StagedBackbone`.
     """
@@ -88,6 +89,8 @@ class DiNATs(StagedBackbone):
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         patch_norm: bool = True,
+        strides: Sequence[int] = (1, 1, 1, 1),
+        rpb: bool = True,
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -95,7 +98,7 @@ class DiNATs(StagedBackbone):
     ) -> None:
         dims = [embed_dim * 2**i for i in range(len(depths))]
         block = {"kernel_size": kernel_size, "mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "qk_scale": qk_scale}
-        block |= {"proj_drop": proj_drop_rate, "attn_drop": attn_drop_rate}
+        block |= {"proj_drop": proj_drop_rate, "attn_drop": attn_drop_rate, "strides": strides, "rpb": rpb}
         super().__init__(
             PatchEmbed(patch_size, in_chans, embed_dim, patch_norm, proj_drop_rate),
             nat_stages(PatchMerging, dims, depths, num_heads, dilations, drop_path_rate, block),

@@ -61,6 +61,7 @@ class NATBlock(nn.Module):
         proj_drop, attn_drop: dropout after linear layers, and of attention weights.
         drop_path: probability that a branch is left out of a sample in training.
         layer_scale: initial factor of both branches, which is learnt for each channel; None for no factors.
+        stride, rpb: see `NeighborhoodAttention`.
     """
 
     def __init__(
@@ -76,11 +77,13 @@ class NATBlock(nn.Module):
         attn_drop: float = 0.0,
         drop_path: float = 0.0,
         layer_scale: float | None = None,
+        stride: int = 1,
+        rpb: bool = True,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.attn = NeighborhoodAttention(
-            dim, num_heads, kernel_size, dilation, qkv_bias, qk_scale, attn_drop, proj_drop
+            dim, num_heads, kernel_size, dilation, qkv_bias, qk_scale, attn_drop, proj_drop, stride, rpb
         )
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
@@ -108,6 +111,7 @@ class NAT(StagedBackbone):
         kernel_size: tokens in a neighbourhood along an axis. Maps may be smaller; see `NeighborhoodAttention`.
         dilations: of each block of each stage; None is 1 everywhere.
         mlp_ratio, qkv_bias, qk_scale, layer_scale: see `NATBlock`.
+        strides, rpb: of generalised neighbourhood attention, see `NeighborhoodAttention`; the former for each stage.
         proj_drop_rate, attn_drop_rate: see `NATBlock`; the former after the stem too.
         drop_path_rate: of the last block; it grows evenly from 0 at the first.
         base: see `StagedBackbone`.
@@ -127,13 +131,22 @@ class NAT(StagedBackbone):
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         layer_scale: float | None = None,
+        strides: Sequence[int] = (1, 1, 1, 1),
+        rpb: bool = True,
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         **base: Any,
     ) -> None:
         dims = [embed_dim * 2**i for i in range(len(depths))]
-        block = {"kernel_size": kernel_size, "mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "qk_scale": qk_scale}
+        block = {
+            "strides": strides,
+            "rpb": rpb,
+            "kernel_size": kernel_size,
+            "mlp_ratio": mlp_ratio,
+            "qkv_bias": qkv_bias,
+            "qk_scale": qk_scale,
+        }
         block |= {"proj_drop": proj_drop_rate, "attn_drop": attn_drop_rate, "layer_scale": layer_scale}
         proj = nn.Sequential(
             nn.Conv2d(in_chans, embed_dim // 2, 3, 2, 1), nn.Conv2d(embed_dim // 2, embed_dim, 3, 2, 1)
@@ -170,13 +183,15 @@ def nat_stages(
         dims, depths, num_heads: channels, blocks and heads of each stage.
         dilations: of each block of each stage; None is 1 everywhere.
         drop_path_rate: of the last block; it grows evenly from 0 at the first.
-        block: arguments of `NATBlock` that all have in common.
+        block: arguments of `NATBlock` that all have in common, and `strides`, a stride of each stage.
     """
+    common = {key: value for key, value in block.items() if key != "strides"}
     stages = []
     for i, rates in enumerate(drop_path_rates(depths, drop_path_rate)):
         steps = dilations[i] if dilations is not None else (1,) * depths[i]
+        shape = {**common, "stride": block["strides"][i]}
         pairs = zip(steps, rates, strict=True)
-        blocks = [NATBlock(dims[i], num_heads[i], dilation=step, drop_path=rate, **block) for step, rate in pairs]
+        blocks = [NATBlock(dims[i], num_heads[i], dilation=step, drop_path=rate, **shape) for step, rate in pairs]
         stages.append(Stage(downsampling(dims[i - 1]) if i else nn.Identity(), blocks))
     return stages
 

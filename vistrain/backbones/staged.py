@@ -6,8 +6,9 @@ A paper's file builds these parts and registers its variants; see `cswin.py`, an
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import timm
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vistrain.checkpoints import KeyMap, find_state_dict
+from vistrain.layers.fusion import fuse
+from vistrain.layers.norms import LayerNorm2d
 
 Entrypoint = TypeVar("Entrypoint", bound=Callable[..., nn.Module])
 
@@ -33,12 +36,16 @@ class Published:
         gmacs: multiply-adds of one image, in 10^9 (papers call them FLOPs).
         top1: accuracy on ImageNet-1k's validation set, in percent.
         size: side of the image that both are of, in pixels.
+        fused: parameters and multiply-adds are those after `StagedBackbone.fuse`.
+        counted: arguments of the model that the numbers are of, where these are not the defaults.
     """
 
     parameters: float
     gmacs: float | None = None
     top1: float | None = None
     size: int = 224
+    fused: bool = False
+    counted: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Stage(nn.Module):
@@ -67,6 +74,34 @@ class Stage(nn.Module):
         return x.permute(0, 3, 1, 2) if self.channels_last else x
 
 
+class NormedStage(Stage):
+    """A stage whose map is normalised; what follows, in classification too, takes the normalised one.
+
+    Args:
+        downsample, blocks: see `Stage`.
+        dim: channels.
+        eps: of the norm.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], dim: int, eps: float = 1e-6) -> None:
+        super().__init__(downsample, blocks)
+        self.norm = LayerNorm2d(dim, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` -> `[B, C', H', W']`."""
+        return self.norm(super().forward(x))
+
+
+def overlapping_patches(in_chans: int, dim: int, stride: int) -> nn.Module:
+    """Patches twice as wide as their stride, less one, and a norm, as in PVTv2 (arXiv 2106.13797, section 3.2).
+
+    Returns:
+        `[B, in_chans, H, W]` -> `[B, dim, ceil(H / stride), ceil(W / stride)]`.
+    """
+    proj = nn.Conv2d(in_chans, dim, 2 * stride - 1, stride, stride - 1)
+    return nn.Sequential(OrderedDict(proj=proj, norm=LayerNorm2d(dim, eps=1e-5)))
+
+
 class StagedBackbone(nn.Module):
     """A stem, stages that each give a map, a norm, pooling and a linear classifier.
 
@@ -78,6 +113,7 @@ class StagedBackbone(nn.Module):
         num_classes: of the classifier; 0 for none.
         global_pool: `avg`, `max`, or empty for none (which goes with 0 classes).
         drop_rate: dropout before the classifier.
+        num_features: C of what `norm` gives, where it widens the last map; None is the last of `channels`.
 
     Attributes:
         pool_first: whether maps are pooled before the norm.
@@ -86,7 +122,7 @@ class StagedBackbone(nn.Module):
             from the convolutions (`sizes.py`).
     """
 
-    sets_itself = ("stem", "stages", "norm", "channels", "strides")
+    sets_itself = ("stem", "stages", "norm", "channels", "strides", "num_features")
     pool_first = False
     size_divisor: int | None = None
     global_pool: Any  # timm's pooling, whose sources are not typed
@@ -102,6 +138,7 @@ class StagedBackbone(nn.Module):
         num_classes: int = 1000,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        num_features: int | None = None,
     ) -> None:
         super().__init__()
         self.stem = stem
@@ -111,7 +148,7 @@ class StagedBackbone(nn.Module):
             {"num_chs": c, "reduction": s, "module": f"stages.{i}"}
             for i, (c, s) in enumerate(zip(channels, strides, strict=True))
         ]
-        self.num_features = self.head_hidden_size = channels[-1]
+        self.num_features = self.head_hidden_size = num_features or channels[-1]
         self.drop_rate = drop_rate
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
@@ -203,6 +240,11 @@ class StagedBackbone(nn.Module):
         """Trades time for memory in training: blocks are computed again in the backward pass."""
         for stage in self.stages:
             setattr(stage, "grad_checkpointing", enable)  # noqa: B010 - a flag, which mypy takes for a module
+
+    def fuse(self) -> StagedBackbone:
+        """Merges, in place, layers that compute as one in evaluation (`layers/fusion.py`); returns the model itself."""
+        fuse(self)
+        return self
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that the authors exempt from weight decay, beside norms and biases."""

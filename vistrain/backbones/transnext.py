@@ -8,7 +8,6 @@ any size). The attention is in `attention/aggregated.py`.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +18,8 @@ from torch.nn import functional as F
 
 from vistrain.attention.aggregated import AggregatedAttention, CosineAttention
 from vistrain.backbones.staged import (
+    NormedStage,
     Published,
-    Stage,
     StagedBackbone,
     build_variant,
     converter,
@@ -28,10 +27,10 @@ from vistrain.backbones.staged import (
     dense_key_map,
     drop_path_rates,
     initialise,
+    overlapping_patches,
     register_model,
 )
 from vistrain.checkpoints import KeyMap
-from vistrain.layers.norms import LayerNorm2d
 
 # Authors' names -> ours. Theirs count stages from 1, and have norms of maps in classification too.
 AUTHORS = KeyMap(
@@ -102,23 +101,6 @@ class TransNeXtBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class NormedStage(Stage):
-    """A stage whose map is normalised; what follows, in classification too, takes the normalised one.
-
-    Args:
-        downsample, blocks: see `Stage`.
-        dim: channels.
-    """
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], dim: int) -> None:
-        super().__init__(downsample, blocks)
-        self.norm = LayerNorm2d(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, C, H, W]` -> `[B, C', H', W']`."""
-        return self.norm(super().forward(x))
-
-
 class TransNeXt(StagedBackbone):
     """TransNeXt (arXiv 2311.17132, section 3.5). Maps that it gives out are normalised.
 
@@ -178,10 +160,10 @@ class TransNeXt(StagedBackbone):
             blocks = [
                 TransNeXtBlock(dim, kind(*shape, **arguments), mlp_ratios[i], proj_drop_rate, rate) for rate in rates
             ]
-            down = _patch_embed(embed_dims[i - 1], dim, 2) if i else nn.Identity()
+            down = overlapping_patches(embed_dims[i - 1], dim, 2) if i else nn.Identity()
             stages.append(NormedStage(down, blocks, dim))
         super().__init__(
-            _patch_embed(in_chans, embed_dims[0], patch_size),
+            overlapping_patches(in_chans, embed_dims[0], patch_size),
             stages,
             nn.Identity(),
             channels=embed_dims,
@@ -200,12 +182,6 @@ class TransNeXt(StagedBackbone):
         """Learnt queries and temperatures, and what makes biases of positions."""
         exempt = (".query_embedding", ".temperature", ".relative_pos_bias_local")
         return {name for name, _ in self.named_parameters() if name.endswith(exempt) or ".cpb." in name}
-
-
-def _patch_embed(in_chans: int, dim: int, stride: int) -> nn.Module:
-    """`[B, in_chans, H, W]` -> `[B, dim, ceil(H / stride), ceil(W / stride)]`, from patches that overlap."""
-    proj = nn.Conv2d(in_chans, dim, 2 * stride - 1, stride, stride - 1)
-    return nn.Sequential(OrderedDict(proj=proj, norm=LayerNorm2d(dim, eps=1e-5)))
 
 
 PUBLISHED = {

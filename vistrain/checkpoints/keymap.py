@@ -22,10 +22,29 @@ def _flax_conv_transpose(kernel: Tensor) -> Tensor:
     return kernel.movedim((-2, -1), (0, 1)).flip(2, 3).contiguous()
 
 
+def _tf_depthwise(kernel: Tensor) -> Tensor:
+    """`[h, w, channels, 1]` -> `[channels, 1, h, w]`."""
+    return kernel.movedim((-2, -1), (0, 1)).contiguous()
+
+
+def _tf_heads_in(kernel: Tensor) -> Tensor:
+    """`[in, heads, d]` -> `[heads * d, in]`, of a linear layer."""
+    return kernel.flatten(1).t().contiguous()
+
+
+def _tf_heads_out(kernel: Tensor) -> Tensor:
+    """`[heads, d, out]` -> `[out, heads * d]`, of a linear layer."""
+    return kernel.flatten(0, 1).t().contiguous()
+
+
 # How another framework's kernels become torch's; a key map names them, so that it stays plain data.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "flax_kernel": _flax_kernel,
     "flax_conv_transpose": _flax_conv_transpose,
+    "tf_depthwise": _tf_depthwise,
+    "tf_heads_in": _tf_heads_in,
+    "tf_heads_out": _tf_heads_out,
+    "tf_flat": Tensor.flatten,
 }
 
 

@@ -1,0 +1,33 @@
+"""Rotary position encodings (RoPE, arXiv 2104.09864): pairs of channels are turned by angles that grow with place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rotary_angles(positions: Tensor, channels: int, theta: float = 10000.0) -> Tensor:
+    """Angles of pairs of channels, each of which has one twice, as RetNet spaces them (arXiv 2307.08621).
+
+    Args:
+        positions: `[N]`.
+        channels: even.
+        theta: ratio of the longest to the shortest wave length; both ends are there (`linspace`).
+
+    Returns:
+        `[N, channels]` float32.
+    """
+    steps = torch.linspace(0, 1, channels // 2, device=positions.device)
+    angles = positions.float()[:, None] * theta**-steps
+    return angles.repeat_interleave(2, 1)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turns neighbouring channels (0 and 1, 2 and 3, ...) by their angle.
+
+    Args:
+        x: `[..., N, C]`.
+        angles: `[N, C]`.
+    """
+    turned = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+    return x * angles.cos().to(x.dtype) + turned * angles.sin().to(x.dtype)
