@@ -45,8 +45,8 @@ class GatedRotaryAttention(nn.Module):
         """
         q, k, v, gate = self.qkvo(x).chunk(4, -1)
         position = self.lepe(v.mT.unflatten(2, size)).flatten(2).mT
-        heads = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
-        attended = self.attend(*heads, self.angles(size, x)).transpose(1, 2).flatten(2)
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
+        attended = self.attend(q, k, v, self.angles(size, x)).transpose(1, 2).flatten(2)
         return self.proj((attended + position) * gate)
 
     def angles(self, size: Size, x: Tensor) -> Tensor:

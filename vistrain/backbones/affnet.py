@@ -170,8 +170,6 @@ class AFFNet(StagedBackbone):
         base: see `StagedBackbone`.
     """
 
-    sets_itself = (*StagedBackbone.sets_itself, "channels")
-
     def __init__(
         self,
         in_chans: int = 3,

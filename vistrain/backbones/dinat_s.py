@@ -97,7 +97,12 @@ class DiNATs(StagedBackbone):
         **base: Any,
     ) -> None:
         dims = [embed_dim * 2**i for i in range(len(depths))]
-        block = {"kernel_size": kernel_size, "mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "qk_scale": qk_scale}
+        block: dict[str, Any] = {
+            "kernel_size": kernel_size,
+            "mlp_ratio": mlp_ratio,
+            "qkv_bias": qkv_bias,
+            "qk_scale": qk_scale,
+        }
         block |= {"proj_drop": proj_drop_rate, "attn_drop": attn_drop_rate, "strides": strides, "rpb": rpb}
         super().__init__(
             PatchEmbed(patch_size, in_chans, embed_dim, patch_norm, proj_drop_rate),

@@ -31,8 +31,6 @@ class DistilledBackbone(StagedBackbone):
     ) -> None:
         self.distillation, self.distilled_training = distillation, False
         super().__init__(stem, stages, norm, **base)
-        own_norm = distillation and self.pool_first and self.num_classes > 0
-        self.norm_dist = copy.deepcopy(self.norm) if own_norm else nn.Identity()
 
     def set_distilled_training(self, enable: bool = True) -> None:
         """Give two answers while training, of the classifier and of the one that a teacher teaches."""
@@ -41,7 +39,8 @@ class DistilledBackbone(StagedBackbone):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """New classifiers, as many as there are; see `StagedBackbone`."""
         super().reset_classifier(num_classes, global_pool)
-        has = self.distillation and num_classes
+        has = self.distillation and num_classes > 0
+        self.norm_dist = copy.deepcopy(self.norm) if has and self.pool_first else nn.Identity()
         second = nn.Linear(self.num_features, num_classes) if has else nn.Identity()
         self.head_dist = initialise(second).to(next(self.stem.parameters()))
 

@@ -164,7 +164,7 @@ class SkippedConv(Fusible):
         """One 1x1 convolution with a bias."""
         scale, shift = affine_of(self.bn)
         kernel = self.conv.weight[:, :, 0, 0]
-        made = nn.Conv2d(*kernel.shape, 1, device=kernel.device, dtype=kernel.dtype)
+        made = nn.Conv2d(len(kernel), len(kernel), 1, device=kernel.device, dtype=kernel.dtype)
         weight = kernel * scale + torch.eye(len(kernel), device=kernel.device, dtype=kernel.dtype)
         made.weight.copy_(weight[:, :, None, None])
         assert made.bias is not None

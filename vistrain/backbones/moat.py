@@ -177,9 +177,9 @@ class RelativeAttention(nn.Module):
 
     def bias(self, window: Window, dtype: torch.dtype) -> Tensor | None:
         """`[1, heads, N, N]` for the N cells of a window: of key minus query; None without a table."""
-        table = self.relative_position_embedding
-        if table is None:
+        if self.relative_position_embedding is None:
             return None
+        table: Tensor = self.relative_position_embedding
         height, width = window
         wanted = (2 * height - 1, 2 * width - 1)
         if table.shape[1:] != wanted:
@@ -250,7 +250,7 @@ class MOAT(StagedBackbone):
         drop_path_rate: float = 0.0,
         **base: Any,
     ) -> None:
-        common = {"expansion_rate": expansion_rate, "pool_size": pool_size}
+        common: dict[str, Any] = {"expansion_rate": expansion_rate, "pool_size": pool_size}
         total = sum(num_blocks)
 
         def block(stage: int, index: int, rate: float) -> nn.Module:

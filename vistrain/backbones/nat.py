@@ -139,7 +139,7 @@ class NAT(StagedBackbone):
         **base: Any,
     ) -> None:
         dims = [embed_dim * 2**i for i in range(len(depths))]
-        block = {
+        block: dict[str, Any] = {
             "strides": strides,
             "rpb": rpb,
             "kernel_size": kernel_size,

@@ -131,8 +131,8 @@ class HybridAttention(Positioned):
         near = window_merge((weights @ v).transpose(1, 2).flatten(2), WINDOW, size)
         local = window_merge(weights.detach().mean((1, 2))[..., None], WINDOW, size)[..., 0]
 
-        mask = matters.to(local.dtype) + local
-        return self.finish(torch.cat([everywhere, near], -1), x), (mask.flatten(1), mask.mT.flatten(1))
+        total = matters.to(local.dtype) + local
+        return self.finish(torch.cat([everywhere, near], -1), x), (total.flatten(1), total.mT.flatten(1))
 
 
 class ReallocatedAttention(Positioned):

@@ -165,7 +165,8 @@ class UniRepLKNetBlock(Fusible):
         conv.weight.mul_(scale[:, None, None, None])
         conv.bias = nn.Parameter(bias)
         scale, shift = affine_of(made.norm2)
-        linear = nn.Linear(*made.pwconv2.weight.shape[::-1], device=bias.device, dtype=bias.dtype)
+        wide, dim = made.pwconv2.in_features, made.pwconv2.out_features
+        linear = nn.Linear(wide, dim, device=bias.device, dtype=bias.dtype)
         linear.weight.copy_((made.gamma * scale)[:, None] * made.pwconv2.weight)
         linear.bias.copy_(made.gamma * (shift + scale * (made.pwconv2.weight @ made.grn.beta)))
         made.dwconv, made.norm, made.norm2, made.pwconv2 = conv, nn.Identity(), nn.Identity(), linear

@@ -7,6 +7,7 @@ Folding a batch norm: Jacob et al. 2018 (arXiv 1712.05877, equation 14). Branche
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -140,14 +141,8 @@ def _spread(weight: Tensor, conv: nn.Conv2d, size: int) -> Tensor:
     return F.pad(wide, [(size - wide.shape[-1]) // 2] * 4)
 
 
-@torch.no_grad()
 def _conv_like(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    """An undilated convolution of the same stride with other weights and a bias."""
-    made = nn.Conv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
-        device=weight.device, dtype=weight.dtype,
-    )  # fmt: skip
-    made.weight.copy_(weight)
-    assert made.bias is not None
-    made.bias.copy_(bias)
+    """The same convolution with other weights, and a bias."""
+    made = copy.deepcopy(conv)
+    made.weight, made.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
     return made.eval()
