@@ -1,7 +1,7 @@
 """Rank-augmented linear attention, with rotary positions, a convolution of the values and a gate.
 
-Breaking the Low-Rank Dilemma of Linear Attention, arXiv 2411.07635, section 3. Authors' code: qhfan/RALA, without a
-licence (classfication/RALA.py): nothing of it is here, it is written from the paper's formulae and a description.
+Breaking the Low-Rank Dilemma of Linear Attention, arXiv 2411.07635, section 3. Authors' code: qhfan/RALA, no licence
+(classfication/RALA.py): nothing of it is here, it is written from the paper's formulae and a description.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Attention in windows of varied size: each head of a window learns where, and how large, its window of keys is.
 
 VSA: Learning Varied-Size Window Attention in Vision Transformers, arXiv 2204.08446, section 3.2. Authors' code:
-ViTAE-Transformer/ViTAE-VSA, without a licence (Image-Classification/vitaev2_vsa/vsa.py; Object-Detection/mmdet/models/
+ViTAE-Transformer/ViTAE-VSA, no licence (Image-Classification/vitaev2_vsa/vsa.py; Object-Detection/mmdet/models/
 backbones/vitaev2_vsa_modules/window.py): nothing of it is here, it is written from the paper and a description.
 """
 
@@ -112,6 +112,6 @@ class VariedSizeWindowAttention(nn.Module):
         sampled = F.grid_sample(
             at_least_float32(images), places.flatten(0, 1), padding_mode="zeros", align_corners=True
         )
-        sampled = sampled.view(batch, self.num_heads, 2, -1, height, width).permute(0, 4, 5, 2, 1, 3)
+        sampled = sampled.reshape(batch, self.num_heads, 2, -1, height, width).permute(0, 4, 5, 2, 1, 3)
         windows = window_partition(sampled.flatten(3), self.window)
         return windows.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)

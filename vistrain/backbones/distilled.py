@@ -1,4 +1,7 @@
-"""Backbones with a second classifier, which learns from a teacher (DeiT, arXiv 2012.12877, section 4)."""
+"""Backbones with a second classifier, which learns from a teacher.
+
+DeiT, arXiv 2012.12877, section 4. Authors' code: facebookresearch/deit, Apache-2.0.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """FaViT: channels in groups that look at pooled maps and at windows of several dilations, all in one attention.
 
 Factorization Vision Transformer: Modeling Long Range Dependency with Local Window Cost, arXiv 2312.08614. Authors'
-code: q2479036243/FaViT, without a licence (FaViT/classification/favit.py): nothing of it is here, it is written from a
+code: q2479036243/FaViT, no licence (FaViT/classification/favit.py): nothing of it is here, it is written from a
 description.
 """
 

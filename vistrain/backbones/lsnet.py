@@ -1,6 +1,6 @@
 """LSNet: kernels of 3x3 cells, made for each place by looking at 7x7 cells around it.
 
-LSNet: See Large, Focus Small, arXiv 2503.23135. Authors' code: jameslahm/lsnet, without a licence (model/lsnet.py,
+LSNet: See Large, Focus Small, arXiv 2503.23135. Authors' code: jameslahm/lsnet, no licence (model/lsnet.py,
 model/ska.py; detection/model/lsnet.py for maps): nothing of it is here, it is written from the paper and a description.
 Theirs aggregates by a Triton kernel for GPUs; here sums of nine shifted products do, without a copy of the neighbours.
 """

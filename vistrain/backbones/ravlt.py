@@ -1,6 +1,6 @@
 """RAVLT: rank-augmented linear attention on fine maps, softmax attention on coarse ones.
 
-Breaking the Low-Rank Dilemma of Linear Attention, arXiv 2411.07635. Authors' code: qhfan/RALA, without a licence
+Breaking the Low-Rank Dilemma of Linear Attention, arXiv 2411.07635. Authors' code: qhfan/RALA, no licence
 (classfication/RALA.py; their dense code has a norm for each map, which `Backbone(output_norm_eps=1e-6)` has here):
 nothing of it is here, this is written from a description. The attention is in `attention/rank_augmented.py`.
 """

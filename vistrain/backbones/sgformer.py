@@ -1,7 +1,7 @@
 """SG-Former: attention tells what matters on a map, and the next block's keys are merged less where it does.
 
 SG-Former: Self-guided Transformer with Evolving Token Reallocation, arXiv 2308.12216. Authors' code:
-OliverRensu/SG-Former, without a licence (sgformer.py): nothing of it is here, it is written from a description. Results
+OliverRensu/SG-Former, no licence (sgformer.py): nothing of it is here, it is written from a description. Results
 depend on a sort of what matters, which rounding can change: they are reproducible, and not smooth.
 """
 
@@ -173,7 +173,8 @@ class ReallocatedAttention(Positioned):
         order = matters.sort(1).indices
         quarter = tokens.shape[1] // 4
         shares = [quarter, 2 * quarter, quarter] if len(self.merged) == 3 else [2 * quarter, 2 * quarter]
-        ordered = tokens.gather(1, order[..., None].expand_as(tokens)).split(shares, 1)
+        starts = torch.arange(tokens.shape[0], device=order.device)[:, None] * tokens.shape[1]
+        ordered = tokens.flatten(0, 1).index_select(0, (order + starts).flatten()).view_as(tokens).split(shares, 1)
         merged = [
             self.get_submodule(f"f{i}")(part.mT.unflatten(2, (-1, count)))[..., 0].mT
             for i, (part, count) in enumerate(zip(ordered, self.merged, strict=True), 1)

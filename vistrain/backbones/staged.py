@@ -1,6 +1,7 @@
 """What timm expects of a backbone, once for all that are a stem, stages and a classifier.
 
-A paper's file builds these parts and registers its variants; see `cswin.py`, and docs/backbones.md.
+A paper's file builds these parts and registers its variants; see `cswin.py`, and docs/backbones.md. Overlapping patches
+are PVTv2's (arXiv 2106.13797; authors' code: whai362/PVT, Apache-2.0).
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class NormedStage(Stage):
 
 
 def overlapping_patches(in_chans: int, dim: int, stride: int) -> nn.Module:
-    """Patches twice as wide as their stride, less one, and a norm, as in PVTv2 (arXiv 2106.13797, section 3.2).
+    """Patches twice as wide as their stride, less one, and a norm, as in PVTv2 (section 3.2).
 
     Returns:
         `[B, in_chans, H, W]` -> `[B, dim, ceil(H / stride), ceil(W / stride)]`.

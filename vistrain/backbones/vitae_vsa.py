@@ -1,7 +1,7 @@
 """ViTAEv2 with varied-size window attention: convolutions beside attention in every cell, dilated ones before it.
 
 VSA: Learning Varied-Size Window Attention in Vision Transformers, arXiv 2204.08446; ViTAEv2, arXiv 2202.10108. Authors'
-code: ViTAE-Transformer/ViTAE-VSA, without a licence (Image-Classification/vitaev2_vsa; Object-Detection/mmdet/models/
+code: ViTAE-Transformer/ViTAE-VSA, no licence (Image-Classification/vitaev2_vsa; Object-Detection/mmdet/models/
 backbones has the dense form, `dense=True` here): nothing of it is here, it is written from papers and a description.
 The attention is in `attention/varied_size_window.py`.
 """

@@ -1,7 +1,8 @@
 """Convolutions with batch norms, alone and side by side, that fold into one convolution once they are trained.
 
 Folding a batch norm: Jacob et al. 2018 (arXiv 1712.05877, equation 14). Branches: RepVGG (arXiv 2101.03697, section
-3.3); dilated ones: UniRepLKNet (arXiv 2311.15599, section 3.1).
+3.3; DingXiaoH/RepVGG, MIT); dilated ones: UniRepLKNet (arXiv 2311.15599, section 3.1; AILab-CVC/UniRepLKNet,
+Apache-2.0). Written from the formulae.
 """
 
 from __future__ import annotations

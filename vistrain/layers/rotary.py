@@ -1,4 +1,7 @@
-"""Rotary position encodings (RoPE, arXiv 2104.09864): pairs of channels are turned by angles that grow with place."""
+"""Rotary position encodings: pairs of channels are turned by angles that grow with position.
+
+RoPE, arXiv 2104.09864, section 3.2, with the spacing of RetNet, arXiv 2307.08621 (microsoft/torchscale, MIT).
+"""
 
 from __future__ import annotations
 
