@@ -16,12 +16,51 @@ from typing import Any
 import timm
 import torch
 from backbone_contract import CASES, Case
-from parity.models import TinyBackbone, TinyBody, as_batch, contiguous
+from parity.models import FourMaps, TinyBackbone, TinyBody, as_batch, contiguous
 from torch import Tensor, nn
 
-from vistrain.detection import DINO, DeformableDETR, FocusDETR
+from vistrain.detection import (
+    ATSS,
+    DINO,
+    GFL,
+    ATSSHead,
+    BoxHead,
+    CascadeMaskRCNN,
+    DeformableDETR,
+    FocusDETR,
+    GFLHead,
+    MaskHead,
+    MaskRCNN,
+    RetinaHead,
+    RetinaNet,
+    RPNHead,
+)
 from vistrain.detr import ContrastiveDenoising, DenoisingNoise
+from vistrain.matching.overlap import RandomSampler
+from vistrain.necks import FPN
 from vistrain.restoration import DRCT, HAT, MAXIM, RGT, DLGSANet, DnCNN, NAFNet, NAFNetLocal, SwinIR
+from vistrain.segmentation import (
+    PEM,
+    BEVANet,
+    DAFormerHead,
+    DeformablePixelDecoder,
+    ESPNet,
+    FCNHead,
+    FPNHead,
+    GatedPixelDecoder,
+    Mask2Former,
+    MaskedDecoder,
+    PEMDecoder,
+    PEMPixelDecoder,
+    SegFormerHead,
+    SemanticSegmenter,
+    UPerHead,
+    VWCityHead,
+    VWHead,
+    WNet,
+)
+from vistrain.segmentation.scnn import MessagePassing
+from vistrain.structures import Factory
 
 FOLDER = Path(__file__).parent / "golden"
 SAMPLES = 8
@@ -118,6 +157,86 @@ def backbone(case: Case) -> Callable[[], dict[str, Any]]:
     return row
 
 
+def four_maps() -> TinyBackbone:
+    """A small backbone of strides 4 to 32."""
+    widths = (8, 12, 16, 20)
+    return TinyBackbone(FourMaps(list(widths)), widths, (4, 8, 16, 32))
+
+
+def head(cls: Any, **changes: Any) -> Callable[[], dict[str, Any]]:
+    """Logits of a small segmenter with this head."""
+    made = Factory(cls, embed_dim=changes.pop("embed_dim", 8), **changes)
+    return network(lambda: SemanticSegmenter(four_maps(), contiguous(5), made), (3, 64, 128))
+
+
+def masks(cls: Any, pixels: Any, decoder: Any, **changes: Any) -> Callable[[], dict[str, Any]]:
+    """Classes and masks of a small network of queries."""
+    sizes = {"embed_dim": 32, "num_queries": 6, "num_layers": 3, "num_heads": 4, "ffn_dim": 16}
+    parts = {
+        "pixel_decoder": Factory(pixels, embed_dim=32, mask_dim=8, **changes),
+        "decoder": Factory(decoder, **sizes),
+    }
+
+    def row() -> dict[str, Any]:
+        model = fill(cls(four_maps(), contiguous(5), **parts)).eval()
+        with torch.no_grad():
+            outputs = model(wave((1, 3, 64, 96), "image"))
+        return {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "logits": sampled(outputs["pred_logits"]),
+            "masks": sampled(outputs["pred_masks"]),
+        }
+
+    return row
+
+
+def anchors(build: Callable[[], Any]) -> Callable[[], dict[str, Any]]:
+    """Losses and detections of a detector of anchors, whose samples are the first there are."""
+
+    def row() -> dict[str, Any]:
+        model = fill(build()).eval()
+        batch = detector_batch(SAME)
+        for target, size in zip(batch["target"], batch["size"].tolist(), strict=True):
+            target["masks"] = wave((len(target["labels"]), *size), "masks") > 0
+        with torch.no_grad():
+            losses = model.losses(batch)
+        found = model.predict(batch)
+        return {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "detected scores": sampled(found[0].scores),
+            "detected boxes": sampled(found[0].boxes),
+            "losses": {name: float(f"{value.item():.6g}") for name, value in losses.items()},
+        }
+
+    return row
+
+
+def dense(cls: Any, kind: Any, extra: str) -> Callable[[], dict[str, Any]]:
+    """A detector whose levels share a head."""
+    neck, made = Factory(FPN, embed_dim=32, num_levels=5, extra=extra), Factory(kind, embed_dim=32, num_convs=1)
+    widths = [8, 12, 16, 20]
+    return anchors(lambda: cls(TinyBackbone(TinyBody(widths), (12, 16, 20)), contiguous(5), neck=neck, head=made))
+
+
+def first(count: int, share: float) -> RandomSampler:
+    """A sampler that takes the first there are."""
+    sampler = RandomSampler(count, share)
+    sampler.draw = torch.arange
+    return sampler
+
+
+def staged(cls: Any, **box: Any) -> Callable[[], dict[str, Any]]:
+    """A detector of proposals."""
+    parts = {
+        "neck": Factory(FPN, embed_dim=8, num_levels=5),
+        "rpn": Factory(RPNHead, embed_dim=8, sampler=first(64, 0.5), proposals=(50, 50)),
+        "box_head": Factory(BoxHead, fc_dim=8, **box),
+        "mask_head": Factory(MaskHead, num_convs=1, embed_dim=8),
+        "sampler": first(32, 0.25),
+    }
+    return anchors(lambda: cls(four_maps(), contiguous(5), **parts))
+
+
 def denoising_noise() -> DenoisingNoise:
     """Draws for three objects, at most two in an image, and six positives: three groups."""
     count = 2 * 3 * 3
@@ -181,6 +300,26 @@ ROWS: Mapping[str, Callable[[], dict[str, Any]]] = {
         ),
         (3, 13, 18),
     ),
+    "upernet": head(UPerHead),
+    "fcn": head(FCNHead, num_convs=2, concat_input=True),
+    "semantic_fpn": head(FPNHead),
+    "segformer": head(SegFormerHead),
+    "daformer": head(DAFormerHead, pool=True),
+    "vwformer": head(VWHead, embed_dim=64, num_heads=2),
+    "vwformer_city": head(VWCityHead, embed_dim=64, short_cut=False),
+    "espnet": network(lambda: ESPNet(contiguous(5), alpha3=2), (3, 48, 72)),
+    "espnet_raw": network(lambda: ESPNet(contiguous(5), alpha3=2, skip="raw"), (3, 40, 56)),
+    "bevanet": network(lambda: BEVANet(contiguous(5), width=8, pyramid_width=8, head_width=8), (3, 128, 96)),
+    "wnet": network(lambda: WNet(contiguous(2)), (3, 32, 24)),
+    "scnn_message_passing": network(lambda: MessagePassing(6, 5), (6, 7, 9)),
+    "mask2former": masks(Mask2Former, DeformablePixelDecoder, MaskedDecoder, num_layers=2, num_heads=4, ffn_dim=32),
+    "eco_m2f": masks(Mask2Former, GatedPixelDecoder, MaskedDecoder, num_layers=3, num_heads=4, ffn_dim=32, num_gates=2),
+    "pem": masks(PEM, PEMPixelDecoder, PEMDecoder),
+    "retinanet": dense(RetinaNet, RetinaHead, "on_input"),
+    "atss": dense(ATSS, ATSSHead, "on_output"),
+    "gfl": dense(GFL, GFLHead, "on_output"),
+    "mask_rcnn": staged(MaskRCNN),
+    "cascade_mask_rcnn": staged(CascadeMaskRCNN),
     **{case.name: backbone(case) for case in CASES},
 }
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity.models import TinyBackbone, TinyBody, contiguous
-from torch import Tensor
+from parity.models import FourMaps, TinyBackbone, TinyBody, contiguous
 from torch.nn import functional as F
 
 from vistrain.detection import (
@@ -33,17 +32,6 @@ from vistrain.necks import FPN
 from vistrain.structures import Factory, Preprocessing
 
 CHANNELS = (4, 6, 8, 10)
-
-
-class FourMaps(TinyBody):
-    """The small body with its finest map, too."""
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        maps = []
-        for layer in self.children():
-            x = layer(x).relu()
-            maps.append(x)
-        return maps
 
 
 def dense(kind: Any, head: Any, extra: str) -> Any:

@@ -35,6 +35,17 @@ class TinyBody(nn.Module):
         return maps[1:]
 
 
+class FourMaps(TinyBody):
+    """The small body with its finest map, too."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for layer in self.children():
+            x = layer(x).relu()
+            maps.append(x)
+        return maps
+
+
 class FrozenNorm(nn.Module):
     """Batch norm of constants, with detectron2's and torchvision's eps."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +14,7 @@ from parity.filled import MMResNet, shapes_of
 from parity.models import TinyBackbone, contiguous
 from parity.test_dense_detectors import assert_found, mm_batch, with_weights
 from vistrain.detection import BoxHead, CascadeMaskRCNN, FasterRCNN, MaskHead, MaskRCNN, RPNHead
-from vistrain.detection.mask_rcnn import SAMPLER
-from vistrain.detection.rpn import SAMPLER as RPN_SAMPLER
+from vistrain.matching import RandomSampler
 from vistrain.necks import FPN
 from vistrain.structures import Factory
 
@@ -47,6 +45,13 @@ class Stored:
         return permutation
 
 
+def stored(count: int, share: float, draw: Stored) -> RandomSampler:
+    """A sampler with stored permutations."""
+    sampler = RandomSampler(count, share)
+    sampler.draw = draw
+    return sampler
+
+
 def model_of(name: str, fixture: dict[str, Any], draw: Stored) -> Any:
     """Ours in a fixture's configuration, with its weights and random draws."""
     kind, box = NETWORKS[name]
@@ -57,9 +62,9 @@ def model_of(name: str, fixture: dict[str, Any], draw: Stored) -> Any:
         MMResNet(),
         contiguous(7),
         neck=Factory(FPN, embed_dim=32, num_levels=5),
-        rpn=Factory(RPNHead, embed_dim=32, sampler=replace(RPN_SAMPLER, draw=draw), **rpn),
+        rpn=Factory(RPNHead, embed_dim=32, sampler=stored(256, 0.5, draw), **rpn),
         box_head=Factory(BoxHead, fc_dim=24, conv_dim=16, **box),
-        sampler=replace(SAMPLER, draw=draw),
+        sampler=stored(512, 0.25, draw),
         detections_per_image=20,
         **arguments,
     )

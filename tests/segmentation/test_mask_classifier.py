@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity.models import contiguous
-from segmentation.test_semantic import CHANNELS, STRIDES, FourMaps, TinyBackbone
+from parity.models import FourMaps, TinyBackbone, contiguous
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,6 +28,7 @@ from vistrain.segmentation import (
 from vistrain.segmentation.mask_classifier import boxes_of
 from vistrain.structures import Factory, Preprocessing
 
+CHANNELS, STRIDES = (4, 6, 8, 10), (4, 8, 16, 32)
 DECODER = {"embed_dim": 32, "num_queries": 5, "num_layers": 3, "num_heads": 4, "ffn_dim": 16}
 PIXELS = {"embed_dim": 32, "mask_dim": 8}
 ENCODER = {"num_layers": 3, "num_heads": 4, "ffn_dim": 16}

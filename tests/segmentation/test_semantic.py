@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity.models import TinyBackbone, TinyBody, contiguous
+from parity.models import FourMaps, TinyBackbone, contiguous
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,17 +45,6 @@ HEADS: dict[str, Any] = {
     "vwformer": Factory(VWHead, embed_dim=64, num_heads=2),
     "vwformer of cityscapes": Factory(VWCityHead, embed_dim=64, short_cut=False),
 }
-
-
-class FourMaps(TinyBody):
-    """The small body with its finest map, too."""
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        maps = []
-        for layer in self.children():
-            x = layer(x).relu()
-            maps.append(x)
-        return maps
 
 
 def backbone() -> TinyBackbone:

@@ -2,5 +2,6 @@
 
 from vistrain.matching.hungarian import HungarianMatcher
 from vistrain.matching.masks import MaskMatcher
+from vistrain.matching.overlap import ATSSAssigner, OverlapAssigner, RandomSampler
 
-__all__ = ["HungarianMatcher", "MaskMatcher"]
+__all__ = ["ATSSAssigner", "HungarianMatcher", "MaskMatcher", "OverlapAssigner", "RandomSampler"]

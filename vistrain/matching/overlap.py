@@ -22,7 +22,7 @@ IGNORED, BACKGROUND = -2, -1
 class OverlapAssigner:
     """An anchor belongs to the object that it overlaps most, if it does enough.
 
-    Attributes:
+    Args:
         positive: least IoU of an anchor with its object.
         negative: anchors whose largest IoU is below it are background; those between are ignored.
         low_quality: objects claim the anchors that overlap them most, too, if they do by at least this IoU; None: not.
@@ -51,7 +51,7 @@ class OverlapAssigner:
 class ATSSAssigner:
     """Adaptive training sample selection (Zhang et al. 2020, arXiv 1912.02424, algorithm 1).
 
-    Attributes:
+    Args:
         topk: anchors of each level that are near an object.
     """
 
@@ -80,19 +80,20 @@ class ATSSAssigner:
         return torch.where(best > -torch.inf, owner, background)
 
 
-@dataclass(frozen=True)
 class RandomSampler:
     """Picks what is trained at random: at most a share of positives, the rest negatives.
 
-    Attributes:
+    Args:
         count: of an image.
         positive_share: of the count.
-        draw: a permutation of so many; tests give stored ones.
+
+    Attributes:
+        draw: a permutation of so many; tests set stored ones.
     """
 
-    count: int
-    positive_share: float
-    draw: Callable[[int], Tensor] = torch.randperm
+    def __init__(self, count: int, positive_share: float) -> None:
+        self.count, self.positive_share = count, positive_share
+        self.draw: Callable[[int], Tensor] = torch.randperm
 
     def __call__(self, assigned: Tensor) -> tuple[Tensor, Tensor]:
         """`[A]` of an assigner -> indices of positives and of negatives, ascending."""
