@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import types
 import weakref
 from typing import Any
 
@@ -48,3 +49,41 @@ def test_tensors_without_content() -> None:
     with without_content():
         made = layer.to_empty(device="cpu")(torch.zeros(1 << 40, 3))
     assert made.shape == (1 << 40, 5)
+
+
+def test_a_loader_tells_once_that_it_waits_and_which_workers_were_killed(monkeypatch):
+    told = []
+
+    class Telling(MortalLoader):
+        PATIENCE = 10.0
+
+        def waiting(self, seconds):
+            told.append(seconds)
+
+    loader, clock = Telling(list(range(4)), batch_size=2), [0.0]
+    monkeypatch.setattr("vistrain.internals.torch.time.monotonic", lambda: clock[0])
+
+    def ask(*timeout, success=False):
+        clock[0] += 4.0
+        return success, None
+
+    for _ in range(5):
+        loader._ask(ask)
+    assert told == [12.0]
+    loader._ask(lambda: ask(success=True))
+    for _ in range(3):
+        loader._ask(ask)
+    assert told == [12.0, 12.0]
+    codes = ((1, None), (2, 0), (3, -9), (4, -15), (5, -2), (6, 1), (7, -11))
+    loader._processes = [types.SimpleNamespace(pid=pid, exitcode=code) for pid, code in codes]
+    assert (loader.workers, loader.killed()) == ([1, 2, 3, 4, 5, 6, 7], [3, 7])
+
+
+def test_torch_asks_its_workers_where_the_loader_listens():
+    loader = MortalLoader(list(range(4)), batch_size=2, num_workers=1)
+    asked = []
+    ask = loader._ask
+    loader._ask = lambda *arguments: (asked.append(1), ask(*arguments))[1]
+    assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3]]
+    assert asked
+    assert len(loader.workers) == 1

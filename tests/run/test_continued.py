@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vistrain.callbacks import EMA, Checkpoints
 from vistrain.callbacks.loggers import CSVMetrics
 from vistrain.checkpoints import load_file
 from vistrain.data.base.faults import Watched, dead_worker
+from vistrain.data.base.module import Loader
 from vistrain.errors import ConfigError, DataError, WeightsError
 from vistrain.optim import ParameterGroups
 from vistrain.run import refusals
@@ -169,3 +171,13 @@ def test_a_killed_worker_is_named_whatever_was_raised() -> None:
     deep.__context__.__cause__ = RuntimeError("DataLoader worker (pid(s) 4711) exited unexpectedly")
     assert "data worker 4711" in str(dead_worker(deep, [data]))
     assert dead_worker(EOFError(), [data]) is None
+
+
+def test_a_stopped_worker_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    data = Watched(TinyData().dataset("train"), 1)
+    data._board[0, 0], data._board[0, 1] = 4711, 6
+    loader = Loader(data, batch_size=2)
+    loader._processes = [types.SimpleNamespace(pid=4711, exitcode=None)]
+    monkeypatch.setattr("vistrain.data.base.module.is_stopped", lambda pid: pid == 4711)
+    loader.waiting(61.0)
+    assert "no data for 61 s: worker 4711 (stopped) is at sample 5" in caplog.text

@@ -240,6 +240,10 @@ def test_the_same_run_is_found_again_and_another_one_is_refused(tmp_path: Path) 
         own_run({**config, "model": {**config["model"], "width": 4}})
     with pytest.raises(ConfigError, match="another run: seed"):
         own_run({**config, "seed": 1})
+    for damage in ("model: {", "- a", "[" * 100_000):
+        (tmp_path / "config.yaml").write_text(damage)
+        with pytest.raises(ConfigError, match=r"config\.yaml"):
+            own_run(config)
     (tmp_path / "config.yaml").unlink()
     with pytest.raises(ConfigError, match="another run"):
         own_run(config)

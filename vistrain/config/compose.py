@@ -23,7 +23,7 @@ from vistrain.config.builder import build
 from vistrain.errors import ConfigError, first_line, nearest
 from vistrain.internals.omegaconf import read_scalar, read_yaml, without_resolvers
 
-__all__ = ["build", "compose", "locate", "merge", "to_yaml", "without_pretrained"]
+__all__ = ["build", "compose", "locate", "merge", "read_file", "to_yaml", "without_pretrained"]
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def _read(address: str, parents: tuple[Path, ...], known: dict[Path, dict[str, A
     if len(parents) >= MOST_DEPTH:
         raise ConfigError(str(parents[0]), f"its bases stand on more than {MOST_DEPTH} others", "merge some of them")
     if path not in known:
-        own = _load(path)
+        own = read_file(path)
         bases = own.pop("base", None)
         bases = [] if bases is None else [bases] if isinstance(bases, str) else bases
         if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -192,7 +192,7 @@ def _read(address: str, parents: tuple[Path, ...], known: dict[Path, dict[str, A
     return known[path]
 
 
-def _load(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
     """The mapping in one file.
 
     Raises:

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from vistrain import processes
-from vistrain.config import to_yaml
+from vistrain.config import read_file, to_yaml
 from vistrain.errors import ConfigError
+from vistrain.internals.omegaconf import read_yaml
 
 # What makes two runs the same one, and what of it may change from one machine to the next.
 IDENTITY = ("model", "data", "task", "optimizer", "schedule", "metrics", "stages", "seed")
@@ -42,16 +41,16 @@ def own_run(config: Mapping[str, Any]) -> Path | None:
     trains, on how many devices, what it logs, and where its data lies may have changed.
 
     Raises:
-        ConfigError: another run is in the folder; it names the first key that differs.
+        ConfigError: another run is in the folder; it names the first key that differs. Or its config cannot be read.
     """
     folder = folder_of(config)
     if not any((folder / name).exists() for name in ("last.ckpt", "stage_1")):
         return None
     written = folder / "config.yaml"
-    there = OmegaConf.create(OmegaConf.load(written) if written.is_file() else {})
-    here = OmegaConf.create(to_yaml(dict(config)))  # through YAML, as the other one
+    there = read_file(written) if written.is_file() else {}
+    here = read_yaml(to_yaml(dict(config)))  # through YAML, as the other one
     for section in IDENTITY:
-        found = differences(OmegaConf.select(there, section), OmegaConf.select(here, section), section)
+        found = differences(there.get(section), here.get(section), section)
         differing = next((key for key in found if key not in MOVABLE), None)
         if differing is not None:
             raise ConfigError(
