@@ -16,7 +16,10 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 # Opening a pipe that nobody writes to would wait for ever; plain files do not know the flag.
-_FLAGS = os.O_RDONLY | (os.O_BINARY if sys.platform == "win32" else os.O_NONBLOCK | os.O_CLOEXEC)
+if sys.platform == "win32":
+    _FLAGS = os.O_RDONLY | os.O_BINARY
+else:
+    _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def open_regular(path: str | Path) -> BinaryIO:

@@ -45,6 +45,7 @@ class ClassificationResult:
 
     def tables(self) -> list[Table]:
         """The numbers, and the classes (of many the weakest), for a Rich console."""
+        from rich.markup import escape
         from rich.table import Table
 
         total = Table(title=f"{self.protocol}, {self.images} images", title_justify="left")
@@ -64,7 +65,7 @@ class ClassificationResult:
             classes.add_column(heading, justify="right")
         for row in rows:
             values = ("-" if np.isnan(row[m]) else f"{row[m]:.4f}" for m in measures)
-            classes.add_row(row["name"], str(row["images"]), *values)
+            classes.add_row(escape(row["name"]), str(row["images"]), *values)
         return [total, classes]
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:

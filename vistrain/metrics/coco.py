@@ -66,6 +66,7 @@ class CocoResult:
 
     def tables(self) -> list[Table]:
         """The twelve numbers and the classes, for a Rich console."""
+        from rich.markup import escape
         from rich.table import Table
 
         total = Table(title=f"{self.protocol}, {self.images} images, {self.backend}", title_justify="left")
@@ -82,7 +83,7 @@ class CocoResult:
             classes.add_column(heading, justify="right")
         for row in self.per_class:
             values = ("-" if np.isnan(row[k]) else f"{row[k]:.4f}" for k in ("AP", "AP50", "AR"))
-            classes.add_row(row["name"], str(row["objects"]), *values)
+            classes.add_row(escape(row["name"]), str(row["objects"]), *values)
         return [total, classes]
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:

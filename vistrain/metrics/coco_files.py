@@ -213,7 +213,7 @@ def crowd_flag(value: Any) -> int | None:
     known = {"0": 0, "1": 1, "false": 0, "true": 1, "": 0}
     if isinstance(value, str):
         return known.get(value.strip().lower())
-    return int(value) if isinstance(value, Real) and value in (0, 1) else None
+    return int(value == 1) if isinstance(value, Real) and value in (0, 1) else None
 
 
 def shown(value: Any) -> str:

@@ -61,6 +61,7 @@ class QualityResult:
 
     def table(self) -> Table:
         """Sets and their numbers, for a Rich console."""
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(title=self.protocol, title_justify="left")
@@ -71,7 +72,9 @@ class QualityResult:
             table.add_column(heading, justify="right")
         for name, count in self.counts.items():
             start = f"{prefix}/{name}/" if name else f"{prefix}/"
-            table.add_row(name or "all", str(count), *(FORMATS[key][1] % self.numbers[f"{start}{key}"] for key in keys))
+            table.add_row(
+                escape(name or "all"), str(count), *(FORMATS[key][1] % self.numbers[f"{start}{key}"] for key in keys)
+            )
         return table
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:

@@ -107,6 +107,13 @@ def test_a_list_that_does_not_match(folders: Path, tmp_path: Path) -> None:
     assert "test" not in report.splits  # the same list, said once
 
 
+def test_pictures_that_are_not_read_are_named(folders: Path, tmp_path: Path) -> None:
+    (folders / "train" / "ant" / "photo.HEIC").write_bytes(b"heic")
+    report = ImageFolder(root=str(folders), workers=0, batch_size=8).check(tmp_path / "out")
+    assert not report.ok
+    assert "1 pictures are of formats that are not read (first: ant/photo.HEIC)" in report.splits["train"].refused[0]
+
+
 def test_several_classes_per_image(folders: Path, tmp_path: Path) -> None:
     (folders / "train.csv").write_text("file,labels\nant/0.png,ant|bee\nbee/0.png,\n")
     lists = ImageList("train.csv", "train.csv", root=str(folders), images="train", workers=0)

@@ -35,6 +35,8 @@ except ImportError:
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm")  # of image files
+# Of pictures that are not read: their formats need other libraries, or have no agreed colours.
+UNREAD = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".tga", ".psd", ".svg", ".dng", ".cr2", ".nef", ".arw")
 FORMATS = (
     "JPEG",
     "PNG",

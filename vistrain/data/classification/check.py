@@ -24,8 +24,9 @@ from vistrain.data.base.check import (
 )
 from vistrain.data.base.images import has_several
 from vistrain.data.base.module import SplitName
+from vistrain.data.classification.class_folders import ImageFolder
 from vistrain.data.classification.module import ClassificationData
-from vistrain.data.classification.sources import Arrays, Split
+from vistrain.data.classification.sources import Arrays, Split, unread_files
 from vistrain.errors import DataError
 from vistrain.pictures import bars, grid
 from vistrain.structures import distinct_names
@@ -101,6 +102,9 @@ def check_classes(data: ClassificationData, output: str | Path) -> ClassReport:
         looked_at.add(tuple(files))
         found = _count(split, labels)
         found.refused += data.refusals(name, len(split))
+        if isinstance(data, ImageFolder) and (lost := unread_files(data.folder(name))):
+            problem = f"{len(lost)} pictures are of formats that are not read (first: {lost[0]})"
+            found.refused.append(str(DataError(str(data.folder(name)), problem, "save them as JPEG or PNG")))
         report.splits[name] = found
         for file, digest in _open_all(split, files, name, found):
             seen[digest].append(f"{name}: {file}")

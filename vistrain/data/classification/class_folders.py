@@ -19,6 +19,8 @@ from vistrain.structures import LabelSpace
 
 log = logging.getLogger(__name__)
 
+DIGITS = 19  # of a number in 64 bits
+
 
 class ImageFolder(ClassificationData):
     """Any folder of classes: `<root>/train/<class>/*.jpg`, `<root>/val/<class>/*.jpg`.
@@ -170,7 +172,8 @@ class ImageList(ClassificationData):
                 names = [line.strip() for line in read_text(self.root / self.classes).splitlines() if line.strip()]
             else:
                 known = {name for row in self._read(self.lists["train"])[1] for name in row}
-                names = sorted(known, key=(lambda n: int(n)) if all(n.isdigit() for n in known) else None)
+                are_numbers = all(n.isdecimal() and len(n) < DIGITS for n in known)
+                names = sorted(known, key=(lambda n: int(n)) if are_numbers else None)
             self._labels = LabelSpace(tuple(names), tuple(range(len(names))))
         return self._labels
 
@@ -228,7 +231,13 @@ def hold_out(labels: np.ndarray, share: float, take: bool) -> np.ndarray:
 def _read_list(path: Path, remedy: str) -> tuple[list[str], list[tuple[str, ...]], bool]:
     """Files, classes of each, and whether there may be several."""
     text = read_text(path, remedy)
-    rows = csv.DictReader(text.splitlines())
+    try:
+        return _listed(path, csv.DictReader(text.splitlines()))
+    except csv.Error as error:
+        raise DataError(str(path), f"is no CSV file ({error})", "write file,label or file,labels") from error
+
+
+def _listed(path: Path, rows: csv.DictReader[str]) -> tuple[list[str], list[tuple[str, ...]], bool]:
     columns = rows.fieldnames or []
     several = "labels" in columns
     label = "labels" if several else "label"
@@ -238,6 +247,8 @@ def _read_list(path: Path, remedy: str) -> tuple[list[str], list[tuple[str, ...]
     for row in rows:
         if not row["file"] or row[label] is None or not (several or row[label].strip()):
             raise DataError(str(path), f"line {rows.line_num} has no file or no label")
+        if "\0" in row["file"]:
+            raise DataError(str(path), f"line {rows.line_num}: a file name holds characters that no file name has")
         files.append(row["file"])
         names = row[label].split("|") if several else [row[label]]
         labels.append(tuple(dict.fromkeys(n.strip() for n in names if n.strip())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import io
 import zlib
 from abc import abstractmethod
 from pathlib import Path
@@ -18,6 +19,7 @@ from vistrain.data.classification.class_folders import ImageFolder, hold_out
 from vistrain.data.classification.module import ClassificationData
 from vistrain.data.classification.sources import Arrays, Split
 from vistrain.errors import DataError
+from vistrain.regular_files import read_regular
 from vistrain.structures import LabelSpace
 
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz"
@@ -168,6 +170,8 @@ class MNIST(_InMemory):
                 raise DataError(str(places[0] / spellings[1]), "no such file", self.remedy(split))
             paths.append(found)
         images, labels = (_read_idx(path, self.remedy(split)) for path in paths)
+        if images.ndim != 3 or labels.ndim != 1:
+            raise DataError(str(paths[0]), f"holds no images with labels: axes {images.ndim} and {labels.ndim}")
         return images, labels.astype(np.int64), paths[0]
 
 
@@ -250,10 +254,19 @@ def _has(folder: Path, name: str) -> bool:
     return (folder / name).is_file() or (folder / f"{name}.bin").is_file()
 
 
+MOST = 2**29  # bytes of a file, packed or not; the largest has 184 million
+
+
 def _bytes(path: Path, remedy: str) -> bytes:
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
+        data = read_regular(path, MOST)
+        if path.suffix != ".gz":
+            return data
+        with gzip.open(io.BytesIO(data)) as file:
+            unpacked = file.read(MOST + 1)
+        if len(unpacked) > MOST:
+            raise DataError(str(path), f"unpacks to more than {MOST / 2**30:g} GiB, which no such set does", remedy)
+        return unpacked
     except FileNotFoundError as error:
         raise DataError(str(path), "no such file", remedy) from error
     except (OSError, EOFError, zlib.error) as error:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from vistrain.data.base.images import SUFFIXES, image_bytes, ordinary_jpeg, read_image, turned
+from vistrain.data.base.images import SUFFIXES, UNREAD, image_bytes, ordinary_jpeg, read_image, turned
 from vistrain.data.base.jpeg import JpegHead
 from vistrain.data.base.storage import files_below
 from vistrain.errors import DataError
@@ -212,6 +212,15 @@ class _Chosen:
 
     def path(self, index: int) -> Path:
         return self.source.path(int(self.chosen[index]))
+
+
+def unread_files(folder: Path) -> list[str]:
+    """Names of the pictures below a folder that are of formats which are not read, sorted.
+
+    Raises:
+        OSError, DataError: the folder cannot be read.
+    """
+    return [name for name in files_below(folder) if name.lower().endswith(UNREAD)]
 
 
 def image_files(folder: Path) -> list[str]:

@@ -251,7 +251,8 @@ def _both_readings(
     data: DetectionData, name: SplitName, found: Annotations, split: SplitReport, labels: LabelSpace, path: Path
 ) -> Path:
     """Photographs that EXIF turns, with their boxes: as stored, which is how a run reads them, and as turned."""
-    rows, captions = [], []
+    rows: list[list[np.ndarray]] = []
+    captions = []
     for index in [i for i, file in enumerate(found.files) if file in set(split.turned)][: SAMPLES // 2]:
         rows.append([])
         for exif in ("ignore", "apply"):

@@ -384,7 +384,7 @@ def _some(categories: dict[int, str]) -> str:
 
 def _fill_area(where: str, entry: dict[str, Any], image: dict[str, Any]) -> None:
     area = entry.get("area")
-    if is_number(area) and area >= 0:
+    if area is not None and is_number(area) and area >= 0:
         return
     if entry.get("segmentation") and all(is_number(image.get(side)) for side in SIZES):
         mask = encode_mask(where, entry["segmentation"], image["height"], image["width"])

@@ -259,8 +259,7 @@ class DetectionData(DataModule):
             if split == "test" and self.tests_on_val():
                 continue
             self.require(split)
-            folder = self.folder(split)
-            copy, done = repaired(self.read(split), lambda name, folder=folder: image_size(folder / name))
+            copy, done = repaired(self.read(split), functools.partial(_size_in, self.folder(split)))
             if done:
                 made[split] = copy, done
         for split, (copy, done) in made.items():
@@ -310,3 +309,7 @@ class DetectionData(DataModule):
                 log.warning("%s: %s", self.annotation_file(split), listing.problems)
             self._loaded[split] = annotations, listing.categories
         return self._loaded[split]
+
+
+def _size_in(folder: Path, name: str) -> tuple[int, int]:
+    return image_size(folder / name)

@@ -37,6 +37,7 @@ class FolderReport:
 
     def table(self) -> Table:
         """A row for each image, for a Rich console."""
+        from rich.markup import escape
         from rich.table import Table
 
         keys = [key for key in FORMATS if key in self.records[0]]
@@ -45,7 +46,7 @@ class FolderReport:
         for key in keys:
             table.add_column(FORMATS[key][0], justify="right")
         for record in self.records:
-            table.add_row(record["id"], *(FORMATS[key][1] % record[key] for key in keys))
+            table.add_row(escape(record["id"]), *(FORMATS[key][1] % record[key] for key in keys))
         return table
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
