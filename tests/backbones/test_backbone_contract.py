@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import timm
-from backbone_contract import CASES, CHECKS, Case, measured
+from backbone_contract import CASES, CHECKS, Case, check_export, check_onnx, measured
 
 from vistrain.backbones.staged import ours, published
 
@@ -26,13 +26,35 @@ COUNTED = {
 }
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+SLOW = {check_export, check_onnx}
+
+
+def family_of(name: str) -> str:
+    """The module that a model is registered by."""
+    return timm.model_entrypoint(name).__module__
+
+
+def smallest() -> set[str]:
+    """One variant of each family, the one of the fewest parameters."""
+    found: dict[str, str] = {}
+    for name in sorted(ours(), key=lambda name: (float(published(name).parameters), name)):
+        found.setdefault(family_of(name), name)
+    return set(found.values())
+
+
+@pytest.mark.parametrize(
+    "check",
+    [pytest.param(check, marks=[pytest.mark.slow] * (check in SLOW)) for check in CHECKS],
+    ids=lambda check: check.__name__.removeprefix("check_"),
+)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_contract(case: Case, check: object) -> None:
     check(case)
 
 
-@pytest.mark.parametrize("name", ours())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in smallest())) for name in ours()]
+)
 def test_published_size(name: str) -> None:
     row = published(name)
     parameters, gmacs = measured(name, row.size, row.fused, **row.counted)
@@ -46,10 +68,7 @@ def test_published_size(name: str) -> None:
 
 
 def test_every_family_has_a_case() -> None:
-    def family(name: str) -> str:
-        return timm.model_entrypoint(name).__module__
-
-    assert {family(name) for name in ours()} == {family(case.name) for case in CASES}
+    assert {family_of(name) for name in ours()} == {family_of(case.name) for case in CASES}
 
 
 def test_importing_the_room_registers_and_importing_the_package_does_not() -> None:

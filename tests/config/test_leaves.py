@@ -203,7 +203,11 @@ def test_real_steps_are_taken_in_every_task():
     assert taken == tasks - {"tasks.Task", "tasks.NeighbourTask"}  # the base; classification without learning
 
 
-@pytest.mark.parametrize("leaf", STEPS)
+# One detector with a network of full size is enough for the fast tests.
+SLOW = {"det/deformable_detr_r50_two_stage", "det/dino_r50_4scale_12ep"}
+
+
+@pytest.mark.parametrize("leaf", [pytest.param(leaf, marks=[pytest.mark.slow] * (leaf in SLOW)) for leaf in STEPS])
 def test_two_real_steps(leaf, tmp_path, monkeypatch):
     """The leaf as it is, but for the data (generated, in the leaf's own label space), sizes, batch and workers."""
     monkeypatch.setenv("VISTRAIN_DATA", str(tmp_path))
