@@ -169,7 +169,7 @@ def annotations() -> Subject:
     from pycocotools import mask
 
     from vistrain.data.detection.coco import checked, read_content, targets
-    from vistrain.data.detection.masks import encode_mask
+    from vistrain.data.detection.coco_masks import encode_mask
     from vistrain.data.detection.repair import repaired
     from vistrain.metrics.coco import evaluate_records, records_of
 

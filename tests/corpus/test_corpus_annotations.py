@@ -12,7 +12,7 @@ from corpus.corpus_files import changed, truth
 
 from vistrain.data.detection import coco
 from vistrain.data.detection.coco import examined, read_coco, targets
-from vistrain.data.detection.masks import encode_mask, run_lengths
+from vistrain.data.detection.coco_masks import encode_mask, run_lengths
 from vistrain.data.detection.repair import repaired
 from vistrain.errors import DataError
 from vistrain.metrics.coco_files import FileNames

@@ -10,7 +10,7 @@ from pycocotools import mask as mask_tools
 
 from vistrain.data.detection import coco
 from vistrain.data.detection.coco import read_coco, targets
-from vistrain.data.detection.masks import encode_mask
+from vistrain.data.detection.coco_masks import encode_mask
 from vistrain.errors import DataError
 
 

@@ -35,7 +35,7 @@ import numpy as np
 from pycocotools import mask as mask_tools
 
 from vistrain.data.base.storage import read_json
-from vistrain.data.detection.masks import encode_mask
+from vistrain.data.detection.coco_masks import encode_mask
 from vistrain.errors import DataError, nearest
 from vistrain.metrics.coco_files import crowd_flag, is_id, is_number, shown
 

@@ -21,8 +21,8 @@ from vistrain.data.base.images import image_size, read_listed_image
 from vistrain.data.base.module import DataModule, SplitName
 from vistrain.data.base.storage import is_folder, refuse_missing
 from vistrain.data.detection.coco import Annotations, Listing, Problems, checked, disagreements, targets
+from vistrain.data.detection.coco_masks import encode_mask
 from vistrain.data.detection.collate import Sample, collate
-from vistrain.data.detection.masks import encode_mask
 from vistrain.data.detection.repair import repaired
 from vistrain.data.detection.transforms import DetrAugment, EvalResize, SizeRule
 from vistrain.errors import ConfigError, DataError
