@@ -63,7 +63,7 @@ def faulty() -> fuzz.Subject:
 def test_every_fault_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fuzz.KINDS, "faulty", faulty)
     monkeypatch.setattr(fuzz, "CONTEXT", "fork")  # so that the child knows this file's reader
-    monkeypatch.setattr(fuzz, "SECONDS", 3.0)
+    monkeypatch.setattr(fuzz, "SECONDS", 1.0)
     monkeypatch.setattr(fuzz, "MEMORY", 2**27)
     found, ends = fuzz.fuzz(["faulty"], 4, range(9))  # each fault, and one hang
     kinds = Counter("hangs" if "seconds" in text else text.split()[1] for text in found.values())

@@ -165,6 +165,12 @@ def test_lists_with_one_and_with_many_labels(folders):
     assert [t["labels"] for t in batch["target"]] == [(1,), ()]
 
 
+def test_classes_of_lists_are_listed_once(folders):
+    (folders / "names.txt").write_text("ant\nbee\nant\n")
+    with pytest.raises(DataError, match=r"names\.txt: class 'ant' is listed twice"):
+        _ = ImageList("train.csv", "val.csv", root=str(folders), classes="names.txt").labels
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

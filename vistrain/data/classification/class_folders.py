@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +167,17 @@ class ImageList(ClassificationData):
 
     @property
     def labels(self) -> LabelSpace:
-        """The classes: listed, or those of the training list."""
+        """The classes: listed, or those of the training list.
+
+        Raises:
+            DataError: a list is missing or malformed, or names a class twice.
+        """
         if self._labels is None:
             if self.classes:
                 names = [line.strip() for line in read_text(self.root / self.classes).splitlines() if line.strip()]
+                if len(set(names)) < len(names):  # lists know classes by their names
+                    twice = Counter(names).most_common(1)[0][0]
+                    raise DataError(str(self.root / self.classes), f"class {twice!r} is listed twice", "name each once")
             else:
                 known = {name for row in self._read(self.lists["train"])[1] for name in row}
                 are_numbers = all(n.isdecimal() and len(n) < DIGITS for n in known)
