@@ -1,8 +1,8 @@
 """Swin Transformer with varied-size window attention in place of windows that shift.
 
 VSA: Learning Varied-Size Window Attention in Vision Transformers, arXiv 2204.08446, section 4.1. The authors
-(ViTAE-Transformer/ViTAE-VSA, no licence) never released this model: what the paper leaves open is an interpretation here (positions are encoded as in their ViTAEv2),
-and no weights or fixtures exist to compare with.
+(ViTAE-Transformer/ViTAE-VSA, no licence) never released this model: what the paper leaves open is an interpretation
+here (positions are encoded as in their ViTAEv2), and no weights or fixtures exist to compare with.
 """
 
 from __future__ import annotations
