@@ -239,6 +239,23 @@ def test_imagenet_with_a_file_of_truth(imagenet, kind):
     assert batch_of(data)["image"].shape == (2, 3, 224, 224)
 
 
+def test_imagenet_is_read_as_it_is_stored(imagenet):
+    """Whatever EXIF says, at full size and smaller: published numbers were measured so. Other sets are upright."""
+    root, name = imagenet / "imagenet", "ILSVRC2012_val_00000001.JPEG"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    noise = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(root / "val" / name, exif=exif)
+    (root / "val.txt").write_text(f"{name} 65\nILSVRC2012_val_00000002.JPEG 970\n")
+    data = ImageNet(str(imagenet), workers=0)
+    data.setup("fit")
+    stored = data.split("val").source.open(0)
+    assert (stored.size, stored.decode(2.0).shape) == ((64, 96), (32, 48, 3))
+    assert data.split("val").source.open(0).decode().shape == (64, 96, 3)
+    upright = sources.Files(root / "val", [name]).open(0)
+    assert (upright.size, upright.decode(2.0).shape) == ((96, 64), (48, 32, 3))
+
+
 def test_imagenet_that_is_incomplete(imagenet):
     root = imagenet / "imagenet"
     with pytest.raises(DataError, match=r"there is no file with their classes - put val.txt"):

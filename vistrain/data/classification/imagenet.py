@@ -30,7 +30,8 @@ class ImageNet(ClassificationData):
     `train/<wnid>/*.JPEG`, and `val/` sorted into the same folders; or all validation images in `val/` and their classes
     in a file: `val.txt` (a line `name class`, the class as a number from 0 or a wnid), Kaggle's `LOC_val_solution.csv`,
     or the development kit's ground truth (whose own numbering its `meta.mat` explains). `Data/CLS-LOC/` (Kaggle) is
-    found, too. The classes are known without any file.
+    found, too. The classes are known without any file. Images are read as they are stored, whatever their EXIF
+    orientation says, since the published numbers were measured so.
 
     Args:
         root: folder that holds `imagenet/train` and `imagenet/val` (or is that `imagenet` itself).
@@ -85,7 +86,7 @@ class ImageNet(ClassificationData):
             missing = sorted(channel.keys() - set(there))
             problem = f"{len(missing)} of 1000 classes are missing (first: {missing[0]})"
             raise DataError(str(folder), problem, "complete it; for a part of ImageNet use data.ImageFolder")
-        return Split.single(Files(folder, files), labels)
+        return Split.single(Files(folder, files, upright=False), labels)  # as all published numbers were measured
 
     def _listed(self, folder: Path, files: list[str], channel: dict[str, int]) -> Split:
         """A `val/` without folders, and the file that says what is what."""
@@ -103,7 +104,8 @@ class ImageNet(ClassificationData):
         named = [by_stem.get(stem, f"{stem}.JPEG") for stem in classes]
         refuse_missing(named, folder, truth, "complete the folder, or correct the list")
         stems = sorted(by_stem)
-        return Split.single(Files(folder, [by_stem[s] for s in stems]), np.array([classes[s] for s in stems]))
+        names = [by_stem[s] for s in stems]
+        return Split.single(Files(folder, names, upright=False), np.array([classes[s] for s in stems]))
 
 
 def _lines(path: Path, channel: dict[str, int]) -> dict[str, int]:

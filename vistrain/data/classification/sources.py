@@ -94,10 +94,11 @@ class Files:
     Args:
         folder: that the names are relative to.
         names: of the files.
+        upright: turn photographs as their EXIF orientation says; False reads them as they are stored.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, names: Sequence[str], upright: bool = True) -> None:
+        self.folder, self.upright = folder, upright
         self.names = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
 
     def __len__(self) -> int:
@@ -109,7 +110,7 @@ class Files:
         Raises:
             DataError: it cannot be read.
         """
-        return ImageFile(self.path(index))
+        return ImageFile(self.path(index), self.upright)
 
     def path(self, index: int) -> Path:
         """The file."""
@@ -121,20 +122,24 @@ class ImageFile:
 
     Args:
         path: the file.
+        upright: see `Files`.
 
     Raises:
         DataError: it cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, upright: bool = True) -> None:
+        self.path, self.upright = path, upright
         self._pixels: np.ndarray | None = None
         self._data = image_bytes(path)
         self._head = ordinary_jpeg(path, self._data)
-        self.size = self._all().shape[:2] if self._head is None else self._head.upright
+        if self._head is None:
+            self.size = self._all().shape[:2]
+        else:
+            self.size = self._head.upright if upright else (self._head.height, self._head.width)
 
     def decode(self, shrink: float = 1.0) -> np.ndarray:
-        """uint8 `[h, w, 3]`, upright; a JPEG by 2, 4 or 8 smaller where that is not too small.
+        """uint8 `[h, w, 3]`; a JPEG by 2, 4 or 8 smaller where that is not too small.
 
         Raises:
             DataError: it is damaged.
@@ -143,7 +148,8 @@ class ImageFile:
         if factor > 1 and self._pixels is None and self._head is not None:
             # Anything out of the ordinary is the full reader's to judge.
             with contextlib.suppress(ValueError, RuntimeError, OSError, SyntaxError):
-                return turned(self._decode_smaller(self._head, factor), self._head.orientation)
+                pixels = self._decode_smaller(self._head, factor)
+                return turned(pixels, self._head.orientation) if self.upright else pixels
         return self._all()
 
     def _decode_smaller(self, head: JpegHead, factor: int) -> np.ndarray:
@@ -159,7 +165,7 @@ class ImageFile:
 
     def _all(self) -> np.ndarray:
         if self._pixels is None:
-            self._pixels = read_image(self.path, data=self._data)
+            self._pixels = read_image(self.path, self.upright, data=self._data)
         return self._pixels
 
 
