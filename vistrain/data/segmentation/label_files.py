@@ -17,12 +17,12 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from vistrain.data.base.storage import read_bytes, read_text
+from vistrain.data.base.images import DAMAGED, FORMATS, image_bytes, refuse_large
+from vistrain.data.base.storage import read_text
 from vistrain.errors import ConfigError, DataError
 from vistrain.structures import LabelSpace
 
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm", ".pnm")  # JPEG changes values
-FORMATS = ("PNG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "JPEG")
 IN_BYTES = 254  # classes that are numbered in bytes
 Ignore = tuple[int, ...] | Literal["others"]
 RGB = tuple[int, int, int]
@@ -48,23 +48,18 @@ def open_label_file(path: str | Path) -> Image.Image:
     Raises:
         DataError: the file is missing, empty, no image, or damaged.
     """
-    try:
-        data = read_bytes(path)
-    except FileNotFoundError as error:
-        raise DataError(str(path), "no such label file") from error
-    except OSError as error:
-        raise DataError(str(path), f"cannot be read: {error.strerror or error}") from error
-    if not data:
-        raise DataError(str(path), "empty file (0 bytes)", "copy or download it again")
+    data = image_bytes(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken notes in the file; what matters is raised
             image = Image.open(io.BytesIO(data), formats=FORMATS)
+            refuse_large(path, image.height, image.width)
             image.load()
     except UnidentifiedImageError as error:
         raise DataError(str(path), f"not an image that can be read (starts with {data[:8]!r})") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(str(path), f"damaged image: {error}", "copy or download it again") from error
+    except (*DAMAGED, Image.DecompressionBombError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(str(path), f"damaged image: {reason}", "copy or download it again") from error
     return image
 
 
