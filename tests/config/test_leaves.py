@@ -187,6 +187,7 @@ GENERATED = {
     "det": ({"type": "data.GeneratedShapes", "train_images": 4, "val_images": 2, "scale": 0.5}, ("labels",)),
     "cls": ({"type": "data.GeneratedPatterns", "train_images": 1, "val_images": 1}, ("augment", "repeats")),
     "restore": ({"type": "data.GeneratedTextures", "train_images": 4, "val_images": 1}, ("degradation",)),
+    "seg": ({"type": "data.GeneratedMasks", "train_images": 4, "val_images": 2, "scale": 0.5}, ()),
 }
 STEPS = {
     "det/deformable_detr_r50_two_stage": {"batch_size": 2},
@@ -194,6 +195,7 @@ STEPS = {
     "det/focus_detr": {"batch_size": 2},
     "cls/efficientvit_m0": {"batch_size": 4, "image_size": 64},
     "restore/dlgsanet_tiny_x2": {"batch_size": 2, "patch": 16},
+    "seg/semantic_fpn_r50": {"batch_size": 2},
 }
 
 

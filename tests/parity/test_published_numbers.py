@@ -66,6 +66,18 @@ def test_dncnn(tmp_path):
     assert measured["denoise/BSD68/psnr"] == pytest.approx(29.23, abs=0.02)
 
 
+@pytest.mark.slow
+def test_espnet_on_camvid(tmp_path):
+    """The authors' file on CamVid's 233 test images; void counts as a false positive, as in their figures."""
+    weights, data = samples() / "checkpoints" / "espnet_p2_q8_camvid.pth", f"data.root={samples() / 'camvid'}"
+    words = ["-c", "vistrain:seg/espnet_camvid", "--weights", str(weights), "--output", str(tmp_path)]
+    assert main(["reproduce", *words, data, "data.workers=0"]) == 0
+    made = json.loads((tmp_path / "reproduction.json").read_text())
+    measured = {row["metric"]: row["measured"] for row in made["results"]}
+    assert measured["miou_void/mIoU"] == pytest.approx(55.64, abs=0.02)
+    assert measured["miou_void/mAcc"] == pytest.approx(68.30, abs=0.02)
+
+
 @pytest.mark.parametrize("image", ["comic", "face"])
 def test_tiles_measure_as_whole_images_do_on_set14(image):
     """Within 0.02 dB, as all 14 images were when tried: 0.0007 dB at most for tiles of 128 pixels."""

@@ -2,6 +2,7 @@
 
 from vistrain.data.base.images import read_image
 from vistrain.data.base.module import DataModule
+from vistrain.data.base.scenes import Scenes
 from vistrain.data.base.transform import EvalTransform
 from vistrain.data.classification.class_folders import ImageFolder, ImageList
 from vistrain.data.classification.generated import GeneratedPatterns
@@ -13,19 +14,28 @@ from vistrain.data.detection.coco2017 import Coco2017
 from vistrain.data.detection.coco_sets import CocoDetection, CocoSplit
 from vistrain.data.detection.collate import Sample, collate
 from vistrain.data.detection.module import DetectionData
-from vistrain.data.detection.shapes import GeneratedShapes, Scenes
+from vistrain.data.detection.shapes import GeneratedShapes
 from vistrain.data.detection.transforms import DetrAugment, EvalResize
 from vistrain.data.restoration.degradations import Bicubic, Chain, GaussianNoise, Jpeg
 from vistrain.data.restoration.image_pairs import ImageSet
 from vistrain.data.restoration.module import RestorationData
 from vistrain.data.restoration.textures import GeneratedTextures
+from vistrain.data.segmentation.generated import GeneratedMasks
+from vistrain.data.segmentation.known_sets import ADE20K, CamVid, Cityscapes, PascalVOC
+from vistrain.data.segmentation.mask_folders import MaskFolders
+from vistrain.data.segmentation.mask_pairs import MaskSplit
+from vistrain.data.segmentation.module import SegmentationData
+from vistrain.data.segmentation.transforms import EvalScale, MaskAugment
 
 __all__ = [
+    "ADE20K",
     "CIFAR10",
     "CIFAR100",
     "MNIST",
     "Bicubic",
+    "CamVid",
     "Chain",
+    "Cityscapes",
     "ClassificationData",
     "Coco2017",
     "CocoDetection",
@@ -37,9 +47,11 @@ __all__ = [
     "EuroSAT",
     "EvalCrop",
     "EvalResize",
+    "EvalScale",
     "EvalTransform",
     "FashionMNIST",
     "GaussianNoise",
+    "GeneratedMasks",
     "GeneratedPatterns",
     "GeneratedShapes",
     "GeneratedTextures",
@@ -49,9 +61,14 @@ __all__ = [
     "ImageNet",
     "ImageSet",
     "Jpeg",
+    "MaskAugment",
+    "MaskFolders",
+    "MaskSplit",
+    "PascalVOC",
     "RestorationData",
     "Sample",
     "Scenes",
+    "SegmentationData",
     "collate",
     "read_image",
 ]

@@ -2,6 +2,7 @@
 
 from vistrain.losses.class_maps import OhemCrossEntropy, PixelCrossEntropy
 from vistrain.losses.classification import AsymmetricLoss, BinaryCrossEntropy, SoftCrossEntropy
+from vistrain.losses.dice import PixelDice, PixelLosses
 from vistrain.losses.focal import focal_loss_sums
 from vistrain.losses.foreground import foreground_loss, foreground_targets
 from vistrain.losses.mask_criterion import MaskCriterion, MaskPrediction
@@ -20,6 +21,8 @@ __all__ = [
     "OhemCrossEntropy",
     "PSNRLoss",
     "PixelCrossEntropy",
+    "PixelDice",
+    "PixelLosses",
     "SetCriterion",
     "SetPrediction",
     "SoftCrossEntropy",

@@ -12,6 +12,7 @@ from vistrain.metrics.base import Metric, Record, Unit
 from vistrain.metrics.coco import CocoBox
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lpips import Lpips
+from vistrain.metrics.mean_iou import IOU, MeanIoU
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
 PROTOCOLS: dict[str, Callable[..., Metric]] = {
@@ -20,17 +21,20 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "multi_label": MultiLabel,
     **{name: functools.partial(ImageQuality, name) for name in QUALITY},
     "lpips": Lpips,
+    **{name: functools.partial(MeanIoU, name) for name in IOU},
 }
 
-METRICS: tuple[type[Metric], ...] = (CocoBox, Accuracy, MultiLabel, ImageQuality, Lpips)
+METRICS: tuple[type[Metric], ...] = (CocoBox, Accuracy, MultiLabel, ImageQuality, Lpips, MeanIoU)
 
 __all__ = [
+    "IOU",
     "PROTOCOLS",
     "QUALITY",
     "Accuracy",
     "CocoBox",
     "ImageQuality",
     "Lpips",
+    "MeanIoU",
     "Metric",
     "MultiLabel",
     "Record",

@@ -1,17 +1,24 @@
-"""Pictures that people look at: boxes on images, images side by side, curves and bars. All draw without a display."""
+"""Pictures that people look at: boxes and classes on images, images side by side, curves and bars.
+
+All draw without a display.
+"""
 
 from vistrain.pictures.boxes import class_colours, draw_boxes, stable_colour
 from vistrain.pictures.charts import bars, confusion, curves, histogram
 from vistrain.pictures.grids import fitted, grid
+from vistrain.pictures.overlays import coloured, legend, overlaid
 
 __all__ = [
     "bars",
     "class_colours",
+    "coloured",
     "confusion",
     "curves",
     "draw_boxes",
     "fitted",
     "grid",
     "histogram",
+    "legend",
+    "overlaid",
     "stable_colour",
 ]

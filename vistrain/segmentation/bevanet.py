@@ -55,6 +55,8 @@ class BEVANet(SemanticNetwork):
     key_maps = (KeyMap("official", r"^(sem_loss|bd_loss)\.", drop=(r"^(sem_loss|bd_loss)\.",)),)
     class_layers = (r"^(head|seghead_ds)\.conv2\.",)
 
+    sets_itself = ("preprocessing",)
+
     def __init__(
         self,
         labels: LabelSpace,

@@ -91,6 +91,7 @@ class _ESP(SemanticNetwork):
     """
 
     measured_size = (512, 1024)
+    sets_itself = ("preprocessing",)
 
     def __init__(
         self,
@@ -115,6 +116,7 @@ class ESPNetC(_ESP):
     """
 
     class_layers = (r"^encoder\.classifier\.",)
+    sets_itself = ("align_corners",)
     key_maps = (KeyMap("official", r"^level1\.conv\.", ((r"^", "encoder."),)),)
 
     def __init__(self, labels: LabelSpace, **base: Any) -> None:

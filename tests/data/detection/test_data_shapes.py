@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_tools
 
-from vistrain.data import GeneratedShapes
+from vistrain.data import GeneratedShapes, Scenes
 from vistrain.data.detection import shapes
 from vistrain.errors import ConfigError, DataError
 
@@ -150,7 +150,7 @@ def test_a_break_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shapes, "_save", full)
+    monkeypatch.setattr(shapes, "save_scene", full)
     with pytest.raises(
         DataError, match=r"cannot write the generated data: No space left on device - set VISTRAIN_DATA"
     ):
@@ -175,11 +175,11 @@ def test_scale_and_arguments(tmp_path: Path) -> None:
 
 
 def test_easier_scenes(made: GeneratedShapes, tmp_path: Path) -> None:
-    scenes = shapes.Scenes(("star", "circle"), more_objects=1.0, sides=(0.25, 0.6), visible=0.9, crowds=False)
+    scenes = Scenes(("star", "circle"), more_objects=1.0, sides=(0.25, 0.6), visible=0.9, crowds=False)
     data = GeneratedShapes(root=str(tmp_path), **SMALL, scenes=scenes)
     assert data.labels.names == ("star", "circle")  # by id: 8, 17
     assert data.root.name != made.root.name
-    assert GeneratedShapes(root=str(tmp_path), **SMALL, scenes=shapes.Scenes()).root.name == made.root.name
+    assert GeneratedShapes(root=str(tmp_path), **SMALL, scenes=Scenes()).root.name == made.root.name
     truth = data.ground_truth("train")
     assert {c["name"] for c in truth["categories"]} == {"star", "circle"}
     assert {a["category_id"] for a in truth["annotations"]} == {8, 17}
@@ -203,7 +203,7 @@ def test_easier_scenes(made: GeneratedShapes, tmp_path: Path) -> None:
 )
 def test_scenes_that_cannot_be_drawn(arguments: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        shapes.Scenes(**arguments)  # type: ignore[arg-type]
+        Scenes(**arguments)  # type: ignore[arg-type]
 
 
 def test_the_default_set_never_changes(made: GeneratedShapes) -> None:

@@ -1,0 +1,175 @@
+"""`vistrain check` for masks: every way of labelling wrongly that users have is found, with the line that mends it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from vistrain.cli import main
+from vistrain.data import GeneratedMasks, MaskFolders, MaskSplit
+from vistrain.data.segmentation.check import MaskReport
+
+NAMES = ("ground", "tree", "car")
+PALETTE = ((128, 64, 128), (107, 142, 35), (0, 0, 142))
+
+
+def save(path: Path, values: np.ndarray, palette: list[int] | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(values)
+    if palette is not None:
+        image.putpalette(palette)
+    image.save(path)
+
+
+def write(root: Path, masks: dict[str, np.ndarray], split: str = "train", **arguments) -> None:
+    for i, (name, mask) in enumerate(masks.items()):
+        size = mask.shape[:2]
+        noise = np.random.default_rng(i + 10 * (split == "val")).integers(0, 256, (*size, 3), np.uint8)
+        save(root / f"images/{split}/{name}.png", noise)
+        save(root / f"masks/{split}/{name}.png", mask, **arguments)
+
+
+def stripes(*values: int, kind=np.uint8) -> np.ndarray:
+    return np.repeat(np.array(values, kind)[None], 12, 0).repeat(4, 1)
+
+
+def look(root: Path, **arguments) -> MaskReport:
+    if not (root / "images/val").exists():
+        write(root, {"v": stripes(0, 1, 2)}, "val")
+    train, val = (MaskSplit(f"images/{s}", f"masks/{s}") for s in ("train", "val"))
+    return MaskFolders(train, val, **{"classes": NAMES, "root": str(root), **arguments}).check(root / "out")
+
+
+def advised(report: MaskReport, split: str = "train") -> str:
+    return "\n".join(f"{a.problem} -> {a.remedy}" for a in report.advice if a.split == split)
+
+
+def test_a_sound_set_is_ok(tmp_path):
+    data = GeneratedMasks(root=str(tmp_path), train_images=20, val_images=17, scale=0.5)
+    report = data.check(tmp_path / "out")
+    assert report.ok
+    assert not any(a.stops for a in report.advice)
+    train = report.splits["train"]
+    assert (train.images, train.kinds, set(report.splits)) == (20, {"grey, 8 bits": 20}, {"train", "val"})
+    total = sum(train.pixels.values())
+    assert 0 < train.ignored < 0.2
+    for name, weight in zip(report.classes, report.class_weights, strict=True):
+        assert weight == pytest.approx(1 / np.log(1.02 + train.pixels[name] / total), abs=1e-4)
+    written = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert written["splits"]["val"]["pixels"]["ground"] > 0
+    assert [Path(p).name for p in report.pictures] == [
+        "classes-train.png", "samples-train.png", "classes-val.png", "samples-val.png",
+    ]  # fmt: skip
+    assert all(np.asarray(Image.open(p)).std() > 10 for p in report.pictures)
+
+
+def test_what_is_advised_mends_it(tmp_path, capsys, monkeypatch):
+    """The line goes into the command as it stands."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"a": stripes(0, 255), "b": stripes(255, 0, 0)})
+    write(tmp_path, {"v": stripes(0, 255)}, "val")
+    Path("mine.yaml").write_text(
+        "base: vistrain:seg/_base_/semantic\n"
+        "data:\n  type: data.MaskFolders\n  root: .\n  classes: [ground, vessel]\n"
+        "  train: {images: images/train, masks: masks/train}\n  val: {images: images/val, masks: masks/val}\n"
+    )
+    assert main(["check", "-c", "mine.yaml"]) != 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "masks hold 0 and 255 alone" in said
+    line = "data.values=[0,255] data.ignore=[]"
+    assert line in said
+    assert main(["check", "-c", "mine.yaml", *line.split()]) == 0
+
+
+def test_labels_that_count_from_one(tmp_path):
+    write(tmp_path, {"a": stripes(0, 1, 2, 3)})
+    report = look(tmp_path)
+    assert "values run from 1 to 3, classes from 0: off by one -> data.first_value=1 data.ignore=[0,255]" in advised(
+        report
+    )
+    assert not report.ok
+    assert "values that are no class: 3" in report.splits["train"].bad_files[str(tmp_path / "masks/train/a.png")]
+    write(tmp_path, {"v": stripes(1, 2, 3)}, "val")
+    assert look(tmp_path, first_value=1, ignore=(0, 255)).ok
+
+
+def test_labels_that_count_from_zero(tmp_path):
+    write(tmp_path, {"a": stripes(0, 1, 2)})
+    said = advised(look(tmp_path, first_value=1, ignore=(0,)))
+    assert "'car', the last class, never occurs: do values count from 0? -> if so, data.first_value=0" in said
+
+
+def test_colours_instead_of_values(tmp_path):
+    colours = np.array(PALETTE, np.uint8)[stripes(0, 1, 2)]
+    write(tmp_path, {"a": colours})
+    said = advised(look(tmp_path))
+    assert "data.colors=true data.palette=[[0,0,142],[107,142,35],[128,64,128]]" in said
+    assert "[0, 0, 142] (nearest: car)" in advised(look(tmp_path, palette=PALETTE))
+    write(tmp_path, {"v": colours}, "val")
+    assert look(tmp_path, palette=PALETTE, colors=True).ok
+    colours[0, 0] = (1, 0, 140)
+    write(tmp_path, {"a": colours})
+    report = look(tmp_path, palette=PALETTE, colors=True)
+    assert "colours are no class's: [1, 0, 140] (nearest: car) -> add their classes, or data.ignore=others" in advised(
+        report
+    )
+
+
+def test_interpolated_and_unknown_values(tmp_path):
+    write(tmp_path, {"a": stripes(*range(100)), "b": stripes(0, 1)})
+    assert "resize masks with nearest neighbours" in advised(look(tmp_path))
+    write(tmp_path, {"a": stripes(0, 1, 2, 9, 77)})
+    said = advised(look(tmp_path))
+    assert "the values 9, 77 are no class, in up to 1 files -> data.ignore=[9,77,255] leaves them out" in said
+    assert look(tmp_path, ignore=(9, 77, 255)).ok
+
+
+def test_kinds_of_files(tmp_path):
+    write(tmp_path, {"a": stripes(0, 1, 2)}, palette=[0, 0, 0, 255, 0, 0])
+    write(tmp_path, {"a": stripes(0, 1, 2), "b": stripes(0, 1, 2)}, palette=[0, 0, 0, 0, 255, 0])
+    save(tmp_path / "masks/train/a.png", stripes(0, 1, 2), [0, 0, 0, 255, 0, 0])
+    write(tmp_path, {"c": stripes(0, 1, 2, kind=np.uint16)})
+    report = look(tmp_path)
+    assert report.ok
+    assert report.splits["train"].kinds == {"palette": 2, "16 bits": 1}
+    assert "label files of several kinds: 2 palette, 1 16 bits" in advised(report)
+    assert "2 different palettes: one value may be several classes -> data.colors=true" in advised(report)
+
+
+def test_sizes_partners_and_what_never_occurs(tmp_path):
+    write(tmp_path, {"a": stripes(0, 1), "b": stripes(0, 1), "c": stripes(255), "d": stripes(0)})
+    save(tmp_path / "masks/train/b.png", stripes(0, 1)[:6])
+    (tmp_path / "masks/train/d.png").unlink()
+    save(tmp_path / "masks/train/e.png", stripes(0))
+    report = look(tmp_path, unpaired="skip")
+    train = report.splits["train"]
+    assert "the mask is 8x6 pixels, its image 8x12" in train.bad_files[str(tmp_path / "masks/train/b.png")]
+    said = advised(report)
+    assert "1 images have no mask, such as" in said
+    assert "data.unpaired=skip" in said
+    assert "1 masks have no image, such as" in said
+    assert "1 masks are ignored as a whole, such as" in said
+    assert "classes that cannot be learnt, as they occur in other splits alone: car" in said
+    assert "have no mask" in look(tmp_path).splits["train"].problem
+    report = look(tmp_path, classes=(*NAMES, "ship"))
+    assert "classes that never occur: ship" in advised(report, "all")
+
+
+def test_copies_and_the_table(tmp_path):
+    write(tmp_path, {"a": stripes(0, 1, 2), "b": stripes(0, 1, 2)})
+    write(tmp_path, {"v": stripes(0, 1, 2)}, "val")
+    image = (tmp_path / "images/train/a.png").read_bytes()
+    (tmp_path / "images/val/v.png").write_bytes(image)
+    (tmp_path / "masks/train/b.png").write_bytes(b"not an image")
+    report = look(tmp_path)
+    assert [[Path(f).name for f in group] for group in report.leaks] == [["a.png", "v.png"]]
+    console = Console(width=200, record=True)
+    console.print(report.table())
+    said = console.export_text()
+    for text in ("3 classes", "in several splits: 1 images", "not an image that can be read", "33.33 %"):
+        assert text in said

@@ -1,0 +1,1 @@
+"""Images with class maps: sets, augmentation, and looking at them."""

@@ -1,0 +1,158 @@
+"""What the values of label files say about a config that does not fit them, and the line that mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vistrain.data.segmentation.label_files import LabelRule
+
+if TYPE_CHECKING:
+    from vistrain.data.segmentation.check import MaskSplitReport
+
+NAMED = 8  # values, colours or classes that a line lists
+TOO_MANY = 64  # colours that classes are not painted in
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A finding.
+
+    Attributes:
+        split: where.
+        problem: what is wrong or odd.
+        remedy: the line of the config, or what else mends it; may be empty.
+        stops: whether a run cannot go through as it is.
+    """
+
+    split: str
+    problem: str
+    remedy: str = ""
+    stops: bool = False
+
+
+def advice(splits: Mapping[str, MaskSplitReport], rule: LabelRule) -> list[Advice]:
+    """All findings of a set, split by split.
+
+    Args:
+        splits: what `check_masks` has seen.
+        rule: what the config says of the values.
+    """
+    found: list[Advice] = []
+    for name, split in splits.items():
+        if split.strangers:
+            found.append(_strangers(name, split, rule))
+        else:
+            found += _quiet(name, split, rule)
+        if split.bare or split.lonely:
+            found += _alone(name, split)
+        if split.palettes > 1 and not rule.colours:
+            problem = f"palette masks have {split.palettes} different palettes: one value may be several classes"
+            found.append(Advice(name, problem, "data.colors=true looks the colours up; or export with one palette"))
+        if len(split.kinds) > 1:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in split.kinds.items())
+            found.append(Advice(name, f"label files of several kinds: {kinds}", "are all of them exported alike?"))
+        if split.unlabelled:
+            problem = f"{len(split.unlabelled)} masks are ignored as a whole, such as {split.unlabelled[0]}"
+            found.append(Advice(name, problem, "label them, or leave them out"))
+    return found + _never(splits, rule.labels.names)
+
+
+def _strangers(name: str, split: MaskSplitReport, rule: LabelRule) -> Advice:
+    """Values or colours that no class has."""
+    files = max(files for _, files in split.strangers.values())
+    listed = ", ".join(list(split.strangers)[:NAMED])
+    if any(" " in value for value in split.values):
+        return _colours(name, split, rule, files)
+    used, classes = {int(v) for v in split.values}, set(rule.classes.values)
+    problem = f"the values {listed} are no class, in up to {files} files"
+    count = len(classes)
+    if used <= {0, 255} and count == 2:
+        problem = f"masks hold 0 and 255, classes have {_listed(sorted(classes))}"
+        return Advice(name, problem, "data.values=[0,255] data.ignore=[]", stops=True)
+    first = min(classes)
+    if classes == set(range(first, first + count)):
+        for shift in (1, -1):
+            moved = {value + shift for value in classes}
+            rest = used - moved - {255}
+            if rest <= {0} and (used & moved) and first + shift >= 0:
+                problem = f"values run from {min(used - rest)} to {max(used & moved)}, classes from {first}: off by one"
+                ignore = sorted({0, 255} if rest else {255})
+                line = f"data.first_value={first + shift} data.ignore={_listed(ignore)}"
+                return Advice(name, problem, line, stops=True)
+    strangers = [int(value) for value in split.strangers]
+    if len(strangers) > TOO_MANY:
+        return Advice(name, problem, "interpolated while resizing? resize masks with nearest neighbours", stops=True)
+    ignore = sorted({*(() if rule.ignore == "others" else rule.ignore), *strangers})
+    line = f"data.ignore={_listed(ignore)} leaves them out, or name their classes in data.classes"
+    return Advice(name, problem, line, stops=True)
+
+
+def _quiet(name: str, split: MaskSplitReport, rule: LabelRule) -> list[Advice]:
+    """Values that fit the config, and yet hardly mean what it says."""
+    used, values, names = set(split.values), rule.classes.values, rule.classes.names
+    if len(names) == 2 and used == {"0", "255"} and len(split.pixels) < 2:
+        problem = f"masks hold 0 and 255 alone, of which classes have {_listed(values)}: the rest is ignored"
+        return [Advice(name, problem, "data.values=[0,255] data.ignore=[]", stops=True)]
+    last = names[values.index(max(values))]
+    if min(values) == 1 and "0" in used and last not in split.pixels and str(max(values) - 1) in used:
+        problem = f"0 is ignored, and {last!r}, the last class, never occurs: do values count from 0?"
+        return [Advice(name, problem, "if so, data.first_value=0 data.ignore=[255]")]
+    return []
+
+
+def _colours(name: str, split: MaskSplitReport, rule: LabelRule, files: int) -> Advice:
+    """Masks with colours: the nearest class of each, or a palette to start from."""
+    colours = [tuple(int(c) for c in value.split()) for value in split.strangers if " " in value]
+    if len(colours) > TOO_MANY:
+        problem = f"{len(colours)} colours that are no class's, in up to {files} files"
+        return Advice(name, problem, "smoothed or compressed edges? export label values, without smoothing", stops=True)
+    if rule.classes.palette:
+        near = [f"{list(c)} (nearest: {_nearest(c, rule)})" for c in colours[:NAMED]]
+        which = "no class's" if rule.colours else "stored instead of values"
+        line = "add their classes, or data.ignore=others" if rule.colours else "data.colors=true"
+        return Advice(name, f"colours are {which}: {', '.join(near)}", line, stops=True)
+    listed = ", ".join(str(list(c)) for c in colours[:NAMED])
+    line = f"data.colors=true data.palette=[{','.join(_listed(c) for c in colours)}], in the order of data.classes"
+    return Advice(name, f"masks hold colours, not values: {listed}", line, stops=True)
+
+
+def _nearest(colour: Sequence[int], rule: LabelRule) -> str:
+    def distance(index: int) -> int:
+        return sum((a - b) ** 2 for a, b in zip(colour, rule.classes.palette[index], strict=True))
+
+    return rule.classes.names[min(range(len(rule.classes.names)), key=distance)]
+
+
+def _alone(name: str, split: MaskSplitReport) -> list[Advice]:
+    found = []
+    if split.bare:
+        problem = f"{len(split.bare)} images have no mask, such as {split.bare[0]}"
+        found.append(Advice(name, problem, "data.unpaired=skip leaves them out"))
+    if split.lonely:
+        problem = f"{len(split.lonely)} masks have no image, such as {split.lonely[0]}"
+        found.append(Advice(name, problem, f"they are left out; is data.{name}.image_suffix right?"))
+    return found
+
+
+def _never(splits: Mapping[str, MaskSplitReport], names: Sequence[str]) -> list[Advice]:
+    """Classes that occur nowhere, or not where they are learnt or measured."""
+    read = {name: split for name, split in splits.items() if split.pixels}
+    missing = {name: [c for c in names if c not in split.pixels] for name, split in read.items()}
+    nowhere = [c for c in names if all(c in absent for absent in missing.values())] if read else []
+    found = []
+    if nowhere:
+        problem = f"classes that never occur: {', '.join(nowhere[:NAMED])}"
+        found.append(Advice("all", problem, "take them out of data.classes, or correct their values"))
+    for name, absent in missing.items():
+        here = [c for c in absent if c not in nowhere]
+        if here:
+            what = "cannot be learnt" if name == "train" else "are not measured"
+            found.append(Advice(name, f"classes that {what}, as they occur in other splits alone: {', '.join(here)}"))
+    return found
+
+
+def _listed(values: Sequence[int]) -> str:
+    """`[0,255]`, as a command line takes it."""
+    return f"[{','.join(map(str, values))}]"

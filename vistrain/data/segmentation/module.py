@@ -1,0 +1,259 @@
+"""Data for semantic segmentation: what all sets of images with class maps share."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from vistrain.data.base.check import Findings
+from vistrain.data.base.collate import Batch, batch_of
+from vistrain.data.base.dataset import SampleSet
+from vistrain.data.base.images import image_size, read_image
+from vistrain.data.base.module import DataModule, SplitName, refuse_below
+from vistrain.data.segmentation.label_files import LabelRule
+from vistrain.data.segmentation.mask_pairs import MaskPair, Pairing
+from vistrain.data.segmentation.transforms import EvalScale, MaskAugment
+from vistrain.errors import DataError
+from vistrain.structures import LabelSpace
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class MaskedImage:
+    """One image on its way to a batch.
+
+    Attributes:
+        image: uint8 `[h, w, 3]`, RGB.
+        label_map: `[h, w]` class channels while training; in evaluation `[H, W]`, of the original image.
+        id: its name.
+        original_size: H, W in pixels before any transform.
+    """
+
+    image: np.ndarray
+    label_map: np.ndarray
+    id: str
+    original_size: tuple[int, int]
+
+
+class MaskedImages(SampleSet):
+    """Images with their class maps, read and transformed on demand.
+
+    Args:
+        pairs: the files.
+        rule: from stored values to channels.
+        transform: augmentation, or the evaluation resize.
+    """
+
+    def __init__(self, pairs: Sequence[MaskPair], rule: LabelRule, transform: MaskAugment | EvalScale) -> None:
+        self.pairs, self.rule, self.transform = pairs, rule, transform
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def sample(self, index: int, seed: int = 0) -> MaskedImage:
+        """The transformed sample.
+
+        Raises:
+            DataError: see `read_pair`.
+        """
+        pair = self.pairs[index]
+        image, label_map = read_pair(pair, self.rule)
+        size = image.shape[0], image.shape[1]
+        if isinstance(self.transform, MaskAugment):
+            return MaskedImage(*self.transform(image, label_map, self.rule.ignored, seed), pair.name, size)
+        return MaskedImage(self.transform(image), label_map, pair.name, size)
+
+    def where(self, index: int) -> str:
+        """The image's file."""
+        return str(self.pairs[index].image)
+
+
+def read_pair(pair: MaskPair, rule: LabelRule) -> tuple[np.ndarray, np.ndarray]:
+    """An image and its class channels.
+
+    A photograph is turned as its EXIF block says where only that gives it the size of its mask: masks are drawn on what
+    people see.
+
+    Returns:
+        uint8 `[H, W, 3]`, and `[H, W]` of the rule's type.
+
+    Raises:
+        DataError: a file cannot be read, the mask has another size, or a value that is no class.
+    """
+    label_map = rule.read(pair.mask)
+    return sized_image(pair, label_map.shape), label_map
+
+
+def sized_image(pair: MaskPair, size: tuple[int, ...]) -> np.ndarray:
+    """The image of a pair whose mask has this height and width.
+
+    Raises:
+        DataError: it has another size, whichever way it is turned, or cannot be read.
+    """
+    image = read_image(pair.image, apply_exif=False)
+    if image.shape[:2] != size and image.shape[1::-1] == size:
+        image = read_image(pair.image, apply_exif=True)
+    if image.shape[:2] != size:
+        problem = f"the mask is {size[1]}x{size[0]} pixels, its image {image.shape[1]}x{image.shape[0]}"
+        remedy = f"resize the mask without interpolation, or give {pair.image.name} its original size"
+        raise DataError(str(pair.mask), problem, remedy)
+    return image
+
+
+class SegmentationData(DataModule):
+    """Base of the sets of images with class maps: a subclass says which files, in `pairing`, and what their values are,
+    in `rule`.
+
+    Args:
+        batch_size: see `DataModule`.
+        augment: training augmentation; ADE20K's in mmsegmentation if None.
+        eval_scale: bounds of the long and the short side that evaluation makes images as large as; None leaves them as
+            they are. Predictions are measured in the original size, either way.
+        eval_multiple: evaluation rounds sides up to multiples of it, see `EvalScale`.
+        unpaired: `refuse` images without a mask, or `skip` them.
+        regions: targets hold the pixels of each class as a mask, too, as networks that classify masks want them.
+        base: see `DataModule`.
+
+    Raises:
+        ConfigError: a number is not positive.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 16,
+        augment: MaskAugment | None = None,
+        eval_scale: tuple[int, int] | None = None,
+        eval_multiple: int = 1,
+        unpaired: Literal["refuse", "skip"] = "refuse",
+        regions: bool = False,
+        **base: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, **base)
+        refuse_below(1, eval_multiple=eval_multiple, eval_scale=min(eval_scale or (1,)))
+        self.augment = MaskAugment() if augment is None else augment
+        self.eval_scale, self.eval_multiple, self.unpaired = eval_scale, eval_multiple, unpaired
+        self.regions = regions
+        self._told: set[SplitName] = set()
+
+    @abstractmethod
+    def pairing(self, split: SplitName) -> Pairing:
+        """The files of a split; looked for the first time.
+
+        Raises:
+            DataError: something is missing.
+        """
+
+    @property
+    @abstractmethod
+    def rule(self) -> LabelRule:
+        """The classes, and what they are stored as; may read a class file the first time."""
+
+    @property
+    def labels(self) -> LabelSpace:
+        """The classes."""
+        return self.rule.labels
+
+    def pairs(self, split: SplitName) -> Sequence[MaskPair]:
+        """The images of a split that have masks; of files without a partner, their number is told.
+
+        Raises:
+            DataError: see `pairing`; or images have no mask, and may not be skipped.
+        """
+        found = self.pairing(split)
+        if self.unpaired == "refuse":
+            found.refuse_bare()
+        if split not in self._told and self.rank == 0:
+            self._told.add(split)
+            for files, what in ((found.bare, "images without a mask"), (found.lonely, "masks without an image")):
+                if files:
+                    log.warning("%s: %d %s left out, such as %s", split, len(files), what, files[0])
+        return found.pairs
+
+    def find(self, split: SplitName) -> None:
+        """Finds the pairs of a split."""
+        self.pairs(split)
+
+    def dataset(self, split: SplitName) -> MaskedImages:
+        """The samples of a split: augmented for `train`, resized for evaluation otherwise."""
+        return MaskedImages(self.pairs(split), self.rule, self.augment if split == "train" else self.eval_transform)
+
+    @property
+    def eval_transform(self) -> EvalScale:
+        """The evaluation resize."""
+        return EvalScale(self.eval_scale, self.eval_multiple)
+
+    def largest(self, split: SplitName) -> tuple[int, int]:
+        """Upper bounds of the short and the long side of a split's images in a batch, in pixels."""
+        if split == "train":
+            bounds = self.augment.crop or self.augment.scale
+            factor = 1.0 if self.augment.crop else self.augment.ratio[1]
+        else:
+            bounds, factor = self.eval_scale, 1.0
+        if bounds is None:
+            sizes = [image_size(pair.image) for pair in self.pairs(split)]
+            bounds = max(map(min, sizes)), max(map(max, sizes))
+        return round(min(bounds) * factor), round(max(bounds) * factor)
+
+    def ground_truth(self, split: SplitName) -> None:
+        """Nothing beside what each batch holds: `label_map`, in the original size."""
+
+    def image_path(self, split: SplitName, image_id: str) -> Path:
+        """The file of an image.
+
+        Raises:
+            DataError: the split has no such image.
+        """
+        for pair in self.pairs(split):
+            if pair.name == image_id:
+                return pair.image
+        raise DataError(str(self.root), f"no image called {image_id!r} in split {split!r}")
+
+    @property
+    def collate(self) -> Callable[[Sequence[MaskedImage]], Batch]:
+        """See `collate_masks`."""
+        ignored = self.rule.ignored if self.regions else None
+        return functools.partial(collate_masks, size_divisor=self.preprocessing.size_divisor, regions=ignored)
+
+    def count_targets(self, target: Mapping[str, Any]) -> int:
+        """The labelled pixels of an image; with `regions`, its masks."""
+        if self.regions:
+            return len(target["labels"])
+        return int((target["label_map"] != self.rule.ignored).sum())
+
+    def check(self, output: str | Path) -> Findings:
+        """See `segmentation.check.check_masks`."""
+        from vistrain.data.segmentation.check import check_masks  # it draws, which training need not load
+
+        return check_masks(self, output)
+
+
+def collate_masks(samples: Sequence[MaskedImage], size_divisor: int = 1, regions: int | None = None) -> Batch:
+    """Pads images bottom and right with zeros to a common size and stacks them; class maps stay as they are.
+
+    Args:
+        samples: at least one.
+        size_divisor: height and width of the batch are rounded up to multiples of it.
+        regions: the ignored label, if the pixels of each other one are wanted as a mask.
+
+    Returns:
+        `image` uint8 `[B, 3, H, W]`, `size` and `original_size` int64 `[B, 2]`, `id` list of str, `target` list of
+        dicts with `label_map`, see `MaskedImage`; and with `regions`, where that has the image's size, `labels` int64
+        `[N]` and `masks` bool `[N, h, w]`.
+    """
+    targets = [{"label_map": torch.from_numpy(sample.label_map)} for sample in samples]
+    for target, sample in zip(targets, samples, strict=True):
+        if regions is not None and sample.label_map.shape == sample.image.shape[:2]:
+            values = target["label_map"].unique()
+            values = values[values != regions]
+            target |= {"labels": values.long(), "masks": target["label_map"] == values[:, None, None]}
+    sizes, ids = [sample.original_size for sample in samples], [sample.id for sample in samples]
+    return batch_of([sample.image for sample in samples], sizes, ids, targets, size_divisor)

@@ -1,0 +1,169 @@
+"""Geometry and colour of images with class maps, and the evaluation resize, as mmsegmentation does them, by OpenCV."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from vistrain.data.base.transform import EvalTransform
+from vistrain.errors import ConfigError
+
+CROPS = 10  # that are drawn again while one class fills them
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 32, (0.5, 1.5), (0.5, 1.5), 18  # of SSD's photometric distortion
+LEVELS = np.arange(256, dtype=np.float64)
+
+
+def scaled_size(height: int, width: int, bounds: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image that is made as large as fits: its long side into the larger bound, and its short
+    side into the smaller one (mmcv's `rescale_size`)."""
+    factor = min(max(bounds) / max(height, width), min(bounds) / min(height, width))
+    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+
+@dataclass(frozen=True)
+class EvalScale(EvalTransform):
+    """The evaluation resize, bilinear and not antialiased, as in mmsegmentation.
+
+    Args:
+        scale: bounds of the long and the short side, pixels; None leaves images as they are.
+        multiple: sides are rounded up to multiples of it, which changes proportions a little (VWFormer).
+    """
+
+    scale: tuple[int, int] | None = None
+    multiple: int = 1
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """uint8 `[H, W, C]` to uint8 `[h, w, C]`."""
+        height, width = self.size(*image.shape[:2])
+        if (height, width) == image.shape[:2]:
+            return image
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what an image of this size becomes."""
+        if self.scale is not None:
+            height, width = scaled_size(height, width, self.scale)
+        return -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple
+
+
+@dataclass(frozen=True)
+class MaskAugment:
+    """Training augmentation: a random scale, a crop, flips and colours. Defaults are ADE20K's in mmsegmentation.
+
+    Args:
+        crop: height and width of training images, pixels; smaller images stay as they are, and are padded in
+            their batch. None trains on whole ones.
+        scale: bounds of the long and the short side that `ratio` multiplies, see `scaled_size`; None: the image's own
+            size.
+        ratio: least and greatest factor, drawn evenly.
+        category_ratio: a crop of which one class has this share of the labelled pixels is drawn again, ten times at the
+            most; 1 takes any.
+        flip, vertical_flip: probabilities.
+        color: the photometric distortion of SSD (Liu et al. 2016, arXiv 1512.02325), as in mmsegmentation.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    crop: tuple[int, int] | None = (512, 512)
+    scale: tuple[int, int] | None = (2048, 512)
+    ratio: tuple[float, float] = (0.5, 2.0)
+    category_ratio: float = 0.75
+    flip: float = 0.5
+    vertical_flip: float = 0.0
+    color: bool = True
+
+    def __post_init__(self) -> None:
+        """Check."""
+        for name, pair in (("crop", self.crop), ("scale", self.scale)):
+            if pair is not None and min(pair) < 1:
+                raise ConfigError(f"data.augment.{name}", f"{list(pair)} are no sides in pixels")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ConfigError("data.augment.ratio", f"{list(self.ratio)}", "two factors, the smaller one first")
+        for name, value in (("category_ratio", self.category_ratio), ("flip", self.flip)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"data.augment.{name}", f"{value} is not in 0..1")
+
+    def __call__(
+        self, image: np.ndarray, label_map: np.ndarray, ignored: int, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One version of an image; the same for a seed wherever it is made.
+
+        Args:
+            image: uint8 `[H, W, 3]`.
+            label_map: `[H, W]`, uint8 or int16.
+            ignored: label without supervision.
+            seed: decides all that is random.
+
+        Returns:
+            Both, `[h, w, 3]` and `[h, w]`, of `crop`'s size or smaller.
+        """
+        draw = np.random.default_rng(seed)
+        image, label_map = self._rescaled(image, label_map, draw)
+        if self.crop is not None:
+            part = self._window(label_map, ignored, draw)
+            image, label_map = image[part], label_map[part]
+        for probability, axis in ((self.flip, 1), (self.vertical_flip, 0)):
+            if draw.random() < probability:
+                image, label_map = cv2.flip(image, axis), cv2.flip(label_map, axis)
+        return distorted(image, draw) if self.color else np.ascontiguousarray(image), np.ascontiguousarray(label_map)
+
+    def _rescaled(
+        self, image: np.ndarray, label_map: np.ndarray, draw: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        factor, size = draw.uniform(*self.ratio), label_map.shape[:2]
+        long, short = (max(size), min(size)) if self.scale is None else (max(self.scale), min(self.scale))
+        height, width = scaled_size(size[0], size[1], (int(long * factor), int(short * factor)))
+        if (height, width) == size:
+            return image, label_map
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        return image, cv2.resize(label_map, (width, height), interpolation=cv2.INTER_NEAREST)
+
+    def _window(self, label_map: np.ndarray, ignored: int, draw: np.random.Generator) -> tuple[slice, slice]:
+        assert self.crop is not None
+        free = [max(side - length, 0) for side, length in zip(label_map.shape, self.crop, strict=True)]
+        for attempt in range(CROPS + 1):
+            top, left = (int(draw.integers(n + 1)) for n in free)
+            part = slice(top, top + self.crop[0]), slice(left, left + self.crop[1])
+            if self.category_ratio >= 1 or attempt == CROPS:
+                break
+            cut = label_map[part]
+            counts = np.bincount(cut[cut != ignored], minlength=1)
+            if (counts > 0).sum() > 1 and counts.max() < self.category_ratio * counts.sum():
+                break
+        return part
+
+
+def distorted(image: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """SSD's photometric distortion, each step with probability 0.5: brightness, contrast (before or after the others),
+    saturation and hue.
+
+    Each step is a table of 256 values; as in mmsegmentation its results are cut off to whole numbers in 0..255.
+
+    Args:
+        image: uint8 `[H, W, 3]`, RGB.
+        draw: of everything random.
+    """
+    table = LEVELS
+    if draw.random() < 0.5:
+        table = _bytes(table + draw.uniform(-BRIGHTNESS, BRIGHTNESS))
+    contrast_first = draw.random() < 0.5
+    contrast = draw.uniform(*CONTRAST) if draw.random() < 0.5 else 1.0
+    if contrast_first:
+        table = _bytes(table * contrast)
+    image = cv2.LUT(image, table.astype(np.uint8))
+    saturation = draw.uniform(*SATURATION) if draw.random() < 0.5 else 1.0
+    turn = int(draw.integers(-HUE, HUE)) if draw.random() < 0.5 else 0
+    if saturation != 1 or turn:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        tables = np.stack([(LEVELS + turn) % 180, _bytes(LEVELS * saturation), LEVELS], 1)[None]
+        image = cv2.cvtColor(cv2.LUT(hsv, tables.astype(np.uint8)), cv2.COLOR_HSV2RGB)
+    if not contrast_first and contrast != 1:
+        image = cv2.LUT(image, _bytes(LEVELS * contrast).astype(np.uint8))
+    return np.ascontiguousarray(image)
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    return values.clip(0, 255).astype(np.uint8).astype(np.float64)

@@ -1,0 +1,1 @@
+"""Pixels classified: the task, its predictor, its pictures and its analysis."""

@@ -1,0 +1,51 @@
+"""Folders of label files, of whatever program, measured against the truth under a protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from vistrain.data.base.module import DataModule
+from vistrain.data.segmentation.label_files import SUFFIXES
+from vistrain.data.segmentation.module import SegmentationData
+from vistrain.errors import ConfigError, DataError
+from vistrain.metrics import IOU, protocol
+from vistrain.metrics.mean_iou import IoUResult
+from vistrain.predictions import Segmentation
+from vistrain.tasks.segmentation.predictor import SegmentationPredictor
+
+
+def evaluate_masks(predictions: Path, data: DataModule, name: str = "miou") -> IoUResult:
+    """Measure a folder of label files against a data module's test split.
+
+    Args:
+        predictions: holds `NAME.png` (or another lossless file) for each image, with the data's own values; or is what
+            `vistrain predict` wrote.
+        data: of images with class maps.
+        name: a protocol of `IOU`.
+
+    Raises:
+        ConfigError: the data has no class maps, or the protocol is not one of theirs.
+        DataError: a file is missing, cannot be read, or has another size than its truth.
+    """
+    if not isinstance(data, SegmentationData):
+        raise ConfigError("data.type", f"{type(data).__name__} has no class maps")
+    if name not in IOU:
+        raise ConfigError("--protocol", f"{name!r} is none for class maps", f"use {', '.join(IOU)}")
+    data.prepare_data()
+    own = predictions / SegmentationPredictor.pictures / SegmentationPredictor.masks
+    folder = own if own.is_dir() else predictions
+    metric, records = protocol(name, labels=data.labels), []
+    for pair in data.pairs("test"):
+        files = [folder / f"{pair.name}{suffix}" for suffix in SUFFIXES]
+        file = next((f for f in (*files, *(folder / f.name for f in files)) if f.is_file()), None)
+        if file is None:
+            raise DataError(str(pair.image), f"has no prediction in {folder}", f"call it {pair.name}.png")
+        truth, found = (data.rule.read(path) for path in (pair.mask, file))
+        if (found == data.rule.ignored).any():
+            raise DataError(str(file), "holds values that are ignored, not classes", "predict a class for each pixel")
+        maps = [torch.from_numpy(x) for x in (truth, found)]
+        records += metric.update([pair.name], [Segmentation(semantic=maps[1].long())], [{"label_map": maps[0]}])
+    metric.compute(records)
+    return metric.result

@@ -1,0 +1,133 @@
+"""Photographs in, class maps out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vistrain.data.segmentation.label_files import stored_values
+from vistrain.errors import ConfigError
+from vistrain.network import Network
+from vistrain.pictures import class_colours
+from vistrain.predictions import Segmentation
+from vistrain.segmentation.semantic import SemanticNetwork
+from vistrain.tasks.base.inputs import InputFile, picture_paths
+from vistrain.tasks.base.predictor import ImagePredictor
+from vistrain.tasks.segmentation.pictures import picture
+from vistrain.writing import whole_file
+
+
+class SegmentationPredictor(ImagePredictor[np.ndarray]):
+    """Any picture in, the class channel of each of its pixels out, int64 `[H, W]`.
+
+    Of files, `pictures/overlays/` shows the classes over the image with a legend, and `pictures/masks/` holds label
+    files: palette PNGs whose values are those of the training data (ADE20K: 1 to 150).
+
+    Args:
+        model: a network that classifies pixels.
+        device, base: see `Predictor`.
+        window: side of the windows that pictures are cut into, pixels; 0: whole; by default the network's own.
+        stride: between windows, pixels; two thirds of the window by default.
+        opacity: of the colours over the image, 0..1.
+
+    Raises:
+        ConfigError: a value is out of its range, or the network takes no windows.
+    """
+
+    overlays: ClassVar[str] = "overlays"
+    masks: ClassVar[str] = "masks"
+
+    def __init__(
+        self,
+        model: Network,
+        device: str = "auto",
+        *,
+        window: int | None = None,
+        stride: int | None = None,
+        opacity: float = 0.55,
+        **base: Any,
+    ) -> None:
+        super().__init__(model, device, **base)
+        if not 0 <= opacity <= 1:
+            raise ConfigError("--opacity", f"{opacity} is not in 0..1")
+        if window is None and stride is not None:
+            raise ConfigError("--stride", "means nothing without windows", "give --window, too")
+        self.opacity, self._folder = opacity, Path()
+        if window is not None:
+            self._cut(window, stride)
+
+    def _cut(self, window: int, stride: int | None) -> None:
+        if not isinstance(self.model, SemanticNetwork):
+            raise ConfigError("--window", f"{type(self.model).__name__} takes images whole", "leave it out")
+        step = max(1, window * 2 // 3) if stride is None else stride
+        if window < 0 or not 0 < max(step, 1 - bool(window)) <= max(window, 1):
+            raise ConfigError("--window", f"{window} with a stride of {step}", "a stride is 1 to the window's side")
+        self.model.window = (window, window) if window else None
+        self.model.window_stride = (step, step) if window else None
+
+    @torch.inference_mode()
+    def predict_batch(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Class maps of several uint8 `[H, W, 3]` pictures at a time, in their own sizes."""
+        if not inputs:
+            return []
+        found: list[Segmentation] = self.model.predict(self.batch(inputs))
+        return [cast(torch.Tensor, one.semantic).cpu().numpy() for one in found]
+
+    def describe(self, image: np.ndarray, result: np.ndarray) -> dict[str, Any]:
+        """Sides, and `classes`: what share of the pixels each class has, the largest first."""
+        values, counts = np.unique(result, return_counts=True)
+        names = self.labels.name_of
+        shares = {names[v]: round(n / result.size, 6) for v, n in zip(values.tolist(), counts.tolist(), strict=True)}
+        ordered = dict(sorted(shares.items(), key=lambda item: -item[1]))
+        return {**super().describe(image, result), "classes": ordered}
+
+    def picture_paths(self, files: Sequence[InputFile], folder: Path) -> list[Path]:
+        """See `Predictor`."""
+        self._folder = folder
+        return picture_paths(files, folder / self.overlays)
+
+    def draw(self, image: np.ndarray, result: np.ndarray) -> np.ndarray:
+        """The picture under its classes, with a legend below it."""
+        return picture(image, result, self.labels, opacity=self.opacity)
+
+    def write_picture(self, file: InputFile, image: np.ndarray, result: np.ndarray, target: Path) -> None:
+        """See `Predictor` and the class."""
+        super().write_picture(file, image, result, target)
+        name = target.relative_to(self._folder / self.overlays).with_suffix(".png")
+        write_label_file(self._folder / self.masks / name, result, self.labels)
+
+    def sentence(self, entries: Sequence[Mapping[str, Any]]) -> str:
+        """How many classes."""
+        return f"{len({name for entry in entries for name in entry['classes']})} classes"
+
+    def header(self) -> dict[str, Any]:
+        """The classes, and the values that label files have for them."""
+        return {"classes": [{"value": v, "name": n} for v, n in zip(self.labels.ids, self.labels.names, strict=True)]}
+
+
+def write_label_file(path: Path, classes: Any, labels: Any) -> None:
+    """Write a class map as the data set's label files are: an 8-bit PNG with the classes' colours as its palette, or a
+    16-bit one without, where values need that.
+
+    Args:
+        path: ends in `.png`; written whole or not at all.
+        classes: `[H, W]`, class channels.
+        labels: of the network.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    stored = stored_values(labels, np.asarray(classes))
+    image = Image.fromarray(stored)
+    if stored.dtype == np.uint8:
+        palette = np.zeros((256, 3), np.uint8)
+        for channel, colour in class_colours(labels).items():
+            palette[labels.category_of[channel]] = colour
+        image.putpalette(palette.tobytes())
+    with whole_file(path) as partial:
+        image.save(partial, format="PNG")
