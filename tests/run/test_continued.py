@@ -140,6 +140,22 @@ def test_numbers_that_the_disk_refused_are_written_later(
     assert caplog.text.count("CSVMetrics: numbers could not be written") == 2
 
 
+def test_an_evaluation_that_a_resumed_run_begins_with_shares_the_row_of_its_step(tmp_path: Path) -> None:
+    first = CSVMetrics(tmp_path)
+    for step in (1, 2, 3):
+        first.log_metrics({"train/loss": step / 3}, step)
+    second = CSVMetrics(tmp_path)
+    second.resume_at(2)
+    second.log_metrics({"val/x": 0.5}, 2)
+    second.log_metrics({"train/loss": 1.0}, 3)
+    third = CSVMetrics(tmp_path)
+    third.resume_at(3)
+    third.log_metrics({"val/x": 0.25}, 3)  # no new column now
+    assert [list(row.values()) for row in rows(tmp_path)] == [
+        ["1", "0.333333333", ""], ["2", "0.666666667", "0.5"], ["3", "1", "0.25"],
+    ]  # fmt: skip
+
+
 # ---------------------------------------------------------------- what others refuse
 
 

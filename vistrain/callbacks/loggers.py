@@ -75,7 +75,11 @@ class CSVMetrics(Logger):
             return
         rows = self.read() if step else []
         self._columns = list(rows[0]) if rows else ["step"]
-        self._rewrite([row for row in rows if int(row["step"]) <= step])
+        kept = [row for row in rows if int(row["step"]) <= step]
+        self._rewrite(kept)
+        if kept and int(kept[-1]["step"]) == step:  # an evaluation that is still to come belongs to this row
+            numbers = {name: float(text) for name, text in kept[-1].items() if name != "step" and text}
+            self._row = {"step": step, **numbers}
 
     def read(self) -> list[dict[str, str]]:
         """The rows as text; empty where nothing was logged. A last line that was cut off is left out."""
