@@ -71,10 +71,8 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
         self.model.window_stride = (step, step) if window else None
 
     @torch.inference_mode()
-    def predict_batch(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Class maps of several uint8 `[H, W, 3]` pictures at a time, in their own sizes."""
-        if not inputs:
-            return []
         found: list[Segmentation] = self.model.predict(self.batch(inputs))
         return [cast(torch.Tensor, one.semantic).cpu().numpy() for one in found]
 
