@@ -64,7 +64,7 @@ class GeneratedMasks(MaskFolders):
         self.counts, self.scenes_seed, self.scale = {"train": train_images, "val": val_images}, scenes_seed, scale
         self.scenes = scenes or Scenes()
         name = f"masks-v{VERSION}-{train_images}-{val_images}-seed{scenes_seed}-x{scale:g}{self.scenes.mark}"
-        splits = {split: MaskSplit(f"images/{f}", f"annotations/{f}") for split, f in FOLDERS.items()}
+        splits: dict[str, Any] = {split: MaskSplit(f"images/{f}", f"annotations/{f}") for split, f in FOLDERS.items()}
         super().__init__(
             root=str(data_root(root) / name),
             augment=augment or MaskAugment(crop=(side, side), scale=None, ratio=(0.75, 1.5)),

@@ -47,7 +47,7 @@ class ADE20K(MaskFolders):
     def __init__(
         self, folder: str = "ADEChallengeData2016", eval_scale: tuple[int, int] | None = (2048, 512), **base: Any
     ) -> None:
-        splits = {
+        splits: dict[str, Any] = {
             split: MaskSplit(f"{folder}/images/{name}", f"{folder}/annotations/{name}")
             for split, name in (("train", "training"), ("val", "validation"))
         }
@@ -69,7 +69,7 @@ class Cityscapes(MaskFolders):
     sets_itself = ("train", "val", "test", "classes", "first_value", "values", "ignore", "colors")
 
     def __init__(self, files: Literal["labelIds", "labelTrainIds"] = "labelIds", **base: Any) -> None:
-        splits = {
+        splits: dict[str, Any] = {
             split: MaskSplit(f"leftImg8bit/{split}", f"gtFine/{split}", "_leftImg8bit", f"_gtFine_{files}")
             for split in ("train", "val")
         }
@@ -99,7 +99,9 @@ class CamVid(MaskFolders):
     sets_itself = ("train", "val", "test", "classes", "first_value", "values", "ignore", "colors", "palette")
 
     def __init__(self, void: bool = False, **base: Any) -> None:
-        splits = {split: MaskSplit(f"images/{split}", f"annotations/{split}") for split in ("train", "val", "test")}
+        splits: dict[str, Any] = {
+            split: MaskSplit(f"images/{split}", f"annotations/{split}") for split in ("train", "val", "test")
+        }
         classes = (*CAMVID_CLASSES, "void") if void else CAMVID_CLASSES
         facts: dict[str, Any] = {"palette": CAMVID_PALETTE[: len(classes)], "ignore": (255,) if void else (11, 255)}
         super().__init__(classes=classes, **splits, **facts, **base)
@@ -127,7 +129,7 @@ class PascalVOC(MaskFolders):
         val_list: str = "val.txt",
         **base: Any,
     ) -> None:
-        splits = {
+        splits: dict[str, Any] = {
             split: MaskSplit(
                 f"{folder}/JPEGImages", f"{folder}/{masks}", names=f"{folder}/ImageSets/Segmentation/{file}"
             )
