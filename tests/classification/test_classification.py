@@ -315,7 +315,9 @@ def changes(root: Path, folder: Path, **more) -> dict:
     data = {"root": str(root), "train_images": 4, "val_images": 2, "batch_size": 8, "workers": 0, "image_size": 32}
     trainer = {"max_epochs": 1, "accelerator": "cpu", "log_every_n_steps": 1, "check_val_every_n_epoch": 1}
     model = {"backbone": {"name": "test_resnet"}}
-    return config.merge({"data": data, "trainer": trainer, "model": model, "run": {"folder": str(folder)}}, more)
+    schedule = {"warmup_steps": 1}
+    run = {"folder": str(folder)}
+    return config.merge({"data": data, "trainer": trainer, "model": model, "schedule": schedule, "run": run}, more)
 
 
 @pytest.fixture(scope="module")

@@ -109,11 +109,12 @@ def test_predict_passes_its_options_on(calls):
     )
     _, positional, named = calls.list[0]
     assert positional == (Path("b.ckpt"), ["a.jpg", "b.jpg"], Path("out"))
-    options = {"threshold": 0.4, "tile": None, "config": None, "weights": None}
+    options = {"threshold": 0.4, "config": None, "weights": None}
+    options |= dict.fromkeys(("annotations", "opacity", "stride", "tile", "window"))
     assert named == {"batch_size": 1, "device": "auto", "allow": [], **options}
 
 
-SHAPES = "data: {type: data.GeneratedShapes, train_images: 2, val_images: 2, root: shapes}"
+SHAPES = "data: {type: data.GeneratedShapes, train_images: 2, val_images: 2, batch_size: 2, root: shapes}"
 
 
 def test_check_looks_at_generated_data(tmp_path, monkeypatch, capsys):

@@ -99,8 +99,8 @@ class VWHead(VaryingWindowHead):
         base: see `VaryingWindowHead`.
     """
 
-    def __init__(self, channels: Sequence[int], *args: Any, **base: Any) -> None:
-        super().__init__(channels, *args, **base)
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int, **base: Any) -> None:
+        super().__init__(channels, strides, num_classes, **base)
         dim = self.embed_dim
         for level in (4, 3, 2):
             self.add_module(f"linear_c{level}", LevelProjection(channels[level - 1], dim))
@@ -134,8 +134,8 @@ class VWCityHead(VaryingWindowHead):
         base: see `VaryingWindowHead`.
     """
 
-    def __init__(self, channels: Sequence[int], *args: Any, **base: Any) -> None:
-        super().__init__(channels, *args, **base)
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int, **base: Any) -> None:
+        super().__init__(channels, strides, num_classes, **base)
         dim = self.embed_dim
         self.linear_c4 = ConvModule(channels[3], dim)
         self.linear_c3 = ConvModule(channels[2], dim)

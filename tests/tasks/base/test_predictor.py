@@ -107,8 +107,8 @@ def test_volumes_are_found_read_predicted_and_written(tmp_path: Path, caplog: py
     assert model.seen == (torch.Size([2, 1, 8, 12, 8]), [[5, 6, 7], [3, 9, 2]], [[5, 6, 7], [3, 9, 2]])
     content = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert content["images"] == [
-        {"id": 1, "file": "a.vol.npy", "sides": [5, 6, 7], "at": [4, 2, 3]},
-        {"id": 3, "file": "deep/b.vol.npy", "sides": [3, 9, 2], "at": [0, 8, 1]},
+        {"id": "a.vol.npy", "file": "a.vol.npy", "sides": [5, 6, 7], "at": [4, 2, 3]},
+        {"id": "deep/b.vol.npy", "file": "deep/b.vol.npy", "sides": [3, 9, 2], "at": [0, 8, 1]},
     ]
     assert summary.failed == [("broken.vol.npy", "damaged volume")]
     assert (tmp_path / "out" / "pictures" / "deep" / "b.vol.npy.txt").read_text() == "[0, 8, 1]"
@@ -119,7 +119,11 @@ def test_volumes_are_found_read_predicted_and_written(tmp_path: Path, caplog: py
 
 def test_options_are_what_a_predictor_adds_to_the_base() -> None:
     names = {task: list(task.predictor.options()) for task in (DetectionTask, ClassificationTask, RestorationTask)}
-    assert names == {DetectionTask: ["threshold"], ClassificationTask: ["threshold"], RestorationTask: ["tile"]}
+    assert names == {
+        DetectionTask: ["threshold", "annotations"],
+        ClassificationTask: ["threshold"],
+        RestorationTask: ["tile"],
+    }
     facts = {"labels": None, "preprocessing": Preprocessing(size_divisor=2).to_dict(), "evaluation": None}
     made = VolumePredictor.from_facts(Brightest(), facts, "cpu", least=0.25, absent=None)
     assert (made.least, made.transform, made.preprocessing.size_divisor) == (0.25, None, 2)
