@@ -147,6 +147,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "voc: picture is a pipe": ("voc", pipe("JPEGImages/b.jpg"), "picture left out"),
     "voc: xml is a pipe": ("voc", pipe("Annotations/b.xml"), "no such annotation file"),
     "voc: stated size wrong": ("voc", text("Annotations/b.xml", voc_xml("b", [("cat", 1, 2, 9, 9)], size=(0, 0))), "cat 1"),
+    "voc: half of what it was": ("voc", text("Annotations/b.xml", voc_xml("b", [("cat", 1, 2, 9, 9)], size=(100, 80))), "another size than when"),
     "voc: another size": ("voc", text("Annotations/b.xml", voc_xml("b", [("cat", 1, 2, 9, 9)], size=(500, 400))), "(500x400 stated, 50x40 there)"),
     "voc: shrunk since": ("voc", text("Annotations/b.xml", voc_xml("b", [("cat", 90, 90, 90, 90)], size=(500, 400))), "another size than when"),
     "voc: classes that differ in case": ("voc", swapped("Annotations/a.xml", "cat", "Cat"), "classes of nearly one name"),

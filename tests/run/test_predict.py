@@ -356,7 +356,8 @@ def test_predictions_carry_the_ids_of_an_annotation_file_and_evaluate_against_it
     assert "1 of the 2 images have no result" not in caplog.text
     numbers.append(evaluate_file(tmp_path / "names" / "coco_results.json", truth).numbers)
     assert "1 of the 2 images have no result" in caplog.text
-    assert numbers[0] == numbers[1]
+    assert numbers[0] == numbers[1] == evaluate_file(tmp_path / "out", truth).numbers  # the folder will do, too
+    assert "detections of score >= 0.3 alone, and AP is of those: `vistrain predict --threshold 0`" in caplog.text
     assert numbers[2]["coco/AP50"] == pytest.approx(1.0)
 
 

@@ -167,12 +167,13 @@ def _build_pretrained(name: str, arguments: dict[str, Any]) -> tuple[Any, bool]:
         raise WeightsError(
             f"pretrained weights of {name}",
             f"{source} is not in the cache and cannot be downloaded ({str(error).splitlines()[0][:100]})",
-            "download it where there is a network and set `pretrained: /path/to/file`, or `pretrained: false`",
+            "download it where there is a network and set `model.backbone.pretrained` to a file, or to false, which "
+            "starts from scratch",
         ) from error
     except RuntimeError as error:
         # timm's own message for a model that has none, and load_state_dict's for `args` that change shapes.
         problem = " ".join(str(error).split())[:300]
-        remedy = "set `pretrained: /path/to/a file` of the authors', or `pretrained: false`"
+        remedy = "set `model.backbone.pretrained` to a file of the authors', or to false, which starts from scratch"
         raise WeightsError(f"pretrained weights of {name}", problem, remedy) from error
 
 

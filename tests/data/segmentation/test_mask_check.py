@@ -42,7 +42,9 @@ def look(root: Path, **arguments) -> MaskReport:
     if not (root / "images/val").exists():
         write(root, {"v": stripes(0, 1, 2)}, "val")
     train, val = (MaskSplit(f"images/{s}", f"masks/{s}") for s in ("train", "val"))
-    return MaskFolders(train, val, **{"classes": NAMES, "root": str(root), **arguments}).check(root / "out")
+    return MaskFolders(train, val, **{"classes": NAMES, "root": str(root), "batch_size": 1, **arguments}).check(
+        root / "out"
+    )
 
 
 def advised(report: MaskReport, split: str = "train") -> str:
@@ -75,7 +77,7 @@ def test_what_is_advised_mends_it(tmp_path, capsys, monkeypatch):
     write(tmp_path, {"v": stripes(0, 255)}, "val")
     Path("mine.yaml").write_text(
         "base: vistrain:seg/_base_/semantic\n"
-        "data:\n  type: data.MaskFolders\n  root: .\n  classes: [ground, vessel]\n"
+        "data:\n  type: data.MaskFolders\n  root: .\n  batch_size: 2\n  classes: [ground, vessel]\n"
         "  train: {images: images/train, masks: masks/train}\n  val: {images: images/val, masks: masks/val}\n"
     )
     assert main(["check", "-c", "mine.yaml"]) != 0
@@ -84,6 +86,13 @@ def test_what_is_advised_mends_it(tmp_path, capsys, monkeypatch):
     line = "data.values=[0,255] data.ignore=[]"
     assert line in said
     assert main(["check", "-c", "mine.yaml", *line.split()]) == 0
+
+
+def test_fewer_images_than_a_batch_are_refused_as_a_run_refuses_them(tmp_path):
+    write(tmp_path, {"a": stripes(0, 1, 2)})
+    report = look(tmp_path, batch_size=8)
+    assert not report.ok
+    assert "1 images to train on are fewer than the global batch of 8" in report.splits["train"].refused[0]
 
 
 def test_labels_that_count_from_one(tmp_path):

@@ -161,7 +161,9 @@ def _frame(picture: Labelled, stored: Size, upright: Size, export: Export) -> Si
     assert stated is not None
     far = max((v / side for s in picture.shapes for v, side in zip(s.box[2:], stored[::-1], strict=True)), default=0)
     item = f"{picture.path.name} ({stated[1]}x{stated[0]} stated, {stored[1]}x{stored[0]} there)"
-    if far <= 1 if not export.shares else abs(stated[0] * stored[1] / (stated[1] * stored[0]) - 1) < 0.01:
+    # Resized since, pixels mean another place, even if they happen to lie in the picture; shares stay what they are.
+    is_resized = abs(stated[0] * stored[1] - stated[1] * stored[0]) < 0.01 * stated[1] * stored[0]
+    if is_resized if export.shares else far <= 1 and not is_resized:
         export.notes.add("size that is stated is not the picture's, which counts", item)
         return stored
     export.notes.add("picture left out: it has another size than when it was annotated", item)
@@ -273,6 +275,8 @@ def _config_lines(images: Path, output: Path, splits: Sequence[str]) -> str:
         chosen = {"train": chosen.get("train", splits[0]), "val": chosen.get("val", splits[-1]), **chosen}
     lines = ["data:", "  type: data.CocoDetection", f"  root: {_quoted(str(output))}"]
     lines += [f"  {key}: {{images: {_quoted(str(images))}, annotations: {n}.json}}" for key, n in chosen.items()]
+    if chosen["train"] == chosen["val"]:
+        lines.append("  # train and val are the same pictures here: numbers of val say nothing about others")
     return printable_lines(lines)
 
 

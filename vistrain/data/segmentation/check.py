@@ -18,8 +18,8 @@ from vistrain.data.base.check import (
     SplitFindings,
     opened,
     pixel_hash,
+    refusals,
     shown,
-    unreadable,
     write_report,
 )
 from vistrain.data.base.module import SplitName
@@ -94,9 +94,7 @@ class MaskReport(Findings):
         """What a terminal shows: print it with a Rich console."""
         lines = []
         for name, split in self.splits.items():
-            if split.problem:
-                lines.append(f"[red]{name}[/]: {escape(split.problem)}")
-            lines += unreadable(name, split.bad_files)
+            lines += refusals(name, split)
         if self.leaks:
             lines.append(f"[yellow]in several splits[/]: {len(self.leaks)} images, such as {shown(self.leaks)}")
         for found in self.advice:
@@ -151,6 +149,7 @@ def check_masks(data: SegmentationData, output: str | Path) -> MaskReport:
         found.bare, found.lonely = ([str(path) for path in paths] for paths in (pairing.bare, pairing.lonely))
         if found.bare and data.unpaired == "refuse":
             found.problem = f"{len(found.bare)} images have no mask, such as {found.bare[0]}"
+        found.refused += data.refusals(name, found.images)
         for digest, path in _open_all(pairing.pairs, rule, name, found):
             seen.setdefault(digest, []).append(f"{name}: {path}")
         report.pictures += _draw(pairing.pairs, data, name, found, output)

@@ -114,7 +114,8 @@ def _colours(name: str, split: MaskSplitReport, rule: LabelRule, files: int) -> 
         line = "add their classes, or data.ignore=others" if rule.colours else "data.colors=true"
         return Advice(name, f"colours are {which}: {', '.join(near)}", line, stops=True)
     listed = ", ".join(str(list(c)) for c in colours[:NAMED])
-    line = f"data.colors=true data.palette=[{','.join(_listed(c) for c in colours)}], in the order of data.classes"
+    line = f"data.colors=true data.palette=[{','.join(_listed(c) for c in colours)}], but in the order of data.classes"
+    line += ": these are sorted by how often they occur" if len(colours) > 1 else ""
     return Advice(name, f"masks hold colours, not values: {listed}", line, stops=True)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from vistrain.data.base.storage import read_json
 from vistrain.data.detection.coco import read_coco
 from vistrain.metrics.coco import CocoResult, evaluate_records, records_of
+
+log = logging.getLogger(__name__)
 
 
 def read_records(
@@ -16,8 +19,8 @@ def read_records(
     """Ground truth and the records of all its images from files.
 
     Args:
-        predictions: results in COCO's format, or the `predictions.json` of `vistrain predict`, see
-            `metrics.coco_files.check_results`.
+        predictions: results in COCO's format, or the `predictions.json` of `vistrain predict` (or the folder with it),
+            see `metrics.coco_files.check_results`.
         annotations: ground truth in COCO's format, read as training reads it.
         truth: the content of `annotations`, where it is known already; that is then no more than a name for messages.
 
@@ -27,9 +30,16 @@ def read_records(
     Raises:
         DataError: a file is missing or malformed, or results are for images that the annotations do not list.
     """
+    predictions = Path(predictions)
+    predictions = predictions / "predictions.json" if predictions.is_dir() else predictions
     if truth is None:
         truth = read_coco(annotations, files=False).ground_truth()
-    return records_of(read_json(Path(predictions)), truth, str(predictions), str(annotations))
+    content = read_json(predictions)
+    threshold = content.get("threshold") if isinstance(content, dict) else None
+    if isinstance(threshold, int | float) and threshold > 0:
+        remedy = "`vistrain predict --threshold 0` keeps all, as `vistrain test` does"
+        log.warning("%s: detections of score >= %g alone, and AP is of those: %s", predictions, threshold, remedy)
+    return records_of(content, truth, str(predictions), str(annotations))
 
 
 def evaluate_file(predictions: str | Path, annotations: str | Path, backend: str = "auto") -> CocoResult:
