@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, SqueezeExcite, trunc_normal_
+from timm.layers import DropPath, SqueezeExcite
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
@@ -230,12 +230,7 @@ class FFNet(StagedBackbone):
             stages.append(Stage(down, blocks, channels_last=False))
         norm = LayerNorm2d(embed_dim[-1]) if layer_norm_last else nn.BatchNorm2d(embed_dim[-1])
         super().__init__(stem, stages, norm, channels=embed_dim, strides=(4, 8, 16, 32), **base)
-        initialise(self)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                trunc_normal_(layer.weight, std=0.02)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        initialise(self, convolutions="truncated")
 
 
 PUBLISHED = {
