@@ -1,7 +1,7 @@
 """FFNet: a network of MLPs alone, those that mix cells convolutional (MetaMixer with its modules so).
 
-MetaMixer Is All You Need, arXiv 2406.02021. Authors' code: ysj9909/FFNet, Apache-2.0 (models/ffnet.py). Printed sizes
-are those after `fuse()`.
+MetaMixer Is All You Need, arXiv 2406.02021. Authors' code: ysj9909/FFNet, Apache-2.0 (models/ffnet.py; their dense code
+has a norm for each map, which `Backbone(output_norm_eps=1e-6)` has here). Printed sizes are those after `fuse()`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from vistrain.backbones.staged import (
     build_variant,
     converter,
     default_cfg,
+    dense_key_map,
     drop_path_rates,
     initialise,
     register_model,
@@ -48,6 +49,7 @@ AUTHORS = KeyMap(
     ),
 )
 checkpoint_filter_fn = converter(AUTHORS)
+DENSE = dense_key_map(AUTHORS, [f"norm{i}" for i in range(4)])
 
 
 def _depthwise(dim: int, out: int, kernel_size: int, stride: int = 1) -> nn.Module:

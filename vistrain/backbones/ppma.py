@@ -1,7 +1,8 @@
 """PPMA: attention whose logits fall with what a path from token to token passes, along a row and a column.
 
 Polyline Path Masked Attention for Vision Transformer, arXiv 2506.15940. Authors' code: zhongchenzhao/PPMA, Apache-2.0
-(classification/models/PPMA.py).
+(classification/models/PPMA.py; detection/ppma.py has a norm for each map, which `Backbone(output_norm_eps=1e-5)` has
+here).
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.backbones.rmt import RULES, RMTBackbone, rmt_converter
-from vistrain.backbones.staged import Published, StagedBackbone, build_variant, default_cfg, register_model
+from vistrain.backbones.staged import (
+    Published,
+    StagedBackbone,
+    build_variant,
+    default_cfg,
+    dense_key_map,
+    register_model,
+)
 from vistrain.checkpoints import KeyMap
 from vistrain.layers.rotary import rotary_angles, rotate
 
@@ -34,6 +42,7 @@ AUTHORS = KeyMap(
     drop=(r"\.Relpos\.angle$",),  # constants
 )
 checkpoint_filter_fn = rmt_converter(AUTHORS)
+DENSE = dense_key_map(AUTHORS, [f"outnorm{i}" for i in range(4)])
 
 
 class PathMaskedAttention(nn.Module):
