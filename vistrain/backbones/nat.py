@@ -162,6 +162,7 @@ def alternate(depths: Sequence[int], largest: Sequence[int]) -> list[list[int]]:
     return [[step if i % 2 else 1 for i in range(depth)] for depth, step in zip(depths, largest, strict=True)]
 
 
+_PICKED = "the products that pick biases of positions are counted here"
 PUBLISHED = {
     "nat_mini": Published(20, 2.7, 81.8),
     "nat_tiny": Published(28, 4.3, 83.2),
@@ -173,7 +174,9 @@ PUBLISHED = {
     "dinat_base": Published(90, 13.7, 84.4),
     "dinat_large": Published(200, 30.6, 86.6),  # trained on ImageNet-22k first, as the next
     "dinat_large_384": Published(200, 89.7, 87.4, size=384),
-    "dinat_large_384_11x11": Published(201, 92.4, 87.5, size=384),  # they print 200, without the larger tables
+    "dinat_large_384_11x11": Published(
+        201, 92.4, 87.5, size=384, why=_PICKED
+    ),  # they print 200, without the larger tables
 }
 _CODE = "https://github.com/SHI-Labs/Neighborhood-Attention-Transformer"
 default_cfgs = generate_default_cfgs(

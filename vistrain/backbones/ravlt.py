@@ -67,11 +67,12 @@ class RAVLT(RMTBackbone):
         super().__init__(attention, (2, 1, 1, 2), **base)
 
 
+_PRODUCTS = "printed without the products of attention"
 PUBLISHED = {
-    "ravlt_t": Published(15, 2.4),
-    "ravlt_s": Published(26, 4.6, 84.4),
-    "ravlt_b": Published(48, 9.9),
-    "ravlt_l": Published(95, 16.0),
+    "ravlt_t": Published(15, 2.4, why=_PRODUCTS),
+    "ravlt_s": Published(26, 4.6, 84.4, why=_PRODUCTS),
+    "ravlt_b": Published(48, 9.9, why=_PRODUCTS),
+    "ravlt_l": Published(95, 16.0, why=_PRODUCTS),
 }
 _CODE = "https://github.com/qhfan/RALA"
 default_cfgs = generate_default_cfgs(

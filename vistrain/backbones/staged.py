@@ -40,6 +40,7 @@ class Published:
         size: side of the image that both are of, in pixels.
         fused: parameters and multiply-adds are those after `StagedBackbone.fuse`.
         counted: arguments of the model that the numbers are of, where these are not the defaults.
+        why: what a difference of more than 1 % from what is counted here comes of.
     """
 
     parameters: float
@@ -48,6 +49,7 @@ class Published:
     size: int = 224
     fused: bool = False
     counted: Mapping[str, Any] = field(default_factory=dict)
+    why: str = ""
 
 
 class Stage(nn.Module):
