@@ -9,6 +9,7 @@ from typing import Any
 from vistrain.errors import ConfigError, nearest
 from vistrain.metrics.accuracy import Accuracy, MultiLabel
 from vistrain.metrics.base import Metric, Record, Unit
+from vistrain.metrics.binary_pixels import BinaryPixels
 from vistrain.metrics.coco import CocoBox
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lpips import Lpips
@@ -22,15 +23,17 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     **{name: functools.partial(ImageQuality, name) for name in QUALITY},
     "lpips": Lpips,
     **{name: functools.partial(MeanIoU, name) for name in IOU},
+    "vessels": BinaryPixels,
 }
 
-METRICS: tuple[type[Metric], ...] = (CocoBox, Accuracy, MultiLabel, ImageQuality, Lpips, MeanIoU)
+METRICS: tuple[type[Metric], ...] = (CocoBox, Accuracy, MultiLabel, ImageQuality, Lpips, MeanIoU, BinaryPixels)
 
 __all__ = [
     "IOU",
     "PROTOCOLS",
     "QUALITY",
     "Accuracy",
+    "BinaryPixels",
     "CocoBox",
     "ImageQuality",
     "Lpips",

@@ -8,6 +8,7 @@ from rich.console import RenderableType
 
 from vistrain.data.base.module import DataModule
 from vistrain.errors import ConfigError
+from vistrain.metrics.binary_pixels import BinaryPixels
 from vistrain.metrics.mean_iou import IOU, MeanIoU
 from vistrain.predictions import Segmentation
 from vistrain.structures import LabelSpace
@@ -26,7 +27,7 @@ class SegmentationTask(Task):
     """
 
     predictor = SegmentationPredictor
-    protocols = tuple(IOU)
+    protocols = (*IOU, *BinaryPixels.families)
 
     def draw_sample(
         self, batch: Batch, index: int, prediction: Segmentation | None, side: int, threshold: float
