@@ -14,6 +14,7 @@ from vistrain.metrics.coco import CocoBox
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
+from vistrain.metrics.region_overlap import REGIONS, RegionOverlap
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
 PROTOCOLS: dict[str, Callable[..., Metric]] = {
@@ -24,14 +25,25 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "lpips": Lpips,
     **{name: functools.partial(MeanIoU, name) for name in IOU},
     "vessels": BinaryPixels,
+    **{name: functools.partial(RegionOverlap, name) for name in REGIONS},
 }
 
-METRICS: tuple[type[Metric], ...] = (CocoBox, Accuracy, MultiLabel, ImageQuality, Lpips, MeanIoU, BinaryPixels)
+METRICS: tuple[type[Metric], ...] = (
+    CocoBox,
+    Accuracy,
+    MultiLabel,
+    ImageQuality,
+    Lpips,
+    MeanIoU,
+    BinaryPixels,
+    RegionOverlap,
+)
 
 __all__ = [
     "IOU",
     "PROTOCOLS",
     "QUALITY",
+    "REGIONS",
     "Accuracy",
     "BinaryPixels",
     "CocoBox",
@@ -41,6 +53,7 @@ __all__ = [
     "Metric",
     "MultiLabel",
     "Record",
+    "RegionOverlap",
     "Unit",
     "protocol",
     "unit",

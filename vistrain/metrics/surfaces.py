@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -176,7 +177,7 @@ def _length(fewer: Sequence[tuple[int, ...]], spacing: Sequence[float]) -> float
         shared = [axis for axis in (0, 1) if fewer[0][axis] == fewer[1][axis]]
         if shared:
             return float(spacing[1 - shared[0]])
-    return len(fewer) * 0.5 * float(np.hypot(*spacing))
+    return len(fewer) * 0.5 * math.hypot(*spacing)
 
 
 def _area(fewer: Sequence[tuple[int, ...]], spacing: Sequence[float]) -> float:

@@ -168,13 +168,13 @@ class ViewedImages(MaskedImages):
         image, label_map = read_pair(pair, self.rule)
         if self.views is not None:
             image, label_map = cropped(image, label_map, self.views[pair.name], self._outside)
-        training = isinstance(self.transform, MaskAugment)
-        if training or self.stretch_truth:
+        augment = self.transform if isinstance(self.transform, MaskAugment) else None
+        if augment is not None or self.stretch_truth:
             stretched = Image.fromarray(label_map).resize(self.size[::-1], Image.Resampling.NEAREST)
             label_map = np.array(stretched, self.rule.dtype)
         image = EvalStretch(self.size)(image)
-        if training:
-            image, label_map = self.transform(image, label_map, self.rule.ignored, seed)
+        if augment is not None:
+            image, label_map = augment(image, label_map, self.rule.ignored, seed)
         height, width = label_map.shape
         return MaskedImage(np.ascontiguousarray(image), label_map, pair.name, (height, width))
 
