@@ -43,7 +43,7 @@ def test_numbers_of_two_cubes() -> None:
     assert numbers["regions/whole/Dice"] == pytest.approx(2 * 18 / 54)
     assert numbers["regions/whole/HD95"] == pytest.approx(3.0)
     shell = np.argwhere(np.pad(np.zeros((1, 1, 1)), 1, constant_values=1)) * (3.0, 1.0, 1.0)
-    apart = cdist(shell, shell + (3.0, 0.0, 0.0)).min(1)
+    apart = cdist(shell, shell + np.array([3.0, 0.0, 0.0])).min(1)
     assert numbers["regions/whole/ASSD"] == pytest.approx(apart.mean())
     assert numbers["regions/whole/sensitivity"] == pytest.approx(18 / 27)
     assert numbers["regions/whole/specificity"] == pytest.approx(1 - 9 / (960 - 27))

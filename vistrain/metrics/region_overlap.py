@@ -1,7 +1,7 @@
-"""Overlap and surface distance of regions in volumes (or slices), case by case: Dice, HD95 and what stands beside them.
+"""Overlap and surface distance of regions in volumes (or slices), case by case: Dice, HD95, what stands beside them.
 
-A region is one class or several together (BraTS's whole tumour). Each case gives numbers of its own, which are averaged;
-what an empty region counts as decides more than the third digit, so the rules have names: the protocols.
+A region is one class or several together (BraTS's whole tumour). Each case gives numbers of its own, and they are
+averaged; what an empty region counts as decides more than the third digit, so the rules have names: the protocols.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 Surface = Literal["directed", "pooled", "area"]
 NOT_DEFINED = float("nan")
-DIAGONAL = (
-    373.12866  # mm, of a BraTS volume of 240 x 240 x 155 voxels: what the challenge gives a region that is missed
-)
+DIAGONAL = 373.12866  # mm, of a BraTS volume of 240 x 240 x 155 voxels: what a missed region costs
 
 
 @dataclass(frozen=True)
@@ -115,8 +113,8 @@ class RegionOverlap(Metric):
         regions: names of regions, and of the classes that each is made of; None: those of the data, or each class but
             the first by itself.
         surface: which HD95, ASSD and surface Dice: `directed`, the greater of both directions' percentiles over border
-            voxels (MONAI's, BraTS's); `pooled`, one percentile over both (MedPy's HD95); `area`, weighted by the area of
-            the surface (DeepMind's). See `metrics.surfaces`.
+            voxels (MONAI's, BraTS's); `pooled`, one percentile over both (MedPy's HD95); `area`, weighted by the area
+            of the surface (DeepMind's). See `metrics.surfaces`.
         tolerance: of surface Dice, mm.
         ground_truth: the data's regions, if it has any.
 
