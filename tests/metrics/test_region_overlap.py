@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,12 @@ def test_units_and_table() -> None:
         console.print(metric.result)
     assert "brats, 2 cases" in said.get()
     assert "83.33 ± 23.57" in said.get()
+
+
+def test_regions_of_the_labels() -> None:
+    labels = replace(LABELS, regions=(("whole", (1, 2)), ("core", (1,))))
+    assert protocol("brats", labels=labels).regions == {"whole": (1, 2), "core": (1,)}
+    assert protocol("brats", labels=labels, regions={"rim": ("rim",)}).regions == {"rim": (2,)}
 
 
 def test_refusals() -> None:

@@ -110,13 +110,13 @@ class RegionOverlap(Metric):
     Args:
         name: a protocol of `REGIONS`, which says what empty regions count as.
         labels: of the network.
-        regions: names of regions, and of the classes that each is made of; None: those of the data, or each class but
+        regions: names of regions, and of the classes that each is made of; None: those of the labels, or each class but
             the first by itself.
         surface: which HD95, ASSD and surface Dice: `directed`, the greater of both directions' percentiles over border
             voxels (MONAI's, BraTS's); `pooled`, one percentile over both (MedPy's HD95); `area`, weighted by the area
             of the surface (DeepMind's). See `metrics.surfaces`.
         tolerance: of surface Dice, mm.
-        ground_truth: the data's regions, if it has any.
+        ground_truth: not looked at: each batch has its own.
 
     Raises:
         ConfigError: a region has no class, or one that is not there.
@@ -131,14 +131,15 @@ class RegionOverlap(Metric):
         regions: Mapping[str, Sequence[str]] | None = None,
         surface: Surface = "directed",
         tolerance: float = 1.0,
-        ground_truth: Mapping[str, Sequence[str]] | None = None,
+        ground_truth: Any = None,
     ) -> None:
         changed = {"surface": surface} if surface != "directed" else {}
         changed |= {"tolerance": str(tolerance)} if tolerance != 1.0 else {}
         self.name, self.rule, self.surface, self.tolerance = name, REGIONS[name], surface, tolerance
         self.protocol = f"custom({name}, {', '.join(f'{k}={v}' for k, v in changed.items())})" if changed else name
         channel_of = {one: channel for channel, one in labels.name_of.items()}
-        chosen = regions or ground_truth or {one: (one,) for one in labels.names[1:]}
+        own = {region: tuple(labels.names[i] for i in members) for region, members in labels.regions or ()}
+        chosen = regions or own or {one: (one,) for one in labels.names[1:]}
         for region, classes in chosen.items():
             if not classes or (unknown := [one for one in classes if one not in channel_of]):
                 problem = f"the region {region!r} is made of {', '.join(map(repr, unknown)) if classes else 'nothing'}"

@@ -5,7 +5,7 @@ What a surface is differs between programs, and numbers with it. Here are both f
 - `voxel_distances`: the voxels of a mask that touch its outside through a face, each counted once; MedPy, MONAI and the
   BraTS challenge.
 - `element_distances`: pieces of surface between the voxels, each weighted by its area; DeepMind's surface-distance
-  (Nikolov et al. 2018, arXiv 1809.04430).
+  (Nikolov et al. 2018, arXiv 1809.04430; its code: google-deepmind/surface-distance, Apache-2.0).
 """
 
 from __future__ import annotations
