@@ -19,6 +19,7 @@ from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.images import image_size, read_image
 from vistrain.data.base.module import DataModule, SplitName, refuse_below
 from vistrain.data.segmentation.label_files import LabelRule
+from vistrain.data.segmentation.mask_advice import refuse_half
 from vistrain.data.segmentation.mask_pairs import MaskPair, Pairing
 from vistrain.data.segmentation.transforms import EvalScale, MaskAugment
 from vistrain.errors import DataError
@@ -179,8 +180,12 @@ class SegmentationData(DataModule):
         return found.pairs
 
     def find(self, split: SplitName) -> None:
-        """Finds the pairs of a split."""
-        self.pairs(split)
+        """Finds the pairs of a split.
+
+        Raises:
+            DataError: see `pairs` and `mask_advice.refuse_half`.
+        """
+        refuse_half([pair.mask for pair in self.pairs(split)], self.rule)
 
     def dataset(self, split: SplitName) -> MaskedImages:
         """The samples of a split: augmented for `train`, resized for evaluation otherwise."""
