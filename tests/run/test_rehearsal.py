@@ -100,7 +100,7 @@ def test_check_says_all_at_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_check_is_content_with_what_a_run_takes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "-c", BASE, *TINY]) == 0
     assert json.loads(Path("check/restoration/report.json").read_text())["config"] == []
-    degradation = "degradation: {type: data.Downscale, scale: 2}"
+    degradation = "degradation: {type: data.Bicubic, scale: 2}"
     data = "{type: data.GeneratedTextures, train_images: 8, val_images: 2, batch_size: 2, workers: 0, %s}"
     Path("data.yaml").write_text(f"data: {data % degradation}\n")
     assert main(["check", "-c", "data.yaml"]) == 0  # a description of data alone is no run
