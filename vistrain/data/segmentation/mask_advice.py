@@ -113,20 +113,18 @@ def _half(rule: LabelRule) -> tuple[str, str]:
     return problem, "data.values=[0,255] data.ignore=[]"
 
 
-def refuse_half(files: Sequence[Path], rule: LabelRule) -> None:
-    """Refuse black and white masks of two classes, one of which would be ignored as a whole.
+def half_read(files: Sequence[Path], rule: LabelRule) -> DataError | None:
+    """What is wrong with black and white masks of two classes, one of which would be ignored as a whole; or None.
 
     A few files are read, spread over all of them; where they are black and white alone, all are, until one shows that
     it is not so. What cannot be read is skipped.
-
-    Raises:
-        DataError: none does.
     """
     if rule.colours or len(rule.classes.names) != 2 or {0, 255} <= set(rule.classes.values):
-        return
+        return None
     spread = range(0, len(files), max(len(files) // LOOKED_AT, 1))
     if _used(files[i] for i in spread) == {0, 255} and _used(files) == {0, 255}:
-        raise DataError(str(files[0].parent), *_half(rule))
+        return DataError(str(files[0].parent), *_half(rule))
+    return None
 
 
 def _used(files: Iterable[Path]) -> set[int]:
