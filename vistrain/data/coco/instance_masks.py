@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import cv2
 import numpy as np
 from pycocotools import mask as mask_tools
 
@@ -74,8 +75,8 @@ class InstanceMasks:
                 yield 0, 0, np.zeros((0, 0), bool)
                 continue
             (top, bottom), (left, right) = ((int(i[0]), int(i[-1]) + 1) for i in inside)  # all between is inside, too
-            stored = mask_tools.decode(run)[y : y + h, x : x + w]
-            yield top, left, stored[self.rows[top:bottom] - y][:, self.columns[left:right] - x].view(bool)
+            across = mask_tools.decode(run).T[self.columns[left:right], y : y + h]  # its memory goes down the columns
+            yield top, left, cv2.transpose(across)[self.rows[top:bottom] - y].view(bool)
 
     def packed(self) -> PackedMasks:
         """As targets of a batch hold them."""
