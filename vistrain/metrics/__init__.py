@@ -9,7 +9,7 @@ from typing import Any
 from vistrain.errors import ConfigError, nearest
 from vistrain.metrics.accuracy import Accuracy, MultiLabel
 from vistrain.metrics.base import Metric, Record, Unit
-from vistrain.metrics.coco import CocoBox
+from vistrain.metrics.coco import CocoBox, CocoMask
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
@@ -17,6 +17,7 @@ from vistrain.metrics.mean_iou import IOU, MeanIoU
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
 PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "coco_box": CocoBox,
+    "coco_mask": CocoMask,
     "accuracy": Accuracy,
     "multi_label": MultiLabel,
     **{name: functools.partial(ImageQuality, name) for name in QUALITY},
@@ -24,7 +25,7 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     **{name: functools.partial(MeanIoU, name) for name in IOU},
 }
 
-METRICS: tuple[type[Metric], ...] = (CocoBox, Accuracy, MultiLabel, ImageQuality, Lpips, MeanIoU)
+METRICS: tuple[type[Metric], ...] = (CocoBox, CocoMask, Accuracy, MultiLabel, ImageQuality, Lpips, MeanIoU)
 
 __all__ = [
     "IOU",
@@ -32,6 +33,7 @@ __all__ = [
     "QUALITY",
     "Accuracy",
     "CocoBox",
+    "CocoMask",
     "ImageQuality",
     "Lpips",
     "MeanIoU",
