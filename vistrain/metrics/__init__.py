@@ -10,7 +10,7 @@ from vistrain.errors import ConfigError, nearest
 from vistrain.metrics.accuracy import Accuracy, MultiLabel
 from vistrain.metrics.base import Metric, Record, Unit
 from vistrain.metrics.binary_pixels import BinaryPixels
-from vistrain.metrics.coco import CocoBox
+from vistrain.metrics.coco import CocoBox, CocoMask
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
@@ -19,6 +19,7 @@ from vistrain.metrics.region_overlap import REGIONS, RegionOverlap
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
 PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "coco_box": CocoBox,
+    "coco_mask": CocoMask,
     "accuracy": Accuracy,
     "multi_label": MultiLabel,
     **{name: functools.partial(ImageQuality, name) for name in QUALITY},
@@ -37,6 +38,7 @@ METRICS: tuple[type[Metric], ...] = (
     MeanIoU,
     BinaryPixels,
     RegionOverlap,
+    CocoMask,
 )
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "Accuracy",
     "BinaryPixels",
     "CocoBox",
+    "CocoMask",
     "ImageQuality",
     "Lpips",
     "MeanIoU",
