@@ -13,6 +13,7 @@ from vistrain.metrics.coco import CocoBox
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
+from vistrain.metrics.panoptic import PanopticQuality
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
 PROTOCOLS: dict[str, Callable[..., Metric]] = {
@@ -22,9 +23,10 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     **{name: functools.partial(ImageQuality, name) for name in QUALITY},
     "lpips": Lpips,
     **{name: functools.partial(MeanIoU, name) for name in IOU},
+    "panoptic": PanopticQuality,
 }
 
-METRICS: tuple[type[Metric], ...] = (CocoBox, Accuracy, MultiLabel, ImageQuality, Lpips, MeanIoU)
+METRICS: tuple[type[Metric], ...] = (CocoBox, Accuracy, MultiLabel, ImageQuality, Lpips, MeanIoU, PanopticQuality)
 
 __all__ = [
     "IOU",
@@ -37,6 +39,7 @@ __all__ = [
     "MeanIoU",
     "Metric",
     "MultiLabel",
+    "PanopticQuality",
     "Record",
     "Unit",
     "protocol",
