@@ -124,7 +124,7 @@ def test_equals_torchmetrics_where_rules_are_one():
     ]
     found = [colour(p.panoptic.ids.numpy().astype(int), {s.id: s.label for s in p.panoptic.segments}) for _, p in pairs]
     # One tall image of all: the numbers of segments, which both know, stay apart.
-    tall = [np.concatenate([x + [0, 50_000 * i] for i, x in enumerate(maps)])[None] for maps in (found, truth)]
+    tall = [np.concatenate([np.add(x, (0, 50_000 * i)) for i, x in enumerate(maps)])[None] for maps in (found, truth)]
     theirs = panoptic_quality(*map(torch.from_numpy, tall), {0, 1}, {2}, return_sq_and_rq=True)
     assert [numbers[f"panoptic/{q}"] for q in ("PQ", "SQ", "RQ")] == pytest.approx(theirs.tolist(), abs=1e-6)
 

@@ -25,10 +25,15 @@ from vistrain.data.segmentation.known_sets import ADE20K, CamVid, Cityscapes, Pa
 from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskSplit
 from vistrain.data.segmentation.module import SegmentationData
+from vistrain.data.segmentation.panoptic import PanopticFolders, PanopticSplit
+from vistrain.data.segmentation.panoptic_generated import GeneratedPanoptic
+from vistrain.data.segmentation.panoptic_sets import ADE20KPanoptic, CityscapesPanoptic, CocoPanoptic
+from vistrain.data.segmentation.segment_transforms import SegmentAugment
 from vistrain.data.segmentation.transforms import EvalScale, MaskAugment
 
 __all__ = [
     "ADE20K",
+    "ADE20KPanoptic",
     "CIFAR10",
     "CIFAR100",
     "MNIST",
@@ -36,9 +41,11 @@ __all__ = [
     "CamVid",
     "Chain",
     "Cityscapes",
+    "CityscapesPanoptic",
     "ClassificationData",
     "Coco2017",
     "CocoDetection",
+    "CocoPanoptic",
     "CocoSplit",
     "DataModule",
     "DetectionData",
@@ -52,6 +59,7 @@ __all__ = [
     "FashionMNIST",
     "GaussianNoise",
     "GeneratedMasks",
+    "GeneratedPanoptic",
     "GeneratedPatterns",
     "GeneratedShapes",
     "GeneratedTextures",
@@ -64,10 +72,13 @@ __all__ = [
     "MaskAugment",
     "MaskFolders",
     "MaskSplit",
+    "PanopticFolders",
+    "PanopticSplit",
     "PascalVOC",
     "RestorationData",
     "Sample",
     "Scenes",
+    "SegmentAugment",
     "SegmentationData",
     "collate",
     "read_image",

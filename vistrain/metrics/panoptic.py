@@ -1,7 +1,7 @@
 """Panoptic quality: segments matched one to one, and how well they fit (Kirillov et al. 2019, arXiv 1801.00868).
 
-Written from the paper's section 4, and the rules of github.com/cocodataset/panopticapi (`evaluation.py`, BSD) for void and
-crowds.
+Written from the paper's section 4, and the rules of github.com/cocodataset/panopticapi (`evaluation.py`, BSD) for$
+void and crowds.
 """
 
 from __future__ import annotations
