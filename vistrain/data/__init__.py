@@ -33,10 +33,10 @@ from vistrain.data.segmentation.transforms import EvalScale, MaskAugment
 
 __all__ = [
     "ADE20K",
-    "ADE20KPanoptic",
     "CIFAR10",
     "CIFAR100",
     "MNIST",
+    "ADE20KPanoptic",
     "Bicubic",
     "CamVid",
     "Chain",

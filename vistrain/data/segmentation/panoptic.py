@@ -1,4 +1,4 @@
-"""Data for networks that classify masks: images whose pixels belong to segments, things one by one and stuff by class."""
+"""Data for networks that classify masks: images whose pixels belong to segments, things one by one, stuff by class."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class SegmentCollate:
 
     Args:
         size_divisor: height and width of the batch are rounded up to multiples of it.
-        targets: what a mask is: a segment (`panoptic`), all that is of one class (`semantic`), or a thing (`instances`).
+        targets: what a mask is: a segment (`panoptic`), all of one class (`semantic`), or a thing (`instances`).
         things: channels of classes that are counted one by one.
         keep_hidden: segments that lie outside a crop stay targets, with an empty mask.
         ignored: value of unlabelled pixels in label maps.

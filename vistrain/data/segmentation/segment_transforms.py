@@ -14,8 +14,8 @@ from vistrain.errors import ConfigError
 
 @dataclass(frozen=True)
 class SegmentAugment:
-    """Training augmentation: a flip, a random size, a crop, and colours. Defaults are large-scale jitter, as Mask2Former
-    trains on COCO (Ghiasi et al. 2021, arXiv 2012.07177).
+    """Training augmentation: a flip, a random size, a crop, and colours. Defaults are large-scale jitter (Ghiasi et al.
+    2021, arXiv 2012.07177), as Mask2Former trains on COCO.
 
     Images are resized by Pillow's antialiased bilinear filter, maps to the nearest pixel.
 
