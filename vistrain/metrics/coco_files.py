@@ -69,7 +69,7 @@ def check_ground_truth(truth: Any, where: str = "ground truth") -> dict[str, lis
     Where ids are unique and positive nothing changes.
 
     Args:
-        truth: `images`, `annotations`, `categories`, as `data.detection.coco` reads them from a file, or a program has
+        truth: `images`, `annotations`, `categories`, as `data.coco.reader` reads them from a file, or a program has
             made them; not modified.
         where: the file, for errors.
 

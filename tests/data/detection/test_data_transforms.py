@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from torchvision.transforms import functional as torchvision_functional
 
+from vistrain.data.coco.instance_masks import InstanceMasks
 from vistrain.data.detection import transforms
 from vistrain.data.detection.collate import Sample
 from vistrain.data.detection.transforms import SCALES, DetrAugment, EvalResize, output_size
@@ -97,7 +98,7 @@ def blocks() -> Sample:
     for mask, box, color in zip(masks, boxes.astype(int), COLORS, strict=True):
         image[box[1] : box[3], box[0] : box[2]] = color
         mask[box[1] : box[3], box[0] : box[2]] = True
-    return Sample(image, 9, (120, 160), boxes, np.arange(4), masks)
+    return Sample(image, 9, (120, 160), boxes, np.arange(4), InstanceMasks.encoded(masks, (120, 160)))
 
 
 RECIPE = {"scales": (96, 128, 160), "long_side": 230, "crop_resize": (80, 100, 120), "crop_range": (60, 110)}
@@ -113,7 +114,7 @@ def test_boxes_and_masks_follow_their_objects(crop: float) -> None:
         height, width = out.image.shape[:2]
         assert len(out.boxes) == len(out.labels) == len(out.masks)
         dropped += 4 - len(out.boxes)
-        for box, label, mask in zip(out.boxes, out.labels, out.masks, strict=True):
+        for box, label, mask in zip(out.boxes, out.labels, out.masks.packed().unpacked().numpy(), strict=True):
             assert (box[:2] >= 0).all()
             assert (box[2:] <= (width, height)).all()
             assert (box[2:] > box[:2]).all()
@@ -170,12 +171,12 @@ def test_a_crop_larger_than_the_image_keeps_it_whole() -> None:
 
 
 def test_an_image_without_objects_stays_one() -> None:
-    empty = Sample(texture(120, 160), 1, (120, 160), masks=np.zeros((0, 120, 160), bool))
+    empty = Sample(texture(120, 160), 1, (120, 160), masks=InstanceMasks.encoded([], (120, 160)))
     for seed in range(6):
         out = DetrAugment(**RECIPE).apply(empty, seed)
         assert out.boxes.shape == (0, 4)
         assert out.boxes.dtype == np.float32
-        assert out.masks.shape == (0, *out.image.shape[:2])
+        assert out.masks.packed().shape == (0, *out.image.shape[:2])
 
 
 @pytest.mark.parametrize(

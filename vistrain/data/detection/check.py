@@ -24,7 +24,7 @@ from vistrain.data.base.check import (
 )
 from vistrain.data.base.images import has_several, image_orientation, read_listed_image
 from vistrain.data.base.module import SplitName
-from vistrain.data.detection.coco import Annotations, Listing, Problems, disagreements, examined, targets
+from vistrain.data.coco.reader import Annotations, Listing, Problems, disagreements, examined, targets
 from vistrain.data.detection.module import BoxedImages, DetectionData
 from vistrain.errors import DataError
 from vistrain.pictures import bars, class_colours, draw_boxes, grid, histogram

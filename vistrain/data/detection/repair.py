@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vistrain.data.detection.coco import SIZES
+from vistrain.data.coco.reader import SIZES
 from vistrain.errors import DataError
 from vistrain.metrics.coco_files import crowd_flag, is_id, is_number, shown
 

@@ -214,17 +214,14 @@ def _replace_image(sample: Sample, image: np.ndarray) -> Sample:
         return sample
     # In float64: float32's 80 * (96 / 80) is 96.00001, outside the image.
     boxes = (sample.boxes * np.array([w / old_w, h / old_h] * 2)).astype(np.float32)
-    masks = sample.masks
-    if masks is not None:
-        resized = [cv2.resize(m.view(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST_EXACT) for m in masks]
-        masks = np.stack(resized).view(bool) if resized else np.zeros((0, h, w), bool)
+    masks = None if sample.masks is None else sample.masks.resized(h, w)
     return Sample(image, sample.id, sample.original_size, boxes, sample.labels, masks)
 
 
 def _flip(sample: Sample) -> Sample:
     boxes = sample.boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
     boxes += np.array([sample.image.shape[1], 0] * 2, np.float32)
-    masks = None if sample.masks is None else np.ascontiguousarray(sample.masks[:, :, ::-1])
+    masks = None if sample.masks is None else sample.masks.mirrored()
     return Sample(cv2.flip(sample.image, 1), sample.id, sample.original_size, boxes, sample.labels, masks)
 
 
@@ -233,5 +230,5 @@ def _crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sampl
     boxes = sample.boxes - np.array([left, top] * 2, np.float32)
     boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
     keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    masks = None if sample.masks is None else sample.masks[keep, top : top + height, left : left + width]
+    masks = None if sample.masks is None else sample.masks.kept(keep).window(top, left, height, width)
     return Sample(image, sample.id, sample.original_size, boxes[keep], sample.labels[keep], masks)

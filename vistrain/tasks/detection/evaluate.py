@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vistrain.data.base.storage import read_json
-from vistrain.data.detection.coco import read_coco
+from vistrain.data.coco.reader import read_coco
 from vistrain.metrics.coco import CocoResult, evaluate_records, records_of
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from vistrain.data.base.images import read_listed_image
-from vistrain.data.detection.coco import read_coco
+from vistrain.data.coco.reader import read_coco
 from vistrain.errors import ConfigError, DataError
 from vistrain.metrics.coco_files import SIDES, FileNames, write_results
 from vistrain.network import Network

@@ -11,7 +11,7 @@ from rich.text import Text
 from torch.optim import Optimizer
 
 from vistrain.data.base.module import DataModule
-from vistrain.data.detection.coco import read_coco
+from vistrain.data.coco.reader import read_coco
 from vistrain.detection import TestTimeAugmentation
 from vistrain.errors import ConfigError
 from vistrain.metrics.coco import evaluate_records, write_predictions

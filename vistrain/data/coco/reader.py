@@ -35,9 +35,9 @@ import numpy as np
 from pycocotools import mask as mask_tools
 
 from vistrain.data.base.storage import read_json
-from vistrain.data.detection.coco_masks import encode_mask
 from vistrain.errors import DataError, nearest
 from vistrain.metrics.coco_files import crowd_flag, is_id, is_number, shown
+from vistrain.metrics.coco_masks import encode_mask
 
 FAR = 1e9  # pixels; no box is there
 MOST_PIXELS = 2**31  # of a listed image: run lengths are counted in 32 bits
