@@ -106,7 +106,8 @@ class SegmentedImages(SampleSet):
         labels = np.array([self.channels[c] for c in classes.tolist()], np.int64)
         training = isinstance(self.transform, SegmentAugment)
         if isinstance(self.transform, SegmentAugment):
-            image, found = self.transform(image, found, seed)
+            image, choice = self.transform(image, seed)
+            found = choice.of(found)
         else:
             image = self.transform(image)
         return SegmentedImage(image, found, labels, crowd, self.listed.ids[index], size, training)

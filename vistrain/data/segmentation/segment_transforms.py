@@ -1,8 +1,9 @@
-"""Geometry and colour of images with a map of segments, as detectron2 and Mask2Former do them."""
+"""Geometry and colour of images with segments or instances, as detectron2 and Mask2Former do them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -10,6 +11,26 @@ from PIL import Image
 
 from vistrain.data.segmentation.transforms import distorted, scaled_size
 from vistrain.errors import ConfigError
+
+
+class Choice(NamedTuple):
+    """What a chain of mirroring, resizing to the nearest pixel and cutting comes to.
+
+    Attributes:
+        rows, columns: int64, what each row and column is of the original; -1 lies beside it.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """A map `[H, W]` of the original in the new image; 0 beside it."""
+        found = values[self.rows[:, None], self.columns]
+        if len(self.rows) and self.rows[-1] < 0:
+            found[self.rows < 0] = 0
+        if len(self.columns) and self.columns[-1] < 0:
+            found[:, self.columns < 0] = 0
+        return found
 
 
 @dataclass(frozen=True)
@@ -58,32 +79,35 @@ class SegmentAugment:
         if self.fill is not None and not 0 <= self.fill <= 255:
             raise ConfigError("data.augment.fill", f"{self.fill} is not in 0..255")
 
-    def __call__(self, image: np.ndarray, segments: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, image: np.ndarray, seed: int) -> tuple[np.ndarray, Choice]:
         """One version of an image; the same for a seed wherever it is made.
 
         Args:
             image: uint8 `[H, W, 3]`.
-            segments: `[H, W]`, uint8, int16 or int32; 0 is void.
             seed: decides all that is random.
 
         Returns:
-            Both, `[h, w, 3]` and `[h, w]`.
+            uint8 `[h, w, 3]`, and what maps and masks of the image become.
         """
         draw = np.random.default_rng(seed)
-        if draw.random() < self.flip:
-            image, segments = cv2.flip(image, 1), cv2.flip(segments, 1)
-        height, width = self._size(segments.shape[0], segments.shape[1], draw)
-        part = self._window(height, width, draw)
-        image, segments = resized(image, segments, (height, width), part)
+        mirrored = draw.random() < self.flip
+        height, width = image.shape[:2]
+        size = self._size(height, width, draw)
+        part = self._window(*size, draw)
+        image, choice = resized(cv2.flip(image, 1) if mirrored else image, size, part)
+        if mirrored:
+            choice = Choice(choice.rows, width - 1 - choice.columns)
         if self.color:
             image = distorted(image, draw)
         if self.crop is not None and self.fill is not None:
-            below, beside = (max(c - n, 0) for c, n in zip(self.crop, segments.shape, strict=True))
+            below, beside = (max(c - n, 0) for c, n in zip(self.crop, image.shape[:2], strict=True))
             if below or beside:
                 value = (self.fill,) * 3
                 image = cv2.copyMakeBorder(image, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=value)
-                segments = cv2.copyMakeBorder(segments, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=(0,))
-        return np.ascontiguousarray(image), np.ascontiguousarray(segments)
+                choice = Choice(
+                    *(np.pad(x, (0, n), constant_values=-1) for x, n in zip(choice, (below, beside), strict=True))
+                )
+        return np.ascontiguousarray(image), choice
 
     def _size(self, height: int, width: int, draw: np.random.Generator) -> tuple[int, int]:
         if self.jitter is not None and self.crop is not None:
@@ -114,32 +138,26 @@ class SegmentAugment:
         return (short, self.long_side or 4 * short) if short else None
 
 
-def resized(
-    image: np.ndarray, segments: np.ndarray, size: tuple[int, int], part: tuple[slice, slice]
-) -> tuple[np.ndarray, np.ndarray]:
-    """A part of a resized image and of its map, without making the rest.
+def resized(image: np.ndarray, size: tuple[int, int], part: tuple[slice, slice]) -> tuple[np.ndarray, Choice]:
+    """A part of a resized image, without making the rest, and what maps of it become.
 
     Args:
         image: uint8 `[H, W, 3]`.
-        segments: `[H, W]`.
         size: (height, width) of the whole.
         part: rows and columns of it.
     """
-    height, width = segments.shape
-    if size == (height, width):
-        return image[part], segments[part]
-    rows, columns = (
-        (2 * np.arange(side.start, side.stop) + 1) * old // (2 * new)
-        for side, old, new in zip(part, (height, width), size, strict=True)
-    )
-    box = tuple(
-        value * old / new
-        for value, old, new in (
-            (part[1].start, width, size[1]),
-            (part[0].start, height, size[0]),
-            (part[1].stop, width, size[1]),
-            (part[0].stop, height, size[0]),
+    sides = image.shape[:2]
+    choice = Choice(
+        *(
+            (2 * np.arange(side.start, side.stop) + 1) * old // (2 * new)
+            for side, old, new in zip(part, sides, size, strict=True)
         )
     )
-    small = Image.fromarray(image).resize((len(columns), len(rows)), Image.Resampling.BILINEAR, box=box)
-    return np.array(small), segments[rows[:, None], columns]
+    if size == sides:
+        return image[part], choice
+    (top, bottom), (left, right) = (
+        (side.start * old / new, side.stop * old / new) for side, old, new in zip(part, sides, size, strict=True)
+    )
+    wanted = len(choice.columns), len(choice.rows)
+    small = Image.fromarray(image).resize(wanted, Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+    return np.array(small), choice

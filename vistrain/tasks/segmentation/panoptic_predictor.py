@@ -28,7 +28,7 @@ class PanopticPredictor(ImagePredictor[Segmentation]):
     """Any picture in, what the network's `outputs` say out, in its own size: panoptic segments, instances, and classes
     of pixels.
 
-    Of files, `pictures/overlays/` shows what was found over the image. `pictures/panoptic.json` and `pictures/panoptic/`
+    Of files, `pictures/overlays/` shows what was found over each. `pictures/panoptic.json` and `pictures/panoptic/`
     are COCO's panoptic results, `coco_results.json` its instances with run lengths, `pictures/masks/` label files.
 
     Args:
