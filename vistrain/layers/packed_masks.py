@@ -76,6 +76,15 @@ class PackedMasks:
         whole[top : top + height, left : left + width] = pixels.view(height, width)
         return whole
 
+    def parts(self, kept: np.ndarray | None = None) -> Iterator[tuple[int, int, np.ndarray]]:
+        """What `of` packs: top, left and bool `[h, w]` of each, or of those that `[N]` bool chooses."""
+        bits = self.bits.cpu().numpy()
+        for i, (first, top, left, height, width) in enumerate(self.spans):
+            if kept is None or kept[i]:
+                count = height * width
+                pixels = np.unpackbits(bits[first : first + -(-count // 8)], count=count, bitorder="little")
+                yield top, left, pixels.reshape(height, width).view(bool)
+
     def at(self, index: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Single pixels.
 

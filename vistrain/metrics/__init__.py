@@ -9,7 +9,7 @@ from typing import Any
 from vistrain.errors import ConfigError, nearest
 from vistrain.metrics.accuracy import Accuracy, MultiLabel
 from vistrain.metrics.base import Metric, Record, Unit
-from vistrain.metrics.coco import CocoBox
+from vistrain.metrics.coco import CocoBox, CocoMask
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
@@ -18,6 +18,7 @@ from vistrain.metrics.panoptic import PanopticQuality
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
 PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "coco_box": CocoBox,
+    "coco_mask": CocoMask,
     "accuracy": Accuracy,
     "multi_label": MultiLabel,
     **{name: functools.partial(ImageQuality, name) for name in QUALITY},
@@ -26,7 +27,9 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "panoptic": PanopticQuality,
 }
 
-METRICS: tuple[type[Metric], ...] = (CocoBox, Accuracy, MultiLabel, ImageQuality, Lpips, MeanIoU, PanopticQuality)
+METRICS: tuple[type[Metric], ...] = (
+    CocoBox, CocoMask, Accuracy, MultiLabel, ImageQuality, Lpips, MeanIoU, PanopticQuality,
+)  # fmt: skip
 
 __all__ = [
     "IOU",
@@ -34,6 +37,7 @@ __all__ = [
     "QUALITY",
     "Accuracy",
     "CocoBox",
+    "CocoMask",
     "ImageQuality",
     "Lpips",
     "MeanIoU",

@@ -36,8 +36,8 @@ from pycocotools import mask as mask_tools
 
 from vistrain.data.base.storage import read_json
 from vistrain.errors import DataError, nearest
-from vistrain.metrics.coco_files import crowd_flag, is_id, is_number, shown
 from vistrain.metrics.coco_masks import encode_mask
+from vistrain.metrics.coco_values import crowd_flag, is_id, is_number, shown
 
 FAR = 1e9  # pixels; no box is there
 MOST_PIXELS = 2**31  # of a listed image: run lengths are counted in 32 bits

@@ -8,7 +8,7 @@ from typing import Any
 
 from vistrain.data.coco.reader import SIZES
 from vistrain.errors import DataError
-from vistrain.metrics.coco_files import crowd_flag, is_id, is_number, shown
+from vistrain.metrics.coco_values import crowd_flag, is_id, is_number, shown
 
 
 def repaired(
