@@ -21,6 +21,7 @@ from vistrain.data.restoration.image_pairs import ImageSet
 from vistrain.data.restoration.module import RestorationData
 from vistrain.data.restoration.textures import GeneratedTextures
 from vistrain.data.segmentation.generated import GeneratedMasks
+from vistrain.data.segmentation.instances import CocoInstances, InstanceFolders, InstanceSplit
 from vistrain.data.segmentation.known_sets import ADE20K, CamVid, Cityscapes, PascalVOC
 from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskSplit
@@ -45,6 +46,7 @@ __all__ = [
     "ClassificationData",
     "Coco2017",
     "CocoDetection",
+    "CocoInstances",
     "CocoPanoptic",
     "CocoSplit",
     "DataModule",
@@ -68,6 +70,8 @@ __all__ = [
     "ImageList",
     "ImageNet",
     "ImageSet",
+    "InstanceFolders",
+    "InstanceSplit",
     "Jpeg",
     "MaskAugment",
     "MaskFolders",

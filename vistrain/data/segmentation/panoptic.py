@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import torch
+from pycocotools import mask as mask_tools
 
 from vistrain.data.base.check import Findings
 from vistrain.data.base.collate import Batch, batch_of
@@ -18,6 +20,7 @@ from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.images import image_size
 from vistrain.data.base.module import DataModule, SplitName, refuse_below
 from vistrain.data.base.storage import is_folder, refuse_missing
+from vistrain.data.coco.reader import read_coco
 from vistrain.data.segmentation.mask_pairs import MaskPair
 from vistrain.data.segmentation.module import sized_image
 from vistrain.data.segmentation.panoptic_files import Category, Segments, read_numbers, read_panoptic, segment_map
@@ -40,11 +43,14 @@ class PanopticSplit:
     Args:
         images, masks: folders of the images and of the panoptic PNGs.
         annotations: the JSON file.
+        instances: a JSON file in COCO's format, whose instances mask AP is measured with; null takes the things of the
+            PNGs.
     """
 
     images: str
     masks: str
     annotations: str
+    instances: str | None = None
 
 
 @dataclass
@@ -183,23 +189,77 @@ def region(segments: np.ndarray, members: Sequence[int]) -> tuple[int, int, np.n
     return y, x, np.ascontiguousarray(mask[y : y + h, x : x + w])
 
 
-class PanopticFolders(DataModule):
+class JitteredData(DataModule):
+    """Base of the sets for networks that classify masks: how large images are made, and where they are.
+
+    Args:
+        augment: training augmentation; Mask2Former's on COCO if None.
+        eval_scale: bounds of the long and the short side that evaluation makes images as large as, antialiased; None
+            leaves them as they are. Predictions are measured in the original size, either way.
+        base: see `DataModule`.
+
+    Raises:
+        ConfigError: a number is not positive.
+    """
+
+    def __init__(
+        self,
+        augment: SegmentAugment | None = None,
+        eval_scale: tuple[int, int] | None = (1333, 800),
+        batch_size: int = 16,
+        **base: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, **base)
+        refuse_below(1, eval_scale=min(eval_scale or (1,)))
+        self.augment = SegmentAugment() if augment is None else augment
+        self.eval_scale = eval_scale
+
+    @abstractmethod
+    def image_files(self, split: SplitName) -> list[tuple[Any, Path]]:
+        """Id and file of each image of a split."""
+
+    @property
+    def eval_transform(self) -> EvalScale:
+        """The evaluation resize."""
+        return EvalScale(self.eval_scale, antialias=True)
+
+    def largest(self, split: SplitName) -> tuple[int, int]:
+        """Upper bounds of the short and the long side of a split's images in a batch, in pixels."""
+        bounds = self.augment.largest if split == "train" else self.eval_scale
+        if bounds is None:
+            sizes = [image_size(path) for _, path in self.image_files(split)]
+            bounds = max(map(min, sizes)), max(map(max, sizes))
+        return min(bounds), max(bounds)
+
+    def image_path(self, split: SplitName, image_id: Any) -> Path:
+        """The file of an image.
+
+        Raises:
+            DataError: the split has no such image.
+        """
+        for key, path in self.image_files(split):
+            if str(key) == str(image_id):
+                return path
+        raise DataError(str(self.root), f"no image {image_id!r} in split {split!r}")
+
+    def count_targets(self, target: Mapping[str, Any]) -> int:
+        """The masks of an image."""
+        return len(target["labels"])
+
+
+class PanopticFolders(JitteredData):
     """Images with segments in COCO's panoptic layout; of annotations, see `panoptic_files`.
 
     Args:
         train, val: where the files are.
         test: what `vistrain test` evaluates; `val` if None.
-        batch_size: see `DataModule`.
         targets: what a network is trained to find: `panoptic` segments, the region of each class (`semantic`), or the
             things alone (`instances`).
-        augment: training augmentation; Mask2Former's on COCO if None.
-        eval_scale: bounds of the long and the short side that evaluation makes images as large as, antialiased; None
-            leaves them as they are. Predictions are measured in the original size, either way.
         keep_hidden: segments that lie outside a crop stay targets, with an empty mask, as published.
-        base: see `DataModule`.
+        base: see `JitteredData`.
 
     Raises:
-        ConfigError: a number is not positive, or the targets are of no known kind.
+        ConfigError: the targets are of no known kind.
     """
 
     def __init__(
@@ -207,20 +267,15 @@ class PanopticFolders(DataModule):
         train: PanopticSplit,
         val: PanopticSplit,
         test: PanopticSplit | None = None,
-        batch_size: int = 16,
         targets: Targets = "panoptic",
-        augment: SegmentAugment | None = None,
-        eval_scale: tuple[int, int] | None = (1333, 800),
         keep_hidden: bool = False,
         **base: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, **base)
-        refuse_below(1, eval_scale=min(eval_scale or (1,)))
+        super().__init__(**base)
         if targets not in ("panoptic", "semantic", "instances"):
             raise ConfigError("data.targets", f"{targets!r}", "one of panoptic, semantic, instances")
         self.splits: dict[SplitName, PanopticSplit] = {"train": train, "val": val, "test": test or val}
-        self.targets, self.eval_scale, self.keep_hidden = targets, eval_scale, keep_hidden
-        self.augment = SegmentAugment() if augment is None else augment
+        self.targets, self.keep_hidden = targets, keep_hidden
         self._read: dict[PanopticSplit, Segments] = {}
         self._labels: LabelSpace | None = None
 
@@ -294,32 +349,35 @@ class PanopticFolders(DataModule):
         transform = self.augment if split == "train" else self.eval_transform
         return SegmentedImages(self.listed(split), self.pairs(split), self.labels.channel_of, transform)
 
-    @property
-    def eval_transform(self) -> EvalScale:
-        """The evaluation resize."""
-        return EvalScale(self.eval_scale, antialias=True)
+    def image_files(self, split: SplitName) -> list[tuple[Any, Path]]:
+        """See `JitteredData`."""
+        return [(pair.name, pair.image) for pair in self.pairs(split)]
 
-    def largest(self, split: SplitName) -> tuple[int, int]:
-        """Upper bounds of the short and the long side of a split's images in a batch, in pixels."""
-        bounds = self.augment.largest if split == "train" else self.eval_scale
-        if bounds is None:
-            sizes = [image_size(pair.image) for pair in self.pairs(split)]
-            bounds = max(map(min, sizes)), max(map(max, sizes))
-        return min(bounds), max(bounds)
-
-    def ground_truth(self, split: SplitName) -> Any:
-        """Nothing beside what each batch holds, see `SegmentCollate`."""
-
-    def image_path(self, split: SplitName, image_id: Any) -> Path:
-        """The file of an image.
+    def ground_truth(self, split: SplitName) -> dict[str, Any]:
+        """Things as instances in COCO's terms, for its mask AP: those of the split's `instances`, else those of the
+        PNGs, which are all read; with both, crowds are marked.
 
         Raises:
-            DataError: the split has no such image.
+            DataError: a file cannot be read.
         """
-        for pair in self.pairs(split):
-            if pair.name == str(image_id):
-                return pair.image
-        raise DataError(str(self.root), f"no image {image_id!r} in split {split!r}")
+        where = self.splits[split]
+        if where.instances:
+            return read_coco(self.root / where.instances, files=False).ground_truth()
+        listed, images, annotations = self.listed(split), [], []
+        things = {c.id for c in listed.categories if c.thing}
+        for index, pair in enumerate(self.pairs(split)):
+            numbers, classes, crowd = listed.of(index)
+            found, _ = segment_map(read_numbers(pair.mask), numbers)
+            height, width = found.shape
+            images.append({"id": listed.ids[index], "height": height, "width": width})
+            for i, (category, is_crowd) in enumerate(zip(classes.tolist(), crowd.tolist(), strict=True)):
+                mask = (found == i + 1).view(np.uint8)
+                if category in things and mask.any():
+                    entry = {"id": len(annotations) + 1, "image_id": listed.ids[index], "category_id": category}
+                    entry |= {"iscrowd": int(is_crowd), "area": int(mask.sum()), "bbox": list(cv2.boundingRect(mask))}
+                    annotations.append({**entry, "segmentation": mask_tools.encode(np.asfortranarray(mask))})
+        categories = [{"id": c.id, "name": c.name} for c in listed.categories if c.thing]
+        return {"images": images, "annotations": annotations, "categories": categories}
 
     @property
     def collate(self) -> Callable[[Sequence[SegmentedImage]], Batch]:
@@ -328,10 +386,6 @@ class PanopticFolders(DataModule):
         things = frozenset(labels.channel_of[labels.ids[i]] for i in labels.things or ())
         ignored = IGNORED if labels.ignore_index is None else labels.ignore_index
         return SegmentCollate(self.preprocessing.size_divisor, self.targets, things, self.keep_hidden, ignored)
-
-    def count_targets(self, target: Mapping[str, Any]) -> int:
-        """The masks of an image."""
-        return len(target["labels"])
 
     def check(self, output: str | Path) -> Findings:
         """See `segmentation.panoptic_check.check_panoptic`."""

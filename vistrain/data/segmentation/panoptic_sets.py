@@ -35,7 +35,12 @@ class CocoPanoptic(PanopticFolders):
         folder = data_root(root)
         folder = folder if (folder / "annotations").is_dir() else folder / "coco"
         train, val = (
-            PanopticSplit(name, f"annotations/panoptic_{name}", f"annotations/panoptic_{name}.json")
+            PanopticSplit(
+                name,
+                f"annotations/panoptic_{name}",
+                f"annotations/panoptic_{name}.json",
+                f"annotations/instances_{name}.json",
+            )
             for name in ("train2017", "val2017")
         )
         super().__init__(train=train, val=val, root=str(folder), **base)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from rich.console import RenderableType
@@ -12,7 +13,7 @@ from rich.console import RenderableType
 from vistrain.data.base.module import DataModule
 from vistrain.data.segmentation.panoptic import PanopticFolders
 from vistrain.errors import ConfigError
-from vistrain.metrics import IOU, Metric, Record
+from vistrain.metrics import IOU, Metric, Record, protocol
 from vistrain.metrics.panoptic import COUNTS, NAME, PanopticQuality
 from vistrain.predictions import Segmentation
 from vistrain.segmentation.mask_classifier import MaskClassifier
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 
 WORST = 8
 # What a network must give for the numbers of a protocol.
-NEEDED = {NAME: "panoptic", **dict.fromkeys(IOU, "semantic")}
+MASKS = "coco_mask"
+NEEDED = {NAME: "panoptic", MASKS: "instances", **dict.fromkeys(IOU, "semantic")}
 
 
 class PanopticTask(SegmentationTask):
@@ -54,7 +56,9 @@ class PanopticTask(SegmentationTask):
                     problem = f"{name} measures {needed} predictions, the network gives {', '.join(self.model.outputs)}"
                     line = f"model.outputs=[{','.join((*self.model.outputs, needed))}]"
                     raise ConfigError("metrics", problem, line)
-        return super().build_metrics(split)
+        data: DataModule = self.datamodule
+        truth = {MASKS: data.ground_truth(cast(Any, split))} if MASKS in self.metrics else {}
+        return {n: protocol(n, ground_truth=truth.get(n), labels=self.model.labels) for n in self.metrics}
 
     def draw_sample(
         self, batch: Batch, index: int, prediction: Segmentation | None, side: int, threshold: float
