@@ -28,10 +28,15 @@ from vistrain.data.segmentation.field_of_view import (
     ViewSplit,
 )
 from vistrain.data.segmentation.generated import GeneratedMasks
+from vistrain.data.segmentation.instances import CocoInstances, InstanceFolders, InstanceSplit
 from vistrain.data.segmentation.known_sets import ADE20K, CamVid, Cityscapes, PascalVOC
 from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskSplit
 from vistrain.data.segmentation.module import SegmentationData
+from vistrain.data.segmentation.panoptic import PanopticFolders, PanopticSplit
+from vistrain.data.segmentation.panoptic_generated import GeneratedPanoptic
+from vistrain.data.segmentation.panoptic_sets import ADE20KPanoptic, CityscapesPanoptic, CocoPanoptic
+from vistrain.data.segmentation.segment_transforms import SegmentAugment
 from vistrain.data.segmentation.transforms import EvalScale, MaskAugment
 
 __all__ = [
@@ -40,14 +45,18 @@ __all__ = [
     "CIFAR100",
     "DRIVE",
     "MNIST",
+    "ADE20KPanoptic",
     "AffineAugment",
     "Bicubic",
     "CamVid",
     "Chain",
     "Cityscapes",
+    "CityscapesPanoptic",
     "ClassificationData",
     "Coco2017",
     "CocoDetection",
+    "CocoInstances",
+    "CocoPanoptic",
     "CocoSplit",
     "DataModule",
     "DetectionData",
@@ -63,6 +72,7 @@ __all__ = [
     "FieldOfViewFolders",
     "GaussianNoise",
     "GeneratedMasks",
+    "GeneratedPanoptic",
     "GeneratedPatterns",
     "GeneratedShapes",
     "GeneratedTextures",
@@ -71,15 +81,20 @@ __all__ = [
     "ImageList",
     "ImageNet",
     "ImageSet",
+    "InstanceFolders",
+    "InstanceSplit",
     "Jpeg",
     "MaskAugment",
     "MaskFolders",
     "MaskSplit",
+    "PanopticFolders",
+    "PanopticSplit",
     "PascalVOC",
     "RestorationData",
     "Sample",
     "ScaleJitter",
     "Scenes",
+    "SegmentAugment",
     "SegmentationData",
     "ViewSplit",
     "collate",

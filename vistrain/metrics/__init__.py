@@ -14,6 +14,7 @@ from vistrain.metrics.coco import CocoBox, CocoMask
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
+from vistrain.metrics.panoptic import PanopticQuality
 from vistrain.metrics.region_overlap import REGIONS, RegionOverlap
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
@@ -27,6 +28,7 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     **{name: functools.partial(MeanIoU, name) for name in IOU},
     "vessels": BinaryPixels,
     **{name: functools.partial(RegionOverlap, name) for name in REGIONS},
+    "panoptic": PanopticQuality,
 }
 
 METRICS: tuple[type[Metric], ...] = (
@@ -39,6 +41,7 @@ METRICS: tuple[type[Metric], ...] = (
     BinaryPixels,
     RegionOverlap,
     CocoMask,
+    PanopticQuality,
 )
 
 __all__ = [
@@ -55,6 +58,7 @@ __all__ = [
     "MeanIoU",
     "Metric",
     "MultiLabel",
+    "PanopticQuality",
     "Record",
     "RegionOverlap",
     "Unit",
