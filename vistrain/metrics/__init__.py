@@ -11,6 +11,7 @@ from vistrain.metrics.accuracy import Accuracy, MultiLabel
 from vistrain.metrics.base import Metric, Record, Unit
 from vistrain.metrics.coco import CocoBox
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
+from vistrain.metrics.lanes import CULaneF1, TuSimpleAccuracy
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
 
@@ -22,15 +23,18 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     **{name: functools.partial(ImageQuality, name) for name in QUALITY},
     "lpips": Lpips,
     **{name: functools.partial(MeanIoU, name) for name in IOU},
+    "culane": CULaneF1,
+    "tusimple": TuSimpleAccuracy,
 }
 
-METRICS: tuple[type[Metric], ...] = (CocoBox, Accuracy, MultiLabel, ImageQuality, Lpips, MeanIoU)
+METRICS: tuple[type[Metric], ...] = (CocoBox, Accuracy, MultiLabel, ImageQuality, Lpips, MeanIoU, CULaneF1, TuSimpleAccuracy)
 
 __all__ = [
     "IOU",
     "PROTOCOLS",
     "QUALITY",
     "Accuracy",
+    "CULaneF1",
     "CocoBox",
     "ImageQuality",
     "Lpips",
@@ -38,6 +42,7 @@ __all__ = [
     "Metric",
     "MultiLabel",
     "Record",
+    "TuSimpleAccuracy",
     "Unit",
     "protocol",
     "unit",
