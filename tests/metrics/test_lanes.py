@@ -148,9 +148,7 @@ def test_accuracy_by_definition(seed):
     truth = lanes(seed % 6)
     pred = [[x + rng.normal(0, 9) if x >= 0 else x for x in lane] for lane in truth[seed % 2 :]] + lanes(seed % 4)
     metric = protocol("tusimple")
-    points = [
-        [[[x, y] for x, y in zip(lane, rows, strict=True) if x >= 0] for lane in some] for some in (pred, truth)
-    ]
+    points = [[[[x, y] for x, y in zip(lane, rows, strict=True) if x >= 0] for lane in some] for some in (pred, truth)]
     (record,) = metric.update(["a"], [found(*points[0])], [target(*points[1], rows=tuple(rows))])
     expected = bench([lane for lane in pred if max(lane) >= 0], [lane for lane in truth if max(lane) >= 0], rows)
     assert (record["accuracy"], record["fp"], record["fn"]) == pytest.approx(expected, abs=1e-9)

@@ -21,7 +21,9 @@ from vistrain.data.restoration.image_pairs import ImageSet
 from vistrain.data.restoration.module import RestorationData
 from vistrain.data.restoration.textures import GeneratedTextures
 from vistrain.data.segmentation.generated import GeneratedMasks
+from vistrain.data.segmentation.generated_lanes import GeneratedLanes
 from vistrain.data.segmentation.known_sets import ADE20K, CamVid, Cityscapes, PascalVOC
+from vistrain.data.segmentation.lanes import CULane, EvalStretch, LaneData, TuSimple
 from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskSplit
 from vistrain.data.segmentation.module import SegmentationData
@@ -33,6 +35,7 @@ __all__ = [
     "CIFAR100",
     "MNIST",
     "Bicubic",
+    "CULane",
     "CamVid",
     "Chain",
     "Cityscapes",
@@ -48,9 +51,11 @@ __all__ = [
     "EvalCrop",
     "EvalResize",
     "EvalScale",
+    "EvalStretch",
     "EvalTransform",
     "FashionMNIST",
     "GaussianNoise",
+    "GeneratedLanes",
     "GeneratedMasks",
     "GeneratedPatterns",
     "GeneratedShapes",
@@ -61,6 +66,7 @@ __all__ = [
     "ImageNet",
     "ImageSet",
     "Jpeg",
+    "LaneData",
     "MaskAugment",
     "MaskFolders",
     "MaskSplit",
@@ -69,6 +75,7 @@ __all__ = [
     "Sample",
     "Scenes",
     "SegmentationData",
+    "TuSimple",
     "collate",
     "read_image",
 ]

@@ -27,7 +27,16 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "tusimple": TuSimpleAccuracy,
 }
 
-METRICS: tuple[type[Metric], ...] = (CocoBox, Accuracy, MultiLabel, ImageQuality, Lpips, MeanIoU, CULaneF1, TuSimpleAccuracy)
+METRICS: tuple[type[Metric], ...] = (
+    CocoBox,
+    Accuracy,
+    MultiLabel,
+    ImageQuality,
+    Lpips,
+    MeanIoU,
+    CULaneF1,
+    TuSimpleAccuracy,
+)
 
 __all__ = [
     "IOU",

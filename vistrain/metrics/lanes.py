@@ -209,9 +209,7 @@ class TuSimpleAccuracy(Metric):
         return numbers
 
 
-def overlaps(
-    found: Sequence[np.ndarray], truth: Sequence[np.ndarray], size: Sequence[int], width: int
-) -> np.ndarray:
+def overlaps(found: Sequence[np.ndarray], truth: Sequence[np.ndarray], size: Sequence[int], width: int) -> np.ndarray:
     """IoU of lanes that are drawn as curves.
 
     Args:
@@ -222,7 +220,9 @@ def overlaps(
     Returns:
         float64 `[F, T]`.
     """
-    ours, theirs = (np.stack([_drawn(lane, size, width) for lane in lanes]) if lanes else None for lanes in (found, truth))
+    ours, theirs = (
+        np.stack([_drawn(lane, size, width) for lane in lanes]) if lanes else None for lanes in (found, truth)
+    )
     if ours is None or theirs is None:
         return np.zeros((len(found), len(truth)))
     both = np.bitwise_count(ours[:, None] & theirs[None]).sum(2, dtype=np.int64)

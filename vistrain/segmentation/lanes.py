@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vistrain.errors import ConfigError
+from vistrain.network import Network
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,15 @@ class LaneDecoder:
         kept = (best > self.threshold) & (exist > self.exist)[:, None]
         kept &= kept.sum(1, keepdim=True) >= 2
         return tuple(lane[there] for lane, there in zip(points, kept, strict=True))
+
+
+class LaneNetwork(Network):
+    """Base of networks that find lanes; `predict` gives `LaneMaps`.
+
+    Args:
+        decoder: from maps to points; CULane's if None.
+    """
+
+    def __init__(self, decoder: LaneDecoder | None = None) -> None:
+        super().__init__()
+        self.decoder = decoder or LaneDecoder()

@@ -17,9 +17,8 @@ from vistrain.checkpoints import KeyMap
 from vistrain.errors import ConfigError, DataError
 from vistrain.layers.padding import Normalize
 from vistrain.layers.precision import at_least_float32
-from vistrain.network import Network
 from vistrain.predictions import LaneMaps
-from vistrain.segmentation.lanes import LaneDecoder
+from vistrain.segmentation.lanes import LaneDecoder, LaneNetwork
 from vistrain.structures import Preprocessing
 
 # VGG16 with batch norms: channels of the convolutions between poolings; the last two poolings are left out.
@@ -60,7 +59,7 @@ class MessagePassing(nn.Module):
         return x
 
 
-class SCNN(Network):
+class SCNN(LaneNetwork):
     """VGG16 with message passing: a map of lanes, and which of them are there.
 
     `target` of a batch holds `label_map` `[H, W]` (0 background, 1 to L the lanes from left to right) and `exist`
@@ -88,8 +87,7 @@ class SCNN(Network):
         exist_weight: float = 0.1,
         decoder: LaneDecoder | None = None,
     ) -> None:
-        super().__init__()
-        self.decoder = decoder or LaneDecoder()
+        super().__init__(decoder)
         self.normalize = Normalize(self.preprocessing)
         self.measured_size = tuple(input_size)
         self.class_weights, self.exist_weight = (background_weight, *[1.0] * num_lanes), exist_weight
