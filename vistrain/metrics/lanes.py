@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -257,7 +258,7 @@ def curve(lane: np.ndarray) -> np.ndarray:
     from scipy.interpolate import CubicSpline
 
     place = np.append(0.0, np.cumsum(np.hypot(*np.diff(lane, axis=0).T)))
-    fine = np.concatenate([np.linspace(a, b, SPLINE, endpoint=False) for a, b in zip(place, place[1:], strict=False)])
+    fine = np.concatenate([np.linspace(a, b, SPLINE, endpoint=False) for a, b in itertools.pairwise(place)])
     return CubicSpline(place, lane, bc_type="natural")(np.append(fine, place[-1]))
 
 

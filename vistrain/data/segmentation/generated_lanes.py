@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # of the generator: part of the folder's name, so that a change never mixes with older files
 HEIGHT, WIDTH = 590, 1640  # CULane's; the F1 is of lanes 30 of these pixels wide
-KINDS = ("normal", "night", "cross")  # categories of the test images, dealt in this order
+DEALT = ("normal", "night", "normal", "cross")  # categories of images one after the other
 LANES = 4
 
 
@@ -86,13 +86,13 @@ def write_lanes(folder: Path, counts: dict[str, int], seed: int, scale: float) -
     """
     with whole_folder(folder) as draft:
         (draft / CATEGORIES).mkdir(parents=True)
-        rows: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        rows: dict[str, list[str]] = {}
         for number, (split, count) in enumerate(counts.items()):
             listed = []
             for place in ("images", "laneseg_label_w16"):
                 (draft / place / split).mkdir(parents=True)
             for index in range(count):
-                kind = KINDS[index % len(KINDS)] if index % 2 else KINDS[0]
+                kind = DEALT[index % len(DEALT)]
                 pixels, lanes = draw_road(np.random.default_rng((seed, number, index)), kind, scale)
                 image, mask = f"images/{split}/{index:05d}.jpg", f"laneseg_label_w16/{split}/{index:05d}.png"
                 Image.fromarray(pixels).save(draft / image, quality=85)
@@ -102,7 +102,7 @@ def write_lanes(folder: Path, counts: dict[str, int], seed: int, scale: float) -
                 (draft / image).with_suffix(LINES).write_text(lines_text(there), encoding="utf-8")
                 listed.append(f"/{image} /{mask} {' '.join(str(int(lane is not None)) for lane in lanes)}\n")
                 if split == "val":
-                    rows[kind].append(f"/{image}\n")
+                    rows.setdefault(kind, []).append(f"/{image}\n")
             (draft / f"list/{split}_gt.txt").write_text("".join(listed), encoding="utf-8")
         for number, (kind, lines) in enumerate(rows.items()):
             (draft / CATEGORIES / f"test{number}_{kind}.txt").write_text("".join(lines), encoding="utf-8")
