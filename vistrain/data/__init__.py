@@ -28,8 +28,10 @@ from vistrain.data.segmentation.field_of_view import (
     ViewSplit,
 )
 from vistrain.data.segmentation.generated import GeneratedMasks
+from vistrain.data.segmentation.generated_lanes import GeneratedLanes
 from vistrain.data.segmentation.instances import CocoInstances, InstanceFolders, InstanceSplit
 from vistrain.data.segmentation.known_sets import ADE20K, CamVid, Cityscapes, PascalVOC
+from vistrain.data.segmentation.lanes import CULane, EvalStretch, LaneData, TuSimple
 from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskSplit
 from vistrain.data.segmentation.module import SegmentationData
@@ -48,6 +50,7 @@ __all__ = [
     "ADE20KPanoptic",
     "AffineAugment",
     "Bicubic",
+    "CULane",
     "CamVid",
     "Chain",
     "Cityscapes",
@@ -71,6 +74,7 @@ __all__ = [
     "FashionMNIST",
     "FieldOfViewFolders",
     "GaussianNoise",
+    "GeneratedLanes",
     "GeneratedMasks",
     "GeneratedPanoptic",
     "GeneratedPatterns",
@@ -84,6 +88,7 @@ __all__ = [
     "InstanceFolders",
     "InstanceSplit",
     "Jpeg",
+    "LaneData",
     "MaskAugment",
     "MaskFolders",
     "MaskSplit",
@@ -96,6 +101,7 @@ __all__ = [
     "Scenes",
     "SegmentAugment",
     "SegmentationData",
+    "TuSimple",
     "ViewSplit",
     "collate",
     "read_image",
