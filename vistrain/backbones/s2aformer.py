@@ -2,8 +2,8 @@
 
 S2AFormer: Strip Self-Attention for Efficient Vision Transformer, arXiv 2505.22195. The authors have published neither
 code nor weights, so no licence of theirs applies. Known are the order of a block's parts, the strides, and a stem of
-three convolutions; all else is an argument that says `interpretation`, and no number of the paper is claimed. The attention is
-in `attention/strip.py`.
+three convolutions; all else is an argument that says `interpretation`, and no number of the paper is claimed. The
+attention is in `attention/strip.py`.
 """
 
 from __future__ import annotations

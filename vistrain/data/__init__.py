@@ -23,7 +23,6 @@ from vistrain.data.restoration.textures import GeneratedTextures
 from vistrain.data.segmentation.field_of_view import (
     DRIVE,
     AffineAugment,
-    EvalStretch,
     FieldOfViewFolders,
     ViewSplit,
 )
@@ -31,7 +30,7 @@ from vistrain.data.segmentation.generated import GeneratedMasks
 from vistrain.data.segmentation.generated_lanes import GeneratedLanes
 from vistrain.data.segmentation.instances import CocoInstances, InstanceFolders, InstanceSplit
 from vistrain.data.segmentation.known_sets import ADE20K, CamVid, Cityscapes, PascalVOC
-from vistrain.data.segmentation.lanes import CULane, EvalStretch, LaneData, TuSimple
+from vistrain.data.segmentation.lanes import CULane, LaneData, TuSimple
 from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskSplit
 from vistrain.data.segmentation.module import SegmentationData
@@ -39,7 +38,7 @@ from vistrain.data.segmentation.panoptic import PanopticFolders, PanopticSplit
 from vistrain.data.segmentation.panoptic_generated import GeneratedPanoptic
 from vistrain.data.segmentation.panoptic_sets import ADE20KPanoptic, CityscapesPanoptic, CocoPanoptic
 from vistrain.data.segmentation.segment_transforms import SegmentAugment
-from vistrain.data.segmentation.transforms import EvalScale, MaskAugment
+from vistrain.data.segmentation.transforms import EvalScale, EvalStretch, MaskAugment
 
 __all__ = [
     "ADE20K",
