@@ -358,10 +358,9 @@ def operators_table(found: dict[str, dict[str, float]]) -> str:
 
 
 def measure_models(names: list[str], batch: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Images per second of forward and training step, and the memory of a step."""
+    """Images per second of forward and training step, and the memory of a step; the last row is Swin-T's."""
     results: dict[str, dict[str, float]] = {}
     images = torch.randn(batch, 3, 224, 224)
-    neighbour = timm.create_model(NEIGHBOUR)
 
     def step(model: nn.Module) -> None:
         model.zero_grad()
@@ -371,22 +370,25 @@ def measure_models(names: list[str], batch: int, repeats: int) -> dict[str, dict
         with torch.no_grad():
             model.eval()(images)
 
-    swin = {"gmacs": counted(NEIGHBOUR, 224)[1], "peak_mb": peak_mib(partial(step, neighbour))}
-    for name in names:
+    for name in (*names, NEIGHBOUR):
         model = timm.create_model(name)
         row = {"gmacs": counted(name, 224)[1], "peak_mb": peak_mib(partial(step, model))}
-        share = row["gmacs"] / swin["gmacs"]
         for kind, run in zip(KINDS, (infer, step), strict=True):
-            sides = {"ours": partial(run, model), "swin": partial(run, neighbour)}
-            seconds = {side: min(times) for side, times in alternate(sides, repeats, clock=clock()).items()}
-            row[f"{kind} images/s"] = batch / seconds["ours"]
-            row[f"{kind} / Swin-T's"] = seconds["swin"] / seconds["ours"]
-            row[f"{kind}, times its share"] = seconds["ours"] / seconds["swin"] / share
-            swin[f"{kind} images/s"] = max(swin.get(f"{kind} images/s", 0.0), batch / seconds["swin"])
+            times = alternate({name: partial(run, model)}, repeats, clock=clock())
+            row[f"{kind} images/s"] = batch / min(times[name])
         results[name] = row
         print(f"{name:20}" + "".join(f"  {key} {value:.2f}" for key, value in row.items()), flush=True)
-    print(f"{NEIGHBOUR:20}" + "".join(f"  {key} {value:.2f}" for key, value in swin.items()))
-    return {**results, NEIGHBOUR: swin}
+    return compared(results)
+
+
+def compared(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The same with each row beside Swin-T's: speed by speed, and by the share of multiply-adds."""
+    swin = results[NEIGHBOUR]
+    for row in results.values():
+        for kind in KINDS:
+            row[f"{kind} / Swin-T's"] = row[f"{kind} images/s"] / swin[f"{kind} images/s"]
+            row[f"{kind}, times its share"] = swin["gmacs"] / row["gmacs"] / row[f"{kind} / Swin-T's"]
+    return results
 
 
 def models_table(found: dict[str, dict[str, float]]) -> str:
@@ -401,9 +403,7 @@ def models_table(found: dict[str, dict[str, float]]) -> str:
     ]
     lines = [f"| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n"]
     for name, row in found.items():
-        speeds = [
-            x for k in KINDS for x in (f"{row[f'{k} images/s']:.1f}", f"{row.get(f'{k}, times its share', 1.0):.2f}")
-        ]
+        speeds = [x for k in KINDS for x in (f"{row[f'{k} images/s']:.1f}", f"{row[f'{k}, times its share']:.2f}")]
         lines.append(f"| `{name}` | {row['gmacs']:.2f} | {' | '.join(speeds)} | {row['peak_mb']:.0f} |\n")
     return "".join(lines)
 
