@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vistrain.backbones import Backbone
 from vistrain.errors import ConfigError, DataError
+from vistrain.layers.conv import resize
 from vistrain.losses import OhemCrossEntropy, PixelCrossEntropy
 from vistrain.necks import FPN
 from vistrain.segmentation import (
@@ -30,6 +31,8 @@ from vistrain.segmentation import (
 )
 from vistrain.segmentation.bevanet import boundaries
 from vistrain.segmentation.inference import class_map, sliding_logits
+from vistrain.segmentation.projections import convolved_enlarged
+from vistrain.segmentation.wnet import spline_resized
 from vistrain.structures import Factory, LabelSpace, Preprocessing
 
 STRIDES, CHANNELS = (4, 8, 16, 32), (4, 6, 8, 10)
@@ -106,6 +109,31 @@ def test_the_order_that_costs_least_is_exact(name: str) -> None:
         x = F.interpolate(x, maps[0].shape[2:], mode="bilinear")
         x = head.low_level_fuse(torch.cat((x, head.linear_c1(maps[0])), 1))
     torch.testing.assert_close(head.features(maps), x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_a_convolution_of_an_enlarged_map_is_exact(align_corners: bool) -> None:
+    """And so is UPerNet's head, against enlarging, concatenating and then convolving, in double precision."""
+    generator = torch.Generator().manual_seed(0)
+    for old, new in (((5, 7), (9, 13)), ((4, 3), (4, 3)), ((3, 4), (24, 16)), ((1, 2), (2, 4))):
+        x, weight, gradient = (
+            torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+            for shape in ((2, 6, *old), (4, 6, 3, 3), (2, 4, *new))
+        )
+        plain = F.conv2d(resize(x, new, align_corners), weight, padding=1)
+        found = convolved_enlarged(x, weight, new, align_corners)
+        torch.testing.assert_close(found, plain, rtol=1e-9, atol=1e-9)
+        gradients = [torch.autograd.grad(y, (x, weight), gradient) for y in (found, plain)]
+        torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+    torch.manual_seed(0)
+    head = UPerHead(CHANNELS, STRIDES, 3, embed_dim=8, align_corners=align_corners).double().eval()
+    maps = [torch.randn(1, c, 64 // s, 96 // s, dtype=torch.float64) for c, s in zip(CHANNELS, STRIDES, strict=True)]
+    seen: list[torch.Tensor] = []
+    for conv in (*head.fpn_convs, head.bottleneck):
+        conv.register_forward_hook(lambda _m, _i, y: seen.append(y))
+    found = head.features(maps)
+    levels = [resize(x, maps[0].shape[2:], align_corners) for x in (*seen[1:], seen[0])]  # the bottleneck comes first
+    torch.testing.assert_close(found, head.fpn_bottleneck(torch.cat(levels, 1)), rtol=1e-9, atol=1e-9)
 
 
 def test_windows_attend_as_torch_does_on_contexts_cut_by_hand() -> None:
@@ -258,6 +286,47 @@ def test_wnet_of_two_classes_has_one_output() -> None:
     assert set(model.losses(batch)) == {"loss_first", "loss_seg"}
     share = model.probabilities(torch.rand(1, 3, 32, 32))
     torch.testing.assert_close(share.sum(1), torch.ones(1, 32, 32))
+
+
+def test_wnet_enlarges_probabilities_by_splines_and_decides() -> None:
+    torch.manual_seed(0)
+    model = WNet(contiguous(2), mirrored=False, threshold=0.5).eval()
+    batch = batch_of((32, 32), classes=2)
+    batch["original_size"] = torch.tensor([[45, 50]])
+    (found,) = model.predict(batch)
+    share = found.probabilities
+    assert share.shape == (2, 45, 50)
+    torch.testing.assert_close(255 * share[1], (255 * share[1]).round(), rtol=0, atol=1e-4)
+    assert ((share[1] > 0.5) == (found.semantic == 1)).all()
+    plain = WNet(contiguous(2), mirrored=False, threshold=0.5, quantised=False).eval()
+    plain.load_state_dict(model.state_dict())
+    images, _ = model.normalize(batch["image"], batch["size"])
+    spline = spline_resized(model.probabilities(images)[0, 1:], (45, 50))
+    torch.testing.assert_close(plain.predict(batch)[0].probabilities[1:], spline, rtol=0, atol=1e-7)
+
+
+def test_splines_interpolate_and_stay_between_least_and_greatest() -> None:
+    wave = torch.linspace(0, 3, 24).sin()[None, :, None] * torch.linspace(0, 2, 30).cos()[None, None]
+    same = spline_resized(wave, (24, 30))
+    torch.testing.assert_close(same, wave, rtol=0, atol=1e-6)
+    larger = spline_resized(wave, (72, 90))
+    torch.testing.assert_close(larger[:, 1::3, 1::3], wave, rtol=0, atol=1e-6)  # of pixels cut in three
+    assert larger.min() >= wave.min()
+    assert larger.max() <= wave.max()
+    step = torch.zeros(1, 8, 8)
+    step[:, :, 4:] = 1
+    assert spline_resized(step, (5, 5))[0, 2, 1] > 0.01  # smoothed before it shrinks; else it would overshoot, cut to 0
+
+
+def test_an_uncertain_class_is_shared_out() -> None:
+    labels = LabelSpace(("background", "uncertain", "artery", "vein"), (0, 85, 170, 255))
+    model = WNet(labels, shared="uncertain").eval()
+    shares = torch.tensor([0.3, 0.45, 0.2, 0.05])[:, None, None]
+    found = model._decided(shares)
+    assert found.semantic.item() == 2  # 0.2 + 0.45 / 2 is most
+    torch.testing.assert_close(found.probabilities.flatten(), torch.tensor([0.3, 0.0, 0.425, 0.275]))
+    with pytest.raises(ConfigError, match=r"model\.shared: 'background'"):
+        WNet(labels, shared="background")
 
 
 def test_boundaries_lie_where_classes_meet() -> None:
