@@ -194,5 +194,7 @@ def test_attention_starts_as_the_authors_do_and_refuses_odd_sizes() -> None:
 
 
 def test_the_rule_for_cores() -> None:
-    assert choose_core(torch.device("cpu"), needs_grad=False) == "embedding_bag"
-    assert choose_core(torch.device("cuda"), needs_grad=True) == "grid_sample"
+    cpu = torch.device("cpu")
+    assert [choose_core(cpu, needs_grad=False, depth=d) for d in (16, 32)] == ["embedding_bag"] * 2
+    assert [choose_core(cpu, needs_grad=True, depth=d) for d in (16, 32)] == ["grid_sample", "embedding_bag"]
+    assert choose_core(torch.device("cuda"), needs_grad=True, depth=32) == "grid_sample"

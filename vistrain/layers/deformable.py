@@ -29,21 +29,32 @@ log = logging.getLogger(__name__)
 CORES = ("auto", "grid_sample", "embedding_bag", "gather", "triton")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 Shapes = Sequence[tuple[int, int]]
+NARROW = 16  # channels of a head up to which grid_sample trains faster on a CPU
 
 
-def choose_core(device: torch.device, needs_grad: bool) -> str:
+def choose_core(device: torch.device, needs_grad: bool, depth: int) -> str:
     """Which core is fastest (`tools/benchmark_msda.py`, `tools/gpu_check.py`).
 
-    Eager: `embedding_bag` on CPU, `grid_sample` elsewhere; under `torch.use_deterministic_algorithms` `embedding_bag`
-    on CUDA, too, as its backward pass sorts. Under `torch.compile`, where inductor fuses the index arithmetic but has
-    no good `grid_sample`: `embedding_bag` to evaluate, `gather` to train. `triton` is never chosen so far: it is to be
-    asked for by name until it was measured on a card.
+    CPU: `embedding_bag`, whose rows are a head's channels; its backward pass costs much for each sample and little for
+    each channel, `grid_sample`'s the other way round, so eager training with narrow heads takes that. Under
+    `torch.compile` inductor has no good `grid_sample`. Elsewhere: eager `grid_sample`; under
+    `torch.use_deterministic_algorithms` `embedding_bag` on CUDA, as its backward pass sorts; compiled, where inductor
+    fuses the index arithmetic, `embedding_bag` to evaluate, `gather` to train. `triton` is never chosen so far: it is
+    to be asked for by name until it was measured on a card.
+
+    Args:
+        device: where.
+        needs_grad: whether a backward pass follows.
+        depth: channels of a head.
     """
     if device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
         return "embedding_bag"
-    if torch.compiler.is_compiling():
+    compiled = torch.compiler.is_compiling()
+    if device.type == "cpu":
+        return "grid_sample" if needs_grad and depth <= NARROW and not compiled else "embedding_bag"
+    if compiled:
         return "gather" if needs_grad else "embedding_bag"
-    return "embedding_bag" if device.type == "cpu" else "grid_sample"
+    return "grid_sample"
 
 
 def deformable_sampling(value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor, core: str = "auto") -> Tensor:
@@ -65,7 +76,7 @@ def deformable_sampling(value: Tensor, shapes: Shapes, points: Tensor, weights: 
     """
     if core == "auto" or (core == "triton" and not _triton_serves(value.device)):
         needs_grad = torch.is_grad_enabled() and (value.requires_grad or points.requires_grad)
-        core = choose_core(value.device, needs_grad)
+        core = choose_core(value.device, needs_grad, value.shape[-1])
     kind, points, weights = value.dtype, at_least_float32(points), at_least_float32(weights)
     if core == "triton":  # reads half types as they are
         return _triton(value, [side for shape in shapes for side in shape], points, weights)
