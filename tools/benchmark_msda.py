@@ -3,8 +3,8 @@
     python tools/benchmark_msda.py --output runs/benchmarks
 
 Checks that all agree to 1e-5, then measures each, in turns, forward and forward + backward, eager and compiled, for
-encoders (every token is a query) and a decoder of several sizes and widths of heads. With `--threads 1` on a CPU seconds
-are the processor's and the least of all repeats, which other programs disturb least.
+encoders (every token is a query) and a decoder of several sizes and widths of heads. With `--threads 1` on a CPU these
+are the processor's seconds, the least of all repeats, which other programs disturb least.
 """
 
 from __future__ import annotations
