@@ -7,7 +7,7 @@ from vistrain.pictures.boxes import class_colours, draw_boxes, stable_colour
 from vistrain.pictures.charts import bars, confusion, curves, histogram
 from vistrain.pictures.grids import fitted, grid
 from vistrain.pictures.lines import draw_lanes
-from vistrain.pictures.overlays import coloured, legend, overlaid
+from vistrain.pictures.overlays import coloured, draw_masks, legend, overlaid
 
 __all__ = [
     "bars",
@@ -17,6 +17,7 @@ __all__ = [
     "curves",
     "draw_boxes",
     "draw_lanes",
+    "draw_masks",
     "fitted",
     "grid",
     "histogram",

@@ -6,6 +6,7 @@ from vistrain.tasks.detection.analysis import ErrorAnalysis
 from vistrain.tasks.detection.task import DetectionTask
 from vistrain.tasks.restoration.task import RestorationTask
 from vistrain.tasks.segmentation.lanes import LaneTask
+from vistrain.tasks.segmentation.panoptic_task import PanopticTask
 from vistrain.tasks.segmentation.task import SegmentationTask
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ErrorAnalysis",
     "LaneTask",
     "NeighbourTask",
+    "PanopticTask",
     "RestorationTask",
     "SegmentationTask",
     "Task",

@@ -19,7 +19,7 @@ from vistrain.data.segmentation.lane_files import (
     read_lines,
     read_list,
 )  # fmt: skip
-from vistrain.data.segmentation.lanes import EvalStretch
+from vistrain.data.segmentation.transforms import EvalStretch
 from vistrain.errors import ConfigError, DataError
 
 

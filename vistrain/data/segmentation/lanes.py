@@ -19,29 +19,14 @@ from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.images import read_image
 from vistrain.data.base.module import DataModule, SplitName, refuse_below
 from vistrain.data.base.storage import file_names, refuse_missing
-from vistrain.data.base.transform import EvalTransform
 from vistrain.data.segmentation.label_files import read_label_file
 from vistrain.data.segmentation.lane_files import LaneEntry, lane_mask, place_lanes, read_json_lines, read_list
+from vistrain.data.segmentation.transforms import EvalStretch
 from vistrain.errors import DataError
 from vistrain.structures import LabelSpace
 
 REMEDY = "correct data.root, or the list"
 CATEGORIES = "list/test_split"  # files `test0_normal.txt` ... of CULane
-
-
-@dataclass(frozen=True)
-class EvalStretch(EvalTransform):
-    """An image of one size, its proportions given up; bilinear and not antialiased.
-
-    Args:
-        size: (height, width), pixels.
-    """
-
-    size: tuple[int, int]
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """uint8 `[H, W, C]` to `[h, w, C]`."""
-        return image if image.shape[:2] == self.size else cv2.resize(image, self.size[::-1])
 
 
 @dataclass
