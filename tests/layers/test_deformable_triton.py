@@ -29,10 +29,10 @@ def test_kernels_in_the_interpreter() -> None:
 def test_where_it_runs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     cuda = torch.device("cuda")
     monkeypatch.setattr(deformable, "HAS_TRITON", True)
-    assert choose_core(cuda, needs_grad=True, depth=32) == "grid_sample"  # until a card has measured the kernel
+    assert choose_core(cuda, needs_grad=True) == "grid_sample"  # until a card has measured the kernel
     torch.use_deterministic_algorithms(True)
     try:
-        assert choose_core(cuda, needs_grad=True, depth=32) == "embedding_bag"
+        assert choose_core(cuda, needs_grad=True) == "embedding_bag"
         assert not deformable._triton_serves(cuda)
     finally:
         torch.use_deterministic_algorithms(False)

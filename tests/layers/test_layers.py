@@ -10,7 +10,7 @@ from torchvision.ops import generalized_box_iou
 
 from vistrain.errors import ConfigError
 from vistrain.layers.boxes import cxcywh_to_xyxy, giou, inverse_sigmoid, iou_and_union, xyxy_to_cxcywh
-from vistrain.layers.deformable import MSDeformAttn, choose_core, deformable_sampling
+from vistrain.layers.deformable import MSDeformAttn, _bags, choose_core, deformable_sampling
 from vistrain.layers.padding import Normalize, extend, padding_mask, resize_mask
 from vistrain.layers.position import SinePositionEncoding, sine_embedding
 from vistrain.structures import Preprocessing
@@ -172,6 +172,17 @@ def test_gradients_of_cores_agree(core: str) -> None:
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
 
 
+def test_gradients_of_bags_are_torchs_to_the_last_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(5, (40, 6), generator=generator, dtype=torch.int32)  # rows 5 to 7 are never read
+    rows, weights = torch.randn(8, 4, generator=generator), torch.randn(40, 6, generator=generator)
+    gradients = []
+    for bags in (_bags, lambda i, r, w: F.embedding_bag(i, r, per_sample_weights=w, mode="sum")):
+        inputs = rows.clone().requires_grad_(), weights.clone().requires_grad_()
+        gradients.append(torch.autograd.grad((bags(index, *inputs) * torch.arange(4)).sum(), inputs))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("core", ["grid_sample", "embedding_bag", "gather"])
 def test_diverged_points_give_nan_and_no_crash(core: str) -> None:
     value, points, weights = sampling_inputs(torch.float32)
@@ -194,7 +205,5 @@ def test_attention_starts_as_the_authors_do_and_refuses_odd_sizes() -> None:
 
 
 def test_the_rule_for_cores() -> None:
-    cpu = torch.device("cpu")
-    assert [choose_core(cpu, needs_grad=False, depth=d) for d in (16, 32)] == ["embedding_bag"] * 2
-    assert [choose_core(cpu, needs_grad=True, depth=d) for d in (16, 32)] == ["grid_sample", "embedding_bag"]
-    assert choose_core(torch.device("cuda"), needs_grad=True, depth=32) == "grid_sample"
+    assert choose_core(torch.device("cpu"), needs_grad=False) == "embedding_bag"
+    assert choose_core(torch.device("cuda"), needs_grad=True) == "grid_sample"
