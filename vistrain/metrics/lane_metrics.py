@@ -126,8 +126,9 @@ class CULaneF1(Metric):
 
 
 class TuSimpleAccuracy(Metric):
-    """Accuracy of points on rows, and shares of lanes wrong and missed (TuSimple's lane detection challenge of 2017); its
-    limit on running times is not kept.
+    """Accuracy of points on rows, and shares of lanes wrong and missed (TuSimple's lane detection challenge of 2017).
+
+    Its limit on running times is not kept.
 
     Args:
         pixels: horizontal distance within which a point of a vertical lane is right; of a slanting one it is that
