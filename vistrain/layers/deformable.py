@@ -88,7 +88,7 @@ def _bags(index: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     if index.device.type != "cpu" or torch.compiler.is_compiling() or not rows.requires_grad:
         return F.embedding_bag(index, rows, per_sample_weights=weights, mode="sum")
     sums = F.embedding_bag(index, rows.detach(), per_sample_weights=weights, mode="sum")
-    return _GradientOfRows.apply(sums, rows, index, weights.detach())  # type: ignore[no-any-return]
+    return _GradientOfRows.apply(sums, rows, index, weights.detach())
 
 
 class _GradientOfRows(torch.autograd.Function):
