@@ -12,7 +12,7 @@ from vistrain.metrics.base import Metric, Record, Unit
 from vistrain.metrics.binary_pixels import BinaryPixels
 from vistrain.metrics.coco import CocoBox, CocoMask
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
-from vistrain.metrics.lanes import CULaneF1, TuSimpleAccuracy
+from vistrain.metrics.lane_metrics import CULaneF1, TuSimpleAccuracy
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
 from vistrain.metrics.panoptic import PanopticQuality
