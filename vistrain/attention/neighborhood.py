@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.attention.base import AttentionOperator
 from vistrain.devices import upload
 from vistrain.errors import ConfigError
 
@@ -118,7 +119,7 @@ def neighborhood_mask(
     return torch.from_numpy(mask.reshape(size[0] * size[1], -1))
 
 
-class NeighborhoodAttention(nn.Module):
+class NeighborhoodAttention(AttentionOperator):
     """Multi-head neighbourhood attention with relative positional bias, as in NAT and DiNAT.
 
     Maps smaller than a neighbourhood are padded with zeros at the bottom and right before queries, keys and values are
@@ -136,6 +137,11 @@ class NeighborhoodAttention(nn.Module):
             stride of `kernel_size` attention in blocks.
         rpb: whether there is a bias of relative positions; generalised neighbourhood attention is published without.
     """
+
+    formula = "y_i = softmax_j(q_i k_j / sqrt(d) + b_{j-i}) v_j, j in the K x K cells around i"
+    cost = "4NC^2 + 2NK^2C"
+    growth = "N"
+    padding = "padded cells count like any other, and so do zeros around maps smaller than a neighbourhood"
 
     def __init__(
         self,

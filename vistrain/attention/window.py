@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vistrain.attention.base import AttentionOperator
 from vistrain.errors import ConfigError
 from vistrain.layers.windows import (
     Size,
@@ -23,7 +24,7 @@ from vistrain.layers.windows import (
 )
 
 
-class SwinWindowAttention(nn.Module):
+class SwinWindowAttention(AttentionOperator):
     """Multi-head self-attention inside (shifted) windows, with a learnt bias for each relative position.
 
     Args:
@@ -39,13 +40,18 @@ class SwinWindowAttention(nn.Module):
         ConfigError: the heads do not divide the channels.
     """
 
+    formula = "y_i = softmax_j(q_i k_j / sqrt(d) + b_{j-i}) v_j, j in the window of i"
+    cost = "4NC^2 + 2NM^2C"
+    growth = "N"
+    sizes = "multiples of window_size"
+
     index: Tensor
 
     def __init__(
         self,
         dim: int,
-        window_size: int,
-        num_heads: int,
+        window_size: int = 7,
+        num_heads: int = 4,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         attn_drop: float = 0.0,
@@ -63,6 +69,10 @@ class SwinWindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.register_buffer("index", relative_position_index(self.window), persistent=False)
+
+    def fitting(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """The next multiples of the window."""
+        return tuple(-(-side // step) * step for side, step in zip(size, self.window, strict=True))
 
     def forward(self, x: Tensor, size: Size, order: WindowOrder | None = None) -> Tensor:
         """Attend inside windows.
