@@ -14,7 +14,8 @@ __all__ = ["attend", "auxiliary_losses", "operators_of"]
 for _file in pkgutil.iter_modules(__path__):
     _module = importlib.import_module(f"{__name__}.{_file.name}")
     for _name, _value in list(vars(_module).items()):
-        _is_operator = isinstance(_value, type) and issubclass(_value, AttentionOperator)
-        if _is_operator and _value.__module__ == _module.__name__ and not _name.startswith("_"):
+        if not isinstance(_value, type) or not issubclass(_value, AttentionOperator) or _value is AttentionOperator:
+            continue
+        if _value.__module__ == _module.__name__ and not _name.startswith("_"):
             globals()[_name] = _value
             __all__ += [_name]
