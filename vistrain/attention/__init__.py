@@ -14,8 +14,8 @@ __all__ = ["attend", "auxiliary_losses", "operators_of"]
 for _file in pkgutil.iter_modules(__path__):
     _module = importlib.import_module(f"{__name__}.{_file.name}")
     for _name, _value in list(vars(_module).items()):
-        if not isinstance(_value, type) or not issubclass(_value, AttentionOperator) or _value is AttentionOperator:
-            continue
-        if _value.__module__ == _module.__name__ and not _name.startswith("_"):
+        if not isinstance(_value, type) or not issubclass(_value, AttentionOperator) or not _value.formula:
+            continue  # bases state no formula
+        if _value.__module__ == _module.__name__:
             globals()[_name] = _value
             __all__ += [_name]
