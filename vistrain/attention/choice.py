@@ -124,7 +124,7 @@ def _chosen(choice: Choice, arguments: Mapping[str, Any], where: str) -> ChosenO
         choice = choice["name"]
     if isinstance(choice, str):
         if choice not in names():
-            raise ConfigError(where, f"no attention operator {choice!r}", nearest(choice, _offered(), count=2))
+            raise ConfigError(where, f"no attention operator {choice!r}", nearest(choice, _offered(choice), count=2))
         choice = names()[choice]
     elif not isinstance(choice, type) or not issubclass(choice, AttentionOperator):
         raise ConfigError(where, f"{choice!r} is no attention operator", "see `vistrain list attention`")
@@ -133,9 +133,9 @@ def _chosen(choice: Choice, arguments: Mapping[str, Any], where: str) -> ChosenO
     return ChosenOperator(choice, checked)
 
 
-def _offered() -> list[str]:
-    """One name of each operator, and the files."""
-    return [name for name in names() if name not in operators()]
+def _offered(written: str) -> list[str]:
+    """The names in the form of what was written: classes, or short names and files."""
+    return [name for name in names() if (name in operators()) == written[:1].isupper()]
 
 
 def _checked(cls: type[AttentionOperator], key: str, value: Any, where: str) -> Any:
