@@ -1,7 +1,6 @@
 """One file per attention operator or token mixer, all called `forward(x: [B, N, C], size: (H, W))`. Pure torch.
 
-Every file here is imported, and every operator in it that states its formula is the room's: a new one is one file and
-no edit elsewhere.
+Every file here is imported, and every operator in it is the room's: a new one is one file and no edit elsewhere.
 """
 
 import importlib
@@ -15,7 +14,8 @@ __all__ = ["attend", "auxiliary_losses", "operators_of"]
 for _file in pkgutil.iter_modules(__path__):
     _module = importlib.import_module(f"{__name__}.{_file.name}")
     for _name, _value in list(vars(_module).items()):
-        _is_operator = isinstance(_value, type) and issubclass(_value, AttentionOperator)
-        if _is_operator and _value.__module__ == _module.__name__ and _value.formula:
+        if not isinstance(_value, type) or not issubclass(_value, AttentionOperator) or not _value.formula:
+            continue  # bases state no formula
+        if _value.__module__ == _module.__name__:
             globals()[_name] = _value
             __all__ += [_name]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vistrain.attention.base import Size
-from vistrain.attention.heads import MultiHead
+from vistrain.attention.multi_head import MultiHeadAttention
 
 LEAST = 1e-5  # added to the variances
 
@@ -43,7 +44,7 @@ class GaussianMixtureMask(nn.Module):
         return mask.unflatten(2, (width, width)).unflatten(1, (height, height)).transpose(2, 3).flatten(3).flatten(1, 2)
 
 
-class GaussianMixtureAttention(MultiHead):
+class GaussianMixtureAttention(MultiHeadAttention):
     """`softmax((q k^T / sqrt(d)) * M) v`: logits, not weights, are multiplied.
 
     Args:
@@ -68,12 +69,11 @@ class GaussianMixtureAttention(MultiHead):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, proj_drop=proj_drop)
+        super().__init__(dim, num_heads, qkv_bias, None, attn_drop, proj_drop)
         self.mask = GaussianMixtureMask(num_heads, num_kernels)
-        self.attn_drop = nn.Dropout(attn_drop)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         """`[B, H * W, C]` -> `[B, H * W, C]`; `size` is (H, W)."""
-        q, k, v = self.project(x)
+        q, k, v = self.heads(x)
         logits = (q * self.scale) @ k.mT * self.mask(size)
-        return self.finish(self.attn_drop(logits.softmax(-1)).to(v.dtype) @ v)
+        return self.output(F.dropout(logits.softmax(-1), self.attn_drop, self.training).to(v.dtype) @ v)

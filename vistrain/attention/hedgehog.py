@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vistrain.attention.base import Size
-from vistrain.attention.heads import MultiHead
+from vistrain.attention.multi_head import MultiHeadAttention
 
 LEAST = 1e-12
 
@@ -40,7 +40,7 @@ class HedgehogFeatureMap(nn.Module):
         return torch.cat((x.softmax(-1), (-x).softmax(-1)), -1).clamp(min=LEAST)
 
 
-class HedgehogAttention(MultiHead):
+class HedgehogAttention(MultiHeadAttention):
     """`phi(q) (phi(k)^T v) / (phi(q) sum phi(k))`, phi learnt.
 
     Args:
@@ -76,12 +76,12 @@ class HedgehogAttention(MultiHead):
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         """`[B, H * W, C]` -> `[B, H * W, C]`; `size` is (H, W)."""
-        q, k, v = self.project(x)
+        q, k, v = self.heads(x)
         if self.training and self.mimicry:
             logits = q.detach() @ k.detach().mT * self.scale
             loss = softmax_mimicry(self.map_q(q.detach()), self.map_k(k.detach()), logits)
             self.auxiliary["softmax_mimicry"] = self.mimicry * loss
-        return self.finish(linear_attention(self.map_q(q), self.map_k(k), v))
+        return self.output(linear_attention(self.map_q(q), self.map_k(k), v))
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

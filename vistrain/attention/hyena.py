@@ -8,6 +8,7 @@ formulae and a description.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -97,7 +98,8 @@ class Window(nn.Module):
             return h
         own = self.get_parameter if self.mode == "learn" else self.get_buffer
         rates = [own(name)[0, 0].abs() for name in self.names]
-        decay = torch.exp(-self.power * sum(t * rate for t, rate in zip(places, rates, strict=True)))
+        fallen = torch.stack([(t * rate).expand_as(h) for t, rate in zip(places, rates, strict=True)]).sum(0)
+        decay = torch.exp(-self.power * fallen)
         shift = self.shift if isinstance(self.shift, float) else self.shift[0, 0]
         return h * (decay + shift)
 
@@ -138,7 +140,7 @@ class HyenaFilter(nn.Module):
         def perceptron(inputs: int) -> nn.Sequential:
             widths = [inputs, *[hidden] * (inner + 1)]
             layers: list[nn.Module] = []
-            for a, b in zip(widths[:-1], widths[1:], strict=True):
+            for a, b in pairwise(widths):
                 layers += [nn.Linear(a, b), Sine(hidden, frequency)]
             return nn.Sequential(*layers, nn.Linear(hidden, dim, bias=False))
 

@@ -50,6 +50,7 @@ class LightningAttention(AttentionOperator):
         super().__init__()
         check_heads(dim, num_heads)
         self.num_heads, self.bidirectional, self.block = num_heads, bidirectional, block
+        self.causal = not bidirectional
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(dim, dim, bias=bias) for _ in "qkvo")
         self.norm = nn.LayerNorm(dim)
         self.output_gate = nn.Sequential(
@@ -70,7 +71,7 @@ class LightningAttention(AttentionOperator):
 
 
 def alibi_slopes(heads: int) -> list[float]:
-    """The slopes of ALiBi (arXiv 2108.12409): powers of `2^(-8 / heads)`; between powers of two, of the next in turn."""
+    """The slopes of ALiBi (arXiv 2108.12409): powers of `2^(-8 / heads)`; otherwise, every second of the next power."""
     if math.log2(heads).is_integer():
         return [2 ** (-8 * (i + 1) / heads) for i in range(heads)]
     below = 2 ** math.floor(math.log2(heads))

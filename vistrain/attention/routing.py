@@ -1,8 +1,8 @@
 """Routing attention: tokens attend to those that fall to the same cluster of k-means.
 
-Efficient Content-Based Sparse Attention with Routing Transformers, arXiv 2003.05997, section 4. The authors' code is for
-TensorFlow (google-research/routing_transformer, Apache-2.0); details that it leaves to the framework are those of
-lucidrains/routing-transformer, MIT, which is not theirs.
+Efficient Content-Based Sparse Attention with Routing Transformers, arXiv 2003.05997, section 4. Authors' code:
+google-research/routing_transformer, Apache-2.0 (TensorFlow). Details are those of lucidrains/routing-transformer, MIT,
+which is not theirs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.attention.base import Size
-from vistrain.attention.heads import MultiHead, merge_heads
+from vistrain.attention.heads import merge_heads
+from vistrain.attention.multi_head import MultiHeadAttention
 from vistrain.layers.windows import window_merge, window_partition
 
 FIRST_STEPS = 3  # of k-means, before the first training step
@@ -130,7 +131,7 @@ class KMeansAttention(nn.Module):
         return self.commitment * F.mse_loss(both, means.expand(both.shape[0], -1, -1, -1).gather(2, nearest))
 
 
-class RoutingAttention(MultiHead):
+class RoutingAttention(MultiHeadAttention):
     """Half of the heads attend within windows, the others within clusters (section 4.2).
 
     Args:
@@ -179,20 +180,20 @@ class RoutingAttention(MultiHead):
             DataError: windows do not tile the map.
         """
         self.check_size(size)
-        q, k, v = self.project(x)
+        q, k, v = self.heads(x)
         parts = []
         if self.local_heads:
             local = (part[:, : self.local_heads] for part in (q, k, v))
             windows = (window_partition(merge_heads(part).unflatten(1, size), self.window) for part in local)
             split = (part.unflatten(-1, (self.local_heads, -1)).transpose(1, 2) for part in windows)
             near = merge_heads(F.scaled_dot_product_attention(*split))
-            near = window_merge(near, self.window, size).flatten(1, 2)
+            near = window_merge(near, self.window, (size[0], size[1])).flatten(1, 2)
             parts.append(near.unflatten(-1, (self.local_heads, -1)).transpose(1, 2))
         share = -(-x.shape[1] // self.clusters)
         routed, loss = self.routing(*(part[:, self.local_heads :] for part in (q, k, v)), share)
         if self.training:
             self.auxiliary["commitment"] = loss
-        return self.finish(torch.cat((*parts, routed), 1))
+        return self.output(torch.cat((*parts, routed), 1))
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

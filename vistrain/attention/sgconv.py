@@ -61,6 +61,7 @@ class SGConv(AttentionOperator):
     ) -> None:
         super().__init__()
         self.length, self.bidirectional, self.gated = math.prod(grid), bidirectional, gated
+        self.causal = not bidirectional
         pieces = n_scales or 1 + max(0, math.ceil(math.log2(self.length / kernel_dim)))
         kernels = channels * (2 if bidirectional else 1)
         self.D = nn.Parameter(torch.randn(channels, dim))

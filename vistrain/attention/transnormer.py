@@ -1,8 +1,8 @@
 """TransNormer's linear attention: no denominator, a norm of the output instead, positions as rotations.
 
-The Devil in Linear Transformer, arXiv 2210.10340, section 4.1 (NormAttention); Linearized Relative Positional Encoding,
-arXiv 2307.09270, section 3.3 (LRPE). Authors' code: OpenNLPLab/Transnormer and OpenNLPLab/Lrpe, Apache-2.0; written from
-the papers' formulae.
+The Devil in Linear Transformer, arXiv 2210.10340, section 4.1 (NormAttention); Linearized Relative Positional
+Encoding, arXiv 2307.09270, section 3.3 (LRPE). Authors' code: OpenNLPLab/Transnormer and OpenNLPLab/Lrpe, Apache-2.0;
+this is written from the papers' formulae.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.attention.base import Size
-from vistrain.attention.heads import MultiHead
+from vistrain.attention.multi_head import MultiHeadAttention
 
 THETA = 10000.0  # ratio of the longest to the shortest wave length
 
 
-class TransNormerAttention(MultiHead):
+class TransNormerAttention(MultiHeadAttention):
     """`RMSNorm(sum_j sum_c phi(q_i)_c phi(k_j)_c cos(theta_c (p_i - p_j)) v_j)`, phi = 1 + elu.
 
     LRPE turns a channel's product by the angle between two places, at a learnt frequency. Channels of a head follow the
@@ -52,7 +52,7 @@ class TransNormerAttention(MultiHead):
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         """`[B, N, C]` -> `[B, N, C]`; N is the product of `size`."""
-        q, k, v = self.project(x)
+        q, k, v = self.heads(x)
         q, k = 1 + F.elu(q), 1 + F.elu(k)
         if self.theta is not None:
             sides = (torch.arange(side, device=x.device, dtype=self.theta.dtype) for side in size)
@@ -61,4 +61,4 @@ class TransNormerAttention(MultiHead):
             angles = by_turns * self.theta[:, None]
             cos, sin = angles.cos(), angles.sin()
             q, k = torch.cat((q * cos, q * sin), -1), torch.cat((k * cos, k * sin), -1)
-        return self.finish(self.norm(q @ (k.mT @ (v / v.shape[2]))))
+        return self.output(self.norm(q @ (k.mT @ (v / v.shape[2]))))

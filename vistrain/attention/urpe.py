@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vistrain.attention.base import Size
-from vistrain.attention.heads import MultiHead
+from vistrain.attention.multi_head import MultiHeadAttention
 
 
-class URPEAttention(MultiHead):
+class URPEAttention(MultiHeadAttention):
     """`(softmax(q k^T / sqrt(d) + b_{i-j}) * c_{i-j}) v`; rows of the product do not sum to one.
 
     Args:
@@ -37,23 +38,22 @@ class URPEAttention(MultiHead):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, proj_drop=proj_drop)
+        super().__init__(dim, num_heads, qkv_bias, None, attn_drop, proj_drop)
         self.grid = grid
         offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1)
         self.rp_bias = nn.Parameter(nn.init.trunc_normal_(torch.empty(offsets, num_heads), std=0.02))
         self.ur_rp_bias = nn.Parameter(torch.ones(offsets, num_heads))
-        self.attn_drop = nn.Dropout(attn_drop)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         """`[B, H * W, C]` -> `[B, H * W, C]`; `size` is (H, W)."""
-        q, k, v = self.project(x)
-        return self.finish(self.attend(q, k, v, size))
+        q, k, v = self.heads(x)
+        return self.output(self.attend(q, k, v, size))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Size) -> Tensor:
         """`[B, heads, H * W, d]` each -> `[B, heads, H * W, d]`."""
         bias, factor = (spread(table, self.grid, size) for table in (self.rp_bias, self.ur_rp_bias))
-        weights = self.attn_drop(((q * self.scale) @ k.mT + bias).softmax(-1) * factor)
-        return weights.to(v.dtype) @ v
+        weights = ((q * self.scale) @ k.mT + bias).softmax(-1) * factor
+        return F.dropout(weights, self.attn_drop, self.training).to(v.dtype) @ v
 
 
 def spread(table: Tensor, grid: Size, size: Size) -> Tensor:
