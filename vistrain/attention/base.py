@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +28,15 @@ class AttentionOperator(Contract, nn.Module):
     `mask: Tensor | None = None`, `[B, N]` bool, True where a token is real: keys elsewhere get no weight, what comes
     out there is finite and means nothing, and a map without any real token gives no NaN.
 
-    A constructor takes `dim` (C) first, and everything else with a default. Of these names it takes those that it
+    A constructor takes `dim` (C), and everything else with a default. Of these names it takes those that it
     needs, and the host gives them: `num_heads`; `grid` (`Size`: the map that the host is built for); `layer` and
     `layers` (`int`: which of how many blocks it stands in, from 0). All other parameters are the user's
     (`attention_args`).
 
-    What it says of itself, on the class:
+    What it says of itself, on the class; an object may know it more exactly:
 
     Attributes:
-        formula: the mathematics on one line.
+        formula: the mathematics on one line; empty for a base of several operators, which is none itself.
         cost: multiply-adds on one line, in N tokens, C channels, and its own parameters.
         growth: how time and memory grow with N.
         sizes: which maps it takes, in words (`multiples of window_size`); see `fitting`.
@@ -49,17 +49,17 @@ class AttentionOperator(Contract, nn.Module):
         oddities: what is kept for fidelity though one would not write it so; empty for nothing.
     """
 
-    formula: ClassVar[str] = ""
-    cost: ClassVar[str] = ""
-    growth: ClassVar[Growth] = "N^2"
-    sizes: ClassVar[str] = "any"
-    axes: ClassVar[tuple[int, ...]] = (2,)
-    padding: ClassVar[str] = "padded cells count like any other"
-    takes_mask: ClassVar[bool] = False
-    float32: ClassVar[bool] = False
-    causal: ClassVar[bool] = False
-    needs: ClassVar[str] = ""
-    oddities: ClassVar[str] = ""
+    formula: str = ""
+    cost: str = ""
+    growth: Growth = "N^2"
+    sizes: str = "any"
+    axes: tuple[int, ...] = (2,)
+    padding: str = "padded cells count like any other"
+    takes_mask: bool = False
+    float32: bool = False
+    causal: bool = False
+    needs: str = ""
+    oddities: str = ""
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -146,7 +146,7 @@ class NeighborhoodAttention(AttentionOperator):
     def __init__(
         self,
         dim: int,
-        num_heads: int,
+        num_heads: int = 4,
         kernel_size: int = 7,
         dilation: int = 1,
         qkv_bias: bool = True,
@@ -188,10 +188,41 @@ class NeighborhoodAttention(AttentionOperator):
         x = x[:, :height, :width].flatten(3).flatten(1, 2)
         return self.proj_drop(self.proj(x))
 
+    def path(self, device: torch.device) -> str:
+        """Queries in tiles, whose keys are one window."""
+        return "tiles"
+
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
         shape = f"kernel_size={self.kernel_size}, dilation={self.dilation}, stride={self.stride}"
         return f"num_heads={self.num_heads}, {shape}"
+
+
+class DilatedNeighborhoodAttention(NeighborhoodAttention):
+    """Neighbourhood attention that is dilated in every second block, so that it spans the map, as in DiNAT.
+
+    Args:
+        dim, num_heads, kernel_size: see `NeighborhoodAttention`.
+        dilation: in blocks of odd number; None is the largest for which a neighbourhood fits into the grid.
+        grid: (H, W) of the map that the network is built for.
+        layer: of the block.
+        base: see `NeighborhoodAttention`.
+    """
+
+    formula = "y_i = softmax_j(q_i k_j / sqrt(d) + b_{j-i}) v_j, j in the K x K cells around i in steps of r"
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 4,
+        kernel_size: int = 7,
+        dilation: int | None = None,
+        grid: tuple[int, ...] = (14, 14),
+        layer: int = 1,
+        **base: Any,
+    ) -> None:
+        largest = max(min(grid) // kernel_size, 1) if dilation is None else dilation
+        super().__init__(dim, num_heads, kernel_size, dilation=largest if layer % 2 else 1, **base)
 
 
 @contextlib.contextmanager

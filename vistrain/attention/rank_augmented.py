@@ -29,7 +29,6 @@ class GatedRotaryAttention(AttentionOperator):
 
     formula = "y = (softmax(R(q) R(k)^T / sqrt(d)) v + DWConv(v)) * o"
     cost = "5NC^2 + 2N^2C"
-    growth = "N^2"
     oddities = "the gate has no activation"
 
     def __init__(self, dim: int, num_heads: int) -> None:

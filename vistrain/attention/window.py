@@ -8,6 +8,8 @@ window (`layers.windows.WindowOrder`).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -74,6 +76,11 @@ class SwinWindowAttention(AttentionOperator):
         """The next multiples of the window."""
         return tuple(-(-side // step) * step for side, step in zip(size, self.window, strict=True))
 
+    def path(self, device: torch.device) -> str:
+        """Windows are cut by one permutation; see `layers.windows.attend_few` for what is done in them."""
+        fused = "scaled_dot_product_attention"
+        return f"windows, products in training, {fused} without" if device.type == "cpu" else f"windows, {fused}"
+
     def forward(self, x: Tensor, size: Size, order: WindowOrder | None = None) -> Tensor:
         """Attend inside windows.
 
@@ -96,3 +103,35 @@ class SwinWindowAttention(AttentionOperator):
         drop = self.attn_drop if self.training else 0.0
         windows = window_attention(q, k, v, bias, order.groups, self.scale, drop)
         return self.proj_drop(order.join(self.proj(windows), x.shape[0]))
+
+
+class WindowAttention(SwinWindowAttention):
+    """Window attention whose windows never move.
+
+    Args:
+        dim, num_heads: see `SwinWindowAttention`.
+        window_size: side of the windows.
+        base: see `SwinWindowAttention`.
+    """
+
+    sets_itself = ("shift",)
+
+    def __init__(self, dim: int, num_heads: int = 4, window_size: int = 7, **base: Any) -> None:
+        super().__init__(dim, window_size, num_heads, **base)
+
+
+class ShiftedWindowAttention(SwinWindowAttention):
+    """Window attention that is shifted by half a window in every second block, as in Swin.
+
+    Args:
+        dim, num_heads, window_size: see `WindowAttention`.
+        layer: of the block; those of odd number are shifted.
+        base: see `SwinWindowAttention`.
+    """
+
+    formula = "y_i = softmax_j(q_i k_j / sqrt(d) + b_{j-i}) v_j, j in the window of i, moved by M / 2 in odd blocks"
+    sets_itself = ("shift",)
+
+    def __init__(self, dim: int, num_heads: int = 4, window_size: int = 7, layer: int = 1, **base: Any) -> None:
+        shift = window_size // 2 if layer % 2 else 0
+        super().__init__(dim, window_size, num_heads, shift=shift, **base)

@@ -1,14 +1,14 @@
-"""Operators of published backbones."""
+"""Operators of published backbones, and windows and neighbourhoods of their own."""
 
 import attention_definitions as by
 from attention_contract import Case
 
 from vistrain.attention.aggregated import AggregatedAttention, CosineAttention
 from vistrain.attention.bilevel_routing import BiLevelRoutingAttention
-from vistrain.attention.neighborhood import NeighborhoodAttention
+from vistrain.attention.neighborhood import DilatedNeighborhoodAttention, NeighborhoodAttention
 from vistrain.attention.rank_augmented import GatedRotaryAttention, RankAugmentedAttention
 from vistrain.attention.varied_size_window import VariedSizeWindowAttention
-from vistrain.attention.window import SwinWindowAttention
+from vistrain.attention.window import ShiftedWindowAttention, SwinWindowAttention, WindowAttention
 
 HEADS = {"dim": 8, "num_heads": 2}
 GRID = {**HEADS, "grid": 8, "pretrain_grid": 6, "is_extrapolation": True}
@@ -29,10 +29,19 @@ CASES = (
     Case("dilated", NeighborhoodAttention, {**HEADS, "kernel_size": 3, "dilation": 2}, by.neighborhood_module),
     Case("strided", NeighborhoodAttention, {**HEADS, "kernel_size": 3, "stride": 2}, by.neighborhood_module),
     Case("blocked", NeighborhoodAttention, {**HEADS, "kernel_size": 3, "stride": 3}, by.neighborhood_module),
+    Case(
+        "dilated_to_the_grid",
+        DilatedNeighborhoodAttention,
+        {**HEADS, "kernel_size": 3, "grid": (9, 8)},
+        by.neighborhood_module,
+    ),
     Case("gated_rotary", GatedRotaryAttention, HEADS, by.one_by_one(by.gated_rotary)),
     Case("rank_augmented", RankAugmentedAttention, HEADS, by.one_by_one(by.rank_augmented)),
     Case("swin_window", SwinWindowAttention, WINDOW, by.one_by_one(by.swin_window), **TILED),
     Case("swin_shifted", SwinWindowAttention, {**WINDOW, "shift": 2}, by.one_by_one(by.swin_window), **TILED),
+    Case("window", WindowAttention, WINDOW, by.one_by_one(by.swin_window), **TILED),
+    Case("shifted_window", ShiftedWindowAttention, WINDOW, by.one_by_one(by.swin_window), **TILED),
+    Case("shifted_window_even", ShiftedWindowAttention, {**WINDOW, "layer": 2}, by.one_by_one(by.swin_window), **TILED),
     Case("varied_size", VariedSizeWindowAttention, VARIED, by.one_by_one(by.varied_size_window)),
     Case(
         "varied_size_dense", VariedSizeWindowAttention, {**VARIED, "dense": True}, by.one_by_one(by.varied_size_window)
