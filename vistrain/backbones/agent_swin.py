@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from timm.layers import DropPath, Mlp
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
@@ -168,9 +167,11 @@ class AgentSwin(StagedBackbone):
 
 PUBLISHED = {
     "agent_swin_tiny": Published(29, 4.5, 82.6),
-    "agent_swin_small": Published(50, 8.7, 83.7),
-    "agent_swin_base": Published(88, 15.4, 84.0),
+    "agent_swin_small": Published(50, top1=83.7),
+    "agent_swin_base": Published(88, top1=84.0),
 }
+# Which stages have agents is told by the numbers of parameters alone: three of them would be 51 and 90 million.
+_DEEP: dict[str, Any] = {"depths": (2, 2, 18, 2), "attn_type": "AABB"}
 _CODE = "https://github.com/LeapLabTHU/Agent-Attention"
 default_cfgs = generate_default_cfgs(
     {name: default_cfg("2312.08874", _CODE, "none", "stem.proj") for name in PUBLISHED}
@@ -190,11 +191,11 @@ def agent_swin_tiny(pretrained: bool = False, **kwargs: Any) -> StagedBackbone:
 @register_model
 def agent_swin_small(pretrained: bool = False, **kwargs: Any) -> StagedBackbone:
     """Agent-Swin-S."""
-    return _agent_swin("agent_swin_small", pretrained, {"depths": (2, 2, 18, 2)}, kwargs)
+    return _agent_swin("agent_swin_small", pretrained, _DEEP, kwargs)
 
 
 @register_model
 def agent_swin_base(pretrained: bool = False, **kwargs: Any) -> StagedBackbone:
     """Agent-Swin-B."""
-    variant = {"depths": (2, 2, 18, 2), "embed_dim": 128, "num_heads": (4, 8, 16, 32)}
+    variant = {**_DEEP, "embed_dim": 128, "num_heads": (4, 8, 16, 32)}
     return _agent_swin("agent_swin_base", pretrained, variant, kwargs)
