@@ -77,6 +77,18 @@ CASES = (
         onnx=False,
     ),
     Case(
+        "agent_swin_tiny",
+        {
+            "img_size": 64,
+            "embed_dim": 8,
+            "depths": (1, 2, 1, 2),
+            "num_heads": (1, 2, 2, 4),
+            "window_size": 8,
+            "agent_num": (4, 4, 4, 4),
+            "mlp_ratio": 2.0,
+        },
+    ),
+    Case(
         "attention_pyramid_micro",
         {
             "embed_dims": (8, 8, 16, 16),
@@ -129,6 +141,7 @@ CASES = (
         sizes=((224, 448),),
         onnx=False,  # exported, but rounding there reorders its sorts
     ),
+    Case("soft_tiny", {"embed_dims": (8, 16, 16, 16), "depths": _ONES, "num_heads": (1, 2, 2, 2)}),
     Case("spartan_s", {"init_dim": 16, "dims": (32, 32, 32), "layer_depths": _ONES}, onnx=False),
     Case("swin_vsa_tiny", {"embed_dim": 8, "depths": _ONES, "num_heads": (2, 2, 4, 4), "mlp_ratio": 2.0}, onnx=False),
     Case(

@@ -129,7 +129,7 @@ def attend(operator: AttentionOperator, x: Tensor, size: Size) -> Tensor:
     Raises:
         DataError: a size that it can take in no way.
     """
-    if operator.float32 and torch.is_autocast_enabled(x.device.type):
+    if operator.float32 and not x.is_meta and torch.is_autocast_enabled(x.device.type):
         _warn_of_float32(type(operator).__name__)
         with torch.autocast(x.device.type, enabled=False):
             return _fitted(operator, x.float(), size)

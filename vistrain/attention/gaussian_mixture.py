@@ -1,0 +1,79 @@
+"""Attention whose logits are multiplied by a mixture of Gaussians of the distance of two cells.
+
+RetNet viewed through convolution, arXiv 2309.05375, section 3. Authors' code: CatworldLee/
+Gaussian-Mixture-Mask-Attention, no licence (models/gmm.py): nothing of it is here, it is written from the formula.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vistrain.attention.base import Size
+from vistrain.attention.multi_head import MultiHeadAttention
+
+LEAST = 1e-5  # added to the variances
+
+
+class GaussianMixtureMask(nn.Module):
+    """`M_ij = sum_k alpha_k g_ij ^ (1 / (sigma_k^2 + 1e-5))`, `g_ij = exp(-|i - j|^2 / 2)`, for each head.
+
+    Args:
+        num_heads: one mixture for each.
+        num_kernels: Gaussians of a mixture.
+    """
+
+    def __init__(self, num_heads: int, num_kernels: int) -> None:
+        super().__init__()
+        self.sigma = nn.Parameter(torch.randn(num_kernels, num_heads, 1, 1) * 10 + 10)
+        self.alpha = nn.Parameter(torch.randn(num_kernels, num_heads, 1, 1) * 2)
+
+    def forward(self, size: Size) -> Tensor:
+        """`[heads, N, N]`, N = H * W; each distance is computed once.
+
+        g is of float32, faithfully: it is 0 beyond 14 cells, whatever the variance.
+        """
+        (height, width), device = size, self.sigma.device
+        rows, columns = (torch.arange(side, device=device, dtype=torch.float32) for side in size)
+        g = torch.exp(-(rows[:, None].square() + columns.square()) / 2).to(self.sigma.dtype)
+        mixture = (self.alpha * g ** (1 / (self.sigma.square() + LEAST))).sum(0)  # [heads, H, W], by |dy| and |dx|
+        down = (torch.arange(height, device=device)[:, None] - torch.arange(height, device=device)).abs()
+        across = (torch.arange(width, device=device)[:, None] - torch.arange(width, device=device)).abs()
+        mask = mixture.index_select(1, down.flatten()).index_select(2, across.flatten())
+        return mask.unflatten(2, (width, width)).unflatten(1, (height, height)).transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+class GaussianMixtureAttention(MultiHeadAttention):
+    """`softmax((q k^T / sqrt(d)) * M) v`: logits, not weights, are multiplied.
+
+    Args:
+        dim: channels C.
+        num_heads: dividing C.
+        num_kernels: Gaussians of each head's mixture.
+        qkv_bias: whether the projection to queries, keys and values has a bias.
+        attn_drop, proj_drop: dropout of attention weights and of the output.
+    """
+
+    formula = "y = softmax((q k^T / sqrt(d)) * M) v, M_ij = sum_k alpha_k exp(-|i - j|^2 / (2 sigma_k^2))"
+    cost = "4NC^2 + 2N^2C"
+    growth = "N^2"
+    oddities = "the mask is of single precision before it is widened: 0 beyond 14 cells"
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 4,
+        num_kernels: int = 5,
+        qkv_bias: bool = False,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__(dim, num_heads, qkv_bias, None, attn_drop, proj_drop)
+        self.mask = GaussianMixtureMask(num_heads, num_kernels)
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        """`[B, H * W, C]` -> `[B, H * W, C]`; `size` is (H, W)."""
+        q, k, v = self.heads(x)
+        logits = (q * self.scale) @ k.mT * self.mask(size)
+        return self.output(F.dropout(logits.softmax(-1), self.attn_drop, self.training).to(v.dtype) @ v)
