@@ -7,9 +7,9 @@ import importlib
 import pkgutil
 
 from vistrain.attention.base import AttentionOperator as AttentionOperator  # not in __all__: no config names it
-from vistrain.attention.base import attend, auxiliary_losses, operators_of
+from vistrain.attention.base import attend, auxiliary_losses, operators_of, paths_of
 
-__all__ = ["attend", "auxiliary_losses", "operators_of"]
+__all__ = ["attend", "auxiliary_losses", "operators_of", "paths_of"]
 
 for _file in pkgutil.iter_modules(__path__):
     _module = importlib.import_module(f"{__name__}.{_file.name}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import Counter
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -162,10 +164,19 @@ def operators_of(network: nn.Module) -> list[AttentionOperator]:
     return [module for module in network.modules() if isinstance(module, AttentionOperator)]
 
 
-def auxiliary_losses(network: nn.Module) -> dict[str, Tensor]:
-    """The losses that a network's operators have of their latest training pass, by name, summed over operators."""
+def paths_of(network: nn.Module, device: torch.device) -> list[str]:
+    """Which computations a network's operators run on a device: `SoftmaxAttention x 4: scaled_dot_product_attention`.
+
+    One line for each kind of operator and computation, in the order of the modules.
+    """
+    found = Counter((type(operator).__name__, operator.path(device)) for operator in operators_of(network))
+    return [f"{name} x {count}: {path}" for (name, path), count in found.items()]
+
+
+def auxiliary_losses(operators: Iterable[AttentionOperator]) -> dict[str, Tensor]:
+    """The losses that operators have of their latest training pass, by name, summed over operators."""
     total: dict[str, Tensor] = {}
-    for operator in operators_of(network):
+    for operator in operators:
         for name, loss in operator.auxiliary_losses().items():
             total[name] = total[name] + loss if name in total else loss
     return total
