@@ -7,7 +7,7 @@ licence (models/vit.py): nothing of it is here, it is written from a description
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from timm.models import generate_default_cfgs
 from timm.models._features import feature_take_indices
@@ -53,19 +53,18 @@ _renamed = converter(AUTHORS)
 
 def checkpoint_filter_fn(weights: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """See `converter`; patches and positions are turned into maps, and layers are dealt out to stages."""
-    state = _renamed(weights, model)
-    assert isinstance(model, GaussianMixtureViT)
-    places = [f"stages.{i}.blocks.{j}" for i, stage in enumerate(model.stages) for j in range(len(stage.blocks))]
+    state, body = _renamed(weights, model), cast(Any, model)  # torch types parts of a module as tensors or modules
+    places = [f"stages.{i}.blocks.{j}" for i, stage in enumerate(body.stages) for j in range(len(stage.blocks))]
     converted = {}
     for key, value in state.items():
         if key.startswith("layers."):
             _, layer, rest = key.split(".", 2)
             key = f"{places[int(layer)]}.{rest}"
         if key == "stem.proj.weight" and value.dim() == 2:  # rows, columns and then channels of a patch
-            side = model.stem.proj.kernel_size[0]
+            side = body.stem.proj.kernel_size[0]
             value = value.unflatten(1, (side, side, -1)).permute(0, 3, 1, 2)
         if key == "stem.pos_embed" and value.dim() == 3:
-            value = value.mT.unflatten(2, model.stem.pos_embed.shape[2:])
+            value = value.mT.unflatten(2, body.stem.pos_embed.shape[2:])
         converted[key] = value
     return converted
 
@@ -115,10 +114,16 @@ class GaussianMixtureViT(StagedBackbone):
         initialise(self)
 
     def forward_intermediates(
-        self, x: Tensor, indices: int | Sequence[int] | None = None, norm: bool = False, **options: Any
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """See `StagedBackbone`; the norm of the pooled vector is that of the last map, if asked for."""
-        found = super().forward_intermediates(x, indices, **options)
+        found = super().forward_intermediates(x, indices, False, stop_early, output_fmt, intermediates_only)
         maps = found[1] if isinstance(found, tuple) else found
         _, last = feature_take_indices(len(self.stages), indices)
         if norm and last == len(self.stages) - 1:
