@@ -181,7 +181,7 @@ class ReducedAgentAttention(AgentOperator):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
-        keys = tuple(side // sr_ratio for side in grid)
+        keys = tuple(max(side // sr_ratio, 1) for side in grid)
         super().__init__(dim, num_heads, grid, keys, agent_num, attn_drop, proj_drop)
         self.sr_ratio = sr_ratio
         self.q, self.kv = nn.Linear(dim, dim, bias=qkv_bias), nn.Linear(dim, 2 * dim, bias=qkv_bias)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.attention.base import AttentionOperator, Size
-from vistrain.errors import ConfigError
+from vistrain.attention.heads import check_heads
 
 
 class AxialAttention(AttentionOperator):
@@ -37,8 +37,7 @@ class AxialAttention(AttentionOperator):
         self, dim: int, num_heads: int = 4, axes: int = 2, sum_axes: bool = True, attn_drop: float = 0.0
     ) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ConfigError("num_heads", f"{dim} channels are not divisible by {num_heads} heads")
+        check_heads(dim, num_heads)
         self.axes, self.sum_axes = (axes,), sum_axes
         self.lines = nn.ModuleList(LineAttention(dim, num_heads, attn_drop) for _ in range(axes))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vistrain.attention.base import AttentionOperator
-from vistrain.errors import ConfigError
+from vistrain.attention.heads import check_heads
 
 
 class MultiHeadAttention(AttentionOperator):
@@ -32,8 +32,7 @@ class MultiHeadAttention(AttentionOperator):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ConfigError("num_heads", f"{dim} channels are not divisible by {num_heads} heads")
+        check_heads(dim, num_heads)
         self.num_heads, self.attn_drop = num_heads, attn_drop
         self.scale = qk_scale or (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)

@@ -199,7 +199,7 @@ class NeighborhoodAttention(AttentionOperator):
 
 
 class DilatedNeighborhoodAttention(NeighborhoodAttention):
-    """Neighbourhood attention that is dilated in every second block, so that it spans the map, as in DiNAT.
+    """Neighbourhood attention that is dilated in every second block, so that it spans the map (DiNAT, 2209.15001).
 
     Args:
         dim, num_heads, kernel_size: see `NeighborhoodAttention`.
