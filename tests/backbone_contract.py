@@ -117,6 +117,12 @@ CASES = (
     Case("hornet_tiny_gf", {"base_dim": 16, "depths": (1, 1, 1, 1), "filter_sizes": (None, None, (4, 3), (3, 3))}),
     Case("l2vit_tiny", {"dims": (8, 12, 16, 16), "num_heads": (2, 2, 4, 4), "depths": (1, 2, 2, 2)}),
     Case(
+        "gmm_vit_small_images",
+        {"img_size": 64, "patch_size": 8, "dim": 16, "depth": 5, "heads": 2, "dim_head": 8},
+        strides=(8, 8, 8, 8),
+        sizes=((72, 96), (96, 32)),
+    ),
+    Case(
         "lsnet_t",
         {"embed_dim": (16, 16, 24, 32), "depth": (0, 2, 2, 2), "num_heads": (2, 2, 2, 2), "img_size": 128},
         strides=(8, 16, 32, 64),

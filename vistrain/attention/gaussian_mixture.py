@@ -51,6 +51,7 @@ class GaussianMixtureAttention(MultiHeadAttention):
         dim: channels C.
         num_heads: dividing C.
         num_kernels: Gaussians of each head's mixture.
+        head_dim: channels of a head; None is its share of C.
         qkv_bias: whether the projection to queries, keys and values has a bias.
         attn_drop, proj_drop: dropout of attention weights and of the output.
     """
@@ -65,12 +66,16 @@ class GaussianMixtureAttention(MultiHeadAttention):
         dim: int,
         num_heads: int = 4,
         num_kernels: int = 5,
+        head_dim: int | None = None,
         qkv_bias: bool = False,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__(dim, num_heads, qkv_bias, None, attn_drop, proj_drop)
         self.mask = GaussianMixtureMask(num_heads, num_kernels)
+        if head_dim is not None:
+            inner, self.scale = num_heads * head_dim, head_dim**-0.5
+            self.qkv, self.proj = nn.Linear(dim, 3 * inner, bias=qkv_bias), nn.Linear(inner, dim)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         """`[B, H * W, C]` -> `[B, H * W, C]`; `size` is (H, W)."""

@@ -48,15 +48,22 @@ class HostBlock(nn.Module):
         mlp_ratio: hidden channels of the MLP by channels.
         proj_drop: dropout after linear layers of the MLP.
         drop_path: probability that a branch is left out of a sample in training.
+        eps: of the norms.
     """
 
     def __init__(
-        self, dim: int, attn: AttentionOperator, mlp_ratio: float = 4.0, proj_drop: float = 0.0, drop_path: float = 0.0
+        self,
+        dim: int,
+        attn: AttentionOperator,
+        mlp_ratio: float = 4.0,
+        proj_drop: float = 0.0,
+        drop_path: float = 0.0,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, eps)
         self.attn = attn
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = nn.LayerNorm(dim, eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
         self.drop_path = DropPath(drop_path)
 
