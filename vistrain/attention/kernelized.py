@@ -85,7 +85,8 @@ def orthogonal_features(heads: int, features: int, dim: int) -> Tensor:
     """`[heads, m, d]`: rows normally distributed, orthogonal within each d of them."""
     blocks = []
     for _ in range(-(-features // dim)):
-        directions = torch.linalg.qr(torch.randn(heads, dim, dim)).Q
+        q, r = torch.linalg.qr(torch.randn(heads, dim, dim))
+        directions = q * r.diagonal(dim1=1, dim2=2).sign()[:, None]  # without it some directions come more often
         blocks.append(directions * torch.randn(heads, dim, dim).norm(dim=-1, keepdim=True))
     return torch.cat(blocks, 1)[:, :features].contiguous()
 
