@@ -34,9 +34,9 @@ from vistrain.attention import (
 )
 from vistrain.attention.hedgehog import linear_attention, softmax_mimicry
 from vistrain.attention.kernelized import orthogonal_features, positive_features
-from vistrain.attention.lightning import decayed_attention
+from vistrain.attention.lightning_attention import decayed_attention
 from vistrain.attention.routing import KMeansAttention
-from vistrain.attention.soft import _inverse
+from vistrain.attention.softmax_free import _inverse
 from vistrain.errors import ConfigError
 
 SIZE = (4, 6)

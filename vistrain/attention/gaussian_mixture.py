@@ -6,6 +6,8 @@ Gaussian-Mixture-Mask-Attention, no licence (models/gmm.py): nothing of it is he
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -73,7 +75,7 @@ class GaussianMixtureAttention(MultiHeadAttention):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, None, attn_drop, proj_drop)
+        super().__init__(dim, num_heads, qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop)
         self.mask = GaussianMixtureMask(num_heads, num_kernels)
         if head_dim is not None:
             inner, self.scale = num_heads * head_dim, head_dim**-0.5
@@ -90,26 +92,16 @@ class GaussianMixtureWindowAttention(SwinWindowAttention):
     """The same inside (shifted) windows: the mask multiplies logits before biases of relative positions are added.
 
     Args:
-        dim, window_size, num_heads, qkv_bias, qk_scale, attn_drop, proj_drop, shift: see `SwinWindowAttention`.
+        dim, num_heads: see `SwinWindowAttention`.
         num_kernels: Gaussians of each head's mixture.
+        base: see `SwinWindowAttention`.
     """
 
     formula = "y_i = softmax_j((q_i k_j / sqrt(d)) M_ij + b_{i-j}) v_j, j in the window of i"
     cost = "4NC^2 + 2NM^2C"
 
-    def __init__(
-        self,
-        dim: int,
-        window_size: int = 7,
-        num_heads: int = 4,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        shift: int = 0,
-        num_kernels: int = 5,
-    ) -> None:
-        super().__init__(dim, window_size, num_heads, qkv_bias, qk_scale, attn_drop, proj_drop, shift)
+    def __init__(self, dim: int, num_heads: int = 4, num_kernels: int = 5, **base: Any) -> None:
+        super().__init__(dim, num_heads=num_heads, **base)
         self.mask = GaussianMixtureMask(num_heads, num_kernels)
 
     def forward(self, x: Tensor, size: Size, order: WindowOrder | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """Kernelised attention with relative positions: random features, and a Toeplitz product through the Fourier transform.
 
 Stable, Fast and Accurate: Kernelized Attention with Relative Positional Encoding, arXiv 2106.12566, sections 3 and 4.
-No authors' code is known; written from the paper's formulae.
+No authors' code is known, no licence; written from the paper's formulae.
 """
 
 from __future__ import annotations

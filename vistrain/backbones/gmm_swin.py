@@ -1,7 +1,8 @@
 """GMM-Swin: Swin for small images, whose attention within windows is local by a mixture of Gaussians.
 
-RetNet viewed through convolution, arXiv 2309.05375. Authors' code: CatworldLee/Gaussian-Mixture-Mask-Attention, no
-licence (models/swin.py): nothing of it is here, it is written from a description.
+RetNet viewed through convolution, arXiv 2309.05375. Authors' code:
+CatworldLee/Gaussian-Mixture-Mask-Attention, no licence (models/swin.py): nothing of it is here, it is written from a
+description.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ class GaussianMixtureSwin(StagedBackbone):
             blocks = []
             for j, rate in enumerate(rates):
                 shift = window // 2 if j % 2 and window < side else 0
-                shape = (dims[i], window, num_heads[i], qkv_bias)
-                attn = GaussianMixtureWindowAttention(*shape, shift=shift, num_kernels=num_kernels)
+                shape: dict[str, Any] = {"window_size": window, "qkv_bias": qkv_bias, "shift": shift}
+                attn = GaussianMixtureWindowAttention(dims[i], num_heads[i], num_kernels, **shape)
                 blocks.append(HostBlock(dims[i], attn, mlp_ratio, 0.0, rate, 1e-5))
             stages.append(Stage(PatchMerging(dims[i - 1]) if i else nn.Identity(), blocks))
         strides = [patch_size * 2**i for i in range(len(depths))]

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vistrain.attention.base import attend
-from vistrain.attention.soft import SoftmaxFreeAttention
+from vistrain.attention.softmax_free import SoftmaxFreeAttention
 from vistrain.backbones.staged import (
     Published,
     Stage,

@@ -107,22 +107,16 @@ class SelectiveDenseAttention(FPN):
     """An FPN whose levels are refined, each by a `SelectiveAttention` of its own (section 4).
 
     Args:
-        channels, strides, embed_dim, num_levels: see `FPN`; `embed_dim` is at least 16.
+        channels, strides: see `FPN`.
+        embed_dim: width of the levels, at least 16.
         base: see `FPN`.
 
     Raises:
         ConfigError: levels of fewer than 16 channels.
     """
 
-    def __init__(
-        self,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        embed_dim: int = 256,
-        num_levels: int | None = None,
-        **base: Any,
-    ) -> None:
-        super().__init__(channels, strides, embed_dim, num_levels, **base)
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], embed_dim: int = 256, **base: Any) -> None:
+        super().__init__(channels, strides, embed_dim, **base)
         if embed_dim < 16:
             raise ConfigError("embed_dim", f"{embed_dim} channels leave no hidden one: at least 16")
         count = len(self.channels)
