@@ -117,6 +117,12 @@ CASES = (
     Case("hornet_tiny_gf", {"base_dim": 16, "depths": (1, 1, 1, 1), "filter_sizes": (None, None, (4, 3), (3, 3))}),
     Case("l2vit_tiny", {"dims": (8, 12, 16, 16), "num_heads": (2, 2, 4, 4), "depths": (1, 2, 2, 2)}),
     Case(
+        "gmm_swin_small_images",
+        {"img_size": 64, "embed_dim": 8, "depths": (2, 1, 1), "num_heads": (1, 2, 2), "num_kernels": 2},
+        strides=(2, 4, 8),
+        sizes=((37, 55), (48, 17)),
+    ),
+    Case(
         "gmm_vit_small_images",
         {"img_size": 64, "patch_size": 8, "dim": 16, "depth": 5, "heads": 2, "dim_head": 8},
         strides=(8, 8, 8, 8),

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from attention_contract import CHECKS, Case
+from attention_contract import CHECKS, Case, check_export
 
 import vistrain.attention
 from vistrain.attention.base import AttentionOperator
@@ -26,7 +26,11 @@ def cases() -> list[Case]:
 CASES = cases()
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize(
+    "check",
+    [pytest.param(check, marks=[pytest.mark.slow] * (check is check_export)) for check in CHECKS],
+    ids=lambda check: check.__name__.removeprefix("check_"),
+)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_contract(case: Case, check: object) -> None:
     check(case)

@@ -8,7 +8,7 @@ import pytest
 
 from parity import fixtures
 from parity.backbones import assert_classifies, constructor
-from vistrain.backbones import agent_swin, gmm_vit, soft
+from vistrain.backbones import agent_swin, gmm_swin, gmm_vit, soft
 
 UNUSED = ("cls", "img_size", "patch_size", "norm_layer", "kernel_method", "mlp_ratios")
 
@@ -30,6 +30,15 @@ def test_soft(name: str) -> None:
     normalized = "Norm" in fixture["constructor"]["cls"]
     model = soft.SOFT(**arguments, mlp_ratio=ratio, normalized=normalized, norm_eps=1e-5)
     assert_classifies(model, fixture["state_dict"], soft.checkpoint_filter_fn, fixture)
+
+
+@pytest.mark.parametrize("name", fixtures.names("modules/gmm_swin*.pt"))
+def test_gmm_swin(name: str) -> None:
+    fixture = fixtures.load(name)
+    arguments = constructor(fixture, "cls", "is_GMM")
+    arguments["num_kernels"] = arguments.pop("num_kernals")
+    model = gmm_swin.GaussianMixtureSwin(**arguments)
+    assert_classifies(model, fixture["state_dict"], gmm_swin.checkpoint_filter_fn, fixture)
 
 
 @pytest.mark.parametrize("name", sorted({"modules/gmm_vit.pt", *fixtures.names("modules/gmm_vit*.pt")}))

@@ -1,6 +1,7 @@
 """Aaren: attention of one learnt query over all tokens so far, as a scan.
 
-Attention as an RNN, arXiv 2405.13956, section 3. No authors' code is known; written from the paper's formulae.
+Attention as an RNN, arXiv 2405.13956, section 3. No authors' code is known, no licence; written from the
+paper's formulae.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ it is here, it is written from the paper's formulae and a description; parameter
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +42,9 @@ class AgentOperator(AttentionOperator):
         num_heads: int,
         grid: Size,
         key_grid: Size,
-        agent_num: int,
-        attn_drop: float,
-        proj_drop: float,
+        agent_num: int = 49,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
         check_heads(dim, num_heads)
@@ -108,26 +109,26 @@ class AgentAttention(AgentOperator):
     """The form of Agent-DeiT and, inside a window, of Agent-Swin.
 
     Args:
-        dim, num_heads, grid, agent_num, attn_drop, proj_drop: see `AgentOperator`; for Agent-Swin the grid is a window.
+        dim, num_heads, grid: see `AgentOperator`; for Agent-Swin the grid is a window.
         qkv_bias: whether the projection to queries, keys and values has a bias.
         cls_token: whether a token that is no cell of the map stands before the others (DeiT).
+        base: see `AgentOperator`.
     """
 
     formula = FORMULA
     cost = "4NC^2 + 4NnC, n = agent_num"
+    sets_itself = ("key_grid",)
 
     def __init__(
         self,
         dim: int,
         num_heads: int = 4,
         grid: Size = (14, 14),
-        agent_num: int = 49,
         qkv_bias: bool = True,
         cls_token: bool = False,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
+        **base: Any,
     ) -> None:
-        super().__init__(dim, num_heads, grid, grid, agent_num, attn_drop, proj_drop)
+        super().__init__(dim, num_heads, grid, key_grid=grid, **base)
         self.cls_token = cls_token
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         if cls_token:
@@ -161,14 +162,16 @@ class ReducedAgentAttention(AgentOperator):
     """The form of Agent-PVT: keys and values come from a map that a convolution has reduced.
 
     Args:
-        dim, num_heads, grid, agent_num, attn_drop, proj_drop: see `AgentOperator`.
+        dim, num_heads, grid: see `AgentOperator`.
         sr_ratio: cells by cells that become one of the reduced map.
         qkv_bias: whether projections to queries, keys and values have a bias.
+        base: see `AgentOperator`.
     """
 
     formula = FORMULA
     cost = "2NC^2 + NC^2 (1 + 2 / sr_ratio^2) + 2NnC (1 + 1 / sr_ratio^2), n = agent_num"
     sizes = "at least sr_ratio along each axis"
+    sets_itself = ("key_grid",)
 
     def __init__(
         self,
@@ -176,13 +179,11 @@ class ReducedAgentAttention(AgentOperator):
         num_heads: int = 4,
         grid: Size = (14, 14),
         sr_ratio: int = 2,
-        agent_num: int = 49,
         qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
+        **base: Any,
     ) -> None:
         keys = tuple(max(side // sr_ratio, 1) for side in grid)
-        super().__init__(dim, num_heads, grid, keys, agent_num, attn_drop, proj_drop)
+        super().__init__(dim, num_heads, grid, key_grid=keys, **base)
         self.sr_ratio = sr_ratio
         self.q, self.kv = nn.Linear(dim, dim, bias=qkv_bias), nn.Linear(dim, 2 * dim, bias=qkv_bias)
         if sr_ratio > 1:

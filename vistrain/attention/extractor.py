@@ -1,7 +1,7 @@
 """Extractors: sums of earlier tokens, weighted by how long ago they were, adjusted by the token itself.
 
 Attention-free replacements of self-attention in text generators, arXiv 2308.07661, sections 2 and 3. No authors' code
-is known; written from the paper's formulae.
+is known, no licence; written from the paper's formulae.
 """
 
 from __future__ import annotations

@@ -6,12 +6,16 @@ Gaussian-Mixture-Mask-Attention, no licence (models/gmm.py): nothing of it is he
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.attention.base import Size
 from vistrain.attention.multi_head import MultiHeadAttention
+from vistrain.attention.window import SwinWindowAttention
+from vistrain.layers.windows import WindowOrder, check_divides, relative_position_bias, window_order
 
 LEAST = 1e-5  # added to the variances
 
@@ -71,7 +75,7 @@ class GaussianMixtureAttention(MultiHeadAttention):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, None, attn_drop, proj_drop)
+        super().__init__(dim, num_heads, qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop)
         self.mask = GaussianMixtureMask(num_heads, num_kernels)
         if head_dim is not None:
             inner, self.scale = num_heads * head_dim, head_dim**-0.5
@@ -82,3 +86,37 @@ class GaussianMixtureAttention(MultiHeadAttention):
         q, k, v = self.heads(x)
         logits = (q * self.scale) @ k.mT * self.mask(size)
         return self.output(F.dropout(logits.softmax(-1), self.attn_drop, self.training).to(v.dtype) @ v)
+
+
+class GaussianMixtureWindowAttention(SwinWindowAttention):
+    """The same inside (shifted) windows: the mask multiplies logits before biases of relative positions are added.
+
+    Args:
+        dim, num_heads: see `SwinWindowAttention`.
+        num_kernels: Gaussians of each head's mixture.
+        base: see `SwinWindowAttention`.
+    """
+
+    formula = "y_i = softmax_j((q_i k_j / sqrt(d)) M_ij + b_{i-j}) v_j, j in the window of i"
+    cost = "4NC^2 + 2NM^2C"
+
+    def __init__(self, dim: int, num_heads: int = 4, num_kernels: int = 5, **base: Any) -> None:
+        super().__init__(dim, num_heads=num_heads, **base)
+        self.mask = GaussianMixtureMask(num_heads, num_kernels)
+
+    def forward(self, x: Tensor, size: Size, order: WindowOrder | None = None) -> Tensor:
+        """See `SwinWindowAttention`."""
+        if order is None:
+            check_divides(self.window, (size[0], size[1]))
+            order = window_order(x.shape[0], (size[0], size[1]), self.window, self.shift, device=x.device)
+        q, k, v = self.qkv(order.cut(x)).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = relative_position_bias(self.relative_position_bias_table, self.index)
+        logits = (q * (self.scale or q.shape[-1] ** -0.5)) @ k.mT * self.mask(self.window) + bias
+        counts = [count for count, _ in order.groups]
+        parts = [
+            part if mask is None else part + mask.to(part.dtype)
+            for part, (_, mask) in zip(logits.split(counts), order.groups, strict=True)
+        ]
+        weights = F.dropout(torch.cat(parts).softmax(-1), self.attn_drop, self.training).to(v.dtype)
+        windows = self.proj((weights @ v).transpose(1, 2).flatten(2))
+        return self.proj_drop(order.join(windows, x.shape[0]))

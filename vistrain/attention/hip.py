@@ -1,8 +1,8 @@
 """HiP: each block of queries finds its best blocks of keys by a tree search, and attends to these alone.
 
 A Training-free Sub-quadratic Cost Transformer Model Serving Framework with Hierarchically Pruned Attention,
-arXiv 2406.09827, section 3. Authors' code: DeepAuto-AI/hip-attention, FSL licence (Triton): nothing of it is here, it
-is written from the paper. Here a token sees both sides.
+arXiv 2406.09827, section 3. Authors' code: DeepAuto-AI/hip-attention (Triton), FSL, no licence for
+code like this: nothing of it is here, it is written from the paper. Here a token sees both sides.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Kernelised attention with relative positions: random features, and a Toeplitz product through the Fourier transform.
 
 Stable, Fast and Accurate: Kernelized Attention with Relative Positional Encoding, arXiv 2106.12566, sections 3 and 4.
-No authors' code is known; written from the paper's formulae.
+No authors' code is known, no licence; written from the paper's formulae.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def orthogonal_features(heads: int, features: int, dim: int) -> Tensor:
     """`[heads, m, d]`: rows normally distributed, orthogonal within each d of them."""
     blocks = []
     for _ in range(-(-features // dim)):
-        directions = torch.linalg.qr(torch.randn(heads, dim, dim)).Q
+        q, r = torch.linalg.qr(torch.randn(heads, dim, dim))
+        directions = q * r.diagonal(dim1=1, dim2=2).sign()[:, None]  # without it some directions come more often
         blocks.append(directions * torch.randn(heads, dim, dim).norm(dim=-1, keepdim=True))
     return torch.cat(blocks, 1)[:, :features].contiguous()
 

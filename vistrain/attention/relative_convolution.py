@@ -1,7 +1,7 @@
 """Relative convolutional attention: one softmax, or one sum, of attention and of a convolution as large as the map.
 
 CoAtNet: Marrying Convolution and Attention for All Data Sizes, arXiv 2106.04803, section 2.1, equation 3. No authors'
-code is known; written from the paper's formulae.
+code is known, no licence; written from the paper's formulae.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class RelativeConvolutionAttention(MultiHeadAttention):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, None, attn_drop, proj_drop)
+        super().__init__(dim, num_heads, qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop)
         self.grid, self.form = grid, form
         offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1)
         self.kernel = nn.Parameter(nn.init.trunc_normal_(torch.empty(offsets, num_heads), std=0.02))

@@ -45,8 +45,7 @@ class KMeans(nn.Module):
         """`[B, heads, N, d]` unit vectors move the means; the first ones place them."""
         points = x.transpose(0, 1).flatten(1, 2)
         if not self.initted:
-            picked = torch.linspace(0, points.shape[1] - 1, self.means.shape[1], device=x.device).round().long()
-            self.means.copy_(points[:, picked])
+            self.means.copy_(_far_apart(points, self.means.shape[1]))
             for _ in range(FIRST_STEPS):
                 self.means.copy_(self._step(points))
             self.initted.fill_(True)
@@ -194,6 +193,17 @@ class RoutingAttention(MultiHeadAttention):
         if self.training:
             self.auxiliary["commitment"] = loss
         return self.output(torch.cat((*parts, routed), 1))
+
+
+def _far_apart(points: Tensor, count: int) -> Tensor:
+    """So many of the unit vectors `[heads, N, d]`, each as unlike those before it as any -> `[heads, count, d]`."""
+    picked = [points[:, :1]]
+    likeness = points.new_full(points.shape[:2], -1.0)
+    for _ in range(count - 1):
+        likeness = torch.maximum(likeness, (points @ picked[-1].mT)[..., 0])
+        unlike = likeness.argmin(1)[:, None, None].expand(-1, 1, points.shape[2])
+        picked.append(points.gather(1, unlike))
+    return torch.cat(picked, 1)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Softplus attention with re-weighting: weights of length-scaled softplus, sharpened by a power.
 
 Softplus Attention with Re-weighting Boosts Length Extrapolation in Large Language Models, arXiv 2501.13428, sections 2
-and 3. Authors' code: iminfine/freeatten (could not be read); written from the paper's formulae.
+and 3. Authors' code: iminfine/freeatten (could not be read), no licence; written from the paper's formulae.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SoftplusAttention(MultiHeadAttention):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, None, attn_drop, proj_drop)
+        super().__init__(dim, num_heads, qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop)
         self.power, self.causal = power, not sees_later
 
     def forward(self, x: Tensor, size: Size) -> Tensor:

@@ -1,7 +1,7 @@
 """Stochastically subsampled attention: in training a random share of the keys, afterwards all of them.
 
 The Information Pathways Hypothesis: Transformers are Dynamic Self-Ensembles, arXiv 2306.01705, section 3. Authors'
-code: shamim-hussain/ssa (its page alone could be read); written from the paper.
+code: shamim-hussain/ssa (its page alone could be read; its licence is not stated); written from the paper.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class SubsampledAttention(MultiHeadAttention):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, None, attn_drop, proj_drop)
+        super().__init__(dim, num_heads, qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop)
         self.share, self.reach, self.dense_after = share, reach, dense_after
         self.dense = False
 

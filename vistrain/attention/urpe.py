@@ -38,7 +38,7 @@ class URPEAttention(MultiHeadAttention):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, None, attn_drop, proj_drop)
+        super().__init__(dim, num_heads, qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop)
         self.grid = grid
         offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1)
         self.rp_bias = nn.Parameter(nn.init.trunc_normal_(torch.empty(offsets, num_heads), std=0.02))

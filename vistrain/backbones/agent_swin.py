@@ -12,14 +12,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from timm.layers import DropPath, Mlp
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.attention.agent import AgentAttention
-from vistrain.attention.base import attend
 from vistrain.attention.window import SwinWindowAttention
+from vistrain.backbones.attention_hosts import HostBlock
 from vistrain.backbones.dinat_s import PatchEmbed, PatchMerging
 from vistrain.backbones.staged import (
     Published,
@@ -79,32 +78,6 @@ class WindowedAgents(AgentAttention):
         return x.roll((self.shift, self.shift), (1, 2))[:, :height, :width].flatten(1, 2)
 
 
-class AgentSwinBlock(nn.Module):
-    """Attention and an MLP, each on normalised tokens and added to what came in.
-
-    Args:
-        dim: channels.
-        attn: `[B, N, C]` and (H, W) -> `[B, N, C]`.
-        mlp_ratio: hidden channels of the MLP by channels.
-        drop_path: probability that a branch is left out of a sample in training.
-    """
-
-    def __init__(
-        self, dim: int, attn: AgentAttention | SwinWindowAttention, mlp_ratio: float = 4.0, drop_path: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attn = attn
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, H, W, C]` -> `[B, H, W, C]`."""
-        size = (x.shape[1], x.shape[2])
-        x = x + self.drop_path(attend(self.attn, self.norm1(x).flatten(1, 2), size).unflatten(1, size))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
 class AgentSwin(StagedBackbone):
     """Agent-Swin (arXiv 2312.08874, section 3.3 and table 10).
 
@@ -153,7 +126,7 @@ class AgentSwin(StagedBackbone):
         dims = [embed_dim * 2**i for i in range(4)]
         stages = []
         for i, rates in enumerate(drop_path_rates(depths, drop_path_rate)):
-            blocks = [AgentSwinBlock(dims[i], attention(i, j), mlp_ratio, rate) for j, rate in enumerate(rates)]
+            blocks = [HostBlock(dims[i], attention(i, j), mlp_ratio, 0.0, rate, 1e-5) for j, rate in enumerate(rates)]
             stages.append(Stage(PatchMerging(dims[i - 1]) if i else nn.Identity(), blocks))
         stem = PatchEmbed(4, in_chans, embed_dim, True, 0.0)
         norm = LayerNorm2d(dims[-1], eps=1e-5)

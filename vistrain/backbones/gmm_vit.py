@@ -1,7 +1,8 @@
 """GMM-ViT: a plain transformer for small images, whose attention is local by a mixture of Gaussians.
 
-RetNet viewed through convolution, arXiv 2309.05375. Authors' code: CatworldLee/Gaussian-Mixture-Mask-Attention, no
-licence (models/vit.py): nothing of it is here, it is written from a description.
+RetNet viewed through convolution, arXiv 2309.05375. Authors' code:
+CatworldLee/Gaussian-Mixture-Mask-Attention, no licence (models/vit.py): nothing of it is here, it is written from a
+description.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vistrain.attention.base import attend
-from vistrain.attention.soft import SoftmaxFreeAttention
+from vistrain.attention.softmax_free import SoftmaxFreeAttention
 from vistrain.backbones.staged import (
     Published,
     Stage,
@@ -235,7 +235,8 @@ class SOFT(StagedBackbone):
                 blocks = [ClassBlock(dim, heads, qkv_bias, mlp_ratio, rate, norm_eps) for rate in rates]
                 stages.append(ClassStage(Embedding(embed_dims[2], dim, False, None), blocks, dim, GRIDS[3]))
                 continue
-            shape = (dim, heads, sr_ratios[i], (9, 5, 3)[i], normalized, alone, qkv_bias)
+            grid = (GRIDS[i], GRIDS[i])
+            shape = (dim, heads, grid, sr_ratios[i], (9, 5, 3)[i], normalized, alone, qkv_bias)
             down = Embedding(embed_dims[i - 1], dim, False, GRIDS[i]) if i else nn.Identity()
             stages.append(Stage(down, [SOFTBlock(dim, SoftmaxFreeAttention(*shape), rate) for rate in rates]))
         stem = Embedding(in_chans, embed_dims[0], True, GRIDS[0])

@@ -8,10 +8,14 @@ Towards Real-World Prohibited Item Detection: A Large-Scale X-ray Benchmark (PID
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vistrain.errors import ConfigError
+from vistrain.necks.fpn import FPN
 
 
 class ChannelChoice(nn.Module):
@@ -99,18 +103,26 @@ class SelectiveAttention(nn.Module):
         return own + self.refine(chosen)
 
 
-class SelectiveDenseAttention(nn.Module):
-    """All levels of a pyramid refined, each by a `SelectiveAttention` of its own, for use after a neck.
+class SelectiveDenseAttention(FPN):
+    """An FPN whose levels are refined, each by a `SelectiveAttention` of its own (section 4).
 
     Args:
-        levels: of the pyramid.
-        dim: channels of each, at least 16.
+        channels, strides: see `FPN`.
+        embed_dim: width of the levels, at least 16.
+        base: see `FPN`.
+
+    Raises:
+        ConfigError: levels of fewer than 16 channels.
     """
 
-    def __init__(self, levels: int = 5, dim: int = 256) -> None:
-        super().__init__()
-        self.levels = nn.ModuleList(SelectiveAttention(level, levels, dim) for level in range(levels))
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], embed_dim: int = 256, **base: Any) -> None:
+        super().__init__(channels, strides, embed_dim, **base)
+        if embed_dim < 16:
+            raise ConfigError("embed_dim", f"{embed_dim} channels leave no hidden one: at least 16")
+        count = len(self.channels)
+        self.selective = nn.ModuleList(SelectiveAttention(level, count, embed_dim) for level in range(count))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps `[B, C, H_l, W_l]`, fine to coarse -> the same shapes."""
-        return [level(maps) for level in self.levels]
+        """Maps `[B, C_i, H_i, W_i]` -> levels `[B, embed_dim, H_l, W_l]`, fine to coarse."""
+        levels = super().forward(maps)
+        return [selective(levels) for selective in self.selective]

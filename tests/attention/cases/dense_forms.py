@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vistrain.attention import (
     GaussianMixtureAttention,
+    GaussianMixtureWindowAttention,
     HedgehogAttention,
     LightningAttention,
     TransNormerAttention,
@@ -41,6 +42,24 @@ def gaussian_mixture(module: Any, x: Tensor, size: Size) -> Tensor:
     widths = 2 * (module.mask.sigma.square() + 1e-5)
     mask = (module.mask.alpha * torch.exp(-distance / widths)).sum(0)
     return module.proj(joined((q @ k.mT / q.shape[-1] ** 0.5 * mask).softmax(-1) @ v))
+
+
+def gaussian_mixture_window(module: Any, x: Tensor, size: Size) -> Tensor:
+    """Windows of the rolled map; those that came around from the other end of it are kept apart by -100."""
+    side, shift = module.window[0], module.shift[0]
+    q, k, v = heads_of(module, x)
+    cells = places(size)
+    rolled = torch.stack([(cells[:, axis] - shift) % size[axis] for axis in (0, 1)], 1)
+    around = cells < shift
+    together = (rolled[:, None] // side == rolled // side).all(-1)
+    apart = (around[:, None] != around).any(-1)
+    step = rolled[:, None] % side - rolled % side
+    table = module.relative_position_bias_table.T.unflatten(1, (2 * side - 1, 2 * side - 1))
+    bias = table[:, (step[..., 0] + side - 1) % (2 * side - 1), (step[..., 1] + side - 1) % (2 * side - 1)]
+    widths = 2 * (module.mask.sigma.square() + 1e-5)
+    mask = (module.mask.alpha * torch.exp(-step.square().sum(-1) / widths)).sum(0)
+    logits = q @ k.mT / q.shape[-1] ** 0.5 * mask + bias - 100.0 * apart
+    return module.proj(joined(logits.masked_fill(~together, float("-inf")).softmax(-1) @ v))
 
 
 def hedgehog(module: Any, x: Tensor, size: Size) -> Tensor:
@@ -95,6 +114,17 @@ def urpe(module: Any, x: Tensor, size: Size) -> Tensor:
 SMALL = {"dim": 8, "num_heads": 2}
 CASES = [
     Case("gaussian_mixture", GaussianMixtureAttention, SMALL, gaussian_mixture),
+    *(
+        Case(
+            f"gaussian_mixture_window_{shift}",
+            GaussianMixtureWindowAttention,
+            {**SMALL, "window_size": 4, "shift": shift},
+            gaussian_mixture_window,
+            sizes=((8, 8), (4, 12), (12, 8)),
+            refused=((7, 9), (3, 2)),
+        )
+        for shift in (0, 2)
+    ),
     Case("hedgehog", HedgehogAttention, SMALL, hedgehog),
     Case("hedgehog_mimics", HedgehogAttention, {**SMALL, "mimicry": 1.0}, hedgehog),
     Case("lightning", LightningAttention, {**SMALL, "block": 8, "layers": 3, "layer": 1}, lightning),

@@ -48,6 +48,13 @@ def soft(module: Any, x: Tensor, size: tuple[int, int]) -> Tensor:
 SMALL = {"dim": 8, "num_heads": 2, "ratio": 2}
 CASES = [
     Case("soft", SoftmaxFreeAttention, SMALL, soft, refused=((1, 5),)),
+    Case(
+        "soft_for_a_grid",
+        SoftmaxFreeAttention,
+        {"dim": 8, "num_heads": 2, "grid": (14, 14)},
+        soft,
+        sizes=((8, 8), (7, 9), (5, 12)),
+    ),
     Case("soft_normalized", SoftmaxFreeAttention, {**SMALL, "normalized": True, "alone": True}),
     Case("soft_of_a_batch", SoftmaxFreeAttention, {**SMALL, "normalized": True}, batch_dependent=True),
 ]

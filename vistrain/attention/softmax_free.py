@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vistrain.attention.base import AttentionOperator, Size
+from vistrain.attention.base import AttentionOperator, Growth, Size
 from vistrain.attention.heads import check_heads, merge_heads, split_heads
 
+LANDMARKS = 7  # along an axis, in all published models
 STEPS = 20  # of Newton's method
 RIDGE = 0.01
 LARGEST = 1.01  # norm of what the start leaves of the identity, in the normalised form
@@ -28,7 +29,8 @@ class SoftmaxFreeAttention(AttentionOperator):
     Args:
         dim: channels C.
         num_heads: dividing C.
-        ratio: cells by cells that make a landmark.
+        grid: (H, W) of the map that the model is built for.
+        ratio: cells by cells that make a landmark; None gives the grid about 7 x 7 of them, as published.
         conv_size: cells of the convolution of values along an axis, odd.
         normalized: divide kernels by the square roots of their row sums (SOFT++).
         alone: with `normalized`, Newton's start is chosen for each image. False is as published: by the largest sum of
@@ -39,7 +41,7 @@ class SoftmaxFreeAttention(AttentionOperator):
 
     formula = "y = K(q, l) K(l, l)^-1 K(l, q) v + conv(v), K(a, b) = exp(-|a - b|^2 / 2), l = conv(q)"
     cost = "3NC^2 + 2NnC + 40n^3, n = N / ratio^2 landmarks"
-    growth = "N^2"
+    growth: Growth = "N"  # built for the map, the number of landmarks does not grow
     sizes = "at least ratio along each axis"
     float32 = True
     oddities = "normalised: the inverse is not normalised but multiplied by what normalises; its start is the batch's"
@@ -48,7 +50,8 @@ class SoftmaxFreeAttention(AttentionOperator):
         self,
         dim: int,
         num_heads: int = 4,
-        ratio: int = 2,
+        grid: Size = (14, 14),
+        ratio: int | None = None,
         conv_size: int = 3,
         normalized: bool = False,
         alone: bool = False,
@@ -57,6 +60,10 @@ class SoftmaxFreeAttention(AttentionOperator):
     ) -> None:
         super().__init__()
         check_heads(dim, num_heads)
+        if ratio is None:
+            ratio = max(1, min(grid) // LANDMARKS)
+        else:
+            self.growth = "N^2"
         self.num_heads, self.ratio, self.normalized, self.alone = num_heads, ratio, normalized, alone
         features = dim // num_heads
         self.q, self.v = nn.Linear(dim, dim, bias=qkv_bias), nn.Linear(dim, dim, bias=qkv_bias)
