@@ -290,9 +290,10 @@ class SOFT(StagedBackbone):
         return groups
 
 
+_NEWTON = "without the 0.19 of Newton's steps"
 PUBLISHED = {
-    "soft_tiny": Published(13, 1.9, 79.3),
-    "soft_tiny_norm": Published(13, 1.9, 79.4),
+    "soft_tiny": Published(13, 1.9, 79.3, why=_NEWTON),
+    "soft_tiny_norm": Published(13, 1.9, 79.4, why=_NEWTON),
 }
 _CODE = "https://github.com/fudan-zvg/SOFT"
 default_cfgs = generate_default_cfgs(

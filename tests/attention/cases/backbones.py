@@ -7,6 +7,7 @@ from vistrain.attention.aggregated import AggregatedAttention, CosineAttention
 from vistrain.attention.bilevel_routing import BiLevelRoutingAttention
 from vistrain.attention.neighborhood import DilatedNeighborhoodAttention, NeighborhoodAttention
 from vistrain.attention.rank_augmented import GatedRotaryAttention, RankAugmentedAttention
+from vistrain.attention.strip import StripSelfAttention
 from vistrain.attention.varied_size_window import VariedSizeWindowAttention
 from vistrain.attention.window import ShiftedWindowAttention, SwinWindowAttention, WindowAttention
 
@@ -37,6 +38,7 @@ CASES = (
     ),
     Case("gated_rotary", GatedRotaryAttention, HEADS, by.one_by_one(by.gated_rotary)),
     Case("rank_augmented", RankAugmentedAttention, HEADS, by.one_by_one(by.rank_augmented)),
+    Case("strip", StripSelfAttention, {**HEADS, "sr_ratio": 2}, by.one_by_one(by.strip)),
     Case("swin_window", SwinWindowAttention, WINDOW, by.one_by_one(by.swin_window), **TILED),
     Case("swin_shifted", SwinWindowAttention, {**WINDOW, "shift": 2}, by.one_by_one(by.swin_window), **TILED),
     Case("window", WindowAttention, WINDOW, by.one_by_one(by.swin_window), **TILED),
