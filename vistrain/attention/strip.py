@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistrain.attention.base import AttentionOperator, Size
+from vistrain.attention.base import AttentionOperator
+
+Size = tuple[int, int]
 
 
 class StripSelfAttention(AttentionOperator):
@@ -26,12 +28,12 @@ class StripSelfAttention(AttentionOperator):
         qkv_bias: interpretation: whether projections to queries, keys and values have a bias.
     """
 
-    formula = "y = softmax(q k^T / sqrt(d')) v, q, k of d' channels, k, v of a map reduced by a strided convolution"
-    cost = "NC^2 (1 + qk_ratio) + NMC (1 + qk_ratio) + MC^2 (1 + qk_ratio), M = N / sr_ratio^2"
+    formula = "y = softmax(q k^T / sqrt(d)) v, q and k of few channels, k and v of a map reduced sr_ratio times"
+    cost = "(1 + qk_ratio)NC^2 (1 + 1 / sr_ratio^2) + (1 + qk_ratio)N^2C / sr_ratio^2"
     growth = "N^2"
 
     def __init__(
-        self, dim: int, num_heads: int = 4, sr_ratio: int = 1, qk_ratio: float = 0.5, qkv_bias: bool = True
+        self, dim: int, num_heads: int, sr_ratio: int = 1, qk_ratio: float = 0.5, qkv_bias: bool = True
     ) -> None:
         super().__init__()
         self.num_heads, self.sr_ratio = num_heads, sr_ratio
