@@ -290,10 +290,9 @@ class SOFT(StagedBackbone):
         return groups
 
 
-_NEWTON = "without the 0.19 of Newton's steps"
 PUBLISHED = {
-    "soft_tiny": Published(13, 1.9, 79.3, why=_NEWTON),
-    "soft_tiny_norm": Published(13, 1.9, 79.4, why=_NEWTON),
+    "soft_tiny": Published(13, 1.9, 79.3, why="printed without the 0.19 of Newton's steps"),
+    "soft_tiny_norm": Published(13, 1.9, 79.4, why="printed without the 0.19 of Newton's steps"),
 }
 _CODE = "https://github.com/fudan-zvg/SOFT"
 default_cfgs = generate_default_cfgs(
