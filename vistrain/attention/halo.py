@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vistrain.attention.base import Size
 from vistrain.attention.multi_head import MultiHeadAttention
 from vistrain.errors import ConfigError
-from vistrain.layers.windows import attend_few, window_merge, window_partition
+from vistrain.layers.windows import at_once, attend_few, window_merge, window_partition
 
 
 class HaloAttention(MultiHeadAttention):
@@ -82,15 +82,25 @@ class HaloAttention(MultiHeadAttention):
         q = window_partition(grid[..., : x.shape[-1]], side)
         k, v = self._with_halo(grid[..., x.shape[-1] :]).chunk(2, -1)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        bias = self._positions(q)
         seen = self._seen(x, (height, width), mask)
-        if seen is not None:
-            bias = bias.masked_fill(~seen[:, None, None], float("-inf"))
-        drop = self.attn_drop if self.training else 0.0
-        mixed = attend_few(q, k, v, bias.to(q.dtype), self.scale, drop)
+        mixed = self._attend(q, k, v, seen)
         out = window_merge(mixed.transpose(1, 2).flatten(2), side, (height, width))
         projected: Tensor = self.proj_drop(self.proj(out)).flatten(1, 2)
         return projected
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+        """`[n, heads, b * b, d]` of queries, `[n, heads, w * w, d]` of keys and values -> as the queries."""
+        count = at_once(q, self.num_heads * q.shape[2] * k.shape[2])
+        if count < 2**31 and q.shape[0] > count:
+            parts = zip(q.split(count), k.split(count), v.split(count), strict=True)
+            masks = [None] * (-(-q.shape[0] // count)) if seen is None else seen.split(count)
+            done = [self._attend(*part, mask) for part, mask in zip(parts, masks, strict=True)]
+            return torch.cat(done)
+        bias = self._positions(q)
+        if seen is not None:
+            bias = bias.masked_fill(~seen[:, None, None], float("-inf"))
+        drop = self.attn_drop if self.training else 0.0
+        return attend_few(q, k, v, bias.to(q.dtype), self.scale, drop)
 
     def path(self, device: torch.device) -> str:
         """Overlapping windows are views that are copied once; see `layers.windows.attend_few`."""

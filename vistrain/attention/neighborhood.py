@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from vistrain.attention.base import AttentionOperator
 from vistrain.devices import upload
 from vistrain.errors import ConfigError
+from vistrain.layers.windows import at_once
 
 Size = tuple[int, int]
 T = TypeVar("T", int, bool)
@@ -49,6 +50,11 @@ class _Axis(NamedTuple):
     offsets: np.ndarray
     tiles: np.ndarray
     places: np.ndarray
+
+    def between(self, first: int, last: int) -> _Axis:
+        """Some of the tiles."""
+        cut = (x[first:last] for x in (self.queries, self.keys, self.strangers, self.offsets))
+        return _Axis(*cut, self.tiles, self.places)
 
 
 def neighborhood_attention(
@@ -92,10 +98,19 @@ def neighborhood_attention(
     rows, columns = (_axis(*arguments, tile) for arguments in pairs)
     queries = _cut(q * (q.shape[-1] ** -0.5 if scale is None else scale), rows.queries, columns.queries)
     keys, values = (_cut(x, rows.keys, columns.keys) for x in (k, v))
-    # Plain products: at these sizes fused attention is slower on a CPU, forward and backward.
-    weights = (queries @ keys.transpose(-1, -2) + _bias(rows, columns, rpb, q)).softmax(-1).to(values.dtype)
-    weights = F.dropout(weights, dropout) if dropout else weights
-    return _join(weights @ values, rows, columns)
+    # Rows of tiles, as many as are best done at once
+    across = len(columns.queries)
+    count = at_once(q, queries.shape[0] * queries.shape[1] * across * queries.shape[3] * keys.shape[3])
+    done = []
+    for first in range(0, len(rows.queries), count):
+        part = rows.between(first, first + count)
+        tiles = slice(first * across, first * across + len(part.queries) * across)
+        bias = _bias(part, columns, rpb, q)
+        # Plain products: at these sizes fused attention is slower on a CPU, forward and backward.
+        weights = (queries[:, :, tiles] @ keys[:, :, tiles].mT + bias).softmax(-1).to(values.dtype)
+        weights = F.dropout(weights, dropout) if dropout else weights
+        done.append(weights @ values[:, :, tiles])
+    return _join(done[0] if len(done) == 1 else torch.cat(done, 2), rows, columns)
 
 
 def neighborhood_mask(

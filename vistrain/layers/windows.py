@@ -253,6 +253,23 @@ def attend_few(
     return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale)
 
 
+AT_ONCE = 2**22  # logits; 16 MB of float32, which an allocator still gives again without asking the system for it
+
+
+def at_once(q: Tensor, logits: int) -> int:
+    """How many windows, or tiles, to attend in at a time.
+
+    On a processor large logits leave the caches, and memory of more than 32 MB is fetched from the system and given
+    back each time: time grew faster than the number of windows. Elsewhere, and where a graph is traced, all at once.
+
+    Args:
+        q: a tensor of the device.
+        logits: of one window, of all heads and images that are computed with it.
+    """
+    one = q.device.type == "cpu" and not torch.compiler.is_compiling()
+    return max(1, AT_ONCE // logits) if one else 2**31
+
+
 def attends_by_products(q: Tensor) -> bool:
     """Whether `attend_few` takes products and a softmax, and not the fused kernel."""
     return q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
