@@ -20,6 +20,13 @@ from vistrain.data.restoration.degradations import Bicubic, Chain, GaussianNoise
 from vistrain.data.restoration.image_pairs import ImageSet
 from vistrain.data.restoration.module import RestorationData
 from vistrain.data.restoration.textures import GeneratedTextures
+from vistrain.data.segmentation.field_of_view import (
+    DRIVE,
+    AffineAugment,
+    EvalStretch,
+    FieldOfViewFolders,
+    ViewSplit,
+)
 from vistrain.data.segmentation.generated import GeneratedMasks
 from vistrain.data.segmentation.known_sets import ADE20K, CamVid, Cityscapes, PascalVOC
 from vistrain.data.segmentation.mask_folders import MaskFolders
@@ -31,7 +38,9 @@ __all__ = [
     "ADE20K",
     "CIFAR10",
     "CIFAR100",
+    "DRIVE",
     "MNIST",
+    "AffineAugment",
     "Bicubic",
     "CamVid",
     "Chain",
@@ -48,8 +57,10 @@ __all__ = [
     "EvalCrop",
     "EvalResize",
     "EvalScale",
+    "EvalStretch",
     "EvalTransform",
     "FashionMNIST",
+    "FieldOfViewFolders",
     "GaussianNoise",
     "GeneratedMasks",
     "GeneratedPatterns",
@@ -70,6 +81,7 @@ __all__ = [
     "ScaleJitter",
     "Scenes",
     "SegmentationData",
+    "ViewSplit",
     "collate",
     "read_image",
 ]

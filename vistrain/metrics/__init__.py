@@ -9,10 +9,12 @@ from typing import Any
 from vistrain.errors import ConfigError, nearest
 from vistrain.metrics.accuracy import Accuracy, MultiLabel
 from vistrain.metrics.base import Metric, Record, Unit
+from vistrain.metrics.binary_pixels import BinaryPixels
 from vistrain.metrics.coco import CocoBox, CocoMask
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
+from vistrain.metrics.region_overlap import REGIONS, RegionOverlap
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
 PROTOCOLS: dict[str, Callable[..., Metric]] = {
@@ -23,15 +25,29 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     **{name: functools.partial(ImageQuality, name) for name in QUALITY},
     "lpips": Lpips,
     **{name: functools.partial(MeanIoU, name) for name in IOU},
+    "vessels": BinaryPixels,
+    **{name: functools.partial(RegionOverlap, name) for name in REGIONS},
 }
 
-METRICS: tuple[type[Metric], ...] = (CocoBox, CocoMask, Accuracy, MultiLabel, ImageQuality, Lpips, MeanIoU)
+METRICS: tuple[type[Metric], ...] = (
+    CocoBox,
+    CocoMask,
+    Accuracy,
+    MultiLabel,
+    ImageQuality,
+    Lpips,
+    MeanIoU,
+    BinaryPixels,
+    RegionOverlap,
+)
 
 __all__ = [
     "IOU",
     "PROTOCOLS",
     "QUALITY",
+    "REGIONS",
     "Accuracy",
+    "BinaryPixels",
     "CocoBox",
     "CocoMask",
     "ImageQuality",
@@ -40,6 +56,7 @@ __all__ = [
     "Metric",
     "MultiLabel",
     "Record",
+    "RegionOverlap",
     "Unit",
     "protocol",
     "unit",
