@@ -1,4 +1,4 @@
-"""Instance masks from the command line: trained, stopped and resumed, tested, predicted, and measured again from files."""
+"""Instance masks from the command line: trained, resumed, tested, checked, predicted, and measured again from files."""
 
 from __future__ import annotations
 
@@ -94,10 +94,8 @@ def test_test_predict_and_evaluate_agree(trained: Path, monkeypatch: pytest.Monk
         for d in entry["detections"]:
             assert d["segmentation"]["size"] == [entry["height"], entry["width"]]
             assert mask_tools.area(d["segmentation"]) == d["area"]
-    numbers = [
-        evaluate_file(Path("out") / f"{n}.json", truth, metric=CocoMask).numbers
-        for n in ("predictions", "coco_results")
-    ]
+    files = (Path("out") / f"{name}.json" for name in ("predictions", "coco_results"))
+    numbers = [evaluate_file(file, truth, metric=CocoMask).numbers for file in files]
     assert numbers[0] == numbers[1]
     assert main(["evaluate", "out/coco_results.json", "--annotations", str(truth)]) == 0
     said = capsys.readouterr().out
@@ -131,11 +129,7 @@ def test_the_check_looks_at_masks(trained: Path, monkeypatch: pytest.MonkeyPatch
         objects = [a for a in content["annotations"] if not a["iscrowd"]]
         del objects[0]["segmentation"]
         if split == "train":
-            objects[1]["segmentation"] = (
-                {"size": objects[1]["segmentation"].get("size", [1, 1]), "counts": [7]}
-                if isinstance(objects[1]["segmentation"], dict)
-                else {"size": [1, 1], "counts": [1]}
-            )
+            objects[1]["segmentation"] = {"size": [1, 1], "counts": [1]}
             objects[2]["segmentation"] = [[0, 0, 4, 0, 4, 4, 0, 4]]
             objects[2]["bbox"] = [30, 30, 20, 20]
             objects[3]["segmentation"] = [[-9, 0, 40, 0, 40, 40, -9, 40]]
@@ -173,11 +167,10 @@ def test_what_tiles_saw_of_an_object_becomes_one(with_masks: bool) -> None:
     for top, left, bottom, right in tiles:
         seen = [(i, m[top:bottom, left:right]) for i, m in enumerate(masks)]
         seen = [(i, m) for i, m in seen if m.any()]
-        parts = (
-            PackedMasks.of_tensor(torch.from_numpy(np.stack([m for _, m in seen])))
-            if seen
-            else PackedMasks.of([], (bottom - top, right - left))
-        )
+        shapes = torch.zeros((len(seen), bottom - top, right - left), dtype=torch.bool)
+        for shape, (_, m) in zip(shapes, seen, strict=True):
+            shape[:] = torch.from_numpy(m)
+        parts = PackedMasks.of_tensor(shapes)
         boxes = torch.tensor([[x, y, x + m.shape[1], y + m.shape[0]] for y, x, m in parts.parts()]).view(-1, 4)
         scores, labels = torch.tensor([0.9 - 0.1 * i for i, _ in seen]), torch.tensor([i % 2 for i, _ in seen]).long()
         columns = boxes.float(), scores, labels
