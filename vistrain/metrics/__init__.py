@@ -12,8 +12,10 @@ from vistrain.metrics.base import Metric, Record, Unit
 from vistrain.metrics.binary_pixels import BinaryPixels
 from vistrain.metrics.coco import CocoBox, CocoMask
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
+from vistrain.metrics.lanes import CULaneF1, TuSimpleAccuracy
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
+from vistrain.metrics.panoptic import PanopticQuality
 from vistrain.metrics.region_overlap import REGIONS, RegionOverlap
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
@@ -27,6 +29,9 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     **{name: functools.partial(MeanIoU, name) for name in IOU},
     "vessels": BinaryPixels,
     **{name: functools.partial(RegionOverlap, name) for name in REGIONS},
+    "panoptic": PanopticQuality,
+    "culane": CULaneF1,
+    "tusimple": TuSimpleAccuracy,
 }
 
 METRICS: tuple[type[Metric], ...] = (
@@ -39,6 +44,10 @@ METRICS: tuple[type[Metric], ...] = (
     MeanIoU,
     BinaryPixels,
     RegionOverlap,
+    CocoMask,
+    PanopticQuality,
+    CULaneF1,
+    TuSimpleAccuracy,
 )
 
 __all__ = [
@@ -48,6 +57,7 @@ __all__ = [
     "REGIONS",
     "Accuracy",
     "BinaryPixels",
+    "CULaneF1",
     "CocoBox",
     "CocoMask",
     "ImageQuality",
@@ -55,8 +65,10 @@ __all__ = [
     "MeanIoU",
     "Metric",
     "MultiLabel",
+    "PanopticQuality",
     "Record",
     "RegionOverlap",
+    "TuSimpleAccuracy",
     "Unit",
     "protocol",
     "unit",

@@ -35,7 +35,7 @@ from vistrain.metrics.coco_files import (
     write_results,
 )
 from vistrain.metrics.coco_masks import encoded_masks
-from vistrain.predictions import Detections, InstanceDetections
+from vistrain.predictions import Detections, InstanceDetections, Segmentation
 from vistrain.structures import LabelSpace, distinct_names
 
 if TYPE_CHECKING:
@@ -302,6 +302,12 @@ class CocoMask(CocoBox):
 
     def __init__(self, ground_truth: Mapping[str, Any], labels: LabelSpace, backend: str = "auto", **base: Any) -> None:
         super().__init__(ground_truth, labels, backend, **base)
+
+    def update(
+        self, ids: Sequence[int], predictions: Sequence[Any], targets: Sequence[Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """See `CocoBox`; of a `Segmentation` the instances."""
+        return super().update(ids, [p.instances if isinstance(p, Segmentation) else p for p in predictions], targets)
 
     def _more(self, found: Detections, kept: np.ndarray) -> dict[str, Any]:
         """`masks`: run lengths, in the original image."""

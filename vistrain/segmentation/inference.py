@@ -25,15 +25,33 @@ def class_map(logits: Tensor, size: tuple[int, int], align_corners: bool = False
     """
     if tuple(logits.shape[1:]) == tuple(size):
         return logits.argmax(0)
-    rows = max(1, SLAB // (len(logits) * size[1]))
-    low, high, fraction = _row_weights(logits.shape[1], size[0], align_corners, logits)
-    found = []
+    return torch.cat([slab.argmax(0) for slab in enlarged(logits, size, align_corners)])
+
+
+def enlarged(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> Iterator[Tensor]:
+    """Bilinearly resized maps in slabs of rows: what is large is never held at once.
+
+    Args:
+        maps: `[K, h, w]`.
+        size: (H, W).
+        align_corners: of the interpolation.
+
+    Returns:
+        Parts `[K, rows, W]`, which stand below one another.
+    """
+    if not len(maps):
+        yield maps.new_zeros((0, *size))
+        return
+    rows = max(1, SLAB // (len(maps) * size[1]))
+    if tuple(maps.shape[1:]) == tuple(size):
+        yield from maps.split(rows, 1)
+        return
+    low, high, fraction = _row_weights(maps.shape[1], size[0], align_corners, maps)
     for start in range(0, size[0], rows):
         part = slice(start, start + rows)
         # Along the height by hand, so that a slab needs its own rows alone; then along the width.
-        slab = torch.lerp(logits[:, low[part]], logits[:, high[part]], fraction[part])
-        found.append(resize(slab[None], (slab.shape[1], size[1]), align_corners)[0].argmax(0))
-    return torch.cat(found)
+        slab = torch.lerp(maps[:, low[part]], maps[:, high[part]], fraction[part])
+        yield resize(slab[None], (slab.shape[1], size[1]), align_corners)[0]
 
 
 def sliding_logits(
