@@ -36,6 +36,7 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
 
 METRICS: tuple[type[Metric], ...] = (
     CocoBox,
+    CocoMask,
     Accuracy,
     MultiLabel,
     ImageQuality,

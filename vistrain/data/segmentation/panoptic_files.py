@@ -30,7 +30,7 @@ from PIL import Image
 from vistrain.data.base.storage import read_json
 from vistrain.data.segmentation.label_files import open_label_file
 from vistrain.errors import DataError
-from vistrain.metrics.coco_files import crowd_flag, is_id, shown
+from vistrain.metrics.coco_values import crowd_flag, is_id, shown
 
 MOST = 1 << 24  # numbers of segments are below it
 ALL = "`vistrain check` lists all"
