@@ -9,11 +9,13 @@ from typing import Any
 from vistrain.errors import ConfigError, nearest
 from vistrain.metrics.accuracy import Accuracy, MultiLabel
 from vistrain.metrics.base import Metric, Record, Unit
+from vistrain.metrics.binary_pixels import BinaryPixels
 from vistrain.metrics.coco import CocoBox, CocoMask
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
 from vistrain.metrics.panoptic import PanopticQuality
+from vistrain.metrics.region_overlap import REGIONS, RegionOverlap
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
 PROTOCOLS: dict[str, Callable[..., Metric]] = {
@@ -24,18 +26,31 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     **{name: functools.partial(ImageQuality, name) for name in QUALITY},
     "lpips": Lpips,
     **{name: functools.partial(MeanIoU, name) for name in IOU},
+    "vessels": BinaryPixels,
+    **{name: functools.partial(RegionOverlap, name) for name in REGIONS},
     "panoptic": PanopticQuality,
 }
 
 METRICS: tuple[type[Metric], ...] = (
-    CocoBox, CocoMask, Accuracy, MultiLabel, ImageQuality, Lpips, MeanIoU, PanopticQuality,
-)  # fmt: skip
+    CocoBox,
+    CocoMask,
+    Accuracy,
+    MultiLabel,
+    ImageQuality,
+    Lpips,
+    MeanIoU,
+    BinaryPixels,
+    RegionOverlap,
+    PanopticQuality,
+)
 
 __all__ = [
     "IOU",
     "PROTOCOLS",
     "QUALITY",
+    "REGIONS",
     "Accuracy",
+    "BinaryPixels",
     "CocoBox",
     "CocoMask",
     "ImageQuality",
@@ -45,6 +60,7 @@ __all__ = [
     "MultiLabel",
     "PanopticQuality",
     "Record",
+    "RegionOverlap",
     "Unit",
     "protocol",
     "unit",

@@ -81,12 +81,12 @@ def find_pairs(root: Path, split: MaskSplit) -> Pairing:
         DataError: a folder is missing or empty, two files have one name, or a listed name has no image.
     """
     images, masks = root / split.images, root / split.masks
-    labels = _named(masks, label_files.SUFFIXES, split.mask_suffix, "masks")
-    if not labels and (jpegs := _named(masks, (".jpg", ".jpeg"), split.mask_suffix, "masks")):
+    labels = named_files(masks, label_files.SUFFIXES, split.mask_suffix, "masks")
+    if not labels and (jpegs := named_files(masks, (".jpg", ".jpeg"), split.mask_suffix, "masks")):
         problem = "masks are JPEG, which changes the values of labels"
         raise DataError(str(next(iter(jpegs.values()))), problem, "export them again, as PNG")
     taken = set(labels.values()) if images == masks else set()
-    pictures = _named(images, SUFFIXES, split.image_suffix, "images", taken)
+    pictures = named_files(images, SUFFIXES, split.image_suffix, "images", taken)
     if split.names is not None:
         pictures = {name: pictures[name] for name in _listed(root / split.names, pictures)}
         labels = {name: path for name, path in labels.items() if name in pictures}
@@ -107,7 +107,7 @@ def find_pairs(root: Path, split: MaskSplit) -> Pairing:
     return Pairing(pairs, bare, lonely)
 
 
-def _named(
+def named_files(
     folder: Path, suffixes: tuple[str, ...], ending: str, what: str, taken: set[Path] | None = None
 ) -> dict[str, Path]:
     """The files of a folder and those below it by name."""
