@@ -6,7 +6,7 @@ Runs without torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,16 +26,25 @@ class Detections:
     scores: Tensor
     labels: Tensor
 
+    def kept(self, index: Tensor) -> Detections:
+        """Some of them: `[N]` bool, or positions in their new order."""
+        return Detections(self.boxes[index], self.scores[index], self.labels[index])
+
 
 @dataclass(frozen=True)
 class InstanceDetections(Detections):
     """Objects with their masks.
 
     Attributes:
-        masks: `[N, H, W]` bool, in the original image.
+        masks: `[N, H, W]` bool, in the original image; predictors pack them (`layers.packed_masks.PackedMasks`, of
+            which `masks[i]` is one, and `unpacked()` all).
     """
 
-    masks: Tensor
+    masks: Any
+
+    def kept(self, index: Tensor) -> InstanceDetections:
+        """See `Detections`."""
+        return InstanceDetections(self.boxes[index], self.scores[index], self.labels[index], self.masks[index])
 
 
 @dataclass(frozen=True)

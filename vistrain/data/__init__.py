@@ -15,7 +15,7 @@ from vistrain.data.detection.coco_sets import CocoDetection, CocoSplit
 from vistrain.data.detection.collate import Sample, collate
 from vistrain.data.detection.module import DetectionData
 from vistrain.data.detection.shapes import GeneratedShapes
-from vistrain.data.detection.transforms import DetrAugment, EvalResize
+from vistrain.data.detection.transforms import DetrAugment, EvalResize, ScaleJitter
 from vistrain.data.restoration.degradations import Bicubic, Chain, GaussianNoise, Jpeg
 from vistrain.data.restoration.image_pairs import ImageSet
 from vistrain.data.restoration.module import RestorationData
@@ -92,6 +92,7 @@ __all__ = [
     "PascalVOC",
     "RestorationData",
     "Sample",
+    "ScaleJitter",
     "Scenes",
     "SegmentAugment",
     "SegmentationData",

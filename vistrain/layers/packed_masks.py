@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
@@ -49,6 +50,11 @@ class PackedMasks:
         bits = torch.from_numpy(np.concatenate([np.zeros(0, np.uint8), *found]))
         return cls(bits, torch.tensor(spans, dtype=torch.int64).view(-1, 5), tuple(spans), size)
 
+    @classmethod
+    def of_tensor(cls, masks: Tensor) -> PackedMasks:
+        """Pack `[N, H, W]` bool, from any device, on the host."""
+        return cls.of((_within(mask.cpu().numpy()) for mask in masks), (masks.shape[1], masks.shape[2]))
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """N, H, W."""
@@ -65,8 +71,18 @@ class PackedMasks:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    def __getitem__(self, index: int) -> Tensor:
-        """One mask, `[H, W]` bool."""
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: Tensor) -> PackedMasks: ...
+
+    def __getitem__(self, index: int | Tensor) -> Tensor | PackedMasks:
+        """One mask, `[H, W]` bool; or some, packed, by `[N]` bool or positions: their bits are not copied."""
+        if isinstance(index, Tensor):
+            chosen = torch.arange(len(self))[index.cpu()]
+            spans = tuple(self.spans[i] for i in chosen.tolist())
+            return PackedMasks(self.bits, self.table[chosen.to(self.device)], spans, self.size)
         first, top, left, height, width = self.spans[index]
         whole = torch.zeros(self.size, dtype=torch.bool, device=self.device)
         count = height * width
@@ -76,14 +92,16 @@ class PackedMasks:
         whole[top : top + height, left : left + width] = pixels.view(height, width)
         return whole
 
-    def parts(self, kept: np.ndarray | None = None) -> Iterator[tuple[int, int, np.ndarray]]:
-        """What `of` packs: top, left and bool `[h, w]` of each, or of those that `[N]` bool chooses."""
-        bits = self.bits.cpu().numpy()
-        for i, (first, top, left, height, width) in enumerate(self.spans):
-            if kept is None or kept[i]:
-                count = height * width
-                pixels = np.unpackbits(bits[first : first + -(-count // 8)], count=count, bitorder="little")
-                yield top, left, pixels.reshape(height, width).view(bool)
+    def part(self, index: int) -> tuple[int, int, np.ndarray]:
+        """What `of` packs of one: top, left and bool `[h, w]`."""
+        first, top, left, height, width = self.spans[index]
+        count = height * width
+        packed = self.bits[first : first + -(-count // 8)].cpu().numpy()
+        return top, left, np.unpackbits(packed, count=count, bitorder="little").reshape(height, width).view(bool)
+
+    def parts(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Of all, one after the other."""
+        return (self.part(i) for i in range(len(self)))
 
     def at(self, index: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Single pixels.
@@ -116,3 +134,12 @@ class PackedMasks:
     def pin_memory(self) -> PackedMasks:
         """The same where a device can fetch it without waiting; loaders call it."""
         return PackedMasks(self.bits.pin_memory(), self.table.pin_memory(), self.spans, self.size)
+
+
+def _within(mask: np.ndarray) -> tuple[int, int, np.ndarray]:
+    """The part of a mask `[H, W]` that holds all of it."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return 0, 0, mask[:0, :0]
+    top, left = int(rows[0]), int(columns[0])
+    return top, left, mask[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]

@@ -313,7 +313,7 @@ class CocoMask(CocoBox):
         """`masks`: run lengths, in the original image."""
         if not isinstance(found, InstanceDetections):
             raise ConfigError("metrics", "the network finds boxes without masks", f"leave out {self.frozen!r}")
-        return {"masks": encoded_masks(found.masks, kept)}
+        return {"masks": [run for run, good in zip(encoded_masks(found.masks), kept, strict=True) if good]}
 
 
 def write_predictions(records: Iterable[Mapping[str, Any]], path: str | Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -105,22 +104,11 @@ def plain_runs(mask: np.ndarray, top: int, left: int, size: tuple[int, int]) -> 
     return counts[:-1] if counts[-1] == 0 and len(counts) > 1 else counts
 
 
-def encoded_masks(masks: Any, kept: np.ndarray) -> list[dict[str, Any]]:
-    """Masks that a network has found, `[N, H, W]` bool or packed, as run lengths whose `counts` are text.
-
-    Args:
-        masks: of one image, on any device.
-        kept: `[N]` bool, which ones.
-    """
-    found = []
-    if isinstance(masks, PackedMasks):
-        runs: Iterable[Any] = (encode_part(mask, top, left, masks.size) for top, left, mask in masks.parts(kept))
-    else:
-        chosen = (masks[i].cpu().numpy() for i in np.flatnonzero(kept).tolist())
-        runs = (mask_tools.encode(np.asfortranarray(mask, np.uint8)) for mask in chosen)
-    for run in runs:
-        found.append({"size": run["size"], "counts": run["counts"].decode("ascii")})
-    return found
+def encoded_masks(masks: Any) -> list[dict[str, Any]]:
+    """Masks that a network has found, `[N, H, W]` bool or packed, as run lengths whose `counts` are text."""
+    packed = masks if isinstance(masks, PackedMasks) else PackedMasks.of_tensor(masks)
+    runs = [encode_part(mask, top, left, packed.size) for top, left, mask in packed.parts()]
+    return [{"size": run["size"], "counts": run["counts"].decode("ascii")} for run in runs]
 
 
 def mask_area(runs: dict[str, Any]) -> float:

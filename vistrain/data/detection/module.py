@@ -23,7 +23,7 @@ from vistrain.data.coco.instance_masks import InstanceMasks
 from vistrain.data.coco.reader import Annotations, Listing, Problems, checked, disagreements, targets
 from vistrain.data.detection.collate import Sample, collate
 from vistrain.data.detection.repair import repaired
-from vistrain.data.detection.transforms import DetrAugment, EvalResize, SizeRule
+from vistrain.data.detection.transforms import DetrAugment, EvalResize, ScaleJitter, SizeRule
 from vistrain.errors import ConfigError, DataError
 from vistrain.metrics.coco_masks import encode_mask
 from vistrain.structures import LabelSpace
@@ -51,7 +51,7 @@ class BoxedImages(SampleSet):
         annotations: Annotations,
         folder: Path,
         labels: LabelSpace,
-        transform: DetrAugment | EvalResize,
+        transform: DetrAugment | ScaleJitter | EvalResize,
         exif: Exif,
     ) -> None:
         self.annotations, self.folder, self.transform, self.exif = annotations, folder, transform, exif
@@ -117,7 +117,7 @@ class DetectionData(DataModule):
     def __init__(
         self,
         labels: LabelSpaceName = "contiguous",
-        augment: DetrAugment | None = None,
+        augment: DetrAugment | ScaleJitter | None = None,
         eval_short_side: int = 800,
         eval_long_side: int | None = 1333,
         resize: SizeRule = "detr",
@@ -130,7 +130,7 @@ class DetectionData(DataModule):
         super().__init__(**base)
         self.leave_out = leave_out
         self.label_space = labels
-        self.augment = DetrAugment() if augment is None else augment
+        self.augment: DetrAugment | ScaleJitter = DetrAugment() if augment is None else augment
         self.eval_short_side, self.eval_long_side, self.resize = eval_short_side, eval_long_side, resize
         self.keep_empty, self.masks, self.exif = keep_empty, masks, exif
         self.problems: dict[SplitName, Problems] = {}

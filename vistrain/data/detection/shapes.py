@@ -21,7 +21,7 @@ from vistrain.data.base.generated import whole_folder
 from vistrain.data.base.module import SplitName, data_root, refuse_below
 from vistrain.data.base.scenes import CATEGORIES, Scenes, draw, save_scene
 from vistrain.data.detection.coco_sets import CocoDetection, CocoSplit
-from vistrain.data.detection.transforms import DetrAugment
+from vistrain.data.detection.transforms import DetrAugment, ScaleJitter
 from vistrain.metrics.coco_masks import plain_runs
 from vistrain.structures import LabelSpace
 
@@ -59,7 +59,7 @@ class GeneratedShapes(CocoDetection):
         scenes: Scenes | None = None,
         batch_size: int = 8,
         eval_batch_size: int = 8,
-        augment: DetrAugment | None = None,
+        augment: DetrAugment | ScaleJitter | None = None,
         eval_short_side: int | None = None,
         eval_long_side: int | None = None,
         **base: Any,
