@@ -363,7 +363,9 @@ class PanopticFolders(JitteredData):
         where = self.splits[split]
         if where.instances:
             return read_coco(self.root / where.instances, files=False).ground_truth()
-        listed, images, annotations = self.listed(split), [], []
+        listed = self.listed(split)
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         things = {c.id for c in listed.categories if c.thing}
         for index, pair in enumerate(self.pairs(split)):
             numbers, classes, crowd = listed.of(index)

@@ -52,8 +52,8 @@ def evaluate_panoptic(predictions: Path, data: PanopticFolders) -> PanopticResul
         segments = tuple(
             Segment(int(i), labels.channel_of[c], True, 1.0) for i, c in zip(ids.tolist(), kinds.tolist(), strict=True)
         )
-        result = PanopticMap(torch.from_numpy(read_numbers(png)), segments)
-        records += metric.update([str(png)], [Segmentation(panoptic=result)], [target])
+        one = Segmentation(panoptic=PanopticMap(torch.from_numpy(read_numbers(png)), segments))
+        records += metric.update([str(png)], [one], [target])
     metric.compute(records)
     result: PanopticResult = metric.result
     return result
