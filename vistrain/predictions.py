@@ -102,10 +102,12 @@ class LaneMaps:
         probabilities: `[L + 1, H, W]` float32 of background and the lanes, at the size at which the network saw the
             image.
         exist: `[L]` float32, probability that a lane is there.
+        lanes: L times `[N, 2]` float32, (x, y) in pixels of the original image; N is 0 where there is none.
     """
 
     probabilities: Tensor
     exist: Tensor
+    lanes: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)

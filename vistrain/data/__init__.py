@@ -23,13 +23,14 @@ from vistrain.data.restoration.textures import GeneratedTextures
 from vistrain.data.segmentation.field_of_view import (
     DRIVE,
     AffineAugment,
-    EvalStretch,
     FieldOfViewFolders,
     ViewSplit,
 )
 from vistrain.data.segmentation.generated import GeneratedMasks
+from vistrain.data.segmentation.generated_lanes import GeneratedLanes
 from vistrain.data.segmentation.instances import CocoInstances, InstanceFolders, InstanceSplit
 from vistrain.data.segmentation.known_sets import ADE20K, CamVid, Cityscapes, PascalVOC
+from vistrain.data.segmentation.lanes import CULane, LaneData, TuSimple
 from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskSplit
 from vistrain.data.segmentation.module import SegmentationData
@@ -37,7 +38,7 @@ from vistrain.data.segmentation.panoptic import PanopticFolders, PanopticSplit
 from vistrain.data.segmentation.panoptic_generated import GeneratedPanoptic
 from vistrain.data.segmentation.panoptic_sets import ADE20KPanoptic, CityscapesPanoptic, CocoPanoptic
 from vistrain.data.segmentation.segment_transforms import SegmentAugment
-from vistrain.data.segmentation.transforms import EvalScale, MaskAugment
+from vistrain.data.segmentation.transforms import EvalScale, EvalStretch, MaskAugment
 
 __all__ = [
     "ADE20K",
@@ -48,6 +49,7 @@ __all__ = [
     "ADE20KPanoptic",
     "AffineAugment",
     "Bicubic",
+    "CULane",
     "CamVid",
     "Chain",
     "Cityscapes",
@@ -71,6 +73,7 @@ __all__ = [
     "FashionMNIST",
     "FieldOfViewFolders",
     "GaussianNoise",
+    "GeneratedLanes",
     "GeneratedMasks",
     "GeneratedPanoptic",
     "GeneratedPatterns",
@@ -84,6 +87,7 @@ __all__ = [
     "InstanceFolders",
     "InstanceSplit",
     "Jpeg",
+    "LaneData",
     "MaskAugment",
     "MaskFolders",
     "MaskSplit",
@@ -96,6 +100,7 @@ __all__ = [
     "Scenes",
     "SegmentAugment",
     "SegmentationData",
+    "TuSimple",
     "ViewSplit",
     "collate",
     "read_image",

@@ -12,6 +12,7 @@ from vistrain.metrics.base import Metric, Record, Unit
 from vistrain.metrics.binary_pixels import BinaryPixels
 from vistrain.metrics.coco import CocoBox, CocoMask
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
+from vistrain.metrics.lanes import CULaneF1, TuSimpleAccuracy
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
 from vistrain.metrics.panoptic import PanopticQuality
@@ -29,6 +30,8 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "vessels": BinaryPixels,
     **{name: functools.partial(RegionOverlap, name) for name in REGIONS},
     "panoptic": PanopticQuality,
+    "culane": CULaneF1,
+    "tusimple": TuSimpleAccuracy,
 }
 
 METRICS: tuple[type[Metric], ...] = (
@@ -42,6 +45,8 @@ METRICS: tuple[type[Metric], ...] = (
     BinaryPixels,
     RegionOverlap,
     PanopticQuality,
+    CULaneF1,
+    TuSimpleAccuracy,
 )
 
 __all__ = [
@@ -51,6 +56,7 @@ __all__ = [
     "REGIONS",
     "Accuracy",
     "BinaryPixels",
+    "CULaneF1",
     "CocoBox",
     "CocoMask",
     "ImageQuality",
@@ -61,6 +67,7 @@ __all__ = [
     "PanopticQuality",
     "Record",
     "RegionOverlap",
+    "TuSimpleAccuracy",
     "Unit",
     "protocol",
     "unit",

@@ -244,6 +244,10 @@ class DetectionData(DataModule):
             raise DataError(str(self.annotation_file(split)), f"no image with id {image_id} in split {split!r}")
         return self.folder(split) / data.files[position]
 
+    def place(self, split: SplitName) -> str:
+        """The annotation file: splits may share a folder of images."""
+        return str(self.annotation_file(split))
+
     def check(self, output: str | Path) -> Findings:
         """See `detection.check.check_boxes`."""
         from vistrain.data.detection.check import check_boxes  # it draws, which training need not load

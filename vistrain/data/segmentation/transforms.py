@@ -54,6 +54,27 @@ class EvalScale(EvalTransform):
 
 
 @dataclass(frozen=True)
+class EvalStretch(EvalTransform):
+    """Images of one size, their proportions given up; bilinear.
+
+    Args:
+        size: (height, width), pixels.
+        antialias: as Pillow resizes; otherwise as OpenCV does.
+    """
+
+    size: tuple[int, int]
+    antialias: bool = False
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """uint8 `[H, W, 3]` to `[h, w, 3]`."""
+        if image.shape[:2] == self.size:
+            return image
+        if self.antialias:
+            return np.array(Image.fromarray(image).resize(self.size[::-1], Image.Resampling.BILINEAR))
+        return cv2.resize(image, self.size[::-1])
+
+
+@dataclass(frozen=True)
 class MaskAugment:
     """Training augmentation: a random scale, a crop, flips and colours. Defaults are ADE20K's in mmsegmentation.
 
