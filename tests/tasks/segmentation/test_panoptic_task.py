@@ -109,6 +109,9 @@ def test_test_predict_and_evaluate_agree(
         tables = [text[text.index("┃        ┃   PQ") :].split("\ntested")[0] for text in (said, again)]
         first = tables[0][: tables[0].index("per class")]
         assert first == tables[1][: len(first)]  # the same numbers from files
+    assert main(["evaluate", "out", "-c", "mine.yaml", "--protocol", "coco_mask"]) == 0
+    again = capsys.readouterr().out
+    assert again[again.index("coco_mask") :].split("per class")[0].strip() in said
 
 
 def test_what_does_not_fit_is_said(

@@ -371,7 +371,8 @@ class PanopticFolders(JitteredData):
             numbers, classes, crowd = listed.of(index)
             found, _ = segment_map(read_numbers(pair.mask), numbers)
             height, width = found.shape
-            images.append({"id": listed.ids[index], "height": height, "width": width})
+            size = {"height": height, "width": width}
+            images.append({"id": listed.ids[index], "file_name": listed.images[index], **size})
             for i, (category, is_crowd) in enumerate(zip(classes.tolist(), crowd.tolist(), strict=True)):
                 mask = (found == i + 1).view(np.uint8)
                 if category in things and mask.any():
