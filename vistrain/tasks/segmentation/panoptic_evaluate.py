@@ -15,7 +15,7 @@ from vistrain.data.segmentation.panoptic_files import Segments, examined, read_n
 from vistrain.errors import DataError
 from vistrain.metrics import CocoMask, protocol
 from vistrain.metrics.coco import CocoResult, evaluate_records, records_of
-from vistrain.metrics.panoptic import PanopticResult
+from vistrain.metrics.panoptic_quality import PanopticResult
 from vistrain.predictions import PanopticMap, Segment, Segmentation
 from vistrain.tasks.segmentation.panoptic_predictor import PanopticPredictor
 

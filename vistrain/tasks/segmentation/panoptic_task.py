@@ -16,7 +16,7 @@ from vistrain.data.segmentation.module import SegmentationData
 from vistrain.data.segmentation.panoptic import PanopticFolders
 from vistrain.errors import ConfigError
 from vistrain.metrics import IOU, Metric, Record, protocol
-from vistrain.metrics.panoptic import COUNTS, NAME, PanopticQuality
+from vistrain.metrics.panoptic_quality import COUNTS, NAME, PanopticQuality
 from vistrain.predictions import Segmentation
 from vistrain.segmentation.mask_classifier import MaskClassifier
 from vistrain.structures import LabelSpace
