@@ -15,7 +15,7 @@ from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lane_metrics import CULaneF1, TuSimpleAccuracy
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
-from vistrain.metrics.panoptic import PanopticQuality
+from vistrain.metrics.panoptic_quality import PanopticQuality
 from vistrain.metrics.region_overlap import REGIONS, RegionOverlap
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
@@ -44,7 +44,6 @@ METRICS: tuple[type[Metric], ...] = (
     MeanIoU,
     BinaryPixels,
     RegionOverlap,
-    CocoMask,
     PanopticQuality,
     CULaneF1,
     TuSimpleAccuracy,
