@@ -7,7 +7,6 @@ description.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,11 +25,13 @@ from vistrain.backbones.staged import (
     default_cfg,
     drop_path_rates,
     initialise,
+    initialise_convolutions,
     overlapping_patches,
     register_model,
 )
 from vistrain.checkpoints import KeyMap
 from vistrain.errors import DataError
+from vistrain.layers.mlp import ConvMlp
 from vistrain.layers.padding import extend
 
 # Authors' names -> ours. Theirs count stages from 1.
@@ -159,24 +160,6 @@ class FactorizationAttention(nn.Module):
         return self.proj(torch.cat([part.transpose(1, 2).flatten(2) for part in out], -1))
 
 
-class ConvMlp(nn.Module):
-    """`fc2(GELU(conv(fc1(x))))`, the convolution 3x3 and of each channel (PVTv2, arXiv 2106.13797).
-
-    Args:
-        dim: channels of input and output.
-        hidden: channels between.
-    """
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, H, W, C]` -> `[B, H, W, C]`."""
-        return self.fc2(F.gelu(self.dwconv(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
-
-
 class FaViTBlock(nn.Module):
     """Attention and an MLP, each on normalised tokens and added to what came in.
 
@@ -248,13 +231,7 @@ class FaViT(StagedBackbone):
             strides=(4, 8, 16, 32),
             **base,
         )
-        initialise(self)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                fan_out = math.prod(layer.kernel_size) * layer.out_channels // layer.groups
-                nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out))
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        initialise_convolutions(initialise(self))
 
 
 PUBLISHED = {

@@ -6,6 +6,7 @@ are PVTv2's (arXiv 2106.13797; authors' code: whai362/PVT, Apache-2.0).
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -278,6 +279,16 @@ def initialise(module: nn.Module) -> nn.Module:
     return module
 
 
+def initialise_convolutions(module: nn.Module) -> None:
+    """Start of training as in PVTv2: convolutions from a normal distribution as wide as their fan-out says, no bias."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            fan_out = math.prod(layer.kernel_size) * layer.out_channels // layer.groups
+            nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 def drop_path_rates(depths: Sequence[int], rate: float) -> Iterator[list[float]]:
     """Stochastic depth that grows evenly from 0 at the first block to `rate` at the last: a list for each stage."""
     rates = torch.linspace(0, rate, sum(depths), device="cpu").tolist()  # numbers, also where models are built on meta
@@ -368,11 +379,11 @@ def build_variant(
     )
 
 
-def converter(key_map: KeyMap) -> Callable[[dict[str, Any], nn.Module], dict[str, Tensor]]:
-    """timm's `checkpoint_filter_fn` for a table of names.
+def converter(*key_maps: KeyMap) -> Callable[[dict[str, Any], nn.Module], dict[str, Tensor]]:
+    """timm's `checkpoint_filter_fn` for tables of names.
 
     Args:
-        key_map: from the authors' names to ours.
+        key_maps: from the authors' names, and those of others, to ours; the first that weights have is applied.
 
     Returns:
         A function of weights and the model that they are for. Weights may stand in the dictionary that training codes
@@ -382,7 +393,8 @@ def converter(key_map: KeyMap) -> Callable[[dict[str, Any], nn.Module], dict[str
 
     def checkpoint_filter_fn(weights: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
         state, _ = find_state_dict(weights)
-        state = key_map.apply(state) if key_map.matches(state) else state
+        key_map = next((known for known in key_maps if known.matches(state)), None)
+        state = state if key_map is None else key_map.apply(state)
         linear = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
         return {k: v[:, :, 0, 0] if k in linear and v.shape[2:] == (1, 1) else v for k, v in state.items()}
 
@@ -405,4 +417,5 @@ def dense_key_map(authors: KeyMap, norms: Sequence[str]) -> KeyMap:
             (r"^(?!norms\.)", "body."),
         ),
         drop=(*authors.drop, r"^(norm|head)\."),  # of classification
+        stacked=authors.stacked,
     )

@@ -63,6 +63,24 @@ class TokenMLP(nn.Module):
         return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
 
 
+class ConvMlp(nn.Module):
+    """`fc2(GELU(conv(fc1(x))))`, the convolution 3x3 and of each channel (PVTv2, arXiv 2106.13797).
+
+    Args:
+        dim: channels of input and output.
+        hidden: channels between.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, H, W, C]` -> `[B, H, W, C]`."""
+        return self.fc2(F.gelu(self.dwconv(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
+
+
 class ResidualConvMlp(nn.Module):
     """`fc2(y + conv(y))`, y = GELU(fc1(x)), the convolution 3x3 and of each channel.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -222,8 +222,7 @@ class SemanticSegmenter(SemanticNetwork):
         self.align_corners = self.decode_head.align_corners
         self.auxiliary_head = None if auxiliary is None else auxiliary(**facts, num_classes=labels.num_classes)
         self.auxiliary_weight = auxiliary_weight
-        unused = [rf"^decode_head\.{pattern}" for pattern in self.decode_head.unused]
-        self.key_maps = (KeyMap("mmsegmentation", r"^decode_head\.", drop=tuple(unused)),)
+        self.key_maps = tuple(_key_maps(backbone, self.decode_head))
 
     def maps(self, images: Tensor) -> Sequence[Tensor]:
         """Normalised images `[B, C, H, W]` -> what the heads see."""
@@ -250,3 +249,19 @@ class SemanticSegmenter(SemanticNetwork):
         """See `Network`: layers of the backbone; all that stands upon it is the top."""
         layers = self.backbone.layers_above()
         return None if layers is None else {f"backbone.{name}": above for name, above in layers.items()}
+
+
+def _key_maps(backbone: DenseBackbone, head: DecodeHead) -> Iterator[KeyMap]:
+    """Namings of a segmenter's files: ours but for what a head does not use; mmsegmentation's, which all authors have,
+    whatever the backbone is called in it; and that of `transformers`."""
+    unused = tuple(rf"^decode_head\.{pattern}" for pattern in head.unused)
+    for known in backbone.key_maps:
+        inside = (("backbone.", "backbone.", known),)
+        yield KeyMap(f"mmsegmentation's {known.name}", r"^decode_head\.", drop=unused, parts=inside)
+        if head.transformers:
+            parts = (
+                ("segformer.", "backbone.", known),
+                ("decode_head.", "decode_head.", KeyMap("head", r"", rules=head.transformers)),
+            )
+            yield KeyMap("transformers", r"^segformer\.", parts=parts)
+    yield KeyMap("mmsegmentation", r"^decode_head\.", drop=unused)
