@@ -294,13 +294,14 @@ class SemanticSegmenter(SemanticNetwork):
         head: from maps to logits; built with `channels`, `strides` and `num_classes`.
         neck: between them, built with `channels` and `strides`; None: none, but a pyramid where the backbone gives one
             map for several strides (see `necks.default_neck`).
-        auxiliary: a further head that is trained with `auxiliary_weight` and not used otherwise (0.4 in the papers).
-        auxiliary_weight: of its loss.
+        auxiliary: a further head that is trained with `auxiliary_weight` and not used otherwise (0.4 in the papers);
+            or several: deep supervision.
+        auxiliary_weight: of the loss of each.
         base: see `SemanticNetwork`.
     """
 
     default_loss = Factory(PixelCrossEntropy)
-    class_layers = (r"^(decode|auxiliary)_head\.(conv_seg|linear_pred)\.",)
+    class_layers = (r"^(decode|auxiliary)_head\.(\d+\.)?(conv_seg|linear_pred)\.",)
     sets_itself = ("preprocessing", "align_corners")
 
     def __init__(
@@ -310,7 +311,7 @@ class SemanticSegmenter(SemanticNetwork):
         head: Factory[DecodeHead],
         *,
         neck: Factory[nn.Module] | None = None,
-        auxiliary: Factory[DecodeHead] | None = None,
+        auxiliary: Factory[DecodeHead] | tuple[Factory[DecodeHead], ...] | None = None,
         auxiliary_weight: float = 0.4,
         **base: Any,
     ) -> None:
@@ -328,7 +329,12 @@ class SemanticSegmenter(SemanticNetwork):
             facts = {"channels": self.neck.channels, "strides": self.neck.strides}
         self.decode_head = head(**facts, num_classes=labels.num_classes)
         self.align_corners = self.decode_head.align_corners
-        self.auxiliary_head = None if auxiliary is None else auxiliary(**facts, num_classes=labels.num_classes)
+        facts |= {"num_classes": labels.num_classes}
+        self.auxiliary_head: nn.Module | None = None
+        if isinstance(auxiliary, tuple):
+            self.auxiliary_head = nn.ModuleList(factory(**facts) for factory in auxiliary) if auxiliary else None
+        elif auxiliary is not None:
+            self.auxiliary_head = auxiliary(**facts)
         self.auxiliary_weight = auxiliary_weight
         self.key_maps = tuple(_key_maps(backbone, self.decode_head))
 
@@ -345,7 +351,10 @@ class SemanticSegmenter(SemanticNetwork):
         """See `SemanticNetwork`; with an auxiliary head `loss_aux`, too."""
         maps = self.maps(images)
         losses = {"loss_seg": self.pixel_loss(self.decode_head(maps), labels, count)}
-        if self.auxiliary_head is not None:
+        if isinstance(self.auxiliary_head, nn.ModuleList):
+            for i, head in enumerate(self.auxiliary_head):
+                losses[f"loss_aux_{i}"] = self.auxiliary_weight * self.pixel_loss(head(maps), labels, count)
+        elif self.auxiliary_head is not None:
             losses["loss_aux"] = self.auxiliary_weight * self.pixel_loss(self.auxiliary_head(maps), labels, count)
         return losses
 
