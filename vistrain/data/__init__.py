@@ -21,7 +21,14 @@ from vistrain.data.restoration.image_pairs import ImageSet
 from vistrain.data.restoration.module import RestorationData
 from vistrain.data.restoration.textures import GeneratedTextures
 from vistrain.data.segmentation.generated import GeneratedMasks
-from vistrain.data.segmentation.known_sets import ADE20K, CamVid, Cityscapes, PascalVOC
+from vistrain.data.segmentation.known_sets import (
+    ADE20K,
+    CamVid,
+    Cityscapes,
+    COCOStuff,
+    PascalContext,
+    PascalVOC,
+)
 from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskSplit
 from vistrain.data.segmentation.module import SegmentationData
@@ -33,6 +40,7 @@ __all__ = [
     "CIFAR100",
     "MNIST",
     "Bicubic",
+    "COCOStuff",
     "CamVid",
     "Chain",
     "Cityscapes",
@@ -64,6 +72,7 @@ __all__ = [
     "MaskAugment",
     "MaskFolders",
     "MaskSplit",
+    "PascalContext",
     "PascalVOC",
     "RestorationData",
     "Sample",

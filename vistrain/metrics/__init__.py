@@ -9,6 +9,8 @@ from typing import Any
 from vistrain.errors import ConfigError, nearest
 from vistrain.metrics.accuracy import Accuracy, MultiLabel
 from vistrain.metrics.base import Metric, Record, Unit
+from vistrain.metrics.boundary_iou import BoundaryIoU
+from vistrain.metrics.cityscapes_iou import CityscapesIoU
 from vistrain.metrics.coco import CocoBox
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lpips import Lpips
@@ -22,6 +24,8 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     **{name: functools.partial(ImageQuality, name) for name in QUALITY},
     "lpips": Lpips,
     **{name: functools.partial(MeanIoU, name) for name in IOU},
+    "cityscapes": CityscapesIoU,
+    "boundary_iou": BoundaryIoU,
 }
 
 METRICS: tuple[type[Metric], ...] = (CocoBox, Accuracy, MultiLabel, ImageQuality, Lpips, MeanIoU)
@@ -31,6 +35,8 @@ __all__ = [
     "PROTOCOLS",
     "QUALITY",
     "Accuracy",
+    "BoundaryIoU",
+    "CityscapesIoU",
     "CocoBox",
     "ImageQuality",
     "Lpips",

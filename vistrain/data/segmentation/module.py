@@ -36,12 +36,14 @@ class MaskedImage:
         label_map: `[h, w]` class channels while training; in evaluation `[H, W]`, of the original image.
         id: its name.
         original_size: H, W in pixels before any transform.
+        instance_map: in evaluation, where the set has instances: int32 `[H, W]`, see `SegmentationData.instances`.
     """
 
     image: np.ndarray
     label_map: np.ndarray
     id: str
     original_size: tuple[int, int]
+    instance_map: np.ndarray | None = None
 
 
 class MaskedImages(SampleSet):
@@ -51,10 +53,17 @@ class MaskedImages(SampleSet):
         pairs: the files.
         rule: from stored values to channels.
         transform: augmentation, or the evaluation resize.
+        instances: see `SegmentationData.instances`; looked at in evaluation.
     """
 
-    def __init__(self, pairs: Sequence[MaskPair], rule: LabelRule, transform: MaskAugment | EvalScale) -> None:
-        self.pairs, self.rule, self.transform = pairs, rule, transform
+    def __init__(
+        self,
+        pairs: Sequence[MaskPair],
+        rule: LabelRule,
+        transform: MaskAugment | EvalScale,
+        instances: Callable[[MaskPair], np.ndarray] | None = None,
+    ) -> None:
+        self.pairs, self.rule, self.transform, self.instances = pairs, rule, transform, instances
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -70,7 +79,8 @@ class MaskedImages(SampleSet):
         size = image.shape[0], image.shape[1]
         if isinstance(self.transform, MaskAugment):
             return MaskedImage(*self.transform(image, label_map, self.rule.ignored, seed), pair.name, size)
-        return MaskedImage(self.transform(image), label_map, pair.name, size)
+        instances = None if self.instances is None else self.instances(pair)
+        return MaskedImage(self.transform(image), label_map, pair.name, size, instances)
 
     def where(self, index: int) -> str:
         """The image's file."""
@@ -184,7 +194,15 @@ class SegmentationData(DataModule):
 
     def dataset(self, split: SplitName) -> MaskedImages:
         """The samples of a split: augmented for `train`, resized for evaluation otherwise."""
-        return MaskedImages(self.pairs(split), self.rule, self.augment if split == "train" else self.eval_transform)
+        if split == "train":
+            return MaskedImages(self.pairs(split), self.rule, self.augment)
+        return MaskedImages(self.pairs(split), self.rule, self.eval_transform, self.instances)
+
+    @property
+    def instances(self) -> Callable[[MaskPair], np.ndarray] | None:
+        """What reads the instances of an image, int32 `[H, W]`: (class channel + 1) * 1000 + number, below 1000 where
+        there is none; None: the set has none. It is pickled for the loaders' processes."""
+        return None
 
     @property
     def eval_transform(self) -> EvalScale:
@@ -250,6 +268,9 @@ def collate_masks(samples: Sequence[MaskedImage], size_divisor: int = 1, regions
         `[N]` and `masks` bool `[N, h, w]`.
     """
     targets = [{"label_map": torch.from_numpy(sample.label_map)} for sample in samples]
+    for target, sample in zip(targets, samples, strict=True):
+        if sample.instance_map is not None:
+            target["instance_map"] = torch.from_numpy(sample.instance_map)
     for target, sample in zip(targets, samples, strict=True):
         if regions is not None and sample.label_map.shape == sample.image.shape[:2]:
             values = target["label_map"].unique()
