@@ -32,6 +32,7 @@ from vistrain.data.segmentation.known_sets import (
 from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskSplit
 from vistrain.data.segmentation.module import SegmentationData
+from vistrain.data.segmentation.rare_classes import RareClasses
 from vistrain.data.segmentation.transforms import EvalScale, MaskAugment
 
 __all__ = [
@@ -74,6 +75,7 @@ __all__ = [
     "MaskSplit",
     "PascalContext",
     "PascalVOC",
+    "RareClasses",
     "RestorationData",
     "Sample",
     "Scenes",

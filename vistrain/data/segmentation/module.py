@@ -18,8 +18,10 @@ from vistrain.data.base.collate import Batch, batch_of
 from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.images import image_size, read_image
 from vistrain.data.base.module import DataModule, SplitName, refuse_below
+from vistrain.data.base.samplers import ResumableSampler
 from vistrain.data.segmentation.label_files import LabelRule
 from vistrain.data.segmentation.mask_pairs import MaskPair, Pairing
+from vistrain.data.segmentation.rare_classes import RareClasses, class_pixels
 from vistrain.data.segmentation.transforms import EvalScale, MaskAugment
 from vistrain.errors import DataError
 from vistrain.structures import LabelSpace
@@ -54,6 +56,8 @@ class MaskedImages(SampleSet):
         rule: from stored values to channels.
         transform: augmentation, or the evaluation resize.
         instances: see `SegmentationData.instances`; looked at in evaluation.
+        rare: how often each image is drawn for each class `[N, K]`, and the pixels of the class that a crop should
+            have; None: crops are drawn as they come.
     """
 
     def __init__(
@@ -62,8 +66,9 @@ class MaskedImages(SampleSet):
         rule: LabelRule,
         transform: MaskAugment | EvalScale,
         instances: Callable[[MaskPair], np.ndarray] | None = None,
+        rare: tuple[np.ndarray, int] | None = None,
     ) -> None:
-        self.pairs, self.rule, self.transform, self.instances = pairs, rule, transform, instances
+        self.pairs, self.rule, self.transform, self.instances, self.rare = pairs, rule, transform, instances, rare
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -78,9 +83,17 @@ class MaskedImages(SampleSet):
         image, label_map = read_pair(pair, self.rule)
         size = image.shape[0], image.shape[1]
         if isinstance(self.transform, MaskAugment):
-            return MaskedImage(*self.transform(image, label_map, self.rule.ignored, seed), pair.name, size)
+            wanted = self._wanted(index, seed)
+            return MaskedImage(*self.transform(image, label_map, self.rule.ignored, seed, wanted), pair.name, size)
         instances = None if self.instances is None else self.instances(pair)
         return MaskedImage(self.transform(image), label_map, pair.name, size, instances)
+
+    def _wanted(self, index: int, seed: int) -> tuple[int, int] | None:
+        """The class that the image was drawn for, and how many pixels of it are wanted."""
+        if self.rare is None or not (shares := self.rare[0][index]).any():
+            return None
+        draw = np.random.default_rng((seed, 1))  # apart from the augmentation's
+        return int(draw.choice(len(shares), p=shares / shares.sum())), self.rare[1]
 
     def where(self, index: int) -> str:
         """The image's file."""
@@ -130,6 +143,7 @@ class SegmentationData(DataModule):
             they are. Predictions are measured in the original size, either way.
         eval_multiple: evaluation rounds sides up to multiples of it, see `EvalScale`.
         unpaired: `refuse` images without a mask, or `skip` them.
+        rare_classes: draw training images so that rare classes are seen often; None: each image once an epoch.
         regions: targets hold the pixels of each class as a mask, too, as networks that classify masks want them.
         base: see `DataModule`.
 
@@ -145,13 +159,15 @@ class SegmentationData(DataModule):
         eval_multiple: int = 1,
         unpaired: Literal["refuse", "skip"] = "refuse",
         regions: bool = False,
+        rare_classes: RareClasses | None = None,
         **base: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, **base)
         refuse_below(1, eval_multiple=eval_multiple, eval_scale=min(eval_scale or (1,)))
         self.augment = MaskAugment() if augment is None else augment
         self.eval_scale, self.eval_multiple, self.unpaired = eval_scale, eval_multiple, unpaired
-        self.regions = regions
+        self.regions, self.rare_classes = regions, rare_classes
+        self._shares: np.ndarray | None = None
         self._told: set[SplitName] = set()
 
     @abstractmethod
@@ -195,8 +211,25 @@ class SegmentationData(DataModule):
     def dataset(self, split: SplitName) -> MaskedImages:
         """The samples of a split: augmented for `train`, resized for evaluation otherwise."""
         if split == "train":
-            return MaskedImages(self.pairs(split), self.rule, self.augment)
+            rare = None
+            if self.rare_classes is not None:
+                least = round(self.rare_classes.least_pixels * self.rare_classes.crop_share)
+                rare = self._drawn(self.rare_classes), least
+            return MaskedImages(self.pairs(split), self.rule, self.augment, rare=rare)
         return MaskedImages(self.pairs(split), self.rule, self.eval_transform, self.instances)
+
+    def training_sampler(self, length: int) -> ResumableSampler:
+        """See `DataModule`; with `rare_classes` images are drawn by their classes."""
+        sampler = super().training_sampler(length)
+        if self.rare_classes is not None:
+            sampler.weights = self._drawn(self.rare_classes).sum(1).tolist()
+        return sampler
+
+    def _drawn(self, rare: RareClasses) -> np.ndarray:
+        """See `RareClasses.table`; the masks are read the first time."""
+        if self._shares is None:
+            self._shares = rare.table(class_pixels(self.pairs("train"), self.rule))
+        return self._shares
 
     @property
     def instances(self) -> Callable[[MaskPair], np.ndarray] | None:
