@@ -76,11 +76,13 @@ class Segmentation:
         semantic: `[*S]` int64, the class channel of each pixel (voxel) of the original image.
         panoptic: segments.
         instances: objects, best first.
+        probabilities: `[K, *S]` float32 in 0..1, of each class, where a network gives them.
     """
 
     semantic: Tensor | None = None
     panoptic: PanopticMap | None = None
     instances: InstanceDetections | None = None
+    probabilities: Tensor | None = None
 
 
 @dataclass(frozen=True)

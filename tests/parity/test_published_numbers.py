@@ -78,6 +78,30 @@ def test_espnet_on_camvid(tmp_path):
     assert measured["miou_void/mAcc"] == pytest.approx(68.30, abs=0.02)
 
 
+def wnet_on_drive(tmp_path: Path, leaf: str) -> dict[str, float]:
+    weights, data = samples() / "checkpoints" / "wnet_drive.pth", f"data.root={samples() / 'drive'}"
+    words = ["-c", f"vistrain:med/{leaf}", "--weights", str(weights), "--output", str(tmp_path)]
+    assert main(["reproduce", *words, data, "data.workers=0"]) == 0
+    made = json.loads((tmp_path / "reproduction.json").read_text())
+    return {row["metric"]: row["measured"] for row in made["results"]}
+
+
+def test_wnet_on_drives_validation_images(tmp_path):
+    """The authors' file under the protocol of the figures that they print beside it."""
+    measured = wnet_on_drive(tmp_path, "wnet_drive_validation")
+    assert measured["vessels/AUC"] == pytest.approx(98.5861, abs=0.001)
+    assert measured["vessels/Dice"] == pytest.approx(80.9617, abs=0.001)
+
+
+@pytest.mark.slow
+def test_wnet_on_drive(tmp_path):
+    """What the authors' code gives on the 20 test images."""
+    measured = wnet_on_drive(tmp_path, "wnet_drive")
+    assert measured["vessels/AUC"] == pytest.approx(98.0973, abs=0.001)
+    assert measured["vessels/Dice"] == pytest.approx(82.8439, abs=0.001)
+    assert measured["vessels/MCC"] == pytest.approx(80.3044, abs=0.001)
+
+
 @pytest.mark.parametrize("image", ["comic", "face"])
 def test_tiles_measure_as_whole_images_do_on_set14(image):
     """Within 0.02 dB, as all 14 images were when tried: 0.0007 dB at most for tiles of 128 pixels."""

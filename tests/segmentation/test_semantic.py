@@ -30,6 +30,7 @@ from vistrain.segmentation import (
 )
 from vistrain.segmentation.bevanet import boundaries
 from vistrain.segmentation.inference import class_map, sliding_logits
+from vistrain.segmentation.wnet import spline_resized
 from vistrain.structures import Factory, LabelSpace, Preprocessing
 
 STRIDES, CHANNELS = (4, 8, 16, 32), (4, 6, 8, 10)
@@ -258,6 +259,47 @@ def test_wnet_of_two_classes_has_one_output() -> None:
     assert set(model.losses(batch)) == {"loss_first", "loss_seg"}
     share = model.probabilities(torch.rand(1, 3, 32, 32))
     torch.testing.assert_close(share.sum(1), torch.ones(1, 32, 32))
+
+
+def test_wnet_enlarges_probabilities_by_splines_and_decides() -> None:
+    torch.manual_seed(0)
+    model = WNet(contiguous(2), mirrored=False, threshold=0.5).eval()
+    batch = batch_of((32, 32), classes=2)
+    batch["original_size"] = torch.tensor([[45, 50]])
+    (found,) = model.predict(batch)
+    share = found.probabilities
+    assert share.shape == (2, 45, 50)
+    torch.testing.assert_close(255 * share[1], (255 * share[1]).round(), rtol=0, atol=1e-4)
+    assert ((share[1] > 0.5) == (found.semantic == 1)).all()
+    plain = WNet(contiguous(2), mirrored=False, threshold=0.5, quantised=False).eval()
+    plain.load_state_dict(model.state_dict())
+    images, _ = model.normalize(batch["image"], batch["size"])
+    spline = spline_resized(model.probabilities(images)[0, 1:], (45, 50))
+    torch.testing.assert_close(plain.predict(batch)[0].probabilities[1:], spline, rtol=0, atol=1e-7)
+
+
+def test_splines_interpolate_and_stay_between_least_and_greatest() -> None:
+    wave = torch.linspace(0, 3, 24).sin()[None, :, None] * torch.linspace(0, 2, 30).cos()[None, None]
+    same = spline_resized(wave, (24, 30))
+    torch.testing.assert_close(same, wave, rtol=0, atol=1e-6)
+    larger = spline_resized(wave, (72, 90))
+    torch.testing.assert_close(larger[:, 1::3, 1::3], wave, rtol=0, atol=1e-6)  # of pixels cut in three
+    assert larger.min() >= wave.min()
+    assert larger.max() <= wave.max()
+    step = torch.zeros(1, 8, 8)
+    step[:, :, 4:] = 1
+    assert spline_resized(step, (5, 5))[0, 2, 1] > 0.01  # smoothed before it shrinks; else it would overshoot, cut to 0
+
+
+def test_an_uncertain_class_is_shared_out() -> None:
+    labels = LabelSpace(("background", "uncertain", "artery", "vein"), (0, 85, 170, 255))
+    model = WNet(labels, shared="uncertain").eval()
+    shares = torch.tensor([0.3, 0.45, 0.2, 0.05])[:, None, None]
+    found = model._decided(shares)
+    assert found.semantic.item() == 2  # 0.2 + 0.45 / 2 is most
+    torch.testing.assert_close(found.probabilities.flatten(), torch.tensor([0.3, 0.0, 0.425, 0.275]))
+    with pytest.raises(ConfigError, match=r"model\.shared: 'background'"):
+        WNet(labels, shared="background")
 
 
 def test_boundaries_lie_where_classes_meet() -> None:

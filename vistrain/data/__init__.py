@@ -20,6 +20,13 @@ from vistrain.data.restoration.degradations import Bicubic, Chain, GaussianNoise
 from vistrain.data.restoration.image_pairs import ImageSet
 from vistrain.data.restoration.module import RestorationData
 from vistrain.data.restoration.textures import GeneratedTextures
+from vistrain.data.segmentation.field_of_view import (
+    DRIVE,
+    AffineAugment,
+    EvalStretch,
+    FieldOfViewFolders,
+    ViewSplit,
+)
 from vistrain.data.segmentation.generated import GeneratedMasks
 from vistrain.data.segmentation.known_sets import (
     ADE20K,
@@ -39,7 +46,9 @@ __all__ = [
     "ADE20K",
     "CIFAR10",
     "CIFAR100",
+    "DRIVE",
     "MNIST",
+    "AffineAugment",
     "Bicubic",
     "COCOStuff",
     "CamVid",
@@ -57,8 +66,10 @@ __all__ = [
     "EvalCrop",
     "EvalResize",
     "EvalScale",
+    "EvalStretch",
     "EvalTransform",
     "FashionMNIST",
+    "FieldOfViewFolders",
     "GaussianNoise",
     "GeneratedMasks",
     "GeneratedPatterns",
@@ -80,6 +91,7 @@ __all__ = [
     "Sample",
     "Scenes",
     "SegmentationData",
+    "ViewSplit",
     "collate",
     "read_image",
 ]

@@ -9,12 +9,14 @@ from typing import Any
 from vistrain.errors import ConfigError, nearest
 from vistrain.metrics.accuracy import Accuracy, MultiLabel
 from vistrain.metrics.base import Metric, Record, Unit
+from vistrain.metrics.binary_pixels import BinaryPixels
 from vistrain.metrics.boundary_iou import BoundaryIoU
 from vistrain.metrics.cityscapes_iou import CityscapesIoU
 from vistrain.metrics.coco import CocoBox
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
+from vistrain.metrics.region_overlap import REGIONS, RegionOverlap
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
 PROTOCOLS: dict[str, Callable[..., Metric]] = {
@@ -26,15 +28,30 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     **{name: functools.partial(MeanIoU, name) for name in IOU},
     "cityscapes": CityscapesIoU,
     "boundary_iou": BoundaryIoU,
+    "vessels": BinaryPixels,
+    **{name: functools.partial(RegionOverlap, name) for name in REGIONS},
 }
 
-METRICS: tuple[type[Metric], ...] = (CocoBox, Accuracy, MultiLabel, ImageQuality, Lpips, MeanIoU)
+METRICS: tuple[type[Metric], ...] = (
+    CocoBox,
+    Accuracy,
+    MultiLabel,
+    ImageQuality,
+    Lpips,
+    MeanIoU,
+    BinaryPixels,
+    RegionOverlap,
+    CityscapesIoU,
+    BoundaryIoU,
+)
 
 __all__ = [
     "IOU",
     "PROTOCOLS",
     "QUALITY",
+    "REGIONS",
     "Accuracy",
+    "BinaryPixels",
     "BoundaryIoU",
     "CityscapesIoU",
     "CocoBox",
@@ -44,6 +61,7 @@ __all__ = [
     "Metric",
     "MultiLabel",
     "Record",
+    "RegionOverlap",
     "Unit",
     "protocol",
     "unit",

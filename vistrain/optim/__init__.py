@@ -1,6 +1,6 @@
 """Parameter groups and learning-rate schedules."""
 
 from vistrain.optim.groups import ParameterGroups
-from vistrain.optim.schedules import Constant, Cosine, MultiStep, Poly, Schedule
+from vistrain.optim.schedules import Constant, Cosine, CosineWave, MultiStep, Poly, Schedule
 
-__all__ = ["Constant", "Cosine", "MultiStep", "ParameterGroups", "Poly", "Schedule"]
+__all__ = ["Constant", "Cosine", "CosineWave", "MultiStep", "ParameterGroups", "Poly", "Schedule"]

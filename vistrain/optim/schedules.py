@@ -217,3 +217,25 @@ class Poly(_Falling):
 
     def _shape(self, progress: float) -> float:
         return (1 - progress) ** self.power
+
+
+@dataclass(frozen=True)
+class CosineWave(Schedule):
+    """A cosine from 1 to 0 and back, on and on, without restarts: W-Net's (Galdran et al. 2022).
+
+    Args:
+        half_wave_epochs: from 1 to 0.
+
+    Raises:
+        ConfigError: it is not above 0.
+    """
+
+    half_wave_epochs: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.half_wave_epochs < math.inf:
+            raise ConfigError("schedule.half_wave_epochs", f"{self.half_wave_epochs} is not above 0")
+
+    def _decay(self, step: int, total_steps: float, steps_per_epoch: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * step / (self.half_wave_epochs * steps_per_epoch)))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -98,14 +100,19 @@ class WNet(SemanticNetwork):
         widths: channels of each level of both networks (`big_wnet`: 8, 16, 32, 64).
         mirrored: predict the mean probability of the image and its three mirror images, as published for DRIVE.
         threshold: of the probability, with two classes; a pixel above it is of the second.
+        shared: with more classes, one whose probability is given in equal parts to all others but the first before the
+            most probable one is chosen (`uncertain`, of arteries and veins).
+        enlargement: of probabilities to the image's size: `spline` as published, see `spline_resized`, or `bilinear`.
+        quantised: round the probabilities of two classes to 8 bits, as published for DRIVE.
         channels: of the images.
         base: see `SemanticNetwork`.
 
     Raises:
-        ConfigError: less than two classes.
+        ConfigError: less than two classes, or none is called as `shared` says.
     """
 
     class_layers = (r"^unet\d\.final\.", r"^unet2\.first\.")
+    sets_itself = ("preprocessing",)
 
     def __init__(
         self,
@@ -113,6 +120,9 @@ class WNet(SemanticNetwork):
         widths: tuple[int, ...] = (8, 16, 32),
         mirrored: bool = True,
         threshold: float = 107 / 255,
+        shared: str | None = None,
+        enlargement: Literal["spline", "bilinear"] = "spline",
+        quantised: bool = True,
         channels: Channels = Channels(3),  # noqa: B008 - an int
         **base: Any,
     ) -> None:
@@ -123,7 +133,11 @@ class WNet(SemanticNetwork):
         plain = Preprocessing((0.0,) * channels, (1.0,) * channels, size_divisor=2 ** (len(widths) - 1))
         super().__init__(labels, plain, **base)
         self.outputs = 1 if labels.num_classes == 2 else labels.num_classes
-        self.mirrored, self.threshold = mirrored, threshold
+        if shared is not None and (self.outputs == 1 or shared not in labels.names[1:]):
+            remedy = f"name one of {', '.join(labels.names[1:])}, of three classes or more"
+            raise ConfigError("model.shared", f"{shared!r}", remedy)
+        self.mirrored, self.threshold, self.enlargement, self.quantised = mirrored, threshold, enlargement, quantised
+        self.shared = None if shared is None else labels.names.index(shared)
         self.unet1 = UNet(channels, widths, self.outputs)
         self.unet2 = UNet(channels + self.outputs, widths, self.outputs)
 
@@ -157,19 +171,59 @@ class WNet(SemanticNetwork):
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Any]) -> list[Segmentation]:
-        """The class of each pixel of the original images, from probabilities that are resized bilinearly.
+        """Class and probabilities of each pixel of the original images.
 
         Args:
             batch: `image`, `size` and `original_size`.
         """
         images, _ = self.normalize(batch["image"], batch["size"])
-        found = []
-        for share, (h, w), original in zip(
-            self.probabilities(images), batch["size"].tolist(), batch["original_size"].tolist(), strict=True
-        ):
-            share = F.interpolate(share[None, :, :h, :w], original, mode="bilinear")[0]
-            found.append(Segmentation((share[1] > self.threshold).long() if self.outputs == 1 else share.argmax(0)))
-        return found
+        sizes = zip(batch["size"].tolist(), batch["original_size"].tolist(), strict=True)
+        found = zip(self.probabilities(images), sizes, strict=True)
+        return [self._decided(self._resized(share[:, :h, :w], tuple(size))) for share, ((h, w), size) in found]
+
+    def _resized(self, shares: Tensor, size: tuple[int, int]) -> Tensor:
+        if shares.shape[1:] == size:
+            return shares
+        if self.enlargement == "bilinear":
+            return F.interpolate(shares[None], size, mode="bilinear")[0]
+        if self.outputs > 1:
+            return spline_resized(shares, size)
+        second = spline_resized(shares[1:], size)
+        return torch.cat((1 - second, second))
+
+    def _decided(self, shares: Tensor) -> Segmentation:
+        if self.outputs == 1:
+            if self.quantised:
+                shares = (255 * shares).round() / 255
+            return Segmentation((shares[1] > self.threshold).long(), probabilities=shares)
+        if self.shared is None:
+            return Segmentation(shares.argmax(0), probabilities=shares)
+        given = shares.clone()
+        given[1:] += shares[self.shared] / (len(shares) - 2)
+        given[self.shared] = 0
+        return Segmentation(given.argmax(0), probabilities=given)
+
+
+def spline_resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Interpolating cubic B-splines with pixel centres at half integers and mirrored borders, cut off at each map's own
+    least and greatest value; a side that shrinks is smoothed by a Gaussian first. The authors resize like that, through
+    scikit-image.
+
+    Args:
+        maps: `[K, h, w]`.
+        size: (H, W).
+
+    Returns:
+        `[K, H, W]` float32, on the device of `maps`. Computed on the CPU in double precision.
+    """
+    resized = []
+    for values in maps.double().cpu().numpy():
+        sigma = [max(0.0, (old / new - 1) / 2) for old, new in zip(values.shape, size, strict=True)]
+        smooth = ndimage.gaussian_filter(values, sigma, mode="mirror") if any(sigma) else values
+        factors = [new / old for old, new in zip(values.shape, size, strict=True)]
+        found = ndimage.zoom(smooth, factors, order=3, mode="mirror", grid_mode=True)
+        resized.append(found.clip(values.min(), values.max()))
+    return torch.from_numpy(np.stack(resized)).float().to(maps.device)
 
 
 def _named(*layers: nn.Module) -> nn.Sequential:

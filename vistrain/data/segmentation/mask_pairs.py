@@ -82,12 +82,12 @@ def find_pairs(root: Path, split: MaskSplit) -> Pairing:
     """
     images, masks = root / split.images, root / split.masks
     suffixes = (label_files.POLYGONS,) if split.mask_suffix.endswith("_polygons") else label_files.SUFFIXES
-    labels = _named(masks, suffixes, split.mask_suffix, "masks")
-    if not labels and (jpegs := _named(masks, (".jpg", ".jpeg"), split.mask_suffix, "masks")):
+    labels = named_files(masks, suffixes, split.mask_suffix, "masks")
+    if not labels and (jpegs := named_files(masks, (".jpg", ".jpeg"), split.mask_suffix, "masks")):
         problem = "masks are JPEG, which changes the values of labels"
         raise DataError(str(next(iter(jpegs.values()))), problem, "export them again, as PNG")
     taken = set(labels.values()) if images == masks else set()
-    pictures = _named(images, SUFFIXES, split.image_suffix, "images", taken)
+    pictures = named_files(images, SUFFIXES, split.image_suffix, "images", taken)
     if split.names is not None:
         pictures = {name: pictures[name] for name in _listed(root / split.names, pictures)}
         labels = {name: path for name, path in labels.items() if name in pictures}
@@ -108,7 +108,7 @@ def find_pairs(root: Path, split: MaskSplit) -> Pairing:
     return Pairing(pairs, bare, lonely)
 
 
-def _named(
+def named_files(
     folder: Path, suffixes: tuple[str, ...], ending: str, what: str, taken: set[Path] | None = None
 ) -> dict[str, Path]:
     """The files of a folder and those below it by name."""

@@ -8,7 +8,9 @@ from rich.console import RenderableType
 
 from vistrain.data.base.module import DataModule
 from vistrain.errors import ConfigError
+from vistrain.metrics.binary_pixels import BinaryPixels
 from vistrain.metrics.mean_iou import IOU, MeanIoU
+from vistrain.metrics.region_overlap import RegionOverlap
 from vistrain.predictions import Segmentation
 from vistrain.structures import LabelSpace
 from vistrain.tasks.base.task import Batch, Cells, Task, picture_of
@@ -26,7 +28,7 @@ class SegmentationTask(Task):
     """
 
     predictor = SegmentationPredictor
-    protocols = tuple(IOU)
+    protocols = (*IOU, *BinaryPixels.families, *RegionOverlap.families)
 
     def draw_sample(
         self, batch: Batch, index: int, prediction: Segmentation | None, side: int, threshold: float
