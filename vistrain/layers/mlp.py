@@ -1,4 +1,7 @@
-"""Perceptrons: of box heads, and of transformers."""
+"""Perceptrons: of box heads, and of transformers.
+
+The one with a convolution is PVTv2's (authors' code: github.com/whai362/PVT, Apache-2.0).
+"""
 
 from __future__ import annotations
 

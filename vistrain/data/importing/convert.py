@@ -19,7 +19,7 @@ from vistrain.data.importing.cvat import read_cvat
 from vistrain.data.importing.export import Export, Labelled, Options, Placed, Shape, Size, printable
 from vistrain.data.importing.label_studio import read_label_studio
 from vistrain.data.importing.labelme import read_labelme
-from vistrain.data.importing.masks import CLASS_FILE, MASKS, USUAL, Overlap, write_masks
+from vistrain.data.importing.outlines import CLASS_FILE, MASKS, USUAL, Overlap, write_masks
 from vistrain.data.importing.voc import read_voc
 from vistrain.data.importing.yolo import read_yolo
 from vistrain.errors import DataError
