@@ -1,6 +1,6 @@
 """Boundary IoU of class maps: only what lies near a contour counts (Cheng et al. 2021, arXiv 2103.16562, equation 2).
 
-Official code: github.com/bowenc0221/boundary-iou-api, BSD-2-Clause; written from the paper.
+Official code: github.com/bowenc0221/boundary-iou-api; it was not looked at, and its licence is not stated here.
 """
 
 from __future__ import annotations
