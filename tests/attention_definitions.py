@@ -246,6 +246,29 @@ def rank_augmented(module: Any, x: Tensor, size: Size) -> Tensor:
     return gated_rotary(module, x, size, rank_augmented=True)
 
 
+# --- strip self-attention --------------------------------------------------------------------------------------------
+
+
+def strip(module: Any, x: Tensor, size: Size) -> Tensor:
+    """One image `[N, C]` (S2AFormer): cell by cell, each attends to what patches of `sr_ratio` cells are reduced to."""
+    side, grid = module.sr_ratio, x.unflatten(0, size)
+    reduced = []
+    for top in range(0, size[0], side):
+        for left in range(0, size[1], side):
+            total = module.sr.bias.clone()
+            for y, row in enumerate(grid[top : top + side]):
+                for z, cell in enumerate(row[left : left + side]):
+                    total = total + cell * module.sr.weight[:, 0, y, z]
+            reduced.append(module.norm(total))
+    keys = torch.stack(reduced)
+    q, k, v = (heads_of(part, module.num_heads) for part in (module.q(x), module.k(keys), module.v(keys)))
+    out = torch.empty(module.num_heads, len(x), v.shape[-1])
+    for i in range(len(x)):
+        weights = (torch.einsum("hd,hnd->hn", q[:, i], k) * q.shape[-1] ** -0.5).softmax(-1)
+        out[:, i] = torch.einsum("hn,hnd->hd", weights, v)
+    return module.proj(out.transpose(0, 1).flatten(1))
+
+
 # --- windows of varied size ------------------------------------------------------------------------------------------
 
 

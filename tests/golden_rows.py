@@ -147,10 +147,12 @@ def backbone(case: Case) -> Callable[[], dict[str, Any]]:
     """Logits of a small backbone, and its maps of an image that is odd and not square."""
 
     def row() -> dict[str, Any]:
-        model = fill(timm.create_model(case.name, num_classes=8, **case.args)).eval()
+        dtype = torch.float64 if case.sorts else torch.float32
+        model = fill(timm.create_model(case.name, num_classes=8, **case.args)).eval().to(dtype)
         with torch.no_grad():
-            logits = model(wave((1, 3, *case.size), "image"))
-            maps = model.forward_intermediates(wave((1, 3, *case.sizes[0]), "image"), intermediates_only=True)
+            logits = model(wave((1, 3, *case.size), "image").to(dtype))
+            odd = wave((1, 3, *case.sizes[0]), "image").to(dtype)
+            maps = model.forward_intermediates(odd, intermediates_only=True)
         numbers = {f"stage {i}": sampled(x) for i, x in enumerate(maps, 1)}
         return {"parameters": sum(p.numel() for p in model.parameters()), "logits": sampled(logits), **numbers}
 

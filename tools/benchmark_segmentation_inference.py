@@ -5,7 +5,7 @@
 Official order (mmsegmentation 0.11): logits of 150 classes at a quarter of the image, enlarged to the image, then to
 the original, softmax, arg-max. Ours gives the same labels, which is checked. Windows: UPerNet with Swin-T, 150 classes,
 an image of four windows, against the same windows computed and thrown away. Both sides take turns in this process on
-one thread; processor time; printed is the median of repeats, written are benchmark_segmentation_inference.json and .png.
+one thread; processor time. Medians are printed and written: benchmark_segmentation_inference.json, .png.
 """
 
 from __future__ import annotations

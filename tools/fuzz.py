@@ -170,10 +170,10 @@ def annotations() -> Subject:
     import numpy as np
     from pycocotools import mask
 
-    from vistrain.data.detection.coco import checked, read_content, targets
-    from vistrain.data.detection.coco_masks import encode_mask
+    from vistrain.data.coco.reader import checked, read_content, targets
     from vistrain.data.detection.repair import repaired
     from vistrain.metrics.coco import evaluate_records, records_of
+    from vistrain.metrics.coco_masks import encode_mask
 
     runs = mask.encode(np.asfortranarray(np.eye(40, dtype=np.uint8)))
     shapes: list[Any] = [

@@ -6,7 +6,7 @@ Runs without torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,16 +26,25 @@ class Detections:
     scores: Tensor
     labels: Tensor
 
+    def kept(self, index: Tensor) -> Detections:
+        """Some of them: `[N]` bool, or positions in their new order."""
+        return Detections(self.boxes[index], self.scores[index], self.labels[index])
+
 
 @dataclass(frozen=True)
 class InstanceDetections(Detections):
     """Objects with their masks.
 
     Attributes:
-        masks: `[N, H, W]` bool, in the original image.
+        masks: `[N, H, W]` bool, in the original image; predictors pack them (`layers.packed_masks.PackedMasks`, of
+            which `masks[i]` is one, and `unpacked()` all).
     """
 
-    masks: Tensor
+    masks: Any
+
+    def kept(self, index: Tensor) -> InstanceDetections:
+        """See `Detections`."""
+        return InstanceDetections(self.boxes[index], self.scores[index], self.labels[index], self.masks[index])
 
 
 @dataclass(frozen=True)
@@ -93,10 +102,12 @@ class LaneMaps:
         probabilities: `[L + 1, H, W]` float32 of background and the lanes, at the size at which the network saw the
             image.
         exist: `[L]` float32, probability that a lane is there.
+        lanes: L times `[N, 2]` float32, (x, y) in pixels of the original image; N is 0 where there is none.
     """
 
     probabilities: Tensor
     exist: Tensor
+    lanes: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from vistrain.attention import (
     GatedRotaryAttention,
     NeighborhoodAttention,
     RankAugmentedAttention,
+    StripSelfAttention,
     SwinWindowAttention,
     VariedSizeWindowAttention,
 )
@@ -43,6 +44,7 @@ CASES = (
     Case("blocked", NeighborhoodAttention, {**HEADS, "kernel_size": 3, "stride": 3}, by.neighborhood_module),
     Case("gated_rotary", GatedRotaryAttention, HEADS, by.one_by_one(by.gated_rotary)),
     Case("rank_augmented", RankAugmentedAttention, HEADS, by.one_by_one(by.rank_augmented)),
+    Case("strip", StripSelfAttention, {**HEADS, "sr_ratio": 2}, by.one_by_one(by.strip)),
     Case("swin_window", SwinWindowAttention, WINDOW, by.one_by_one(by.swin_window), **TILED),
     Case("swin_shifted", SwinWindowAttention, {**WINDOW, "shift": 2}, by.one_by_one(by.swin_window), **TILED),
     Case("varied_size", VariedSizeWindowAttention, VARIED, by.one_by_one(by.varied_size_window)),

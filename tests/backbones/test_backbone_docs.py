@@ -17,13 +17,14 @@ import pytest
 import vistrain.backbones as room
 room.__path__.append(sys.argv[1])
 importlib.import_module("vistrain.backbones.poolnet")
-from backbone_contract import CHECKS, Case, measured
+from backbone_contract import CHECKS, Case
+from vistrain.run.profile import counted
 from vistrain.backbones.staged import published
 (case,) = eval(f"[{sys.argv[2]}]")
 for check in CHECKS:
     check(case)
 row = published(case.name)
-assert measured(case.name, 224) == (pytest.approx(row.parameters, abs=0.1), pytest.approx(row.gmacs, rel=0.025))
+assert counted(case.name, 224) == (pytest.approx(row.parameters, abs=0.1), pytest.approx(row.gmacs, rel=0.025))
 print("kept", len(CHECKS))
 """
 

@@ -12,10 +12,10 @@ import timm
 import torch
 from torch import Tensor
 
-from vistrain.backbones import Backbone
+from vistrain.backbones import Backbone, casvit, ffnet, ppma
 from vistrain.backbones.create import convert
 from vistrain.backbones.cswin import DENSE
-from vistrain.checkpoints import load_weights
+from vistrain.checkpoints import KeyMap, load_weights
 from vistrain.errors import WeightsError
 
 Weights = dict[str, Tensor]
@@ -137,3 +137,19 @@ def test_a_dense_backbone_of_the_authors_brings_its_norms() -> None:
         cells = (x - norm.bias[:, None, None]) / norm.weight[:, None, None]
         torch.testing.assert_close(cells.mean(1), torch.zeros_like(x[:, 0]), rtol=0, atol=1e-3)
         torch.testing.assert_close(cells.var(1, unbiased=False), torch.ones_like(x[:, 0]), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("names", "theirs", "ours"),
+    [
+        (casvit.DENSE, "norm4.running_mean", "norms.2.running_mean"),
+        (casvit.DENSE, "network.3.proj.weight", "body.stages.2.downsample.proj.weight"),
+        (ffnet.DENSE, "norm3.bias", "norms.3.bias"),
+        (ffnet.DENSE, "stages.1.2.token_mixer.0.layer_scale", "body.stages.1.blocks.1.token_mixer.layer_scale"),
+        (ffnet.DENSE, "stages.1.2.token_mixer.1.conv_reduce.bias", "body.stages.1.blocks.1.se.conv_reduce.bias"),
+        (ppma.DENSE, "outnorm0.weight", "norms.0.weight"),
+        (ppma.DENSE, "layers.2.downsample.norm.bias", "body.stages.3.downsample.norm.bias"),
+    ],
+)
+def test_names_of_dense_codes(names: KeyMap, theirs: str, ours: str) -> None:
+    assert list(names.apply({theirs: torch.zeros(1)})) == [ours]

@@ -443,3 +443,14 @@ def test_layer_norm_is_over_channels() -> None:
     assert y.shape == x.shape
     torch.testing.assert_close(y.mean(1), torch.zeros(2, 3, 4), atol=1e-5, rtol=0)
     torch.testing.assert_close(y.var(1, unbiased=False), torch.ones(2, 3, 4), atol=1e-3, rtol=0)
+
+
+def test_norms_of_fixed_statistics_learn_their_weights() -> None:
+    backbone = Backbone("resnet18", frozen_norm="statistics", freeze_at_stride=4).train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items() if "running" in name}
+    sum(x.sum() for x in backbone(torch.rand(2, 3, 64, 64))).backward()
+    assert all(torch.equal(value, backbone.state_dict()[name]) for name, value in before.items())
+    norm = backbone.body.layer2[0].bn1
+    assert not norm.training
+    assert norm.weight.grad is not None
+    assert not backbone.body.layer1[0].bn1.weight.requires_grad

@@ -113,12 +113,12 @@ def test_only_the_first_process_begins_a_run(tmp_path: Path, wandb: Any, monkeyp
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"wandb": {"mode": "sometimes"}}, "logger.wandb.mode: 'sometimes' is of the wrong type"),
-        ({"wandb": {"tags": "a"}}, "logger.wandb.tags: 'a' is of the wrong type"),
-        ({"tensorboard": {"flush_secs": "1"}}, "logger.tensorboard.flush_secs: '1' is of the wrong type"),
+        ({"wandb": {"mode": "sometimes"}}, "logger.wandb.mode: 'sometimes' is not one of"),
+        ({"wandb": {"tags": "a"}}, "logger.wandb.tags: 'a' is not a list"),
+        ({"tensorboard": {"flush_secs": "1"}}, "logger.tensorboard.flush_secs: '1' is not a whole number"),
         (
             {"mine": {"type": "lightning.pytorch.loggers.CSVLogger", "prefix": 5}},
-            "logger.mine.prefix: 5 is of the wrong",
+            "logger.mine.prefix: 5 is not a text",
         ),
         ({"mine": {"type": "torch.nn.Linear"}}, "logger.mine.type: torch.nn.Linear is not a Logger"),
         ({"mine": {"type": "subprocess.Popen"}}, "--allow subprocess if you trust it"),

@@ -139,6 +139,23 @@ def test_evaluate_takes_annotations_or_the_config_of_the_data(tmp_path, monkeypa
     assert re.search(r"AP50 .*0\.0000", first)
 
 
+def test_print_config_checks_types(capsys):
+    """By the index: in a second, and without torch."""
+    for change, message in (
+        ("data.batch_size=many", "data.batch_size: 'many' is not a whole number"),
+        ("data.train_images=[1]", "data.train_images: [1] is not a whole number"),
+        ("data.keep_empty=1", "data.keep_empty: 1 is not true or false"),
+        ("model.dropout=high", "model.dropout: 'high' is not a number"),
+    ):
+        assert main(["fit", "-c", "vistrain:demo/detection", "--print-config", change]) == 2
+        assert capsys.readouterr() == ("", f"vistrain: {message}\n")
+
+
+def test_tables_of_types_fit_a_line(capsys):
+    assert main(["explain", "trainer"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 120
+
+
 def test_print_config_is_composed_yaml_that_composes_to_the_same(calls, file, capsys, tmp_path):
     assert main(["fit", "-c", file, "--print-config", "trainer.max_epochs=7"]) == 0
     (tmp_path / "again.yaml").write_text(capsys.readouterr().out)

@@ -126,7 +126,7 @@ def test_options_are_checked_by_the_signature():
 
     hints = keyword_hints(function)
     assert checked({"scale": 2, "paths": ["a"]}, hints) == {"scale": 2, "paths": ("a",)}
-    with pytest.raises(ConfigError, match="--scale: 'x' is of the wrong type"):
+    with pytest.raises(ConfigError, match="--scale: 'x' is not a"):
         checked({"scale": "x"}, hints)
     with pytest.raises(ConfigError, match="--tile: means nothing for the task of this network - its options are --sc"):
         checked({"tile": 1}, hints)

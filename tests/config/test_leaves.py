@@ -184,10 +184,17 @@ def test_the_template_takes_any_coco_set(tmp_path, monkeypatch):
 
 # One for each class of model, and so each task: the leaf's data is generated, and keeps what it says of these keys.
 GENERATED = {
-    "det": ({"type": "data.GeneratedShapes", "train_images": 4, "val_images": 2, "scale": 0.5}, ("labels",)),
-    "cls": ({"type": "data.GeneratedPatterns", "train_images": 1, "val_images": 1}, ("augment", "repeats")),
-    "restore": ({"type": "data.GeneratedTextures", "train_images": 4, "val_images": 1}, ("degradation",)),
-    "seg": ({"type": "data.GeneratedMasks", "train_images": 4, "val_images": 2, "scale": 0.5}, ()),
+    "tasks.DetectionTask": (
+        {"type": "data.GeneratedShapes", "train_images": 4, "val_images": 2, "scale": 0.5},
+        ("labels",),
+    ),
+    "tasks.ClassificationTask": (
+        {"type": "data.GeneratedPatterns", "train_images": 1, "val_images": 1},
+        ("augment", "repeats"),
+    ),
+    "tasks.RestorationTask": ({"type": "data.GeneratedTextures", "train_images": 4, "val_images": 1}, ("degradation",)),
+    "tasks.SegmentationTask": ({"type": "data.GeneratedMasks", "train_images": 4, "val_images": 2, "scale": 0.5}, ()),
+    "tasks.PanopticTask": ({"type": "data.GeneratedPanoptic", "train_images": 4, "val_images": 2, "scale": 0.5}, ()),
 }
 STEPS = {
     "det/deformable_detr_r50_two_stage": {"batch_size": 2},
@@ -196,6 +203,7 @@ STEPS = {
     "cls/efficientvit_m0": {"batch_size": 4, "image_size": 64},
     "restore/dlgsanet_tiny_x2": {"batch_size": 2, "patch": 16},
     "seg/semantic_fpn_r50": {"batch_size": 2},
+    "seg/mask2former_coco_panoptic_r50": {"batch_size": 2, "augment": {"crop": [64, 64]}},
 }
 
 
@@ -206,15 +214,15 @@ def test_real_steps_are_taken_in_every_task():
 
 
 # One detector with a network of full size is enough for the fast tests.
-SLOW = {"det/deformable_detr_r50_two_stage", "det/dino_r50_4scale_12ep"}
+SLOW = {"det/deformable_detr_r50_two_stage", "det/dino_r50_4scale_12ep", "seg/mask2former_coco_panoptic_r50"}
 
 
 @pytest.mark.parametrize("leaf", [pytest.param(leaf, marks=[pytest.mark.slow] * (leaf in SLOW)) for leaf in STEPS])
 def test_two_real_steps(leaf, tmp_path, monkeypatch):
     """The leaf as it is, but for the data (generated, in the leaf's own label space), sizes, batch and workers."""
     monkeypatch.setenv("VISTRAIN_DATA", str(tmp_path))
-    data, kept = GENERATED[leaf.partition("/")[0]]
     made = composed(leaf)
+    data, kept = GENERATED[made["task"]["type"]]
     small = {
         "data": {**data, **{key: made["data"][key] for key in kept}, **STEPS[leaf], "workers": 0},
         "model": {"backbone": {"pretrained": False}} if "backbone" in made["model"] else {},

@@ -20,7 +20,7 @@ from vistrain.checkpoints import load_weights
 from vistrain.data.base.images import image_size, read_image
 from vistrain.data.base.shards import Shards
 from vistrain.data.classification.sources import ImageFile
-from vistrain.data.detection.coco import read_coco
+from vistrain.data.coco.reader import read_coco
 from vistrain.data.restoration.pixels import read_pixels
 from vistrain.errors import VistrainError
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from corpus.corpus_files import changed, truth
 
-from vistrain.data.detection import coco
-from vistrain.data.detection.coco import examined, read_coco, targets
-from vistrain.data.detection.coco_masks import encode_mask, run_lengths
+from vistrain.data.coco import reader as coco
+from vistrain.data.coco.reader import examined, read_coco, targets
 from vistrain.data.detection.repair import repaired
 from vistrain.errors import DataError
 from vistrain.metrics.coco_files import FileNames
+from vistrain.metrics.coco_masks import encode_mask, run_lengths
 from vistrain.tasks.detection.evaluate import evaluate_file
 
 HUGE, LONG = 2**70, 10**400

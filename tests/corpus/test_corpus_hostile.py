@@ -299,7 +299,7 @@ def test_what_is_no_plain_file_is_not_waited_for(tmp_path: Path, child: Child, k
 
 def test_masks_of_a_sample_are_bounded() -> None:
     """Where masks are trained on, each is decoded by the same checks."""
-    from vistrain.data.detection.coco_masks import run_lengths
+    from vistrain.metrics.coco_masks import run_lengths
 
     rng = np.random.default_rng(0)
     for _ in range(300):

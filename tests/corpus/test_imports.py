@@ -27,7 +27,7 @@ from export_layouts import (
 )
 
 from vistrain.cli import main
-from vistrain.data.detection.coco import read_coco
+from vistrain.data.coco.reader import read_coco
 
 Change = Callable[[Path], Any]
 DEEP = "[" * 5_000

@@ -10,7 +10,7 @@ from vistrain.data import ClassificationData, DetectionData
 from vistrain.data.base.images import image_size
 from vistrain.data.base.storage import read_text
 from vistrain.data.classification.sources import Files, Split, image_files
-from vistrain.data.detection.coco import BoxedImage, as_content
+from vistrain.data.coco.reader import BoxedImage, as_content
 from vistrain.structures import LabelSpace
 
 

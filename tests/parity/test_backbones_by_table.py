@@ -15,9 +15,9 @@ from vistrain.backbones import attnet, favit, ffnet, l2vit, ppma, ravlt, spartan
 FAMILIES: dict[str, tuple[Any, Any, tuple[str, ...], tuple[str, ...], tuple[float, str] | None]] = {
     "attnet": (attnet, attnet.AttNet, ("attnet_norm_ls",), ("act_layer", "distillation"), None),
     "favit": (favit, favit.FaViT, ("favit",), ("img_size", "patch_size", "norm_layer"), None),
-    "ffnet": (ffnet, ffnet.FFNet, ("ffnet_k3",), ("in_channels", "down_ops", "distillation"), None),
+    "ffnet": (ffnet, ffnet.FFNet, ("ffnet_k3",), ("in_channels", "down_ops", "distillation"), (1e-6, "norm0")),
     "l2vit": (l2vit, l2vit.L2ViT, ("l2vit",), ("block_type", "conv_stem", "img_size"), (1e-5, "norm0")),
-    "ppma": (ppma, ppma.PPMAViT, ("ppma",), ("init_values", "heads_ranges"), None),
+    "ppma": (ppma, ppma.PPMAViT, ("ppma",), ("init_values", "heads_ranges"), (1e-5, "outnorm0")),
     "spartan": (spartan, spartan.SpaRTAN, ("spartan",), ("num_layer",), None),
     "unireplknet": (
         unireplknet,
@@ -35,7 +35,13 @@ FAMILIES: dict[str, tuple[Any, Any, tuple[str, ...], tuple[str, ...], tuple[floa
     ),
     "ravlt": (ravlt, ravlt.RAVLT, ("ravlt",), ("img_size",), (1e-6, r"extra_norms.0")),
 }
-VARIANTS = {"l2vit": "l2vit_tiny", "ravlt": "ravlt_t", "unireplknet": "unireplknet_a"}
+VARIANTS = {
+    "ffnet": "ffnet_1",
+    "l2vit": "l2vit_tiny",
+    "ppma": "ppma_tiny",
+    "ravlt": "ravlt_t",
+    "unireplknet": "unireplknet_a",
+}
 
 
 def cases() -> Iterator[tuple[str, str]]:
@@ -68,3 +74,5 @@ def test_the_merged_form_of_unireplknet() -> None:
     other = unireplknet.UniRepLKNet(**arguments, deploy=True).eval()
     other.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(other(images), model(images))
+    other.load_state_dict(unireplknet.checkpoint_filter_fn(fixture["reparam_state_dict"], other), strict=True)
+    assert_outputs(other(images), theirs)

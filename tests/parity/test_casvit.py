@@ -11,7 +11,7 @@ from vistrain.backbones.casvit import DENSE, CASViT, checkpoint_filter_fn
 @pytest.mark.parametrize("name", sorted({"backbones/casvit_cls.pt", *fixtures.names("backbones/casvit*.pt")}))
 def test_outputs(name: str) -> None:
     fixture = fixtures.load(name)
-    arguments = constructor(fixture, "fork_feat", "distillation", "downsamples", "norm_layer", "act_layer", "attn_bias")
+    arguments = constructor(fixture, "fork_feat", "distillation", "downsamples", "norm_layer", "act_layer")
     if is_dense(fixture, "norm0"):
         arguments.pop("num_classes", None)
         assert_dense("casvit_t", arguments, 1e-5, DENSE, fixture, output_norm="batch")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from parity import fixtures
+from vistrain.metrics import CocoMask
 from vistrain.metrics.coco_engine import AREAS, CurveArrays, curve_arrays, mean_where_defined
 from vistrain.tasks.detection.evaluate import evaluate_file
 
@@ -44,6 +45,16 @@ def test_box_numbers_of_files(tmp_path, backend: str) -> None:
     np.testing.assert_array_equal(per_class, fixture["outputs"]["bbox_per_cat"].numpy())
     assert np.isnan(per_class[-1])
     assert result.protocol == "coco_box"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_mask_numbers_of_files(tmp_path, backend: str) -> None:
+    fixture = fixtures.load(FIXTURE)
+    for name in ("gt", "dt"):
+        (tmp_path / f"{name}.json").write_text(fixture["inputs"][name])
+    result = evaluate_file(tmp_path / "dt.json", tmp_path / "gt.json", backend, CocoMask)
+    assert list(result.numbers.values()) == fixture["outputs"]["segm"].tolist()
+    assert result.protocol == "coco_mask"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -42,10 +42,14 @@ def test_a_folder_is_held_by_one_process_and_then_by_none(tmp_path: Path) -> Non
         ):
             pass
         assert (folder / lock.NAME).exists()
-    assert list(folder.iterdir()) == []
+    assert not (tmp_path / "runs").exists()  # a run that was refused leaves nothing
+    folder.mkdir(parents=True)
     with pytest.raises(ZeroDivisionError), held(folder):
         _ = 1 / 0
     assert list(folder.iterdir()) == []
+    with held(tmp_path / "other" / "mine"):
+        (tmp_path / "other" / "note.txt").write_text("somebody else's")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["note.txt"]
 
 
 def test_the_lock_of_a_process_that_has_ended_is_taken_over(tmp_path: Path) -> None:

@@ -275,8 +275,8 @@ def test_wrong_arguments_are_config_errors(tmp_path) -> None:
         predict_paths(tmp_path / "none.ckpt", tmp_path / "a.png", tmp_path / "out", batch_size=0)
     with pytest.raises(ConfigError, match=r"0\.\.1"):
         predictor(threshold=1.5)
-    with pytest.raises(ConfigError, match="--tile: means nothing"):
-        DetectionPredictor.from_facts(FindsRed(), {}, "cpu", tile=64)
+    with pytest.raises(ConfigError, match="--window: means nothing"):
+        DetectionPredictor.from_facts(FindsRed(), {}, "cpu", window=64)
     with pytest.raises(ConfigError, match="'warp' is not available"):
         choose_device("warp")
     assert choose_device("cpu") == torch.device("cpu")

@@ -22,8 +22,8 @@ from vistrain.cli import main
 from vistrain.config import compose, to_yaml
 from vistrain.errors import ConfigError
 from vistrain.optim import Cosine
-from vistrain.run.engine import _scale_rate
 from vistrain.run.folders import own_run
+from vistrain.run.parts import _scale_rate
 
 Weights = dict[str, torch.Tensor]
 

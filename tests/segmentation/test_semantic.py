@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vistrain.backbones import Backbone
 from vistrain.errors import ConfigError, DataError
+from vistrain.layers.conv import resize
 from vistrain.losses import OhemCrossEntropy, PixelCrossEntropy
 from vistrain.necks import FPN
 from vistrain.segmentation import (
@@ -30,6 +31,7 @@ from vistrain.segmentation import (
 )
 from vistrain.segmentation.bevanet import boundaries
 from vistrain.segmentation.inference import class_map, sliding_logits
+from vistrain.segmentation.projections import convolved_enlarged
 from vistrain.segmentation.wnet import spline_resized
 from vistrain.structures import Factory, LabelSpace, Preprocessing
 
@@ -107,6 +109,31 @@ def test_the_order_that_costs_least_is_exact(name: str) -> None:
         x = F.interpolate(x, maps[0].shape[2:], mode="bilinear")
         x = head.low_level_fuse(torch.cat((x, head.linear_c1(maps[0])), 1))
     torch.testing.assert_close(head.features(maps), x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_a_convolution_of_an_enlarged_map_is_exact(align_corners: bool) -> None:
+    """And so is UPerNet's head, against enlarging, concatenating and then convolving, in double precision."""
+    generator = torch.Generator().manual_seed(0)
+    for old, new in (((5, 7), (9, 13)), ((4, 3), (4, 3)), ((3, 4), (24, 16)), ((1, 2), (2, 4))):
+        x, weight, gradient = (
+            torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+            for shape in ((2, 6, *old), (4, 6, 3, 3), (2, 4, *new))
+        )
+        plain = F.conv2d(resize(x, new, align_corners), weight, padding=1)
+        found = convolved_enlarged(x, weight, new, align_corners)
+        torch.testing.assert_close(found, plain, rtol=1e-9, atol=1e-9)
+        gradients = [torch.autograd.grad(y, (x, weight), gradient) for y in (found, plain)]
+        torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+    torch.manual_seed(0)
+    head = UPerHead(CHANNELS, STRIDES, 3, embed_dim=8, align_corners=align_corners).double().eval()
+    maps = [torch.randn(1, c, 64 // s, 96 // s, dtype=torch.float64) for c, s in zip(CHANNELS, STRIDES, strict=True)]
+    seen: list[torch.Tensor] = []
+    for conv in (*head.fpn_convs, head.bottleneck):
+        conv.register_forward_hook(lambda _m, _i, y: seen.append(y))
+    found = head.features(maps)
+    levels = [resize(x, maps[0].shape[2:], align_corners) for x in (*seen[1:], seen[0])]  # the bottleneck comes first
+    torch.testing.assert_close(found, head.fpn_bottleneck(torch.cat(levels, 1)), rtol=1e-9, atol=1e-9)
 
 
 def test_windows_attend_as_torch_does_on_contexts_cut_by_hand() -> None:

@@ -4,6 +4,7 @@ from vistrain.attention.aggregated import AggregatedAttention, CosineAttention
 from vistrain.attention.bilevel_routing import BiLevelRoutingAttention
 from vistrain.attention.neighborhood import NeighborhoodAttention
 from vistrain.attention.rank_augmented import GatedRotaryAttention, RankAugmentedAttention
+from vistrain.attention.strip import StripSelfAttention
 from vistrain.attention.swin_window import SwinWindowAttention
 from vistrain.attention.varied_size_window import VariedSizeWindowAttention
 
@@ -14,6 +15,7 @@ __all__ = [
     "GatedRotaryAttention",
     "NeighborhoodAttention",
     "RankAugmentedAttention",
+    "StripSelfAttention",
     "SwinWindowAttention",
     "VariedSizeWindowAttention",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.layers import DropPath, make_divisible
@@ -50,6 +50,7 @@ AUTHORS = KeyMap(
     ),
 )
 checkpoint_filter_fn = converter(AUTHORS)
+Norm = Literal["batch_norm_2d", "layer_norm_2d"]
 
 
 class InvertedResidual(nn.Module):
@@ -114,18 +115,23 @@ class AdaptiveFrequencyFilter(nn.Module):
         )
 
 
+def _norm(kind: Norm, dim: int) -> nn.Module:
+    return nn.BatchNorm2d(dim) if kind == "batch_norm_2d" else nn.GroupNorm(1, dim)
+
+
 class AFFLayer(nn.Module):
     """Channels mixed by an inverted bottleneck, tokens by a frequency filter; added to what came in (figure 2).
 
     Args:
         dim: channels.
         ffn_dim: channels within the bottleneck.
+        attn_norm_layer: see `AFFNet`.
         drop_path: probability that the layer is left out of a sample in training.
     """
 
-    def __init__(self, dim: int, ffn_dim: int, drop_path: float = 0.0) -> None:
+    def __init__(self, dim: int, ffn_dim: int, attn_norm_layer: Norm = "batch_norm_2d", drop_path: float = 0.0) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.BatchNorm2d(dim), nn.BatchNorm2d(dim)
+        self.norm1, self.norm2 = (_norm(attn_norm_layer, dim) for _ in "12")
         self.mlp = InvertedResidual(dim, dim, expand_ratio=ffn_dim / dim)
         self.filter = AdaptiveFrequencyFilter(dim)
         self.drop_path = DropPath(drop_path)
@@ -141,11 +147,12 @@ class AFFBlock(nn.Module):
     Args:
         dim: channels.
         layers: each `[B, C, H, W]` -> `[B, C, H, W]`.
+        attn_norm_layer: see `AFFNet`.
     """
 
-    def __init__(self, dim: int, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, dim: int, layers: Sequence[nn.Module], attn_norm_layer: Norm = "batch_norm_2d") -> None:
         super().__init__()
-        self.global_rep = nn.Sequential(*layers, nn.BatchNorm2d(dim))
+        self.global_rep = nn.Sequential(*layers, _norm(attn_norm_layer, dim))
         self.conv_proj = ConvBN(dim, dim)
         self.fusion = ConvBN(2 * dim, dim)
 
@@ -165,6 +172,8 @@ class AFFNet(StagedBackbone):
         depths: inverted bottlenecks of the second, and filter layers of the last three.
         expand_ratio: of the inverted bottlenecks between them.
         first_channels: of the first convolution.
+        attn_norm_layer: interpretation: the norm within filter blocks, which their code leaves to configs that are not
+            published. `layer_norm_2d` is over channels and cells at once, as in CVNets.
         last_layer_exp_factor: channels of what the classifier sees, by those of the last map, at most 960.
         drop_path_rate: of the last block; it grows evenly from 0 at the first.
         base: see `StagedBackbone`.
@@ -178,6 +187,7 @@ class AFFNet(StagedBackbone):
         depths: Sequence[int] = (3, 2, 4, 3),
         expand_ratio: float = 4.0,
         first_channels: int = 16,
+        attn_norm_layer: Norm = "batch_norm_2d",
         last_layer_exp_factor: int = 4,
         drop_path_rate: float = 0.0,
         **base: Any,
@@ -186,7 +196,8 @@ class AFFNet(StagedBackbone):
             dim = channels[stage + 1]
             if stage == 0:
                 return [InvertedResidual(dim, dim, 1, expand_ratio) for _ in rates[1:]]
-            return [AFFBlock(dim, [AFFLayer(dim, ffn_dims[stage - 1], rate) for rate in rates])]
+            layers = [AFFLayer(dim, ffn_dims[stage - 1], attn_norm_layer, rate) for rate in rates]
+            return [AFFBlock(dim, layers, attn_norm_layer)]
 
         stages = []
         for i, rates in enumerate(drop_path_rates(depths, drop_path_rate)):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, RmsNorm2d, trunc_normal_
+from timm.layers import DropPath, RmsNorm2d
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -189,12 +189,7 @@ class AttNet(StagedBackbone):
         stem = nn.Sequential(ConvBN(in_chans, dims[0] // 2, 3, 2), nn.GELU(), ConvBN(dims[0] // 2, dims[0], 3, 2))
         norm = LayerNorm2d(dims[-1], eps=1e-5)
         super().__init__(stem, stages, norm, channels=dims, strides=(4, 8, 16, 32), **base)
-        initialise(self)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                trunc_normal_(layer.weight, std=0.02)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        initialise(self, convolutions="truncated")
 
     def no_weight_decay(self) -> set[str]:
         """What says how much of the kernels' means is taken off."""

@@ -38,7 +38,8 @@ class Backbone(DenseBackbone):
         freeze_at_stride: freeze everything up to and including the stage of this stride, batch norms too (ResNet: 2 is
             the stem, 4 the stem and `layer1`). A model whose first stage is coarser has nothing to freeze. None freezes
             nothing.
-        frozen_norm: replace batch norms by ones whose statistics and weights never change.
+        frozen_norm: replace batch norms by ones whose statistics and weights never change; `statistics`: weights learn,
+            as in OpenMMLab's detectors (`norm_eval`).
         args: timm's own arguments (`{drop_path_rate: 0.2}`); unknown ones are refused.
         image_channels: of the data set's images.
         output_norm_eps: normalise each map, by a norm with this epsilon, as the authors' dense codes do: 1e-5 for
@@ -62,7 +63,7 @@ class Backbone(DenseBackbone):
         pretrained: bool | str = False,
         strides: tuple[int, ...] = (8, 16, 32),
         freeze_at_stride: int | None = None,
-        frozen_norm: bool = False,
+        frozen_norm: bool | Literal["statistics"] = False,
         args: dict[str, Any] | None = None,
         image_channels: Channels = Channels(3),  # noqa: B008 - an int
         output_norm_eps: float | None = None,
@@ -89,7 +90,8 @@ class Backbone(DenseBackbone):
 
         frozen = _modules_up_to(body, name, stages, freeze_at_stride)
         body.prune_intermediate_layers(self._indices, prune_norm=not self._norm, prune_head=True)
-        self.body: Any = freeze_batch_norms(body) if frozen_norm else body
+        self.body: Any = freeze_batch_norms(body) if frozen_norm is True else body
+        self._fixed_statistics = frozen_norm == "statistics"
         there = dict(self.body.named_modules())  # what was pruned, or lay inside of a replaced norm, is not
         self._frozen_names = [path for path in frozen if path in there]
         if frozen:
@@ -125,8 +127,11 @@ class Backbone(DenseBackbone):
         return [norm(x) for norm, x in zip(self.norms, maps, strict=True)] if self.norms else maps
 
     def train(self, mode: bool = True) -> Backbone:
-        """Like `nn.Module.train`; frozen stages stay in evaluation mode."""
+        """Like `nn.Module.train`; frozen stages stay in evaluation mode, and so do norms of fixed statistics."""
         super().train(mode)
+        for module in self.body.modules() if self._fixed_statistics else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
         for module in self._frozen_modules():
             module.eval()
         return self

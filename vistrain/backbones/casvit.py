@@ -89,11 +89,12 @@ class AdditiveTokenMixer(nn.Module):
 
     Args:
         dim: channels.
+        bias: whether the projection to queries, keys and values has one.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, bias: bool = False) -> None:
         super().__init__()
-        self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=False)
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=bias)
         self.gates_q, self.gates_k = _gates(dim), _gates(dim)
         self.dwc = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.proj = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
@@ -110,10 +111,11 @@ class CASBlock(nn.Module):
     Args:
         dim: channels.
         mlp_ratio: hidden channels of the MLP by channels.
+        attn_bias: see `AdditiveTokenMixer`.
         drop_path: probability that a branch is left out of a sample in training.
     """
 
-    def __init__(self, dim: int, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
+    def __init__(self, dim: int, mlp_ratio: float = 4.0, attn_bias: bool = False, drop_path: float = 0.0) -> None:
         super().__init__()
         self.local = nn.Sequential(
             nn.Conv2d(dim, dim, 1),
@@ -123,7 +125,7 @@ class CASBlock(nn.Module):
             nn.Conv2d(dim, dim, 1),
         )
         self.norm1 = nn.BatchNorm2d(dim)
-        self.attn = AdditiveTokenMixer(dim)
+        self.attn = AdditiveTokenMixer(dim, attn_bias)
         self.norm2 = nn.BatchNorm2d(dim)
         hidden = int(dim * mlp_ratio)
         self.mlp = nn.Sequential(
@@ -146,6 +148,7 @@ class CASViT(DistilledBackbone):
         layers: blocks of each stage.
         embed_dims: channels of each stage.
         mlp_ratios: hidden channels of the MLPs by channels, in all stages.
+        attn_bias: see `AdditiveTokenMixer`.
         drop_path_rate: of the last block; it grows evenly from 0 at the first.
         base: see `DistilledBackbone`.
     """
@@ -156,6 +159,7 @@ class CASViT(DistilledBackbone):
         layers: Sequence[int] = (3, 3, 6, 3),
         embed_dims: Sequence[int] = (96, 128, 256, 512),
         mlp_ratios: float = 4.0,
+        attn_bias: bool = False,
         drop_path_rate: float = 0.0,
         **base: Any,
     ) -> None:
@@ -172,7 +176,7 @@ class CASViT(DistilledBackbone):
         for i, rates in enumerate(drop_path_rates(layers, drop_path_rate)):
             proj, norm = nn.Conv2d(embed_dims[i - 1], embed_dims[i], 3, 2, 1), nn.BatchNorm2d(embed_dims[i])
             down = nn.Sequential(OrderedDict(proj=proj, norm=norm)) if i else nn.Identity()
-            blocks = [CASBlock(embed_dims[i], mlp_ratios, rate) for rate in rates]
+            blocks = [CASBlock(embed_dims[i], mlp_ratios, attn_bias, rate) for rate in rates]
             stages.append(Stage(down, blocks, channels_last=False))
         norm = nn.BatchNorm2d(embed_dims[-1])
         super().__init__(stem, stages, norm, channels=embed_dims, strides=(4, 8, 16, 32), **base)

@@ -97,16 +97,12 @@ class DiNATs(StagedBackbone):
         **base: Any,
     ) -> None:
         dims = [embed_dim * 2**i for i in range(len(depths))]
-        block: dict[str, Any] = {
-            "kernel_size": kernel_size,
-            "mlp_ratio": mlp_ratio,
-            "qkv_bias": qkv_bias,
-            "qk_scale": qk_scale,
-        }
-        block |= {"proj_drop": proj_drop_rate, "attn_drop": attn_drop_rate, "strides": strides, "rpb": rpb}
+        attention: dict[str, Any] = {"kernel_size": kernel_size, "qkv_bias": qkv_bias, "qk_scale": qk_scale, "rpb": rpb}
+        attention |= {"proj_drop": proj_drop_rate, "attn_drop": attn_drop_rate}
+        shape = (dims, depths, num_heads, dilations, drop_path_rate, attention, strides, mlp_ratio)
         super().__init__(
             PatchEmbed(patch_size, in_chans, embed_dim, patch_norm, proj_drop_rate),
-            nat_stages(PatchMerging, dims, depths, num_heads, dilations, drop_path_rate, block),
+            nat_stages(PatchMerging, *shape),
             LayerNorm2d(dims[-1], eps=1e-5),
             channels=dims,
             strides=[patch_size * 2**i for i in range(len(depths))],

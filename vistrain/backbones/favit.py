@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,12 +19,12 @@ from vistrain.backbones.staged import (
     NormedStage,
     Published,
     StagedBackbone,
+    TokenBlock,
     build_variant,
     converter,
     default_cfg,
     drop_path_rates,
     initialise,
-    initialise_convolutions,
     overlapping_patches,
     register_model,
 )
@@ -160,38 +159,6 @@ class FactorizationAttention(nn.Module):
         return self.proj(torch.cat([part.transpose(1, 2).flatten(2) for part in out], -1))
 
 
-class FaViTBlock(nn.Module):
-    """Attention and an MLP, each on normalised tokens and added to what came in.
-
-    Args:
-        dim: channels.
-        num_heads, sr_ratio, qkv_bias: see `FactorizationAttention`.
-        mlp_ratio: hidden channels of the MLP by channels.
-        drop_path: probability that a branch is left out of a sample in training.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        sr_ratio: int,
-        qkv_bias: bool = True,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
-        self.attn = FactorizationAttention(dim, num_heads, sr_ratio, qkv_bias)
-        self.mlp = ConvMlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, H, W, C]` -> `[B, H, W, C]`."""
-        size = (x.shape[1], x.shape[2])
-        x = x + self.drop_path(self.attn(self.norm1(x).flatten(1, 2), size).unflatten(1, size))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
 class FaViT(StagedBackbone):
     """FaViT (arXiv 2312.08614, section 3.4). Maps that it gives out are normalised.
 
@@ -220,9 +187,18 @@ class FaViT(StagedBackbone):
     ) -> None:
         stages = []
         for i, rates in enumerate(drop_path_rates(depths, drop_path_rate)):
-            shape = (embed_dims[i], num_heads[i], sr_ratios[i], qkv_bias, mlp_ratios[i])
-            down = overlapping_patches(embed_dims[i - 1], embed_dims[i], 2) if i else nn.Identity()
-            stages.append(NormedStage(down, [FaViTBlock(*shape, drop_path=rate) for rate in rates], embed_dims[i]))
+            dim, shape = embed_dims[i], (num_heads[i], sr_ratios[i], qkv_bias)
+            blocks = [
+                TokenBlock(
+                    dim,
+                    FactorizationAttention(dim, *shape),
+                    ConvMlp(dim, int(dim * mlp_ratios[i])),
+                    drop_path=rate,
+                )
+                for rate in rates
+            ]
+            down = overlapping_patches(embed_dims[i - 1], dim, 2) if i else nn.Identity()
+            stages.append(NormedStage(down, blocks, dim))
         super().__init__(
             overlapping_patches(in_chans, embed_dims[0], 4),
             stages,
@@ -231,7 +207,7 @@ class FaViT(StagedBackbone):
             strides=(4, 8, 16, 32),
             **base,
         )
-        initialise_convolutions(initialise(self))
+        initialise(self, convolutions="fan_out")
 
 
 PUBLISHED = {

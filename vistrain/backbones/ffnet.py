@@ -1,7 +1,7 @@
 """FFNet: a network of MLPs alone, those that mix cells convolutional (MetaMixer with its modules so).
 
-MetaMixer Is All You Need, arXiv 2406.02021. Authors' code: ysj9909/FFNet, Apache-2.0 (models/ffnet.py). Printed sizes
-are those after `fuse()`.
+MetaMixer Is All You Need, arXiv 2406.02021. Authors' code: ysj9909/FFNet, Apache-2.0 (models/ffnet.py; their dense code
+has a norm for each map, which `Backbone(output_norm_eps=1e-6)` has here). Printed sizes are those after `fuse()`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, SqueezeExcite, trunc_normal_
+from timm.layers import DropPath, SqueezeExcite
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ from vistrain.backbones.staged import (
     build_variant,
     converter,
     default_cfg,
+    dense_key_map,
     drop_path_rates,
     initialise,
     register_model,
@@ -48,6 +49,7 @@ AUTHORS = KeyMap(
     ),
 )
 checkpoint_filter_fn = converter(AUTHORS)
+DENSE = dense_key_map(AUTHORS, [f"norm{i}" for i in range(4)])
 
 
 def _depthwise(dim: int, out: int, kernel_size: int, stride: int = 1) -> nn.Module:
@@ -230,12 +232,7 @@ class FFNet(StagedBackbone):
             stages.append(Stage(down, blocks, channels_last=False))
         norm = LayerNorm2d(embed_dim[-1]) if layer_norm_last else nn.BatchNorm2d(embed_dim[-1])
         super().__init__(stem, stages, norm, channels=embed_dim, strides=(4, 8, 16, 32), **base)
-        initialise(self)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                trunc_normal_(layer.weight, std=0.02)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        initialise(self, convolutions="truncated")
 
 
 PUBLISHED = {

@@ -191,12 +191,7 @@ class HorNet(StagedBackbone):
             strides=(4, 8, 16, 32),
             **base,
         )
-        initialise(self)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:
-                trunc_normal_(layer.weight, std=0.02)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        initialise(self, convolutions="truncated")
 
 
 PUBLISHED = {

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from timm.layers import DropPath
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,13 +18,13 @@ from vistrain.backbones.staged import (
     NormedStage,
     Published,
     StagedBackbone,
+    TokenBlock,
     build_variant,
     converter,
     default_cfg,
     dense_key_map,
     drop_path_rates,
     initialise,
-    initialise_convolutions,
     overlapping_patches,
     register_model,
 )
@@ -90,49 +89,18 @@ class ReducedAttention(nn.Module):
         self.norm = nn.LayerNorm(dim) if sr_ratio > 1 else None
         self.sr_ratio = sr_ratio
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, H, W, C]` -> the same shape. Maps smaller than `sr_ratio` are continued by zeros to one key."""
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """`[B, H * W, C]` -> the same shape. Maps smaller than `sr_ratio` are continued by zeros to one key."""
         keys = x
         if self.sr is not None and self.norm is not None:
-            grid = x.permute(0, 3, 1, 2)
+            grid = x.mT.unflatten(2, size)
             short = [max(self.sr_ratio - side, 0) for side in grid.shape[:1:-1]]
             grid = F.pad(grid, (0, short[0], 0, short[1])) if any(short) else grid
-            keys = self.norm(self.sr(grid).permute(0, 2, 3, 1))
-        q = self.q(x).flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k, v = self.kv(keys).flatten(1, 2).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            keys = self.norm(self.sr(grid).flatten(2).mT)
+        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.kv(keys).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).flatten(2)).unflatten(1, x.shape[1:3])
-
-
-class MiTBlock(nn.Module):
-    """Attention and an MLP, each on normalised cells and added to what came in.
-
-    Args:
-        dim: channels.
-        num_heads, sr_ratio, qkv_bias: see `ReducedAttention`.
-        mlp_ratio: hidden channels of the MLP by channels.
-        drop_path: probability that a branch is left out of a sample in training.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        sr_ratio: int,
-        qkv_bias: bool = True,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
-        self.attn = ReducedAttention(dim, num_heads, sr_ratio, qkv_bias)
-        self.mlp = ConvMlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, H, W, C]` -> `[B, H, W, C]`."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return self.proj(out.transpose(1, 2).flatten(2))
 
 
 class MiT(StagedBackbone):
@@ -163,9 +131,13 @@ class MiT(StagedBackbone):
     ) -> None:
         stages = []
         for i, rates in enumerate(drop_path_rates(depths, drop_path_rate)):
-            shape = (embed_dims[i], num_heads[i], sr_ratios[i], qkv_bias, mlp_ratios[i])
-            down = overlapping_patches(embed_dims[i - 1], embed_dims[i], 2) if i else nn.Identity()
-            stages.append(NormedStage(down, [MiTBlock(*shape, drop_path=rate) for rate in rates], embed_dims[i]))
+            dim, shape = embed_dims[i], (num_heads[i], sr_ratios[i], qkv_bias)
+            blocks = [
+                TokenBlock(dim, ReducedAttention(dim, *shape), ConvMlp(dim, int(dim * mlp_ratios[i])), drop_path=rate)
+                for rate in rates
+            ]
+            down = overlapping_patches(embed_dims[i - 1], dim, 2) if i else nn.Identity()
+            stages.append(NormedStage(down, blocks, dim))
         super().__init__(
             overlapping_patches(in_chans, embed_dims[0], 4),
             stages,
@@ -174,7 +146,7 @@ class MiT(StagedBackbone):
             strides=(4, 8, 16, 32),
             **base,
         )
-        initialise_convolutions(initialise(self))
+        initialise(self, convolutions="fan_out")
 
 
 # Parameters of the encoder alone, as table 1 prints them; top-1 is that of the weights that the authors give out.

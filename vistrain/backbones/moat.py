@@ -302,13 +302,14 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "tiny_moat2": {"stem_size": (56, 56), "hidden_size": (56, 112, 224, 448)},
     "tiny_moat3": {"stem_size": (80, 80), "hidden_size": (80, 160, 320, 640)},
 }
+_TENSORFLOW = "printed by TensorFlow's counter, which counts norms and tables of positions too"
 # moat2, moat3 and moat4 were trained on ImageNet-22k first, on images whose values are -1 to 1.
 PUBLISHED = {
     "moat0": Published(27.8, 5.7, 83.3),
     "moat1": Published(41.6, 9.1, 84.2),
-    "moat2": Published(73.4, 54.3, 87.5, size=384),
-    "moat3": Published(190.0, 271, 88.4, size=512),
-    "moat4": Published(483.2, 648.5, 89.1, size=512),
+    "moat2": Published(73.4, 54.3, 87.5, size=384, why=_TENSORFLOW),
+    "moat3": Published(190.0, 271, 88.4, size=512, why=_TENSORFLOW),
+    "moat4": Published(483.2, 648.5, 89.1, size=512, why=_TENSORFLOW),
     "moat0_no_pe": Published(27.8, None, 83.0),
     "moat1_no_pe": Published(41.5, None, 84.1),
     "moat2_no_pe": Published(73.2, 53.8, 87.2, size=384),

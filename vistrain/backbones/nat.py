@@ -12,16 +12,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import Mlp
 from timm.models import generate_default_cfgs
-from torch import Tensor, nn
+from torch import nn
 
 from vistrain.attention.neighborhood import NeighborhoodAttention
 from vistrain.backbones.staged import (
     Published,
     Stage,
     StagedBackbone,
+    TokenBlock,
     build_variant,
     converter,
     default_cfg,
@@ -47,59 +47,6 @@ checkpoint_filter_fn = converter(AUTHORS)
 DENSE = dense_key_map(AUTHORS, [f"norm{i}" for i in range(4)])
 
 
-class NATBlock(nn.Module):
-    """Neighbourhood attention and an MLP, each on normalised tokens and added to what came in (2204.07143, figure 4).
-
-    Args:
-        dim: channels.
-        num_heads: of the attention.
-        kernel_size: tokens in a neighbourhood along an axis.
-        dilation: steps between two of them.
-        mlp_ratio: hidden channels of the MLP by channels.
-        qkv_bias: whether the projection to queries, keys and values has a bias.
-        qk_scale: of the logits; None is one over the root of a head's channels.
-        proj_drop, attn_drop: dropout after linear layers, and of attention weights.
-        drop_path: probability that a branch is left out of a sample in training.
-        layer_scale: initial factor of both branches, which is learnt for each channel; None for no factors.
-        stride, rpb: see `NeighborhoodAttention`.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        kernel_size: int = 7,
-        dilation: int = 1,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        proj_drop: float = 0.0,
-        attn_drop: float = 0.0,
-        drop_path: float = 0.0,
-        layer_scale: float | None = None,
-        stride: int = 1,
-        rpb: bool = True,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = NeighborhoodAttention(
-            dim, num_heads, kernel_size, dilation, qkv_bias, qk_scale, attn_drop, proj_drop, stride, rpb
-        )
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
-        self.drop_path = DropPath(drop_path)
-        scales = [None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale)) for _ in range(2)]
-        self.gamma1, self.gamma2 = scales
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, H, W, C]` -> `[B, H, W, C]`."""
-        size = (x.shape[1], x.shape[2])
-        attended = self.attn(self.norm1(x).flatten(1, 2), size).unflatten(1, size)
-        x = x + self.drop_path(attended if self.gamma1 is None else self.gamma1 * attended)
-        changed = self.mlp(self.norm2(x))
-        return x + self.drop_path(changed if self.gamma2 is None else self.gamma2 * changed)
-
-
 class NAT(StagedBackbone):
     """NAT, and with dilations DiNAT: overlapping convolutions make tokens and downsample (2204.07143, figure 5).
 
@@ -110,9 +57,11 @@ class NAT(StagedBackbone):
         num_heads: of each stage.
         kernel_size: tokens in a neighbourhood along an axis. Maps may be smaller; see `NeighborhoodAttention`.
         dilations: of each block of each stage; None is 1 everywhere.
-        mlp_ratio, qkv_bias, qk_scale, layer_scale: see `NATBlock`.
+        mlp_ratio: hidden channels of the MLPs by channels.
+        qkv_bias, qk_scale: see `NeighborhoodAttention`.
+        layer_scale: see `TokenBlock`.
         strides, rpb: of generalised neighbourhood attention, see `NeighborhoodAttention`; the former for each stage.
-        proj_drop_rate, attn_drop_rate: see `NATBlock`; the former after the stem too.
+        proj_drop_rate, attn_drop_rate: dropout after linear layers and the stem, and of attention weights.
         drop_path_rate: of the last block; it grows evenly from 0 at the first.
         base: see `StagedBackbone`.
     """
@@ -139,22 +88,16 @@ class NAT(StagedBackbone):
         **base: Any,
     ) -> None:
         dims = [embed_dim * 2**i for i in range(len(depths))]
-        block: dict[str, Any] = {
-            "strides": strides,
-            "rpb": rpb,
-            "kernel_size": kernel_size,
-            "mlp_ratio": mlp_ratio,
-            "qkv_bias": qkv_bias,
-            "qk_scale": qk_scale,
-        }
-        block |= {"proj_drop": proj_drop_rate, "attn_drop": attn_drop_rate, "layer_scale": layer_scale}
+        attention: dict[str, Any] = {"kernel_size": kernel_size, "qkv_bias": qkv_bias, "qk_scale": qk_scale, "rpb": rpb}
+        attention |= {"proj_drop": proj_drop_rate, "attn_drop": attn_drop_rate}
+        shape = (dims, depths, num_heads, dilations, drop_path_rate, attention, strides, mlp_ratio, layer_scale)
         proj = nn.Sequential(
             nn.Conv2d(in_chans, embed_dim // 2, 3, 2, 1), nn.Conv2d(embed_dim // 2, embed_dim, 3, 2, 1)
         )
         norm = LayerNorm2d(embed_dim, eps=1e-5)
         super().__init__(
             nn.Sequential(OrderedDict(proj=proj, norm=norm, drop=nn.Dropout(proj_drop_rate))),
-            nat_stages(_downsampling, dims, depths, num_heads, dilations, drop_path_rate, block),
+            nat_stages(_downsampling, *shape),
             LayerNorm2d(dims[-1], eps=1e-5),
             channels=dims,
             strides=[4 * 2**i for i in range(len(depths))],
@@ -174,24 +117,36 @@ def nat_stages(
     num_heads: Sequence[int],
     dilations: Sequence[Sequence[int]] | None,
     drop_path_rate: float,
-    block: dict[str, Any],
+    attention: dict[str, Any],
+    strides: Sequence[int],
+    mlp_ratio: float,
+    layer_scale: float | None = None,
 ) -> list[Stage]:
-    """Stages of `NATBlock`s.
+    """Stages of neighbourhood attention and MLPs (2204.07143, figure 4).
 
     Args:
         downsampling: `[B, C, H, W]` -> `[B, 2C, H', W']` for a given C; before each stage but the first.
         dims, depths, num_heads: channels, blocks and heads of each stage.
         dilations: of each block of each stage; None is 1 everywhere.
         drop_path_rate: of the last block; it grows evenly from 0 at the first.
-        block: arguments of `NATBlock` that all have in common, and `strides`, a stride of each stage.
+        attention: arguments of `NeighborhoodAttention` that all have in common.
+        strides: of the attention of each stage.
+        mlp_ratio, layer_scale: see `NAT`.
     """
-    common = {key: value for key, value in block.items() if key != "strides"}
     stages = []
     for i, rates in enumerate(drop_path_rates(depths, drop_path_rate)):
-        steps = dilations[i] if dilations is not None else (1,) * depths[i]
-        shape = {**common, "stride": block["strides"][i]}
-        pairs = zip(steps, rates, strict=True)
-        blocks = [NATBlock(dims[i], num_heads[i], dilation=step, drop_path=rate, **shape) for step, rate in pairs]
+        dim, steps = dims[i], dilations[i] if dilations is not None else (1,) * depths[i]
+        blocks = [
+            TokenBlock(
+                dim,
+                NeighborhoodAttention(dim, num_heads[i], dilation=step, stride=strides[i], **attention),
+                Mlp(dim, int(dim * mlp_ratio), drop=attention["proj_drop"]),
+                layer_scale=layer_scale,
+                eps=1e-5,
+                drop_path=rate,
+            )
+            for step, rate in zip(steps, rates, strict=True)
+        ]
         stages.append(Stage(downsampling(dims[i - 1]) if i else nn.Identity(), blocks))
     return stages
 
@@ -207,6 +162,7 @@ def alternate(depths: Sequence[int], largest: Sequence[int]) -> list[list[int]]:
     return [[step if i % 2 else 1 for i in range(depth)] for depth, step in zip(depths, largest, strict=True)]
 
 
+_PICKED = "the products that pick biases of positions are counted here"
 PUBLISHED = {
     "nat_mini": Published(20, 2.7, 81.8),
     "nat_tiny": Published(28, 4.3, 83.2),
@@ -218,7 +174,9 @@ PUBLISHED = {
     "dinat_base": Published(90, 13.7, 84.4),
     "dinat_large": Published(200, 30.6, 86.6),  # trained on ImageNet-22k first, as the next
     "dinat_large_384": Published(200, 89.7, 87.4, size=384),
-    "dinat_large_384_11x11": Published(201, 92.4, 87.5, size=384),  # they print 200, without the larger tables
+    "dinat_large_384_11x11": Published(
+        201, 92.4, 87.5, size=384, why=_PICKED
+    ),  # they print 200, without the larger tables
 }
 _CODE = "https://github.com/SHI-Labs/Neighborhood-Attention-Transformer"
 default_cfgs = generate_default_cfgs(

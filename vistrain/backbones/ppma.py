@@ -1,65 +1,48 @@
 """PPMA: attention whose logits fall with what a path from token to token passes, along a row and a column.
 
 Polyline Path Masked Attention for Vision Transformer, arXiv 2506.15940. Authors' code: zhongchenzhao/PPMA, Apache-2.0
-(classification/models/PPMA.py).
+(classification/models/PPMA.py; detection/ppma.py has a norm for each map, which `Backbone(output_norm_eps=1e-5)` has
+here).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.backbones.rmt import RULES, RMTBackbone, rmt_converter
 from vistrain.backbones.staged import (
     Published,
-    Stage,
     StagedBackbone,
     build_variant,
-    converter,
     default_cfg,
-    drop_path_rates,
-    initialise,
+    dense_key_map,
     register_model,
 )
 from vistrain.checkpoints import KeyMap
-from vistrain.layers.mlp import ResidualConvMlp
 from vistrain.layers.rotary import rotary_angles, rotate
 
-# Authors' names -> ours. Downsampling stands before a stage here, and in their code after the one before.
+# Authors' names -> ours.
 AUTHORS = KeyMap(
     name="PPMA",
     marker=r"\.retention\.path_embed\.",
     rules=(
-        (r"^patch_embed\.proj\.", "stem."),
-        *((rf"^layers\.{i}\.downsample\.", f"stages.{i + 1}.downsample.") for i in range(3)),
-        (r"^layers\.", "stages."),
-        (r"\.gamma_([12])$", r".gamma\1"),
+        *RULES,
         (r"\.retention_layer_norm\.", ".norm1."),
         (r"\.final_layer_norm\.", ".norm2."),
         (r"\.retention\.path_embed\.", ".attn."),
         (r"\.retention\.", ".attn."),
         (r"\.(lepe|dwconv|pos)\.conv\.", r".\1."),
-        (r"^proj\.", "norm.proj."),
-        (r"^norm\.(?!proj\.)", "norm.norm."),
     ),
     drop=(r"\.Relpos\.angle$",),  # constants
 )
-_convert = converter(AUTHORS)
-
-
-def checkpoint_filter_fn(weights: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Weights under our names; factors of branches are `[C]` here and `[1, 1, 1, C]` there, the last layer linear."""
-    state = {k: v.flatten() if ".gamma" in k else v for k, v in _convert(weights, model).items()}
-    last = state.get("norm.proj.weight")
-    if last is not None:
-        state["norm.proj.weight"] = last.view(*last.shape[:2], 1, 1)
-    return state
+checkpoint_filter_fn = rmt_converter(AUTHORS)
+DENSE = dense_key_map(AUTHORS, [f"outnorm{i}" for i in range(4)])
 
 
 class PathMaskedAttention(nn.Module):
@@ -84,9 +67,10 @@ class PathMaskedAttention(nn.Module):
         self.dt_bias = nn.Parameter(torch.zeros(num_heads))
         self.A_log = nn.Parameter(torch.zeros(num_heads))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, H, W, C]` -> `[B, H, W, C]`."""
-        height, width = x.shape[1:3]
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """`[B, H * W, C]` -> `[B, H * W, C]`; `size` is (H, W)."""
+        height, width = size
+        x = x.unflatten(1, size)
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         position = self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         heads = x.unflatten(-1, (self.num_heads, -1))
@@ -99,7 +83,7 @@ class PathMaskedAttention(nn.Module):
         q, k = (rotate(part.flatten(2, 3), angles).unflatten(2, (height, width)) for part in (q, k))
         attend = self._chunks if self.chunkwise else self._whole
         attended = attend(q, k, v, along_rows, along_columns)  # [B, heads, H, W, D]
-        return self.out_proj(attended.permute(0, 2, 3, 1, 4).flatten(3) + position)
+        return self.out_proj(attended.permute(0, 2, 3, 1, 4).flatten(3) + position).flatten(1, 2)
 
     def _chunks(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         scale = q.shape[-1] ** -0.5
@@ -127,97 +111,31 @@ def _between(sums: Tensor) -> Tensor:
     return -(sums[..., :, None] - sums[..., None, :]).abs()
 
 
-class PPMABlock(nn.Module):
-    """Position by convolution, attention and an MLP, each added to what came in.
-
-    Args:
-        dim: channels.
-        num_heads, chunkwise: see `PathMaskedAttention`.
-        mlp_ratio: hidden channels of the MLP by channels.
-        layer_scale: initial factor of attention and MLP, learnt for each channel; None for no factors.
-        drop_path: probability that a branch is left out of a sample in training.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        chunkwise: bool,
-        mlp_ratio: float = 3.0,
-        layer_scale: float | None = None,
-        drop_path: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.pos = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
-        self.attn = PathMaskedAttention(dim, num_heads, chunkwise)
-        self.ffn = ResidualConvMlp(dim, int(dim * mlp_ratio))
-        scales = (None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale)) for _ in "12")
-        self.gamma1, self.gamma2 = scales
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, H, W, C]` -> `[B, H, W, C]`."""
-        x = x + self.pos(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        attended = self.attn(self.norm1(x))
-        x = x + self.drop_path(attended if self.gamma1 is None else self.gamma1 * attended)
-        changed = self.ffn(self.norm2(x))
-        return x + self.drop_path(changed if self.gamma2 is None else self.gamma2 * changed)
-
-
-class PPMAViT(StagedBackbone):
+class PPMAViT(RMTBackbone):
     """PPMAViT (arXiv 2506.15940, section 3.4), in the layout of RMT.
 
     Args:
-        in_chans: channels of the images.
-        embed_dims, depths, num_heads: channels, blocks and heads of each stage.
-        mlp_ratios: hidden channels of the MLPs by channels, for each stage.
+        embed_dims, num_heads: channels and heads of each stage.
         chunkwise_recurrents: whether attention is chunkwise, for each stage.
-        projection: channels of what the classifier sees.
         layerscales: whether branches have factors that are learnt, for each stage.
         layer_init_values: start of these.
-        drop_path_rate: of the last block; it grows evenly from 0 at the first.
-        base: see `StagedBackbone`.
+        base: see `RMTBackbone`.
     """
-
-    size_divisor = 1
 
     def __init__(
         self,
-        in_chans: int = 3,
         embed_dims: Sequence[int] = (64, 128, 256, 512),
-        depths: Sequence[int] = (2, 2, 8, 2),
         num_heads: Sequence[int] = (4, 4, 8, 16),
-        mlp_ratios: Sequence[float] = (3, 3, 3, 3),
         chunkwise_recurrents: Sequence[bool] = (True, True, False, False),
-        projection: int = 1024,
         layerscales: Sequence[bool] = (False, False, False, False),
         layer_init_values: float = 1e-6,
-        drop_path_rate: float = 0.0,
         **base: Any,
     ) -> None:
-        stages = []
-        for i, rates in enumerate(drop_path_rates(depths, drop_path_rate)):
-            dim, scale = embed_dims[i], layer_init_values if layerscales[i] else None
-            shape = (dim, num_heads[i], chunkwise_recurrents[i], mlp_ratios[i], scale)
-            reduction = nn.Conv2d(embed_dims[i - 1], dim, 3, 2, 1)
-            down = nn.Sequential(OrderedDict(reduction=reduction, norm=nn.BatchNorm2d(dim)))
-            stages.append(Stage(down if i else nn.Identity(), [PPMABlock(*shape, drop_path=rate) for rate in rates]))
-        half, dim = embed_dims[0] // 2, embed_dims[0]
-        widths = ((in_chans, half, 2), (half, half, 1), (half, dim, 2), (dim, dim, 1))
-        layers = [x for a, b, s in widths for x in (nn.Conv2d(a, b, 3, s, 1), nn.BatchNorm2d(b), nn.GELU())]
-        last = OrderedDict(
-            proj=nn.Conv2d(embed_dims[-1], projection, 1), norm=nn.BatchNorm2d(projection), act=nn.SiLU()
-        )
-        super().__init__(
-            nn.Sequential(*layers[:-1]),
-            stages,
-            nn.Sequential(last),
-            channels=embed_dims,
-            strides=(4, 8, 16, 32),
-            **{"num_features": projection, **base},
-        )
-        initialise(self)
+        def attention(stage: int) -> nn.Module:
+            return PathMaskedAttention(embed_dims[stage], num_heads[stage], chunkwise_recurrents[stage])
+
+        scales = [layer_init_values if on else None for on in layerscales]
+        super().__init__(attention, (2, 1, 2, 1), embed_dims=embed_dims, layer_scales=scales, **base)
 
 
 PUBLISHED = {
@@ -239,7 +157,7 @@ def _ppma(name: str, pretrained: bool, variant: dict[str, Any], kwargs: dict[str
 @register_model
 def ppma_tiny(pretrained: bool = False, **kwargs: Any) -> StagedBackbone:
     """PPMA-T."""
-    return _ppma("ppma_tiny", pretrained, {}, kwargs)
+    return _ppma("ppma_tiny", pretrained, {"depths": (2, 2, 8, 2)}, kwargs)
 
 
 @register_model

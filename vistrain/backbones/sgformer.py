@@ -7,7 +7,6 @@ depend on a sort of what matters, which rounding can change: they are reproducib
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +31,7 @@ from vistrain.backbones.staged import (
 )
 from vistrain.checkpoints import KeyMap
 from vistrain.errors import DataError
+from vistrain.layers.mlp import ConvMlp
 from vistrain.layers.norms import LayerNorm2d
 from vistrain.layers.position import sine_embedding
 from vistrain.layers.windows import check_divides, window_merge, window_partition
@@ -203,25 +203,6 @@ class PlainAttention(Positioned):
         return self.finish(attended.unflatten(1, size), x.unflatten(1, size)), None
 
 
-class SGMlp(nn.Module):
-    """`fc2(GELU(y + conv(y)))`, y = fc1(x), the convolution 3x3 and of each channel.
-
-    Args:
-        dim: channels of input and output.
-        hidden: channels between.
-    """
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, H, W, C]` -> `[B, H, W, C]`."""
-        x = self.fc1(x)
-        return self.fc2(F.gelu(x + self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
-
-
 class SGBlock(nn.Module):
     """Attention and an MLP, each on normalised tokens and added to what came in.
 
@@ -236,7 +217,7 @@ class SGBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
         self.attn = attn
-        self.mlp = SGMlp(dim, int(dim * mlp_ratio))
+        self.mlp = ConvMlp(dim, int(dim * mlp_ratio), residual=True)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, mask: Mask | None = None) -> tuple[Tensor, Mask | None]:
@@ -356,13 +337,7 @@ class SGFormer(StagedBackbone):
             **base,
         )
         self.size_divisor = img_size
-        initialise(self)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                fan_out = math.prod(layer.kernel_size) * layer.out_channels // layer.groups
-                nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out))
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        initialise(self, convolutions="fan_out")
 
 
 # Accuracies and multiply-adds are in no material of the authors' that could be read.

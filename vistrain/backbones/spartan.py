@@ -6,7 +6,6 @@ henry-pay/SpaRTAN, Apache-2.0 (src/model/spartan.py).
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -210,13 +209,7 @@ class SpaRTAN(StagedBackbone):
             ConvBN(in_chans, half, 3, 2, eps=1e-6), nn.GELU(), ConvBN(half, init_dim, 3, 2, eps=1e-6), nn.GELU()
         )
         super().__init__(stem, stages, nn.Identity(), channels=widths, strides=(4, 8, 16, 32), **base)
-        initialise(self)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                fan_out = math.prod(layer.kernel_size) * layer.out_channels // layer.groups
-                nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out))
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        initialise(self, convolutions="fan_out")
 
 
 # The one variant whose configuration the authors have published.

@@ -11,12 +11,12 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import SelectAdaptivePool2d, trunc_normal_
+from timm.layers import DropPath, SelectAdaptivePool2d, trunc_normal_
 from timm.models import build_model_with_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class Published:
         size: side of the image that both are of, in pixels.
         fused: parameters and multiply-adds are those after `StagedBackbone.fuse`.
         counted: arguments of the model that the numbers are of, where these are not the defaults.
+        why: what a difference of more than 1 % from what is counted here comes of.
     """
 
     parameters: float
@@ -48,6 +49,7 @@ class Published:
     size: int = 224
     fused: bool = False
     counted: Mapping[str, Any] = field(default_factory=dict)
+    why: str = ""
 
 
 class Stage(nn.Module):
@@ -94,6 +96,49 @@ class NormedStage(Stage):
         return self.norm(super().forward(x))
 
 
+class TokenBlock(nn.Module):
+    """Attention and an MLP, each on normalised tokens and added to what came in.
+
+    Args:
+        dim: channels.
+        attn: `[B, H * W, C]` and (H, W) -> `[B, H * W, C]`.
+        mlp: `[B, H, W, C]` -> `[B, H, W, C]`.
+        pos_kernel: of a convolution of each channel that is added first and encodes positions; 0 for none.
+        layer_scale: initial factor of both branches, learnt for each channel; None for no factors.
+        eps: of the norms.
+        drop_path: probability that a branch is left out of a sample in training.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        attn: nn.Module,
+        mlp: nn.Module,
+        *,
+        pos_kernel: int = 0,
+        layer_scale: float | None = None,
+        eps: float = 1e-6,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.pos = nn.Conv2d(dim, dim, pos_kernel, padding=pos_kernel // 2, groups=dim) if pos_kernel else None
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps), nn.LayerNorm(dim, eps)
+        self.attn, self.mlp = attn, mlp
+        scales = (None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale))) for _ in "12")
+        self.gamma1, self.gamma2 = scales
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, H, W, C]` -> `[B, H, W, C]`."""
+        size = (x.shape[1], x.shape[2])
+        if self.pos is not None:
+            x = x + self.pos(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        attended = self.attn(self.norm1(x).flatten(1, 2), size).unflatten(1, size)
+        x = x + self.drop_path(attended if self.gamma1 is None else self.gamma1 * attended)
+        changed = self.mlp(self.norm2(x))
+        return x + self.drop_path(changed if self.gamma2 is None else self.gamma2 * changed)
+
+
 def overlapping_patches(in_chans: int, dim: int, stride: int) -> nn.Module:
     """Patches twice as wide as their stride, less one, and a norm, as in PVTv2 (section 3.2).
 
@@ -124,7 +169,7 @@ class StagedBackbone(nn.Module):
             from the convolutions (`sizes.py`).
     """
 
-    sets_itself = ("stem", "stages", "norm", "channels", "strides", "num_features")
+    sets_itself: tuple[str, ...] = ("stem", "stages", "norm", "channels", "strides", "num_features")
     pool_first = False
     size_divisor: int | None = None
     global_pool: Any  # timm's pooling, whose sources are not typed
@@ -266,27 +311,30 @@ class StagedBackbone(nn.Module):
         return {"stem": r"^stem", "blocks": blocks}
 
 
-def initialise(module: nn.Module) -> nn.Module:
+def initialise(module: nn.Module, convolutions: Literal["torch", "truncated", "fan_out"] = "torch") -> nn.Module:
     """Start of training as in ViT, DeiT and Swin: linear layers from a normal distribution of deviation 0.02, no bias.
 
-    Convolutions and norms below `module` keep torch's start.
+    Args:
+        module: whose norms keep torch's start.
+        convolutions: keep torch's, too; or have no bias, and weights as linear layers (ConvNeXt) or of a variance of 2
+            over what a cell of the input goes into (PVT).
+
+    Returns:
+        `module`.
     """
     for layer in module.modules():
-        if isinstance(layer, nn.Linear) and not layer.weight.is_meta:  # where drawing nothing takes a millisecond
+        if not isinstance(layer, nn.Linear | nn.Conv2d) or layer.weight.is_meta:  # drawing nothing takes a millisecond
+            continue
+        if isinstance(layer, nn.Linear) or convolutions == "truncated":
             trunc_normal_(layer.weight, std=0.02)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-    return module
-
-
-def initialise_convolutions(module: nn.Module) -> None:
-    """Start of training as in PVTv2: convolutions from a normal distribution as wide as their fan-out says, no bias."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
+        elif convolutions == "fan_out":
             fan_out = math.prod(layer.kernel_size) * layer.out_channels // layer.groups
             nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out))
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        else:
+            continue
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    return module
 
 
 def drop_path_rates(depths: Sequence[int], rate: float) -> Iterator[list[float]]:

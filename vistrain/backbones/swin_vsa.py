@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from timm.layers import DropPath, Mlp
+from timm.layers import Mlp
 from timm.models import generate_default_cfgs
-from torch import Tensor, nn
+from torch import nn
 
 from vistrain.attention.varied_size_window import VariedSizeWindowAttention
 from vistrain.backbones.dinat_s import PatchEmbed, PatchMerging
@@ -20,6 +20,7 @@ from vistrain.backbones.staged import (
     Published,
     Stage,
     StagedBackbone,
+    TokenBlock,
     build_variant,
     converter,
     default_cfg,
@@ -33,43 +34,6 @@ from vistrain.layers.norms import LayerNorm2d
 checkpoint_filter_fn = converter(KeyMap(name="Swin-VSA", marker=r"^no authors' files\."))
 
 
-class SwinVSABlock(nn.Module):
-    """Attention and an MLP, each on normalised tokens and added to what came in.
-
-    Args:
-        dim: channels.
-        num_heads, window_size, dense: see `VariedSizeWindowAttention`.
-        mlp_ratio: hidden channels of the MLP by channels.
-        cpe: interpretation: whether a 7x7 convolution of each channel encodes positions first.
-        drop_path: probability that a branch is left out of a sample in training.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        window_size: int = 7,
-        mlp_ratio: float = 4.0,
-        cpe: bool = True,
-        dense: bool = False,
-        drop_path: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.pos = nn.Conv2d(dim, dim, 7, padding=3, groups=dim) if cpe else None
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attn = VariedSizeWindowAttention(dim, num_heads, window_size=window_size, dense=dense)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, H, W, C]` -> `[B, H, W, C]`."""
-        size = (x.shape[1], x.shape[2])
-        if self.pos is not None:
-            x = x + self.pos(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = x + self.drop_path(self.attn(self.norm1(x).flatten(1, 2), size).unflatten(1, size))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
 class SwinVSA(StagedBackbone):
     """Swin with VSA (arXiv 2204.08446, section 4.1).
 
@@ -77,7 +41,9 @@ class SwinVSA(StagedBackbone):
         in_chans: channels of the images.
         embed_dim: channels of the first stage; they double from stage to stage.
         depths, num_heads: blocks and heads of each stage.
-        window_size, mlp_ratio, cpe, dense: see `SwinVSABlock`.
+        window_size, dense: see `VariedSizeWindowAttention`.
+        mlp_ratio: hidden channels of the MLPs by channels.
+        cpe: interpretation: whether a 7x7 convolution of each channel encodes positions first, in each block.
         drop_path_rate: of the last block; it grows evenly from 0 at the first.
         base: see `StagedBackbone`.
     """
@@ -100,9 +66,19 @@ class SwinVSA(StagedBackbone):
         dims = [embed_dim * 2**i for i in range(4)]
         stages = []
         for i, rates in enumerate(drop_path_rates(depths, drop_path_rate)):
-            shape = (dims[i], num_heads[i], window_size, mlp_ratio, cpe, dense)
-            down = PatchMerging(dims[i - 1]) if i else nn.Identity()
-            stages.append(Stage(down, [SwinVSABlock(*shape, drop_path=rate) for rate in rates]))
+            dim = dims[i]
+            blocks = [
+                TokenBlock(
+                    dim,
+                    VariedSizeWindowAttention(dim, num_heads[i], window_size=window_size, dense=dense),
+                    Mlp(dim, int(dim * mlp_ratio)),
+                    pos_kernel=7 if cpe else 0,
+                    eps=1e-5,
+                    drop_path=rate,
+                )
+                for rate in rates
+            ]
+            stages.append(Stage(PatchMerging(dims[i - 1]) if i else nn.Identity(), blocks))
         stem = PatchEmbed(4, in_chans, embed_dim, True, 0.0)
         norm = LayerNorm2d(dims[-1], eps=1e-5)
         super().__init__(stem, stages, norm, channels=dims, strides=(4, 8, 16, 32), **base)

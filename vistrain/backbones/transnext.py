@@ -7,11 +7,9 @@ any size). The attention is in `attention/aggregated.py`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from timm.layers import DropPath
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +19,7 @@ from vistrain.backbones.staged import (
     NormedStage,
     Published,
     StagedBackbone,
+    TokenBlock,
     build_variant,
     converter,
     default_cfg,
@@ -71,34 +70,6 @@ class ConvGLU(nn.Module):
         gate, value = self.fc1(x).chunk(2, -1)
         gate = self.dwconv(gate.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.drop(self.fc2(self.drop(F.gelu(gate) * value)))
-
-
-class TransNeXtBlock(nn.Module):
-    """Attention and a gated MLP, each on normalised tokens and added to what came in.
-
-    Args:
-        dim: channels.
-        attn: `[B, H * W, C]` and (H, W) -> `[B, H * W, C]`.
-        mlp_ratio: hidden channels of the MLP by channels, before the gate's share.
-        proj_drop: dropout of the MLP.
-        drop_path: probability that a branch is left out of a sample in training.
-    """
-
-    def __init__(
-        self, dim: int, attn: nn.Module, mlp_ratio: float, proj_drop: float = 0.0, drop_path: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = attn
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = ConvGLU(dim, int(dim * mlp_ratio), proj_drop)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, H, W, C]` -> `[B, H, W, C]`."""
-        size = (x.shape[1], x.shape[2])
-        x = x + self.drop_path(self.attn(self.norm1(x).flatten(1, 2), size).unflatten(1, size))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class TransNeXt(StagedBackbone):
@@ -158,7 +129,13 @@ class TransNeXt(StagedBackbone):
                 arguments |= {"window_size": window_size[i], "sr_ratio": sr_ratios[i]}
                 arguments |= {"fixed_pool_size": fixed_pool_size}
             blocks = [
-                TransNeXtBlock(dim, kind(*shape, **arguments), mlp_ratios[i], proj_drop_rate, rate) for rate in rates
+                TokenBlock(
+                    dim,
+                    kind(*shape, **arguments),
+                    ConvGLU(dim, int(dim * mlp_ratios[i]), proj_drop_rate),
+                    drop_path=rate,
+                )
+                for rate in rates
             ]
             down = overlapping_patches(embed_dims[i - 1], dim, 2) if i else nn.Identity()
             stages.append(NormedStage(down, blocks, dim))
@@ -170,13 +147,7 @@ class TransNeXt(StagedBackbone):
             strides=[patch_size * 2**i for i in range(len(depths))],
             **base,
         )
-        initialise(self)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                fan_out = math.prod(layer.kernel_size) * layer.out_channels // layer.groups
-                nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out))
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        initialise(self, convolutions="fan_out")
 
     def no_weight_decay(self) -> set[str]:
         """Learnt queries and temperatures, and what makes biases of positions."""

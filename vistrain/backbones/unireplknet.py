@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import DropPath
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -214,12 +214,7 @@ class UniRepLKNet(StagedBackbone):
             nn.Conv2d(half, dim, 3, 2, 1), LayerNorm2d(dim),
         )  # fmt: skip
         super().__init__(stem, stages, LayerNorm2d(dims[-1]), channels=dims, strides=(4, 8, 16, 32), **base)
-        initialise(self)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                trunc_normal_(layer.weight, std=0.02)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        initialise(self, convolutions="truncated")
         if deploy:
             self.fuse()
 

@@ -277,12 +277,16 @@ def make_loggers(
     Raises:
         ConfigError: an unknown name, or an argument that its class does not take.
     """
-    loggers: list[Logger] = [CSVMetrics(run_folder)]
-    loggers += [_build(name, node, str(run_folder), allow) for name, node in index.loggers(section).items()]
+    loggers = [CSVMetrics(run_folder), *build_loggers(section, run_folder, allow)]
     for logger in loggers:
         with refusals(type(logger), "logger", ()):  # some begin only now
             logger.log_hyperparams(dict(config or {}))
     return loggers
+
+
+def build_loggers(section: Any, run_folder: str | Path, allow: Collection[str] = ()) -> list[Logger]:
+    """The loggers that a config names, not begun; see `make_loggers`."""
+    return [_build(name, node, str(run_folder), allow) for name, node in index.loggers(section).items()]
 
 
 def _build(name: str, node: dict[str, Any], folder: str, allow: Collection[str]) -> Logger:

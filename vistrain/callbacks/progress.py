@@ -149,7 +149,8 @@ class Progress(Callback):
         """Clear the live line."""
         self._stop()
         if self._enabled:
-            self._line(f"trained to step {trainer.global_step} in {duration(self._clock.elapsed())}")
+            took = duration(self._clock.elapsed())
+            self._line(f"trained to step {trainer.global_step} in {took}: {trainer.default_root_dir}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the terminal usable."""
@@ -205,7 +206,10 @@ class Progress(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The task prints its own table."""
         if self._enabled:
-            self._line(f"tested in {duration(time.perf_counter() - self._evaluation_start)}")
+            task = as_task(pl_module)
+            took, place = duration(time.perf_counter() - self._evaluation_start), task.datamodule.place("test")
+            count = len(task.datamodule.watched["test"])
+            self._line(f"tested on {count} images{place and f' of {place}'} in {took}")
 
     def _line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""`vistrain check`: open every file of the data."""
+"""`vistrain check`: open every file of the data, and build what a run is built of."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from vistrain.commands.shared import allow_option, composed, config_option, start_logging
+from vistrain.commands.shared import allow_option, composed, config_option, import_run, start_logging
+from vistrain.errors import ConfigError, DataError
 
-SUMMARY = "look at the data before a GPU is spent on it"
+SUMMARY = "look at the data, and at all that a run would refuse, before a GPU is spent on it"
 USAGE = "--config FILE [OPTIONS] [KEY=VALUE ...]"
 CHANGES = True
 EXAMPLES = """\
-exit code: 0 if a run can go through and uses everything, 2 if something would be refused or lost; all of it is listed
+exit code: 0 if a run can go through and uses everything, 2 if something would be refused or lost; all of it is listed,
+what the files lack on stdout, what the config does on stderr, a line for each
 """
 
 
@@ -29,18 +31,38 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look at the data."""
-    config = composed(arguments)
+    """Look at the data, and at what else a run would refuse."""
+    found: list[ConfigError] = []
+    config = composed(arguments, found=found)
     start_logging()
     from rich.console import Console
 
-    from vistrain.config import build
-    from vistrain.data import DataModule
+    from vistrain.data.base.check import write_report
+    from vistrain.run.parts import data_of
+    from vistrain.run.rehearsal import Refusals, rehearse
 
-    data: DataModule = build(config.get("data"), DataModule, where="data", allow=arguments.allow)
-    output = arguments.output or Path("check") / config["run"]["name"]
-    findings = data.check(output)
-    Console().print(findings.table())
-    mended = [] if arguments.repair is None else data.repair(arguments.repair)
-    sys.stdout.write("".join(f"{line}\n" for line in (*mended, f"report and pictures: {output}")))
-    return 0 if findings.ok else 2
+    import_run()
+    heard, findings, lines = Refusals(), None, []
+    heard.add(found)
+    data = None if heard.concern("data") else heard.result(lambda: data_of(config, arguments.allow))
+    output = arguments.output or Path("check") / str((config.get("run") or {}).get("name"))
+    if data is not None:
+        findings = heard.result(lambda: data.check(output))
+        if arguments.repair is not None:
+            lines += heard.result(lambda: data.repair(arguments.repair)) or []
+    if findings is not None:
+        Console().print(findings.table(), soft_wrap=True)  # commands to copy stay in one piece
+        lines.append(f"report and pictures: {output}")
+    if "model" in config:
+        rehearse(config, heard, data, arguments.allow)
+    else:
+        lines.append("there is no model: the data alone was looked at")
+    said = findings is not None and findings.lost  # the files' faults were listed, each of them
+    refused = [message for message, error in heard.found.items() if not (said and isinstance(error, DataError))]
+    ok = not refused and findings is not None and findings.ok
+    if findings is not None:
+        write_report({**findings.to_dict(), "ok": ok, "config": refused}, output)
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+    sys.stderr.write("".join(f"vistrain: {message}\n" for message in refused))
+    return 0 if ok else 2

@@ -111,8 +111,10 @@ def _refuse_idle_changes(arguments: argparse.Namespace) -> None:
 def _print_config(config: dict[str, Any], full: bool, allow: Sequence[str]) -> int:
     """The composed config; `full` also builds it, for all that only building can tell."""
     from vistrain.config import index, to_yaml, without_pretrained
+    from vistrain.config.builder import check_plain
 
     if not full:
+        check_plain(config)
         sys.stdout.write(to_yaml(config))
         return 0
     import torch

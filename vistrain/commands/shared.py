@@ -44,12 +44,15 @@ def network_options(parser: argparse.ArgumentParser, checkpoint: str) -> None:
     parser.add_argument("--weights", metavar="FILE", help="an official checkpoint, for the network of --config")
 
 
-def composed(arguments: argparse.Namespace, files: Sequence[str | Path] = ()) -> dict[str, Any]:
+def composed(
+    arguments: argparse.Namespace, files: Sequence[str | Path] = (), found: list[ConfigError] | None = None
+) -> dict[str, Any]:
     """The config of a command; a run is called after its last file unless the config says otherwise.
 
     Args:
         arguments: of the command, with `config`, `overrides` and perhaps `weights`.
         files: in place of those of `--config`.
+        found: see `config.compose`.
 
     Raises:
         ConfigError: there is none, or it is wrong.
@@ -67,6 +70,7 @@ def composed(arguments: argparse.Namespace, files: Sequence[str | Path] = ()) ->
         arguments.overrides,
         start={"run": {"name": Path(str(files[-1]).rpartition(":")[2]).stem}},
         changes={"run": {"weights": weights}} if weights else {},
+        found=found,
     )
 
 

@@ -13,12 +13,13 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from vistrain.config import index
+from vistrain.config.values import shown
 from vistrain.contract import constructor
 from vistrain.errors import ConfigError, VistrainError, first_line, nearest, origin
 from vistrain.structures import Channels, Factory, LabelSpace
@@ -72,6 +73,29 @@ def class_named(name: str, expected: type, where: str, *, allow: Collection[str]
     return _Builder({}, ALLOWED_PACKAGES | set(allow)).class_of({"type": name}, (expected,), where)
 
 
+def check_plain(config: Mapping[str, Any]) -> None:
+    """Check the values of a composed config whose types the index names in Python's own words; imports no torch.
+
+    Raises:
+        ConfigError: at its dotted key, for the first value that is of another type.
+    """
+    for node in index.walk(config):
+        for key, value in node.value.items():
+            hint = _plain(node.entry["parameters"].get(key, {}).get("hint", ""))
+            if hint is not None:
+                check_value(value, hint, f"{node.where}.{key}")
+
+
+def _plain(hint: str) -> Any:
+    """A type hint of the index; None where it names a class of ours, or an alias."""
+    known = {"Any": Any, "Literal": typing.Literal, "Sequence": Sequence, "Mapping": Mapping}
+    builtins = {t.__name__: t for t in (int, float, bool, str, tuple, list, dict, set)}
+    try:
+        return eval(hint, {"__builtins__": {}}, {**known, **builtins}) if hint else None
+    except (NameError, SyntaxError, TypeError, AttributeError):
+        return None
+
+
 @dataclass(frozen=True)
 class _Builder:
     facts: dict[Any, object]
@@ -80,7 +104,7 @@ class _Builder:
     def part(self, node: dict[str, Any], expected: tuple[type, ...], where: str, given: Mapping[str, object]) -> Any:
         cls = self.class_of(node, expected, where)
         arguments = self.arguments(cls, node, where, given)
-        with refusals(cls, where, arguments):
+        with refusals(cls, where, arguments.keys() - given.keys()):
             return cls(**arguments)
 
     def factory(self, node: dict[str, Any], expected: tuple[type, ...], where: str) -> Factory[Any]:
@@ -267,18 +291,38 @@ def check_value(value: Any, hint: Any, where: str) -> Any:
         return adapter.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
         errors = error.errors(include_url=False)
+        short = [e["loc"] for e in errors if e["type"] == "missing"]
+        if short:  # of a tuple
+            place = "".join(f"[{p}]" for p in short[-1][:-1] if isinstance(p, int))
+            raise ConfigError(f"{where}{place}", f"{shown(value)} is not {short[-1][-1] + 1} values") from None
         deepest = max(sum(isinstance(p, int) for p in e["loc"]) for e in errors)
         found = [e for e in errors if sum(isinstance(p, int) for p in e["loc"]) == deepest]
         place = "".join(f"[{p}]" for p in found[0]["loc"] if isinstance(p, int))
-        wants = dict.fromkeys(_wanted(e["msg"], hint) for e in found)
-        raise ConfigError(
-            f"{where}{place}", f"{found[0]['input']!r} is of the wrong type", " or ".join(wants)
-        ) from None
+        wants = dict.fromkeys(_wanted(e, hint) for e in found)
+        raise ConfigError(f"{where}{place}", f"{shown(found[0]['input'])} is not {' or '.join(wants)}") from None
 
 
-def _wanted(message: str, hint: Any) -> str:
-    if "isinstance" in message or "callable" in message:
+# What pydantic calls a mistake -> what was wanted; its own words are about its own types.
+WANTED = {
+    "bool_type": "true or false", "int_type": "a whole number", "int_from_float": "a whole number",
+    "float_type": "a number", "string_type": "a text", "none_required": "null", "list_type": "a list",
+    "tuple_type": "a list", "dict_type": "a mapping", "mapping_type": "a mapping", "bytes_type": "a text",
+    "set_type": "a list", "sequence_type": "a list", "dataclass_type": "a mapping", "finite_number": "a finite number",
+}  # fmt: skip
+
+
+def _wanted(error: Any, hint: Any) -> str:
+    """What one of pydantic's errors says was wanted, after "is not"."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in WANTED:
+        return WANTED[kind]
+    if kind == "literal_error":
+        return f"one of {context['expected'].replace(' or ', ', ')}"
+    if kind in ("too_long", "too_short"):
+        return f"{context.get('max_length', context.get('min_length'))} values"
+    if kind.startswith(("is_instance", "is_subclass", "needs_python", "callable")):
         return f"a mapping that describes a {_names([o for o in _options(hint) if _is_part(o)]) or hint}"
+    message: str = error["msg"]
     return message[:1].lower() + message[1:]
 
 

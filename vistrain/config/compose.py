@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def compose(
     *,
     start: Mapping[str, Any] | None = None,
     changes: Mapping[str, Any] | None = None,
+    found: list[ConfigError] | None = None,
 ) -> dict[str, Any]:
     """One plain dict from files and overrides, its keys and types checked against the index.
 
@@ -51,6 +52,7 @@ def compose(
         overrides: `dotted.key=value`, the value in YAML.
         start: a composed config to begin with (of a run, of a checkpoint).
         changes: like a last file, as a mapping.
+        found: if given, it gets all that is wrong with keys, types and values, and nothing of it is raised.
 
     Returns:
         Plain dicts, lists and scalars; every reference resolved; without `base`.
@@ -68,9 +70,19 @@ def compose(
     config = _resolve(merge(merge(merged, asked), dict(changes or {})))
     if isinstance(config.get("metrics"), str):  # metrics=accuracy
         config["metrics"] = [config["metrics"]]
-    values.check(config)
-    index.check(config)
+    for problem in _problems(config):
+        if found is None:
+            raise problem
+        found.append(problem)
     return config
+
+
+def _problems(config: Mapping[str, Any]) -> Iterator[ConfigError]:
+    """What is wrong with a composed config: values first, since the index walks sections of the right shapes alone."""
+    of_values = list(values.problems(config))
+    yield from of_values
+    misshapen = {error.where.partition("[")[0] for error in of_values}
+    yield from index.problems({key: value for key, value in config.items() if key not in misshapen})
 
 
 def _say_what_is_dropped(merged: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

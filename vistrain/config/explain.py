@@ -28,6 +28,8 @@ KINDS: dict[str, str | None] = {
     "parts": "",  # every class of ours that has none of the kinds above
 }
 
+LONGEST_HINT = 56  # characters of a type on one line; Lightning's list a dozen of classes
+
 
 def listing(kind: str, pattern: str = "*") -> str:
     """A table with a line for each name of a kind.
@@ -174,7 +176,8 @@ def _parameter_table(entry: dict[str, Any]) -> str:
             default = f"= {_yaml(parameter['default'])}"
         else:
             default = f"= {parameter['built']}(...)" if "built" in parameter else "required"
-        rows.append([key, hint, default])
+        lines = textwrap.wrap(hint, LONGEST_HINT, break_long_words=False) or [""]
+        rows += [[key, lines[0], default], *(["", line, ""] for line in lines[1:])]
     return table(rows, "    ") if rows else "    none\n"
 
 

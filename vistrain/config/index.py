@@ -221,45 +221,66 @@ def _entry_of_node(value: Mapping[str, Any], where: str, hint: str) -> dict[str,
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Check every key of a composed config, and every `type`, against the index. Values are the builder's matter.
+    """Refuse what `problems` finds.
 
     Raises:
-        ConfigError: with the dotted key and the nearest name, for the first thing that is wrong.
+        ConfigError: the first of them.
+    """
+    for problem in problems(config):
+        raise problem
+
+
+def problems(config: Mapping[str, Any]) -> Iterator[ConfigError]:
+    """Every key of a composed config, and every `type`, that the index does not know; of a section with a `type` that
+    does not exist, what stands before it. Values are the builder's matter.
+
+    Args:
+        config: composed, its sections of the right shapes.
+
+    Yields:
+        Errors with the dotted key and the nearest name.
     """
     for key in config:
         if key not in SECTIONS:
-            raise unknown_key("", str(key), SECTIONS)
+            yield unknown_key("", str(key), SECTIONS)
     for name, keys in PLAIN_SECTIONS.items():
         section = config.get(name)
         for key in section if isinstance(section, dict) else ():
             if key not in keys:
-                raise unknown_key(name, str(key), keys)
+                yield unknown_key(name, str(key), keys)
     protocols = load("protocols") if config.get("metrics") else {}
     for name in config.get("metrics") or ():
         if name not in protocols:
-            raise ConfigError("metrics", f"unknown protocol {name!r}", nearest(name, protocols))
-    loggers(config.get("logger"))
-    for node in walk(config):
-        for key in node.value:
-            if key != "type":
-                _check_key(node, str(key))
-        backbone = node.value.get("name") if node.entry["path"].startswith("vistrain.backbones.") else None
-        if isinstance(backbone, str):
-            check_backbone(backbone, f"{node.where}.name")
+            yield ConfigError("metrics", f"unknown protocol {name!r}", nearest(str(name), protocols))
+    for section in SECTION_HINTS:
+        try:
+            if section == "logger":
+                loggers(config.get("logger"))
+            for node in walk({section: config.get(section)}):
+                yield from _problems_of(node)
+        except ConfigError as error:
+            yield error
     for i, stage in enumerate(config.get("stages") or ()):
-        if isinstance(stage, dict):
-            try:
-                check(stage)
-            except ConfigError as error:
-                raise ConfigError(f"stages[{i}].{error.where}", error.problem, error.remedy) from None
+        for problem in problems(stage) if isinstance(stage, dict) else ():
+            yield ConfigError(f"stages[{i}].{problem.where}", problem.problem, problem.remedy)
 
 
-def _check_key(node: Node, key: str) -> None:
-    path, parameters = f"{node.where}.{key}", node.entry["parameters"]
-    if path in ELSEWHERE or (key not in parameters and not node.entry.get("open")):
-        raise unknown_key(node.where, key, parameters, node.is_ours)
-    if node.is_ours and _is_fact(parameters.get(key, {})):
-        raise ConfigError(path, "is not set by hand", "it comes from the data set; remove the key")
+def _problems_of(node: Node) -> Iterator[ConfigError]:
+    parameters = node.entry["parameters"]
+    for key in map(str, node.value):
+        path = f"{node.where}.{key}"
+        if key == "type":
+            continue
+        if path in ELSEWHERE or (key not in parameters and not node.entry.get("open")):
+            yield unknown_key(node.where, key, parameters, node.is_ours)
+        elif node.is_ours and _is_fact(parameters.get(key, {})):
+            yield ConfigError(path, "is not set by hand", "it comes from the data set; remove the key")
+    backbone = node.value.get("name") if node.entry["path"].startswith("vistrain.backbones.") else None
+    if isinstance(backbone, str):
+        try:
+            check_backbone(backbone, f"{node.where}.name")
+        except ConfigError as error:
+            yield error
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,40 +197,43 @@ RULES: dict[str, Rule] = {
 }
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Check the shape of every section, every number, and what must go together.
+def problems(config: Mapping[str, Any]) -> Iterator[ConfigError]:
+    """What is wrong with the shape of a section, with a number, or with what must go together.
 
     Args:
         config: composed; sections may be missing.
-
-    Raises:
-        ConfigError: with the dotted key, for the first thing that is wrong.
     """
-    _check_values(config)
-    for combination in COMBINATIONS:
-        combination(config)
-    for i, stage in enumerate(config.get("stages") or ()):
+    wrong = list(_of_values(config))
+    yield from wrong
+    if not wrong:  # what goes together is a question about numbers that are some
+        for combination in COMBINATIONS:
+            yield from combination(config)
+    stages = config.get("stages")
+    for i, stage in enumerate(stages if isinstance(stages, list) else ()):
         if not isinstance(stage, dict):
-            raise ConfigError(f"stages[{i}]", f"{stage!r} is not a mapping", "write the changes: {trainer: {...}}")
-        try:
-            _check_values(stage)  # what must go together is known once it is merged
-        except ConfigError as error:
-            raise ConfigError(f"stages[{i}].{error.where}", error.problem, error.remedy) from None
+            yield ConfigError(f"stages[{i}]", f"{stage!r} is not a mapping", "write the changes: {trainer: {...}}")
+            continue
+        for error in _of_values(stage):  # what must go together is known once it is merged
+            yield ConfigError(f"stages[{i}].{error.where}", error.problem, error.remedy)
 
 
-def _check_values(config: Mapping[str, Any]) -> None:
-    for name, kinds in SHAPES.items():
-        if name in config and not isinstance(config[name], kinds):
-            raise _misshapen(name, config[name], kinds)
-    _refuse_meaningless(config, "")
-    for i, metric in enumerate(config.get("metrics") or ()):
+def _of_values(config: Mapping[str, Any]) -> Iterator[ConfigError]:
+    shaped: dict[str, Any] = {}
+    for name, value in config.items():
+        kinds = SHAPES.get(name, (object,))
+        if isinstance(value, kinds):
+            shaped[name] = value
+        else:
+            yield _misshapen(name, value, kinds)
+    yield from _meaningless(shaped, "")
+    for i, metric in enumerate(shaped.get("metrics") or ()):
         if not isinstance(metric, str):
-            raise ConfigError(f"metrics[{i}]", f"{metric!r} is not the name of a protocol", "write metrics: [NAME]")
+            yield ConfigError(f"metrics[{i}]", f"{metric!r} is not the name of a protocol", "write metrics: [NAME]")
     for path, rule in RULES.items():
         section, _, key = path.rpartition(".")
-        holder = config.get(section) if section else config
+        holder = shaped.get(section) if section else shaped
         if isinstance(holder, dict) and key in holder and not rule.accepts(holder[key]):
-            raise ConfigError(path, f"{shown(holder[key])} is not {rule.wanted}")
+            yield ConfigError(path, f"{shown(holder[key])} is not {rule.wanted}")
 
 
 def _misshapen(name: str, value: Any, kinds: tuple[type, ...]) -> ConfigError:
@@ -239,67 +242,73 @@ def _misshapen(name: str, value: Any, kinds: tuple[type, ...]) -> ConfigError:
     return ConfigError(name, f"{shown(value)} is not {wanted}", remedy)
 
 
-def _refuse_meaningless(value: Any, where: str) -> None:
+def _meaningless(value: Any, where: str) -> Iterator[ConfigError]:
     """NaN, infinities, and whole numbers that no 64 bits hold, anywhere in a config."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str | int) or key == "" or isinstance(key, bool):
-                raise ConfigError(where or "config", f"{key!r} is not a key", "quote it, if it is a name")
-            _refuse_meaningless(item, f"{where}.{key}".lstrip("."))
+                yield ConfigError(where or "config", f"{key!r} is not a key", "quote it, if it is a name")
+            yield from _meaningless(item, f"{where}.{key}".lstrip("."))
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
-            _refuse_meaningless(item, f"{where}[{i}]")
+            yield from _meaningless(item, f"{where}[{i}]")
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(where, f"{value} is not a number that means anything", "give a finite one, or remove the key")
+        yield ConfigError(where, f"{value} is not a number that means anything", "give a finite one, or remove the key")
     elif isinstance(value, int) and abs(value) > MOST_WHOLE:
-        raise ConfigError(where, f"{str(value)[:30]} does not fit into 64 bits", "give a smaller number")
+        yield ConfigError(where, f"{str(value)[:30]} does not fit into 64 bits", "give a smaller number")
 
 
 # ---------------------------------------------------------------- what must go together
 
 
-def _limits(config: Mapping[str, Any]) -> None:
+def _limits(config: Mapping[str, Any]) -> Iterator[ConfigError]:
     trainer = config.get("trainer") or {}
     for unit in ("epochs", "steps"):
         least, most = trainer.get(f"min_{unit}"), trainer.get(f"max_{unit}")
         if least is not None and most is not None and 0 <= most < least:
-            raise ConfigError(f"trainer.min_{unit}", f"{least} is more than trainer.max_{unit}={most}", "lower it")
+            yield ConfigError(f"trainer.min_{unit}", f"{least} is more than trainer.max_{unit}={most}", "lower it")
 
 
-def _evaluations(config: Mapping[str, Any]) -> None:
+def _evaluations(config: Mapping[str, Any]) -> Iterator[ConfigError]:
     trainer = config.get("trainer") or {}
     interval = trainer.get("val_check_interval")
     if trainer.get("check_val_every_n_epoch", 1) is None and not isinstance(interval, int):
-        raise ConfigError(
+        yield ConfigError(
             "trainer.check_val_every_n_epoch",
             "null counts batches over epochs, but trainer.val_check_interval gives no whole number of them",
             "set trainer.val_check_interval to a number of batches",
         )
 
 
-def _momentum(config: Mapping[str, Any]) -> None:
+def _momentum(config: Mapping[str, Any]) -> Iterator[ConfigError]:
     optimizer = config.get("optimizer") or {}
     if optimizer.get("nesterov") is True and optimizer.get("type") == "torch.optim.SGD":
         if not optimizer.get("momentum"):
-            raise ConfigError("optimizer.nesterov", "true needs a momentum", "set optimizer.momentum, such as 0.9")
+            yield ConfigError("optimizer.nesterov", "true needs a momentum", "set optimizer.momentum, such as 0.9")
         if optimizer.get("dampening"):
-            raise ConfigError("optimizer.dampening", "does not go with optimizer.nesterov=true", "remove one of them")
+            yield ConfigError("optimizer.dampening", "does not go with optimizer.nesterov=true", "remove one of them")
     if optimizer.get("fused") is True and optimizer.get("foreach") is True:
-        raise ConfigError("optimizer.foreach", "does not go with optimizer.fused=true", "keep one of them")
+        yield ConfigError("optimizer.foreach", "does not go with optimizer.fused=true", "keep one of them")
 
 
-def _clipping(config: Mapping[str, Any]) -> None:
+def _clipping(config: Mapping[str, Any]) -> Iterator[ConfigError]:
     trainer = config.get("trainer") or {}
     if trainer.get("gradient_clip_algorithm") is not None and trainer.get("gradient_clip_val") is None:
-        raise ConfigError(
+        yield ConfigError(
             "trainer.gradient_clip_algorithm", "clips nothing by itself", "set trainer.gradient_clip_val, too"
         )
 
 
-def _warmup(config: Mapping[str, Any]) -> None:
+def _warmup(config: Mapping[str, Any]) -> Iterator[ConfigError]:
     schedule = config.get("schedule") or {}
     if schedule.get("warmup_steps") and schedule.get("warmup_epochs"):
-        raise ConfigError("schedule.warmup_epochs", "schedule.warmup_steps is given, too", "keep one of them")
+        yield ConfigError("schedule.warmup_epochs", "schedule.warmup_steps is given, too", "keep one of them")
 
 
-COMBINATIONS: tuple[Callable[[Mapping[str, Any]], None], ...] = (_limits, _evaluations, _momentum, _clipping, _warmup)
+COMBINATIONS: tuple[Callable[[Mapping[str, Any]], Iterator[ConfigError]], ...] = (
+    _limits,
+    _evaluations,
+    _momentum,
+    _clipping,
+    _warmup,
+)

@@ -15,7 +15,7 @@ from vistrain.data.detection.coco_sets import CocoDetection, CocoSplit
 from vistrain.data.detection.collate import Sample, collate
 from vistrain.data.detection.module import DetectionData
 from vistrain.data.detection.shapes import GeneratedShapes
-from vistrain.data.detection.transforms import DetrAugment, EvalResize
+from vistrain.data.detection.transforms import DetrAugment, EvalResize, ScaleJitter
 from vistrain.data.restoration.degradations import Bicubic, Chain, GaussianNoise, Jpeg
 from vistrain.data.restoration.image_pairs import ImageSet
 from vistrain.data.restoration.module import RestorationData
@@ -23,11 +23,12 @@ from vistrain.data.restoration.textures import GeneratedTextures
 from vistrain.data.segmentation.field_of_view import (
     DRIVE,
     AffineAugment,
-    EvalStretch,
     FieldOfViewFolders,
     ViewSplit,
 )
 from vistrain.data.segmentation.generated import GeneratedMasks
+from vistrain.data.segmentation.generated_lanes import GeneratedLanes
+from vistrain.data.segmentation.instances import CocoInstances, InstanceFolders, InstanceSplit
 from vistrain.data.segmentation.known_sets import (
     ADE20K,
     CamVid,
@@ -36,11 +37,16 @@ from vistrain.data.segmentation.known_sets import (
     PascalContext,
     PascalVOC,
 )
+from vistrain.data.segmentation.lanes import CULane, LaneData, TuSimple
 from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskSplit
 from vistrain.data.segmentation.module import SegmentationData
+from vistrain.data.segmentation.panoptic import PanopticFolders, PanopticSplit
+from vistrain.data.segmentation.panoptic_generated import GeneratedPanoptic
+from vistrain.data.segmentation.panoptic_sets import ADE20KPanoptic, CityscapesPanoptic, CocoPanoptic
 from vistrain.data.segmentation.rare_classes import RareClasses
-from vistrain.data.segmentation.transforms import EvalScale, MaskAugment
+from vistrain.data.segmentation.segment_transforms import SegmentAugment
+from vistrain.data.segmentation.transforms import EvalScale, EvalStretch, MaskAugment
 
 __all__ = [
     "ADE20K",
@@ -48,15 +54,20 @@ __all__ = [
     "CIFAR100",
     "DRIVE",
     "MNIST",
+    "ADE20KPanoptic",
     "AffineAugment",
     "Bicubic",
     "COCOStuff",
+    "CULane",
     "CamVid",
     "Chain",
     "Cityscapes",
+    "CityscapesPanoptic",
     "ClassificationData",
     "Coco2017",
     "CocoDetection",
+    "CocoInstances",
+    "CocoPanoptic",
     "CocoSplit",
     "DataModule",
     "DetectionData",
@@ -71,7 +82,9 @@ __all__ = [
     "FashionMNIST",
     "FieldOfViewFolders",
     "GaussianNoise",
+    "GeneratedLanes",
     "GeneratedMasks",
+    "GeneratedPanoptic",
     "GeneratedPatterns",
     "GeneratedShapes",
     "GeneratedTextures",
@@ -80,17 +93,25 @@ __all__ = [
     "ImageList",
     "ImageNet",
     "ImageSet",
+    "InstanceFolders",
+    "InstanceSplit",
     "Jpeg",
+    "LaneData",
     "MaskAugment",
     "MaskFolders",
     "MaskSplit",
+    "PanopticFolders",
+    "PanopticSplit",
     "PascalContext",
     "PascalVOC",
     "RareClasses",
     "RestorationData",
     "Sample",
+    "ScaleJitter",
     "Scenes",
+    "SegmentAugment",
     "SegmentationData",
+    "TuSimple",
     "ViewSplit",
     "collate",
     "read_image",

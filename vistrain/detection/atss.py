@@ -12,48 +12,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.detection.anchors import BoxDeltas, anchor_grid
-from vistrain.detection.dense_detector import DenseDetector, DenseHead, Scale, by_anchor, sigmoid_focal
+from vistrain.detection.dense_detector import by_anchor, sigmoid_focal
 from vistrain.detection.retinanet import run, start_like_retinanet
+from vistrain.detection.square_anchors import SIDE, SQUARE, SquareAnchorDetector, SquareAnchorHead
 from vistrain.layers.boxes import clamped_giou
-from vistrain.layers.conv import ConvModule
 from vistrain.losses import average_over_processes
-from vistrain.matching.overlap import ATSSAssigner
-from vistrain.necks import FPN
-from vistrain.structures import Factory, LabelSpace
-
-SIDE = (8.0,)  # of the one anchor of a cell, strides
-SQUARE = (1.0,)
+from vistrain.structures import Factory
 
 
-class ATSSHead(DenseHead):
-    """One square anchor in each cell; classes, boxes, and how central an object lies.
+class ATSSHead(SquareAnchorHead):
+    """Classes, boxes, and how central an object lies.
 
     Args:
-        channels, strides, num_classes: see `DenseHead`.
-        embed_dim, num_convs: of the convolutions, each with a group norm.
-        topk: see `ATSSAssigner`.
+        channels, strides, num_classes, base: see `SquareAnchorHead`.
     """
 
-    def __init__(
-        self,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        num_classes: int,
-        embed_dim: int = 256,
-        num_convs: int = 4,
-        topk: int = 9,
-    ) -> None:
-        super().__init__(channels, strides, num_classes)
-        self.assigner, self.deltas = ATSSAssigner(topk), BoxDeltas((0.1, 0.1, 0.2, 0.2))
-        widths = [channels[0], *[embed_dim] * (num_convs - 1)]
-        self.cls_convs = nn.ModuleList(ConvModule(c, embed_dim, 3, norm="gn") for c in widths)
-        self.reg_convs = nn.ModuleList(ConvModule(c, embed_dim, 3, norm="gn") for c in widths)
-        self.atss_cls = nn.Conv2d(embed_dim, num_classes, 3, padding=1)
-        self.atss_reg = nn.Conv2d(embed_dim, 4, 3, padding=1)
-        self.atss_centerness = nn.Conv2d(embed_dim, 1, 3, padding=1)
-        self.scales = nn.ModuleList(Scale() for _ in strides)
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int, **base: Any) -> None:
+        super().__init__(channels, strides, num_classes, **base)
+        self.deltas = BoxDeltas((0.1, 0.1, 0.2, 0.2))
+        self.atss_cls = nn.Conv2d(self.embed_dim, num_classes, 3, padding=1)
+        self.atss_reg = nn.Conv2d(self.embed_dim, 4, 3, padding=1)
+        self.atss_centerness = nn.Conv2d(self.embed_dim, 1, 3, padding=1)
         start_like_retinanet(self, self.atss_cls)
 
     def forward(self, levels: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
@@ -74,10 +54,10 @@ class ATSSHead(DenseHead):
             torch.cat([by_anchor(level[i], width) for level in outputs], 1)
             for i, width in enumerate((self.num_classes, 4, 1))
         )
-        anchors, counts = square_anchors(outputs, self.strides)
+        anchors, counts = self.anchors(outputs)
         loss_class, loss_bbox, loss_central, weights, positives = [], [], [], [], 0
         for own, offset, near, box, label in zip(logits, offsets, central[..., 0], boxes, labels, strict=True):
-            positive, target, classes = assign(self.assigner, anchors, box, label, counts, self.num_classes)
+            positive, target, classes = self.assign(anchors, box, label, counts)
             loss_class.append(sigmoid_focal(own, classes, own.new_ones(len(own))))
             weight = centredness(anchors[positive], target)
             overlap = clamped_giou(self.deltas.decode(anchors[positive], offset[positive]), target)
@@ -108,40 +88,15 @@ class ATSSHead(DenseHead):
         return self.deltas.decode(anchors[index], offsets, size)
 
 
-class ATSS(DenseDetector):
-    """ATSS, with a pyramid of strides 8 to 128.
+class ATSS(SquareAnchorDetector):
+    """ATSS.
 
     Args:
-        nms_threshold: see `DenseDetector`.
-        base: see `DenseDetector`.
+        base: see `SquareAnchorDetector`.
     """
 
-    default_neck = Factory(FPN, num_levels=5, extra="on_output")
     default_head = Factory(ATSSHead)
     class_layers = (r"^bbox_head\.atss_cls\.",)
-
-    def __init__(
-        self, backbone: Backbone | DenseBackbone, labels: LabelSpace, nms_threshold: float = 0.6, **base: Any
-    ) -> None:
-        super().__init__(backbone, labels, nms_threshold=nms_threshold, **base)
-
-
-def square_anchors(outputs: Sequence[tuple[Tensor, ...]], strides: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """`[A, 4]` anchors of all levels, one for each cell, and how many each level has."""
-    shapes = [(level[0].shape[-2], level[0].shape[-1]) for level in outputs]
-    anchors = anchor_grid(shapes, strides, SIDE, SQUARE, outputs[0][0].device)
-    return torch.cat(anchors), [len(x) for x in anchors]
-
-
-def assign(
-    assigner: ATSSAssigner, anchors: Tensor, boxes: Tensor, labels: Tensor, counts: Sequence[int], num_classes: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices `[P]` of one image's positive anchors, their objects' boxes `[P, 4]`, and every anchor's class `[A]`."""
-    assigned = assigner(anchors, boxes, counts)
-    positive = (assigned >= 0).nonzero()[:, 0]
-    classes = torch.full_like(assigned, num_classes)
-    classes[positive] = labels[assigned[positive]]
-    return positive, boxes[assigned[positive]], classes
 
 
 def centredness(anchors: Tensor, boxes: Tensor) -> Tensor:

@@ -12,17 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.detection.anchors import clip_boxes
-from vistrain.detection.atss import assign, square_anchors
-from vistrain.detection.dense_detector import DenseDetector, DenseHead, Scale, by_anchor
+from vistrain.detection.dense_detector import by_anchor
 from vistrain.detection.retinanet import run, start_like_retinanet
+from vistrain.detection.square_anchors import SquareAnchorDetector, SquareAnchorHead
 from vistrain.layers.boxes import clamped_giou, clamped_iou
-from vistrain.layers.conv import ConvModule
 from vistrain.losses import average_over_processes
-from vistrain.matching.overlap import ATSSAssigner
-from vistrain.necks import FPN
-from vistrain.structures import Factory, LabelSpace
+from vistrain.structures import Factory
 
 
 class Integral(nn.Module):
@@ -43,16 +39,15 @@ class Integral(nn.Module):
         return x.unflatten(-1, (4, -1)).softmax(-1) @ self.project
 
 
-class GFLHead(DenseHead):
+class GFLHead(SquareAnchorHead):
     """Classes that are qualities, and distances to the four sides as distributions.
 
     Args:
         channels, strides, num_classes: see `DenseHead`.
-        embed_dim, num_convs: of the convolutions, each with a group norm.
         reg_max: the largest distance, strides.
-        topk: see `ATSSAssigner`.
         beta: focusing exponent of the quality focal loss.
         box_weight, distribution_weight: of the losses.
+        base: see `SquareAnchorHead`.
     """
 
     def __init__(
@@ -60,23 +55,17 @@ class GFLHead(DenseHead):
         channels: Sequence[int],
         strides: Sequence[int],
         num_classes: int,
-        embed_dim: int = 256,
-        num_convs: int = 4,
         reg_max: int = 16,
-        topk: int = 9,
         beta: float = 2.0,
         box_weight: float = 2.0,
         distribution_weight: float = 0.25,
+        **base: Any,
     ) -> None:
-        super().__init__(channels, strides, num_classes)
-        self.reg_max, self.beta, self.assigner = reg_max, beta, ATSSAssigner(topk)
+        super().__init__(channels, strides, num_classes, **base)
+        self.reg_max, self.beta = reg_max, beta
         self.box_weight, self.distribution_weight = box_weight, distribution_weight
-        widths = [channels[0], *[embed_dim] * (num_convs - 1)]
-        self.cls_convs = nn.ModuleList(ConvModule(c, embed_dim, 3, norm="gn") for c in widths)
-        self.reg_convs = nn.ModuleList(ConvModule(c, embed_dim, 3, norm="gn") for c in widths)
-        self.gfl_cls = nn.Conv2d(embed_dim, num_classes, 3, padding=1)
-        self.gfl_reg = nn.Conv2d(embed_dim, 4 * (reg_max + 1), 3, padding=1)
-        self.scales = nn.ModuleList(Scale() for _ in strides)
+        self.gfl_cls = nn.Conv2d(self.embed_dim, num_classes, 3, padding=1)
+        self.gfl_reg = nn.Conv2d(self.embed_dim, 4 * (reg_max + 1), 3, padding=1)
         self.integral = Integral(reg_max)
         start_like_retinanet(self, self.gfl_cls)
 
@@ -93,12 +82,12 @@ class GFLHead(DenseHead):
         """`loss_class` (quality focal), `loss_bbox` (GIoU) and `loss_dfl` (distribution focal)."""
         logits = torch.cat([by_anchor(x, self.num_classes) for x, _ in outputs], 1)
         corners = torch.cat([by_anchor(x, 4 * (self.reg_max + 1)) for _, x in outputs], 1)
-        anchors, counts = square_anchors(outputs, self.strides)
+        anchors, counts = self.anchors(outputs)
         stride = torch.cat([anchors.new_full((n,), s) for n, s in zip(counts, self.strides, strict=True)])[:, None]
         centre = (anchors[:, :2] + anchors[:, 2:]) / 2 / stride
         loss_class, loss_bbox, loss_dfl, weights, positives = [], [], [], [], 0
         for own, corner, box, label in zip(logits, corners, boxes, labels, strict=True):
-            positive, target, classes = assign(self.assigner, anchors, box, label, counts, self.num_classes)
+            positive, target, classes = self.assign(anchors, box, label, counts)
             target, corner, middle = target / stride[positive], corner[positive], centre[positive]
             distance = self.integral(corner)
             found = torch.cat((middle - distance[:, :2], middle + distance[:, 2:]), 1)
@@ -139,22 +128,15 @@ class GFLHead(DenseHead):
         return clip_boxes(torch.cat((centre - distance[:, :2], centre + distance[:, 2:]), 1), size)
 
 
-class GFL(DenseDetector):
-    """GFL, with a pyramid of strides 8 to 128.
+class GFL(SquareAnchorDetector):
+    """GFL.
 
     Args:
-        nms_threshold: see `DenseDetector`.
-        base: see `DenseDetector`.
+        base: see `SquareAnchorDetector`.
     """
 
-    default_neck = Factory(FPN, num_levels=5, extra="on_output")
     default_head = Factory(GFLHead)
     class_layers = (r"^bbox_head\.gfl_cls\.",)
-
-    def __init__(
-        self, backbone: Backbone | DenseBackbone, labels: LabelSpace, nms_threshold: float = 0.6, **base: Any
-    ) -> None:
-        super().__init__(backbone, labels, nms_threshold=nms_threshold, **base)
 
 
 def distribution_focal(logits: Tensor, targets: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class TwoStageDetector(Network):
     """Base: backbone, feature pyramid, proposals; a subclass says what regions become.
 
     `target` of a batch holds `labels` `[N]` and `boxes` `[N, 4]` xyxy in pixels of the padded image, and `masks`
-    `[N, H, W]` bool of the image without its padding where masks are trained.
+    `[N, H, W]` bool, or `PackedMasks`, of the image without its padding where masks are trained.
 
     Args:
         backbone: gives maps of strides 4, 8, 16 and 32.
@@ -128,6 +128,8 @@ class TwoStageDetector(Network):
         if self.trains_masks:
             for i, (target, size) in enumerate(zip(batch["target"], sizes, strict=True)):
                 shape = tuple(target["masks"].shape) if "masks" in target else None
+                if shape is None:
+                    raise DataError(f"target {i} of the batch", "has no masks", "set data.masks=true")
                 if shape != (len(target["labels"]), *size):
                     problem = f"masks of shape {shape} for {len(target['labels'])} objects in an image of {size}"
                     raise DataError(f"target {i} of the batch", problem)

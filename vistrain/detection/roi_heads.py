@@ -18,6 +18,7 @@ from vistrain.detection.anchors import BoxDeltas
 from vistrain.detection.rpn import smooth_l1
 from vistrain.layers.boxes import box_area, clamped_giou, nms_by_group
 from vistrain.layers.conv import ConvModule
+from vistrain.layers.packed_masks import PackedMasks
 from vistrain.matching.overlap import OverlapAssigner, RandomSampler
 
 FINEST = 56.0  # side of the regions, pixels, from which on the second level is used
@@ -204,13 +205,13 @@ class MaskHead(nn.Module):
             x = conv(x)
         return self.conv_logits(self.upsample(x).relu())
 
-    def loss(self, logits: Tensor, samples: Sequence[Samples], masks: Sequence[Tensor]) -> Tensor:
+    def loss(self, logits: Tensor, samples: Sequence[Samples], masks: Sequence[Tensor | PackedMasks]) -> Tensor:
         """Binary cross-entropy of the masks of the true classes; masks are cut and shrunk to the regions.
 
         Args:
             logits: `[P, K, 28, 28]` of all positives.
             samples: of each image.
-            masks: per image `[N_b, H, W]` bool.
+            masks: per image `[N_b, H, W]` bool, or packed.
         """
         if not len(logits):
             return sum((p.sum() for p in self.parameters()), logits.sum()) * 0.0
@@ -220,7 +221,7 @@ class MaskHead(nn.Module):
         return F.binary_cross_entropy_with_logits(chosen, truth)
 
 
-def _cut(masks: Tensor, samples: Samples, side: int) -> Tensor:
+def _cut(masks: Tensor | PackedMasks, samples: Samples, side: int) -> Tensor:
     """`[P, side, side]` float, 0 and 1: what of each positive's mask lies in it."""
     if not len(samples.owners):
         return samples.boxes.new_zeros((0, side, side))

@@ -17,7 +17,7 @@ from torchvision.ops import batched_nms  # type: ignore[import-untyped]
 
 from vistrain.errors import ConfigError
 from vistrain.network import Network
-from vistrain.predictions import Detections
+from vistrain.predictions import Detections, InstanceDetections
 
 
 class TestTimeAugmentation:
@@ -30,7 +30,8 @@ class TestTimeAugmentation:
         scales: of the views; 1 is the evaluation's own size.
         flip: each also mirrored left to right.
         merge: `wbf`: boxes of a class that overlap become their mean, weighted by score, and keep their mean score
-            times the share of views that found them; `nms`: of such boxes the best stays as it is.
+            times the share of views that found them; `nms`: of such boxes the best stays as it is, with its mask if
+            there is one.
         iou_threshold: overlap from which on boxes are the same object: above it for both ways. The authors' of weighted
             boxes fusion is 0.55.
         least_score: weaker detections are left out before merging.
@@ -83,6 +84,8 @@ class TestTimeAugmentation:
                 views.append(found)
         if len(views) == 1:
             return views[0]
+        if self.merge == "wbf" and any(isinstance(d, InstanceDetections) for d in views[0]):
+            raise ConfigError("task.tta.merge", "fused boxes have no masks", "nms keeps those of the best")
         combine: Callable[..., Detections] = fuse if self.merge == "wbf" else suppress
         return [
             combine([_above(d, self.least_score) for d in of_image], self.iou_threshold)
@@ -156,6 +159,9 @@ def suppress(views: Sequence[Detections], iou_threshold: float = 0.55) -> Detect
     labels = torch.cat([d.labels for d in views])
     kept = batched_nms(boxes.float(), scores.float(), labels, iou_threshold)
     kept = kept[: max(len(d.scores) for d in views)]
+    if isinstance(views[0], InstanceDetections):
+        masks = torch.cat([d.masks for d in views])[kept]  # type: ignore[attr-defined]
+        return InstanceDetections(boxes[kept], scores[kept], labels[kept], masks)
     return Detections(boxes[kept], scores[kept], labels[kept])
 
 
@@ -202,9 +208,11 @@ def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _mirrored(found: Detections, width: float) -> Detections:
     left, top, right, bottom = found.boxes.unbind(-1)
-    return Detections(torch.stack((width - right, top, width - left, bottom), -1), found.scores, found.labels)
+    boxes = torch.stack((width - right, top, width - left, bottom), -1)
+    if isinstance(found, InstanceDetections):
+        return InstanceDetections(boxes, found.scores, found.labels, found.masks.flip(2))
+    return Detections(boxes, found.scores, found.labels)
 
 
 def _above(found: Detections, score: float) -> Detections:
-    kept = found.scores >= score
-    return Detections(found.boxes[kept], found.scores[kept], found.labels[kept])
+    return found.kept(found.scores >= score)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Timer, WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from torch.optim import Optimizer
@@ -54,6 +55,13 @@ def is_cut_short(trainer: Trainer) -> bool:
 
 
 # ---------------------------------------------------------------- where a run stands
+
+
+def take_in(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:
+    """Let a trainer stand before a `fit` of a module with data, without starting it: its processes, its loops."""
+    trainer.strategy.connect(module)
+    trainer.state.fn, trainer.training = TrainerFn.FITTING, True
+    trainer._data_connector.attach_data(module, datamodule=data)
 
 
 def know_length_of_epoch(trainer: Trainer) -> None:

@@ -1,6 +1,6 @@
-"""Perceptrons: of box heads, and of transformers.
+"""Perceptrons: of box heads, of transformers, and of cells.
 
-The one with a convolution is PVTv2's (authors' code: github.com/whai362/PVT, Apache-2.0).
+The last are PVTv2's (arXiv 2106.13797; whai362/PVT, Apache-2.0), written from the paper.
 """
 
 from __future__ import annotations
@@ -67,37 +67,27 @@ class TokenMLP(nn.Module):
 
 
 class ConvMlp(nn.Module):
-    """`fc2(GELU(conv(fc1(x))))`, the convolution 3x3 and of each channel (PVTv2, arXiv 2106.13797).
+    """A perceptron of cells that sees its neighbours, by a 3x3 convolution of each channel between its layers.
+
+    `fc2(GELU(conv(fc1(x))))` is PVTv2's (section 3.2).
 
     Args:
         dim: channels of input and output.
         hidden: channels between.
+        residual: the convolution is added to what it sees.
+        act_first: GELU stands before the convolution, otherwise after it.
     """
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, residual: bool = False, act_first: bool = False) -> None:
         super().__init__()
+        self.residual, self.act_first = residual, act_first
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, H, W, C]` -> `[B, H, W, C]`."""
-        return self.fc2(F.gelu(self.dwconv(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
-
-
-class ResidualConvMlp(nn.Module):
-    """`fc2(y + conv(y))`, y = GELU(fc1(x)), the convolution 3x3 and of each channel.
-
-    Args:
-        dim: channels of input and output.
-        hidden: channels between.
-    """
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, H, W, C]` -> `[B, H, W, C]`."""
-        x = F.gelu(self.fc1(x))
-        return self.fc2(x + self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        x = self.fc1(x)
+        x = F.gelu(x) if self.act_first else x
+        seen = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = x + seen if self.residual else seen
+        return self.fc2(x if self.act_first else F.gelu(x))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vistrain.layers.packed_masks import PackedMasks
 from vistrain.layers.points import sample_maps, sample_masks
 from vistrain.layers.precision import at_least_float32
 from vistrain.losses.set_criterion import average_over_processes
@@ -95,7 +96,7 @@ class MaskCriterion:
         predictions: Sequence[MaskPrediction],
         features: Tensor,
         labels: Sequence[Tensor],
-        masks: Sequence[Tensor],
+        masks: Sequence[Tensor | PackedMasks],
         extent: tuple[int, int],
         matcher: Matcher,
         num_targets: float | Tensor | None = None,
@@ -108,7 +109,7 @@ class MaskCriterion:
             predictions: of the layers.
             features: `[B, C, H, W]`, see `MaskPrediction`.
             labels: per image `[N_b]` int64, below K.
-            masks: per image `[N_b, H_b, W_b]` bool, of the image without its padding.
+            masks: per image `[N_b, H_b, W_b]` bool, or packed, of the image without its padding.
             extent: (height, width) of the padded images.
             matcher: assigns.
             num_targets: masks that the losses are divided by; None counts this batch.
@@ -153,7 +154,7 @@ class MaskCriterion:
         layer: MaskPrediction,
         features: Tensor,
         labels: Sequence[Tensor],
-        masks: Sequence[Tensor],
+        masks: Sequence[Tensor | PackedMasks],
         extent: tuple[int, int],
         matcher: Matcher,
         stored: Sequence[Tensor] | None,
@@ -172,7 +173,7 @@ class MaskCriterion:
         layer: MaskPrediction,
         features: Tensor,
         labels: Sequence[Tensor],
-        masks: Sequence[Tensor],
+        masks: Sequence[Tensor | PackedMasks],
         extent: tuple[int, int],
         pairs: Tensor,
         normalizer: Tensor,

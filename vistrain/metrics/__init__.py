@@ -12,15 +12,18 @@ from vistrain.metrics.base import Metric, Record, Unit
 from vistrain.metrics.binary_pixels import BinaryPixels
 from vistrain.metrics.boundary_iou import BoundaryIoU
 from vistrain.metrics.cityscapes_iou import CityscapesIoU
-from vistrain.metrics.coco import CocoBox
+from vistrain.metrics.coco import CocoBox, CocoMask
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
+from vistrain.metrics.lanes import CULaneF1, TuSimpleAccuracy
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
+from vistrain.metrics.panoptic import PanopticQuality
 from vistrain.metrics.region_overlap import REGIONS, RegionOverlap
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
 PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "coco_box": CocoBox,
+    "coco_mask": CocoMask,
     "accuracy": Accuracy,
     "multi_label": MultiLabel,
     **{name: functools.partial(ImageQuality, name) for name in QUALITY},
@@ -30,6 +33,9 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "boundary_iou": BoundaryIoU,
     "vessels": BinaryPixels,
     **{name: functools.partial(RegionOverlap, name) for name in REGIONS},
+    "panoptic": PanopticQuality,
+    "culane": CULaneF1,
+    "tusimple": TuSimpleAccuracy,
 }
 
 METRICS: tuple[type[Metric], ...] = (
@@ -43,6 +49,10 @@ METRICS: tuple[type[Metric], ...] = (
     RegionOverlap,
     CityscapesIoU,
     BoundaryIoU,
+    CocoMask,
+    PanopticQuality,
+    CULaneF1,
+    TuSimpleAccuracy,
 )
 
 __all__ = [
@@ -53,15 +63,19 @@ __all__ = [
     "Accuracy",
     "BinaryPixels",
     "BoundaryIoU",
+    "CULaneF1",
     "CityscapesIoU",
     "CocoBox",
+    "CocoMask",
     "ImageQuality",
     "Lpips",
     "MeanIoU",
     "Metric",
     "MultiLabel",
+    "PanopticQuality",
     "Record",
     "RegionOverlap",
+    "TuSimpleAccuracy",
     "Unit",
     "protocol",
     "unit",

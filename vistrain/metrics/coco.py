@@ -1,4 +1,4 @@
-"""Box average precision as COCO defines it: the protocol `coco_box`.
+"""Average precision as COCO defines it, of boxes (`coco_box`) and of masks (`coco_mask`).
 
 Source: Lin et al., "Microsoft COCO: Common Objects in Context" (arXiv 1405.0312) and `pycocotools.cocoeval`. The
 protocol's arguments are the defaults: IoU 0.50:0.05:0.95, 101 recall points, areas split at 32^2 and 96^2 square
@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -27,18 +27,27 @@ from vistrain.metrics.coco_engine import (
     curve_arrays,
     mean_where_defined,
 )
-from vistrain.metrics.coco_files import check_ground_truth, check_results, write_results
+from vistrain.metrics.coco_files import (
+    annotations_have_masks,
+    check_ground_truth,
+    check_results,
+    have_masks,
+    write_results,
+)
+from vistrain.metrics.coco_masks import encoded_masks
+from vistrain.predictions import Detections, InstanceDetections, Segmentation
 from vistrain.structures import LabelSpace, distinct_names
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vistrain.predictions import Detections
-
 log = logging.getLogger(__name__)
 
-# The frozen arguments of the protocol `coco_box`; any other value prints as custom(...)
-COCO_BOX: Mapping[str, Any] = {"iou_thresholds": IOU_THRESHOLDS, "max_detections": MAX_DETECTIONS}
+# The frozen arguments of the protocols; any other value prints as custom(...)
+FROZEN: Mapping[str, Any] = {"iou_thresholds": IOU_THRESHOLDS, "max_detections": MAX_DETECTIONS}
+
+
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 @dataclass(frozen=True)
@@ -48,10 +57,11 @@ class CocoResult:
     Attributes:
         numbers: COCO's twelve, 0..1 as its tools print them (papers print 100 times that), keyed `coco/AP`,
             `coco/AP50`, `coco/AP75`, `coco/APs`, `coco/APm`, `coco/APl`, `coco/AR1`, `coco/AR10`, `coco/AR100`,
-            `coco/ARs`, `coco/ARm`, `coco/ARl`; -1 where no object exists (as COCO's tools say it).
+            `coco/ARs`, `coco/ARm`, `coco/ARl` (of masks `coco_mask/AP` and so on); -1 where no object exists (as COCO's
+            tools say it).
         per_class: one row per category, by ascending id: `id`, `name`, `objects` (crowds left out), `AP`, `AP50`, `AR`;
             NaN for a category without objects.
-        protocol: `coco_box`, or `custom(...)` naming what differs.
+        protocol: `coco_box` or `coco_mask`, or `custom(...)` naming what differs.
         images: how many images were evaluated.
         backend: the library that did it.
         iou_range: the IoU thresholds that AP and AR average over, as `0.50:0.95`.
@@ -73,7 +83,7 @@ class CocoResult:
         for heading in ("", "IoU", "area", "detections"):
             total.add_column(heading)
         total.add_column("value", justify="right")
-        names = {key.removeprefix("coco/"): value for key, value in self.numbers.items()}
+        names = {key.rpartition("/")[2]: value for key, value in self.numbers.items()}
         most = max(int(name[2:]) for name in names if name[:2] == "AR" and name[2:].isdigit())
         for name, value in names.items():
             total.add_row(name, *self._describe(name, most), "-" if value < 0 else f"{value:.4f}")
@@ -116,9 +126,9 @@ class CocoBox(Metric):
     """
 
     families = ("coco",)
-    offers = tuple(
-        f"coco/{n}" for n in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-    )
+    offers = tuple(f"coco/{name}" for name in NAMES)
+    frozen: ClassVar[str] = "coco_box"
+    iou_type: ClassVar[str] = "bbox"
 
     def __init__(
         self,
@@ -133,7 +143,7 @@ class CocoBox(Metric):
         self.backend = choose_backend(backend)
         self.iou_thresholds, self.max_detections = tuple(iou_thresholds), tuple(max_detections)
         self.result: CocoResult | None = None
-        self._truth = check_ground_truth(ground_truth)
+        self._truth = check_ground_truth(ground_truth, masks=self.iou_type == "segm")
         self._image_ids = sorted(image["id"] for image in self._truth["images"])
         known = {c["id"] for c in self._truth["categories"]}
         if labels.ids and known and not known & set(labels.ids):
@@ -210,12 +220,14 @@ class CocoBox(Metric):
             self._truth,
             detections,
             image_ids,
+            iou_type=self.iou_type,
             iou_thresholds=self.iou_thresholds,
             max_detections=self.max_detections,
             backend=self.backend,
         )
+        numbers = _numbers(arrays, self.iou_thresholds, self.max_detections)
         self.result = CocoResult(
-            numbers=_numbers(arrays, self.iou_thresholds, self.max_detections),
+            numbers={f"{self.families[0]}/{name}": value for name, value in numbers.items()},
             per_class=self._class_rows(arrays),
             protocol=self._protocol(len(image_ids)),
             images=len(image_ids),
@@ -240,7 +252,12 @@ class CocoBox(Metric):
         # In float32, as the official evaluators convert: subtracting in float64 could move a box across a threshold
         sizes = boxes[kept, 2:] - boxes[kept, :2]
         boxes = np.concatenate([boxes[kept, :2], sizes], axis=1)
-        return {"id": image_id, "boxes": boxes, "scores": scores[kept], "categories": categories[kept]}
+        record = {"id": image_id, "boxes": boxes, "scores": scores[kept], "categories": categories[kept]}
+        return record | self._more(found, kept)
+
+    def _more(self, found: Detections, kept: np.ndarray) -> dict[str, Any]:
+        """What a record holds beside boxes, of the detections that are kept, `[N]` bool."""
+        return {}
 
     def _class_rows(self, arrays: CurveArrays) -> list[dict[str, Any]]:
         rows = []
@@ -259,10 +276,44 @@ class CocoBox(Metric):
         return rows
 
     def _protocol(self, images: int) -> str:
-        changed = [f"{k}={_few(getattr(self, k))}" for k, frozen in COCO_BOX.items() if getattr(self, k) != frozen]
+        changed = [f"{k}={_few(getattr(self, k))}" for k, frozen in FROZEN.items() if getattr(self, k) != frozen]
         if images != len(self._image_ids):
             changed.append(f"images={images} of {len(self._image_ids)}")
-        return f"custom(coco_box, {', '.join(changed)})" if changed else "coco_box"
+        return f"custom({self.frozen}, {', '.join(changed)})" if changed else self.frozen
+
+
+class CocoMask(CocoBox):
+    """COCO's twelve numbers for masks, keyed `coco_mask/AP` and so on: overlaps of run lengths; areas are the
+    annotations' own, and the masks' where these have none.
+
+    Args:
+        ground_truth: as for `CocoBox`, each annotation with a segmentation, each image with its height and width.
+        labels, backend, base: see `CocoBox`.
+
+    Raises:
+        DataError: the ground truth is malformed, or an annotation has no mask.
+        ConfigError: see `CocoBox`.
+    """
+
+    families = ("coco_mask",)
+    offers = tuple(f"coco_mask/{name}" for name in NAMES)
+    frozen = "coco_mask"
+    iou_type = "segm"
+
+    def __init__(self, ground_truth: Mapping[str, Any], labels: LabelSpace, backend: str = "auto", **base: Any) -> None:
+        super().__init__(ground_truth, labels, backend, **base)
+
+    def update(
+        self, ids: Sequence[int], predictions: Sequence[Any], targets: Sequence[Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """See `CocoBox`; of a `Segmentation` the instances."""
+        return super().update(ids, [p.instances if isinstance(p, Segmentation) else p for p in predictions], targets)
+
+    def _more(self, found: Detections, kept: np.ndarray) -> dict[str, Any]:
+        """`masks`: run lengths, in the original image."""
+        if not isinstance(found, InstanceDetections):
+            raise ConfigError("metrics", "the network finds boxes without masks", f"leave out {self.frozen!r}")
+        return {"masks": [run for run, good in zip(encoded_masks(found.masks), kept, strict=True) if good]}
 
 
 def write_predictions(records: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
@@ -284,22 +335,25 @@ def write_predictions(records: Iterable[Mapping[str, Any]], path: str | Path) ->
     return write_results((result for record in ordered for result in _results(record)), path)
 
 
-def evaluate_records(truth: Mapping[str, Any], records: Sequence[Record], backend: str = "auto") -> CocoResult:
+def evaluate_records(
+    truth: Mapping[str, Any], records: Sequence[Record], backend: str = "auto", metric: type[CocoBox] = CocoBox
+) -> CocoResult:
     """Evaluate records of any categories of a ground truth.
 
     Args:
         truth, records: of `records_of`.
         backend: see `CocoBox`.
+        metric: `CocoBox`, or `CocoMask` where both have masks.
 
     Raises:
         DataError: a record is of an image that the ground truth does not list.
     """
     categories = truth["categories"]
     labels = LabelSpace(tuple(c["name"] for c in categories), tuple(c["id"] for c in categories))
-    metric = CocoBox(truth, labels, backend)
-    metric.compute(records)
-    assert metric.result is not None
-    return metric.result
+    evaluation = metric(truth, labels, backend)
+    evaluation.compute(records)
+    assert evaluation.result is not None
+    return evaluation.result
 
 
 def records_of(results: Any, truth: Any, where: str, truth_name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -311,16 +365,20 @@ def records_of(results: Any, truth: Any, where: str, truth_name: str) -> tuple[d
         where, truth_name: their files, for messages.
 
     Returns:
-        Checked ground truth, and one record for each of its images, as `CocoBox.update` makes them. Results of
-        categories that the truth does not know are ignored, as COCO's tools do, and counted in a warning; so are images
-        without any result.
+        Checked ground truth, and one record for each of its images, as `CocoBox.update` makes them, or `CocoMask`'s
+        where results have masks and the truth has them, too. Results of categories that the truth does not know are
+        ignored, as COCO's tools do, and counted in a warning; so are images without any result.
 
     Raises:
         DataError: one is malformed, or results are for images that the truth does not list.
     """
-    truth = check_ground_truth(truth, truth_name)
+    with_masks = have_masks(results)
+    if with_masks and not annotations_have_masks(truth):
+        log.warning("%s: has no masks, so those of %s are not looked at", truth_name, where)
+        with_masks = False
+    truth = check_ground_truth(truth, truth_name, masks=with_masks)
     image_ids = [image["id"] for image in truth["images"]]
-    results = check_results(results, truth, where)
+    results = check_results(results, truth, where, masks=with_masks)
     known = {c["id"] for c in truth["categories"]}
     unknown = {r["category_id"] for r in results} - known
     if unknown:
@@ -333,16 +391,18 @@ def records_of(results: Any, truth: Any, where: str, truth_name: str) -> tuple[d
     if without:
         text = "%s: %d of the %d images have no result; they count as images in which nothing was found"
         log.warning(text, where, without, len(by_image))
-    return truth, [_file_record(i, found) for i, found in by_image.items()]
+    return truth, [_file_record(i, found, with_masks) for i, found in by_image.items()]
 
 
-def _file_record(image_id: int, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _file_record(image_id: int, results: Sequence[Mapping[str, Any]], masks: bool) -> dict[str, Any]:
     """A record of results read from a file; float64, so that nothing is lost."""
+    more = {"masks": [r["segmentation"] for r in results]} if masks else {}
     return {
         "id": image_id,
         "boxes": np.array([r["bbox"] for r in results], dtype=np.float64).reshape(-1, 4),
         "scores": np.array([r["score"] for r in results], dtype=np.float64),
         "categories": np.array([r["category_id"] for r in results], dtype=np.int64),
+        **more,
     }
 
 
@@ -350,8 +410,10 @@ def _results(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A record's detections as COCO results."""
     image_id = int(record["id"])
     columns = (record["boxes"].tolist(), record["scores"].tolist(), record["categories"].tolist())
-    for bbox, score, category in zip(*columns, strict=True):
-        yield {"image_id": image_id, "category_id": category, "bbox": bbox, "score": score}
+    masks = record.get("masks", [None] * len(columns[0]))
+    for bbox, score, category, mask in zip(*columns, masks, strict=True):
+        result = {"image_id": image_id, "category_id": category, "bbox": bbox, "score": score}
+        yield result if mask is None else {**result, "segmentation": mask}
 
 
 def _numbers(arrays: CurveArrays, iou_thresholds: Sequence[float], max_detections: Sequence[int]) -> dict[str, float]:
@@ -366,7 +428,7 @@ def _numbers(arrays: CurveArrays, iou_thresholds: Sequence[float], max_detection
         **{f"AR{limit}": arrays.recall[:, :, 0, m] for m, limit in enumerate(max_detections)},
         **{f"AR{area[0]}": recall[:, :, a] for a, area in enumerate(AREAS) if a},
     }
-    return {f"coco/{name}": mean_where_defined(values) for name, values in numbers.items()}
+    return {name: mean_where_defined(values) for name, values in numbers.items()}
 
 
 def _at(threshold: float, thresholds: Sequence[float]) -> np.ndarray:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Real
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vistrain.errors import DataError
+from vistrain.metrics.coco_masks import encode_mask, mask_area, mask_box
+from vistrain.metrics.coco_values import crowd_flag, is_id, is_number, shown
 from vistrain.writing import whole_file
 
 log = logging.getLogger(__name__)
@@ -61,21 +61,22 @@ class FileNames:
         return self.ids[alike[0]] if len(alike) == 1 else None
 
 
-def check_ground_truth(truth: Any, where: str = "ground truth") -> dict[str, list[dict[str, Any]]]:
+def check_ground_truth(truth: Any, where: str = "ground truth", masks: bool = False) -> dict[str, list[dict[str, Any]]]:
     """COCO ground truth with what evaluation needs, nothing else, and every annotation complete.
 
-    `area` defaults to the box's, `iscrowd` to 0. Annotations are numbered anew from 1 in their order: COCO's tools mark
-    "unmatched" with 0, so an object whose id is 0 could never be found, and of two with one id only one would exist.
-    Where ids are unique and positive nothing changes.
+    `area` defaults to the box's, or the mask's where masks are asked for, `iscrowd` to 0. Annotations are numbered anew
+    from 1 in their order: COCO's tools mark "unmatched" with 0, so an object whose id is 0 could never be found, and of
+    two with one id only one would exist. Where ids are unique and positive nothing changes.
 
     Args:
-        truth: `images`, `annotations`, `categories`, as `data.detection.coco` reads them from a file, or a program has
+        truth: `images`, `annotations`, `categories`, as `data.coco.reader` reads them from a file, or a program has
             made them; not modified.
         where: the file, for errors.
+        masks: whether every annotation must have a segmentation.
 
     Returns:
         `{"images": [{id}], with file_name, width and height where they are known, "categories": [{id, name}],
-        "annotations": [{id, image_id, category_id, bbox, area, iscrowd}]}`.
+        "annotations": [{id, image_id, category_id, bbox, area, iscrowd}]}`; with masks `segmentation`, run lengths.
 
     Raises:
         DataError: a list or a field is missing or wrong, or an id repeats.
@@ -95,6 +96,7 @@ def check_ground_truth(truth: Any, where: str = "ground truth") -> dict[str, lis
                 raise DataError(f"{where}: {key}[{i}]", f"id {item['id']} is given twice", "ids must be unique")
             seen.add(item["id"])
     annotations = []
+    listed = {image["id"]: image for image in truth["images"]}
     for i, annotation in enumerate(truth["annotations"]):
         problem = _object_problem(annotation)
         if not problem and crowd_flag(annotation.get("iscrowd")) is None:
@@ -102,7 +104,7 @@ def check_ground_truth(truth: Any, where: str = "ground truth") -> dict[str, lis
         if problem:
             raise DataError(f"{where}: annotations[{i}]", problem)
         bbox, area = [float(v) for v in annotation["bbox"]], annotation.get("area")
-        row = {
+        row: dict[str, Any] = {
             "id": i + 1,
             "image_id": int(annotation["image_id"]),
             "category_id": int(annotation["category_id"]),
@@ -110,6 +112,9 @@ def check_ground_truth(truth: Any, where: str = "ground truth") -> dict[str, lis
             "area": float(area) if is_number(area) else bbox[2] * bbox[3],
             "iscrowd": crowd_flag(annotation.get("iscrowd")),
         }
+        if masks:
+            row["segmentation"] = _mask(f"{where}: annotations[{i}]", annotation, listed.get(row["image_id"]))
+            row["area"] = row["area"] if is_number(area) else mask_area(row["segmentation"])
         annotations.append(row)
     return {
         "images": [
@@ -120,19 +125,44 @@ def check_ground_truth(truth: Any, where: str = "ground truth") -> dict[str, lis
     }
 
 
-def check_results(content: Any, truth: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """COCO box results, every entry complete and for an image of the truth. An empty list is fine: a detector may find
+def have_masks(content: Any) -> bool:
+    """Whether results, see `check_results`, are masks; the first says it for all, as in COCO's tools."""
+    if isinstance(content, Mapping) and isinstance(content.get("images"), list):
+        of_images = (image.get("detections") for image in content["images"] if isinstance(image, Mapping))
+        content = [d for found in of_images if isinstance(found, list) for d in found]
+    first = content[0] if isinstance(content, list) and content else None
+    return isinstance(first, Mapping) and "segmentation" in first
+
+
+def annotations_have_masks(truth: Any) -> bool:
+    """Whether any annotation of COCO ground truth has one."""
+    listed = truth.get("annotations") if isinstance(truth, Mapping) else None
+    return isinstance(listed, list) and any(isinstance(a, Mapping) and a.get("segmentation") for a in listed)
+
+
+def _mask(where: str, item: Mapping[str, Any], image: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The run lengths of an annotation or a result of an image."""
+    if item.get("segmentation") is None:
+        raise DataError(where, "has no segmentation", "complete it, or measure boxes alone (`coco_box`)")
+    if image is None or not all(is_number(image.get(side)) for side in SIDES):
+        raise DataError(where, "is of an image whose width and height are not known", "complete the list of images")
+    return encode_mask(where, item["segmentation"], image["height"], image["width"])
+
+
+def check_results(content: Any, truth: Mapping[str, Any], where: str, masks: bool = False) -> list[dict[str, Any]]:
+    """COCO results, every entry complete and for an image of the truth. An empty list is fine: a detector may find
     nothing.
 
     Args:
-        content: the decoded file: a list of `{image_id, category_id, bbox: [x, y, width, height], score}`, or the
-            `predictions.json` that `vistrain predict` writes. `image_id` is an id of the truth, or the file name of an
-            image, which `FileNames` pairs.
+        content: the decoded file: a list of `{image_id, category_id, bbox: [x, y, width, height], score}`, in the box's
+            place or beside it a `segmentation`; or the `predictions.json` that `vistrain predict` writes. `image_id` is
+            an id of the truth, or the file name of an image, which `FileNames` pairs.
         truth: of `check_ground_truth`.
         where: the file, for errors.
+        masks: whether masks are asked for, of every result.
 
     Returns:
-        The results, with ids of the truth.
+        The results, with ids of the truth; with masks `segmentation` is run lengths.
 
     Raises:
         DataError: not such a list; there are results for images that the truth does not list (COCO's tools refuse these
@@ -157,7 +187,7 @@ def check_results(content: Any, truth: Mapping[str, Any], where: str) -> list[di
             if by_name[name] is None:
                 strangers.append(name)
                 continue
-        problem = _object_problem(result)
+        problem = _object_problem(result, without_box=True)
         if not problem and not is_number(result.get("score")):
             problem = f"'score' is {shown(result.get('score', 'missing'))}, not a finite number"
         if problem:
@@ -185,41 +215,11 @@ def check_results(content: Any, truth: Mapping[str, Any], where: str) -> list[di
         )
     if by_name:
         log.info("%s: image ids are file names; the images of the annotations are found by them", where)
+    for i, result in enumerate(found):
+        if masks or "bbox" not in result:
+            mask = _mask(f"{where}: result {i}", result, listed[result["image_id"]])
+            found[i] = {"bbox": mask_box(mask), **result, "segmentation": mask}
     return found
-
-
-def is_id(value: Any) -> bool:
-    """Whether a value can be an id: an integer of 64 bits."""
-    return (type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))) and _is_short(value)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number, and not an integer of more than 64 bits, which no library takes."""
-    if type(value) is float:
-        return math.isfinite(value)
-    if isinstance(value, Integral):
-        return not isinstance(value, bool) and _is_short(value)
-    return isinstance(value, Real) and math.isfinite(value)
-
-
-def _is_short(value: Any) -> bool:
-    return bool(-(2**63) <= value < 2**63)
-
-
-def crowd_flag(value: Any) -> int | None:
-    """`iscrowd` as 0 or 1: some programs write it as text, as true and false, or null; None for any other value."""
-    if value is None:
-        return 0
-    known = {"0": 0, "1": 1, "false": 0, "true": 1, "": 0}
-    if isinstance(value, str):
-        return known.get(value.strip().lower())
-    return int(value == 1) if isinstance(value, Real) and value in (0, 1) else None
-
-
-def shown(value: Any) -> str:
-    """A value of a file in a message: on one line, not longer than a line."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _flat(content: Mapping[str, Any], truth: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
@@ -241,14 +241,16 @@ def _flat(content: Mapping[str, Any], truth: Mapping[str, Any], where: str) -> l
     return results
 
 
-def _object_problem(item: Any) -> str:
-    """What is wrong with an annotation or a result; empty when nothing is."""
+def _object_problem(item: Any, without_box: bool = False) -> str:
+    """What is wrong with an annotation or a result, which may have a mask alone; empty when nothing is."""
     if not isinstance(item, Mapping):
         return f"is not an object but {_kind(item)}"
     for key in ("image_id", "category_id"):
         if not is_id(item.get(key)):
             return f"{key!r} is {shown(item.get(key, 'missing'))}, not an integer"
     bbox = item.get("bbox")
+    if without_box and "bbox" not in item and "segmentation" in item:
+        return ""
     if not isinstance(bbox, Sequence) or len(bbox) != 4 or not all(is_number(v) for v in bbox):
         return f"'bbox' is {shown(item.get('bbox', 'missing'))}, not four finite numbers"
     return ""

@@ -6,7 +6,8 @@ All draw without a display.
 from vistrain.pictures.boxes import class_colours, draw_boxes, stable_colour
 from vistrain.pictures.charts import bars, confusion, curves, histogram
 from vistrain.pictures.grids import fitted, grid
-from vistrain.pictures.overlays import coloured, legend, overlaid
+from vistrain.pictures.lanes import draw_lanes
+from vistrain.pictures.overlays import coloured, draw_masks, legend, overlaid
 
 __all__ = [
     "bars",
@@ -15,6 +16,8 @@ __all__ = [
     "confusion",
     "curves",
     "draw_boxes",
+    "draw_lanes",
+    "draw_masks",
     "fitted",
     "grid",
     "histogram",

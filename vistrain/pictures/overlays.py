@@ -1,4 +1,4 @@
-"""Maps of classes as people look at them: colours, colours over the image, and legends."""
+"""Maps of classes and masks of objects as people look at them: colours, colours over the image, and legends."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vistrain.layers.packed_masks import PackedMasks
 from vistrain.pictures.boxes import RGB, stable_colour
 from vistrain.pictures.grids import GROUND, INK
 from vistrain.pictures.text import font, line_height, shorten
@@ -50,6 +51,43 @@ def overlaid(image: np.ndarray, classes: np.ndarray, colours: Mapping[int, RGB],
     known = np.isin(classes, list(colours))[..., None]
     mixed = cv2.addWeighted(image, 1 - opacity, coloured(classes, colours), opacity, 0)
     return np.where(known, mixed, image)
+
+
+def draw_masks(
+    image: np.ndarray,
+    masks: PackedMasks,
+    labels: Sequence[int],
+    colours: Mapping[int, RGB],
+    opacity: float = 0.45,
+) -> np.ndarray:
+    """A copy of an image under the masks of its objects, each in its class's colour, outlined.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        masks: of an image of any size; they are brought to this one's. The first is drawn last, on top.
+        labels: class channel of each.
+        colours: channel -> RGB (`class_colours`); a channel without one has its stable colour.
+        opacity: of the colours, 0..1.
+
+    Returns:
+        uint8 `[H, W, 3]`.
+    """
+    drawn = image.copy()
+    scale = np.array(image.shape[:2]) / masks.size
+    for i in reversed(range(len(masks))):
+        label, (top, left, mask) = labels[i], masks.part(i)
+        low = np.floor((top, left) * scale).astype(int)
+        high = np.minimum(np.ceil((top + mask.shape[0], left + mask.shape[1]) * scale).astype(int), image.shape[:2])
+        if (high <= low).any() or not mask.size:
+            continue
+        fitted = cv2.resize(mask.view(np.uint8), tuple((high - low)[::-1].tolist()), interpolation=cv2.INTER_NEAREST)
+        colour = colours.get(label) or stable_colour(label)
+        region = drawn[low[0] : high[0], low[1] : high[1]]
+        region[fitted > 0] = (region[fitted > 0] * (1 - opacity) + np.array(colour) * opacity).astype(np.uint8)
+        outlines = cv2.findContours(fitted, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
+        width = max(1, round(float(np.sqrt(drawn.shape[0] * drawn.shape[1])) / 600))
+        cv2.drawContours(drawn, [line + low[::-1] for line in outlines], -1, colour, width)
+    return drawn
 
 
 def legend(names: Mapping[int, str], colours: Mapping[int, RGB], shown: Sequence[int], width: int) -> np.ndarray:

@@ -8,6 +8,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from vistrain.layers.tiling import starts
+
 
 def tiled(
     run: Callable[[Tensor], Tensor], images: Tensor, tile: int, overlap: int, scale: int = 1, multiple: int = 1
@@ -47,15 +49,6 @@ def tiled(
         result[..., place[0], place[1]] += restored * weight
         total[place] += weight
     return result / total
-
-
-def starts(side: int, tile: int, overlap: int, multiple: int = 1) -> list[int]:
-    """Where tiles start along a side: at multiples of `multiple`, at most `tile - overlap` apart, up to the last one
-    that reaches the end."""
-    if side <= tile:
-        return [0]
-    step = max((tile - overlap) // multiple, 1) * multiple
-    return list(range(0, side - tile + step, step))
 
 
 def _ramp(first: int, size: int, side: int, overlap: int, scale: int, device: torch.device) -> Tensor:

@@ -1,7 +1,8 @@
 """From a composed config to something done: training, evaluation, prediction, reproduction, profiles."""
 
-from vistrain.run.engine import Parts, best_precision, build_parts, build_trainer, fit, test
+from vistrain.run.engine import fit, test
 from vistrain.run.networks import build_model, load, load_checkpoint, load_official, task_class
+from vistrain.run.parts import Parts, best_precision, build_parts, build_trainer
 
 __all__ = [
     "Parts",

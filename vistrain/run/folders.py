@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,13 @@ IDENTITY = ("model", "data", "task", "optimizer", "schedule", "metrics", "stages
 MOVABLE = ("data.root", "data.workers", "data.per_device")
 
 
-def run_folder(config: Mapping[str, Any], resume: Path | None) -> Path:
+def run_folder(config: Mapping[str, Any], resume: Path | None, refuse_first: Callable[[], None] = lambda: None) -> Path:
     """The folder of this run; a new run never writes into that of an older one.
+
+    Args:
+        config: composed.
+        resume: the folder of a run that goes on; None: a new one.
+        refuse_first: called before a folder is refused: another one would not mend a config.
 
     Raises:
         ConfigError: it holds a run already, or there is nothing to resume.
@@ -28,6 +33,7 @@ def run_folder(config: Mapping[str, Any], resume: Path | None) -> Path:
         return resume
     folder = folder_of(config)
     if processes.is_first() and any((folder / name).exists() for name in ("last.ckpt", "best.ckpt", "stage_1")):
+        refuse_first()
         raise ConfigError(
             "run.folder", f"{folder} holds a run already", f"continue it with --resume {folder}, or set run.folder"
         )

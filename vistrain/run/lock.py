@@ -73,7 +73,7 @@ def held(folder: Path) -> Iterator[None]:
     bring no sign of life. Where no lock can be written, the run goes on without, and says so.
 
     Args:
-        folder: made if needed.
+        folder: made if needed, and gone again if nothing was left in it: a run was refused.
 
     Raises:
         ConfigError: another process writes to it.
@@ -82,6 +82,7 @@ def held(folder: Path) -> Iterator[None]:
         yield
         return
     path, owner = folder / NAME, Owner.here()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _take(path, owner)
@@ -96,8 +97,10 @@ def held(folder: Path) -> Iterator[None]:
     finally:
         stop.set()
         if Owner.read(path) == owner:
-            with suppress(OSError):
+            with suppress(OSError):  # of folders: not empty
                 path.unlink(missing_ok=True)
+                for place in made:
+                    place.rmdir()
 
 
 def _take(path: Path, owner: Owner) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import timm
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -227,6 +228,25 @@ def count(
     counts, root = counter.get_flop_counts(), type(model).__name__
     per_part = [sum(counts.get(f"{root}.{part}", {}).values()) // 2 for part in parts]
     return counter.get_total_flops() // 2, per_part, [shapes.get(part) for part in parts]
+
+
+def counted(name: str, size: int, fused: bool = False, **arguments: Any) -> tuple[float, float]:
+    """Parameters in millions, and multiply-adds of one image in 10^9, of a variant of ours; nothing is computed.
+
+    On the meta device, which is several times as fast as `count` and does for models that read no numbers.
+
+    Args:
+        name: of the variant.
+        size: side of the image in pixels.
+        fused: count what is left when layers have been merged.
+        arguments: of the model.
+    """
+    with torch.device("meta"):
+        model: Any = timm.create_model(name, **arguments).eval().requires_grad_(False)
+        model = model.fuse() if fused else model
+        with by_definition(model), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, 3, size, size))
+    return sum(p.numel() for p in model.parameters()) / 1e6, counter.get_total_flops() / 2e9
 
 
 def part_names(model: nn.Module) -> list[str]:

@@ -5,6 +5,7 @@ from vistrain.segmentation.daformer import DAFormerHead
 from vistrain.segmentation.eco_m2f import ECOMask2Former, GatedPixelDecoder
 from vistrain.segmentation.espnet import ESPNet, ESPNetC
 from vistrain.segmentation.fcn import FCNHead
+from vistrain.segmentation.lanes import LaneDecoder
 from vistrain.segmentation.mask2former import Mask2Former, MaskedDecoder
 from vistrain.segmentation.pem import PEM, PEMDecoder, PEMPixelDecoder
 from vistrain.segmentation.pixel_decoder import DeformablePixelDecoder
@@ -28,6 +29,7 @@ __all__ = [
     "FCNHead",
     "FPNHead",
     "GatedPixelDecoder",
+    "LaneDecoder",
     "Mask2Former",
     "MaskedDecoder",
     "PEMDecoder",

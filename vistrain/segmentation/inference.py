@@ -192,6 +192,32 @@ def sliding_class_map(
     return torch.cat(found)
 
 
+def enlarged(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> Iterator[Tensor]:
+    """Bilinearly resized maps in slabs of rows: what is large is never held at once.
+
+    Args:
+        maps: `[K, h, w]`.
+        size: (H, W).
+        align_corners: of the interpolation.
+
+    Returns:
+        Parts `[K, rows, W]`, which stand below one another.
+    """
+    if not len(maps):
+        yield maps.new_zeros((0, *size))
+        return
+    rows = max(1, SLAB // (len(maps) * size[1]))
+    if tuple(maps.shape[1:]) == tuple(size):
+        yield from maps.split(rows, 1)
+        return
+    axis = Axis.resized(maps.shape[1], size[0], align_corners)
+    for start in range(0, size[0], rows):
+        # Along the height by hand, so that a slab needs its own rows alone; then along the width.
+        down, matrix = axis.between(start, min(start + rows, size[0]), maps)
+        slab = torch.matmul(matrix, maps[:, down])
+        yield resize(slab[None], (slab.shape[1], size[1]), align_corners)[0]
+
+
 def sliding_logits(
     network: Callable[[Tensor], Tensor],
     image: Tensor,

@@ -23,7 +23,7 @@ from vistrain.losses.mask_criterion import PointNoise
 from vistrain.matching import MaskMatcher
 from vistrain.network import Network
 from vistrain.predictions import InstanceDetections, PanopticMap, Segment, Segmentation
-from vistrain.segmentation.inference import SLAB, class_map
+from vistrain.segmentation.inference import SLAB, class_map, enlarged
 from vistrain.segmentation.pixel_decoder import PixelDecoder, PixelFeatures
 from vistrain.segmentation.query_decoder import QueryDecoder, mask_logits, stacked
 from vistrain.structures import Factory, LabelSpace
@@ -46,8 +46,8 @@ OFFICIAL = KeyMap(
 class MaskClassifier(Network):
     """Base: a backbone, a pixel decoder, and queries that become classes and masks.
 
-    `target` of a batch holds `labels` `[N]` int64, class channels, and `masks` `[N, H, W]` bool, of the image without
-    its padding: objects, and for semantic and panoptic training regions of stuff.
+    `target` of a batch holds `labels` `[N]` int64, class channels, and `masks` `[N, H, W]` bool (or `PackedMasks`), of
+    the image without its padding: objects, and for semantic and panoptic training regions of stuff.
 
     Args:
         backbone: gives maps `[B, C_i, H_i, W_i]`, fine to coarse. Images are resized bilinearly, whatever its weights
@@ -201,63 +201,75 @@ class MaskClassifier(Network):
         masks = resize(masks[None], padded)[0][:, : size[0], : size[1]]
         if self.outputs == ("semantic",):
             return Segmentation(semantic=class_map(semantic_scores(logits, masks), original))
-        masks = resize(masks[None], original)[0]
         return Segmentation(
-            semantic=self._semantic(logits, masks) if "semantic" in self.outputs else None,
-            panoptic=self._panoptic(logits, masks) if "panoptic" in self.outputs else None,
-            instances=self._instances(logits, masks) if "instances" in self.outputs else None,
+            semantic=self._semantic(logits, masks, original) if "semantic" in self.outputs else None,
+            panoptic=self._panoptic(logits, masks, original) if "panoptic" in self.outputs else None,
+            instances=self._instances(logits, masks, original) if "instances" in self.outputs else None,
         )
 
-    def _semantic(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """`[H, W]` int64, in slabs of rows: the scores of all classes are never held at once."""
-        rows = max(1, SLAB // (logits.shape[1] * masks.shape[2]))
-        return torch.cat([semantic_scores(logits, part).argmax(0) for part in masks.split(rows, 1)])
+    def _semantic(self, logits: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
+        """`[H, W]` int64, in slabs of rows: neither enlarged masks nor scores of all classes are held at once."""
+        found = []
+        for slab in enlarged(masks, size):
+            rows = max(1, SLAB // (logits.shape[1] * slab.shape[2]))
+            found += [semantic_scores(logits, part).argmax(0) for part in slab.split(rows, 1)]
+        return torch.cat(found)
 
-    def _panoptic(self, logits: Tensor, masks: Tensor) -> PanopticMap:
+    def _panoptic(self, logits: Tensor, masks: Tensor, size: tuple[int, int]) -> PanopticMap:
         """Each pixel goes to the query of the highest score times mask probability; what little is left of a query is
         dropped, and stuff of one class is one segment.
         """
         scores, labels = logits.softmax(-1).max(-1)
         kept = (labels != self.labels.num_classes) & (scores > self.object_threshold)
-        scores, labels, shares = scores[kept], labels[kept], masks[kept].sigmoid()
-        ids = torch.zeros(masks.shape[1:], dtype=torch.int32, device=masks.device)
-        if not len(scores):
-            return PanopticMap(ids, ())
-        owner = (scores[:, None, None] * shares).argmax(0)
-        inside = shares >= 0.5
-        owned = inside.gather(0, owner[None])[0]
+        scores, labels, masks = scores[kept], labels[kept], masks[kept]
         count = len(scores)
-        areas = torch.bincount(owner.flatten(), minlength=count), inside.flatten(1).sum(1)
-        visible = torch.bincount(owner[owned], minlength=count)
-        table = torch.stack((*areas, visible)).tolist()
+        if not count:
+            return PanopticMap(torch.zeros(size, dtype=torch.int32, device=masks.device), ())
+        table = torch.zeros((3, count), dtype=torch.int64, device=masks.device)
+        owners = []  # the query of each pixel from 1, 0 where its own mask does not reach
+        for slab in enlarged(masks, size):
+            shares = slab.sigmoid()
+            owner = (scores[:, None, None] * shares).argmax(0)
+            inside = shares >= 0.5
+            owned = inside.gather(0, owner[None])[0]
+            table[0] += torch.bincount(owner.flatten(), minlength=count)
+            table[1] += inside.flatten(1).sum(1)
+            table[2] += torch.bincount(owner[owned], minlength=count)
+            owners.append(torch.where(owned, owner + 1, 0).to(torch.int16))
         segments: list[Segment] = []
         stuff: dict[int, int] = {}
-        value = [0] * count
-        for i, (area, whole, seen) in enumerate(zip(*table, strict=True)):
+        value = [0] * (count + 1)
+        for i, (area, whole, seen) in enumerate(zip(*table.tolist(), strict=True)):
             if not seen or area / whole < self.overlap_threshold:
                 continue
             label = int(labels[i])
             thing = label in self.things
             if not thing and label in stuff:
-                value[i] = stuff[label]
+                value[i + 1] = stuff[label]
                 continue
-            value[i] = len(segments) + 1
-            segments.append(Segment(value[i], label, thing, float(scores[i])))
+            value[i + 1] = len(segments) + 1
+            segments.append(Segment(value[i + 1], label, thing, float(scores[i])))
             if not thing:
-                stuff[label] = value[i]
-        ids = torch.where(owned, torch.tensor(value, dtype=torch.int32, device=ids.device)[owner], ids)
-        return PanopticMap(ids, tuple(segments))
+                stuff[label] = value[i + 1]
+        names = torch.tensor(value, dtype=torch.int32, device=masks.device)
+        return PanopticMap(torch.cat([names[owner.int()] for owner in owners]), tuple(segments))
 
-    def _instances(self, logits: Tensor, masks: Tensor) -> InstanceDetections:
+    def _instances(self, logits: Tensor, masks: Tensor, size: tuple[int, int]) -> InstanceDetections:
         """The best (query, class) pairs that are things; a score is the class's times the mean inside the mask."""
         classes = logits.shape[1] - 1
         scores, index = logits.softmax(-1)[:, :-1].flatten().topk(min(self.detections_per_image, len(logits) * classes))
         labels = index % classes
         kept = torch.tensor([label in self.things for label in labels.tolist()], dtype=torch.bool, device=labels.device)
         scores, labels, query = scores[kept], labels[kept], (index // classes)[kept]
-        found = masks > 0
-        mean = (masks.sigmoid() * found).flatten(1).sum(1) / (found.flatten(1).sum(1) + 1e-6)
-        scores, order = (scores * mean[query]).sort(descending=True, stable=True)
+        needed, query = query.unique(return_inverse=True)
+        total, count, parts = masks.new_zeros(len(needed)), masks.new_zeros(len(needed)), []
+        for slab in enlarged(masks[needed], size):
+            part = slab > 0
+            total += (slab.sigmoid() * part).flatten(1).sum(1)
+            count += part.flatten(1).sum(1)
+            parts.append(part)
+        found = torch.cat(parts, 1)
+        scores, order = (scores * (total / (count + 1e-6))[query]).sort(descending=True, stable=True)
         query, labels = query[order], labels[order]
         return InstanceDetections(boxes_of(found)[query], scores, labels, found[query])
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.checkpoints import KeyMap
+from vistrain.errors import ConfigError, DataError
 from vistrain.layers.padding import Normalize
 from vistrain.layers.precision import at_least_float32
-from vistrain.network import Network
 from vistrain.predictions import LaneMaps
+from vistrain.segmentation.lanes import LaneDecoder, LaneNetwork
 from vistrain.structures import Preprocessing
 
 # VGG16 with batch norms: channels of the convolutions between poolings; the last two poolings are left out.
@@ -58,7 +59,7 @@ class MessagePassing(nn.Module):
         return x
 
 
-class SCNN(Network):
+class SCNN(LaneNetwork):
     """VGG16 with message passing: a map of lanes, and which of them are there.
 
     `target` of a batch holds `label_map` `[H, W]` (0 background, 1 to L the lanes from left to right) and `exist`
@@ -69,6 +70,7 @@ class SCNN(Network):
         input_size: (height, width) that images have, pixels; multiples of 16. The last layers know it.
         background_weight: of background in the loss of the map.
         exist_weight: of the loss of existence.
+        decoder: from maps to points; CULane's if None.
     """
 
     preprocessing = STATISTICS
@@ -83,8 +85,9 @@ class SCNN(Network):
         input_size: tuple[int, int] = (288, 800),
         background_weight: float = 0.4,
         exist_weight: float = 0.1,
+        decoder: LaneDecoder | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(decoder)
         self.normalize = Normalize(self.preprocessing)
         self.measured_size = tuple(input_size)
         self.class_weights, self.exist_weight = (background_weight, *[1.0] * num_lanes), exist_weight
@@ -113,7 +116,15 @@ class SCNN(Network):
 
         Args:
             batch: `image`, `size` and `target`, all of the input size.
+
+        Raises:
+            DataError: targets have another number of lanes.
         """
+        for index, target in enumerate(batch["target"]):
+            if len(target["exist"]) != len(self.class_weights) - 1:
+                problem = f"{len(target['exist'])} lanes, the network has {len(self.class_weights) - 1}"
+                name = str(batch["id"][index]) if "id" in batch else f"image {index} of the batch"
+                raise DataError(name, problem, "set data.num_lanes and model.num_lanes alike")
         maps, exist = self(self.normalize(batch["image"], batch["size"])[0])
         labels = torch.stack([t["label_map"] for t in batch["target"]]).long()
         there = torch.stack([t["exist"] for t in batch["target"]])
@@ -126,14 +137,25 @@ class SCNN(Network):
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Any]) -> list[LaneMaps]:
-        """Probabilities of the lanes in each image, at the size at which the network saw it.
+        """The lanes of each image, and their probabilities at the size at which the network saw it.
 
         Args:
-            batch: `image` and `size`.
+            batch: `image`, `size`, and `original_size` where that is another.
         """
         maps, exist = self(self.normalize(batch["image"], batch["size"])[0])
-        pairs = zip(maps.float().softmax(1), exist.float().sigmoid(), strict=True)
-        return [LaneMaps(probabilities, there) for probabilities, there in pairs]
+        sizes = batch.get("original_size", batch["size"]).tolist()
+        found = zip(maps.float().softmax(1), exist.float().sigmoid(), sizes, strict=True)
+        return [LaneMaps(p, there, self.decoder(p, there, (h, w))) for p, there, (h, w) in found]
+
+    def check_size(self, *size: int) -> None:
+        """See `Network`: its last layers know the size.
+
+        Raises:
+            ConfigError: it is another.
+        """
+        if size != self.measured_size:
+            problem = f"{size[0]}x{size[1]} pixels, the network is for {self.measured_size[0]}x{self.measured_size[1]}"
+            raise ConfigError("model.input_size", problem, "the last layers know the size: use that one")
 
 
 def _vgg() -> nn.Sequential:

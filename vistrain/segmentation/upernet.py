@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vistrain.layers.conv import ConvModule, resize
 from vistrain.segmentation.head import DecodeHead
+from vistrain.segmentation.projections import convolved_enlarged
 
 
 class UPerHead(DecodeHead):
@@ -53,4 +55,9 @@ class UPerHead(DecodeHead):
             levels[i - 1] = levels[i - 1] + resize(levels[i], levels[i - 1].shape[2:], self.align_corners)
         outs = [conv(x) for conv, x in zip(self.fpn_convs, levels[:-1], strict=True)]
         outs.append(levels[-1])
-        return self.fpn_bottleneck(torch.cat([resize(x, outs[0].shape[2:], self.align_corners) for x in outs], 1))
+        # The convolution of all levels side by side, one share after the other: most of this head's work.
+        parts = self.fpn_bottleneck.conv.weight.split(outs[0].shape[1], 1)
+        fused = F.conv2d(outs[0], parts[0], padding=1)
+        for x, weight in zip(outs[1:], parts[1:], strict=True):
+            fused = fused + convolved_enlarged(x, weight, fused.shape[2:], self.align_corners)
+        return self.fpn_bottleneck.finish(fused)

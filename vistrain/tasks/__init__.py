@@ -5,13 +5,17 @@ from vistrain.tasks.classification.task import ClassificationTask, NeighbourTask
 from vistrain.tasks.detection.analysis import ErrorAnalysis
 from vistrain.tasks.detection.task import DetectionTask
 from vistrain.tasks.restoration.task import RestorationTask
+from vistrain.tasks.segmentation.lanes import LaneTask
+from vistrain.tasks.segmentation.panoptic_task import PanopticTask
 from vistrain.tasks.segmentation.task import SegmentationTask
 
 __all__ = [
     "ClassificationTask",
     "DetectionTask",
     "ErrorAnalysis",
+    "LaneTask",
     "NeighbourTask",
+    "PanopticTask",
     "RestorationTask",
     "SegmentationTask",
     "Task",

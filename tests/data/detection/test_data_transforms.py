@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from torchvision.transforms import functional as torchvision_functional
 
+from vistrain.data.coco.instance_masks import InstanceMasks
 from vistrain.data.detection import transforms
 from vistrain.data.detection.collate import Sample
-from vistrain.data.detection.transforms import SCALES, DetrAugment, EvalResize, output_size
+from vistrain.data.detection.transforms import SCALES, DetrAugment, EvalResize, ScaleJitter, output_size
 from vistrain.errors import ConfigError
 
 
@@ -97,7 +98,7 @@ def blocks() -> Sample:
     for mask, box, color in zip(masks, boxes.astype(int), COLORS, strict=True):
         image[box[1] : box[3], box[0] : box[2]] = color
         mask[box[1] : box[3], box[0] : box[2]] = True
-    return Sample(image, 9, (120, 160), boxes, np.arange(4), masks)
+    return Sample(image, 9, (120, 160), boxes, np.arange(4), InstanceMasks.encoded(masks, (120, 160)))
 
 
 RECIPE = {"scales": (96, 128, 160), "long_side": 230, "crop_resize": (80, 100, 120), "crop_range": (60, 110)}
@@ -113,7 +114,7 @@ def test_boxes_and_masks_follow_their_objects(crop: float) -> None:
         height, width = out.image.shape[:2]
         assert len(out.boxes) == len(out.labels) == len(out.masks)
         dropped += 4 - len(out.boxes)
-        for box, label, mask in zip(out.boxes, out.labels, out.masks, strict=True):
+        for box, label, mask in zip(out.boxes, out.labels, out.masks.packed().unpacked().numpy(), strict=True):
             assert (box[:2] >= 0).all()
             assert (box[2:] <= (width, height)).all()
             assert (box[2:] > box[:2]).all()
@@ -128,6 +129,28 @@ def test_boxes_and_masks_follow_their_objects(crop: float) -> None:
     assert (dropped > 0) == (crop > 0)
     np.testing.assert_array_equal(sample.image, blocks().image)  # the given sample is not changed
     np.testing.assert_array_equal(sample.boxes, blocks().boxes)
+
+
+def test_large_scale_jitter_cuts_or_pads_to_a_square() -> None:
+    jitter, kept = ScaleJitter(100, (0.3, 2.5)), 0
+    for seed in range(40):
+        out = jitter.apply(blocks(), seed)
+        assert out.image.shape == (100, 100, 3)
+        kept += len(out.boxes)
+        for box, label, mask in zip(out.boxes, out.labels, out.masks.packed().unpacked().numpy(), strict=True):
+            near = np.abs(out.image.astype(int) - COLORS[label]).sum(2) < 150
+            assert (mask != near).mean() < 0.03
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            if len(rows):
+                seen = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+                np.testing.assert_allclose(box, seen, atol=1.5)
+    assert 80 < kept < 160
+    np.testing.assert_array_equal(jitter.apply(blocks(), 7).image, jitter.apply(blocks(), 7).image)
+    padded = ScaleJitter(100, (0.5, 0.5), flip=0).apply(blocks(), 0)
+    assert (padded.image[38:] == 128).all()
+    assert (padded.image[:, 50:] == 128).all()
+    with pytest.raises(ConfigError, match="scale"):
+        ScaleJitter(100, (2.0, 0.1))
 
 
 def test_the_seed_alone_decides() -> None:
@@ -170,12 +193,12 @@ def test_a_crop_larger_than_the_image_keeps_it_whole() -> None:
 
 
 def test_an_image_without_objects_stays_one() -> None:
-    empty = Sample(texture(120, 160), 1, (120, 160), masks=np.zeros((0, 120, 160), bool))
+    empty = Sample(texture(120, 160), 1, (120, 160), masks=InstanceMasks.encoded([], (120, 160)))
     for seed in range(6):
         out = DetrAugment(**RECIPE).apply(empty, seed)
         assert out.boxes.shape == (0, 4)
         assert out.boxes.dtype == np.float32
-        assert out.masks.shape == (0, *out.image.shape[:2])
+        assert out.masks.packed().shape == (0, *out.image.shape[:2])
 
 
 @pytest.mark.parametrize(

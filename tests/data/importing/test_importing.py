@@ -15,7 +15,7 @@ from PIL import Image
 from vistrain.cli import main
 from vistrain.commands.import_data import LAYOUTS
 from vistrain.data import CocoDetection, CocoSplit, DetrAugment
-from vistrain.data.detection.coco import read_coco
+from vistrain.data.coco.reader import read_coco
 from vistrain.data.importing.convert import READERS
 
 BCCD = Path(__file__).parents[4] / "shared" / "samples" / "bccd"

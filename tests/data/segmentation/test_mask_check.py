@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from vistrain.cli import main
 from vistrain.data import GeneratedMasks, MaskFolders, MaskSplit
 from vistrain.data.segmentation.check import MaskReport
+from vistrain.errors import DataError
 
 NAMES = ("ground", "tree", "car")
 PALETTE = ((128, 64, 128), (107, 142, 35), (0, 0, 142))
@@ -86,6 +88,46 @@ def test_what_is_advised_mends_it(tmp_path, capsys, monkeypatch):
     line = "data.values=[0,255] data.ignore=[]"
     assert line in said
     assert main(["check", "-c", "mine.yaml", *line.split()]) == 0
+
+
+def test_a_run_refuses_masks_of_which_it_would_read_one_half(tmp_path):
+    write(tmp_path, {f"m{i:03}": stripes(0, 0) for i in range(40)})
+    write(tmp_path, {"w": stripes(0, 255), "x": stripes(255)})
+    write(tmp_path, {"v": stripes(0, 255)}, "val")
+    splits = {s: MaskSplit(f"images/{s}", f"masks/{s}") for s in ("train", "val")}
+    make = functools.partial(MaskFolders, **splits, classes=NAMES[:2], root=str(tmp_path), batch_size=1)
+    with pytest.raises(DataError, match=r"masks/train: masks hold 0 and 255 alone, of which classes have") as it:
+        make().setup("fit")
+    assert it.value.remedy == "data.values=[0,255] data.ignore=[]"
+    make(values=(0, 255), ignore=()).setup("fit")
+    write(tmp_path, {"zzz": stripes(0, 1, 255)})  # 255 is a border, then
+    make().setup("fit")
+
+
+def test_jpeg_masks_are_said_once_for_each_split(tmp_path):
+    write(tmp_path, {"a": stripes(0, 1, 2)})
+    report = look(tmp_path)
+    for split in ("train", "val"):
+        for path in (tmp_path / f"masks/{split}").iterdir():
+            path.rename(path.with_suffix(".jpg"))
+    report = look(tmp_path)
+    assert {name: "masks are JPEG" in split.problem for name, split in report.splits.items()} == {
+        "train": True, "val": True,
+    }  # fmt: skip
+
+
+def test_remedies_are_not_broken_into_lines(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"a": np.arange(20, dtype=np.uint8)[None].repeat(4, 0), "b": stripes(0, 1)})
+    write(tmp_path, {"v": stripes(0, 1, 2)}, "val")
+    Path("mine.yaml").write_text(
+        "data:\n  type: data.MaskFolders\n  root: .\n  batch_size: 2\n  classes: [ground, tree, car]\n"
+        "  train: {images: images/train, masks: masks/train}\n  val: {images: images/val, masks: masks/val}\n"
+    )
+    assert main(["check", "-c", "mine.yaml"]) == 2
+    listed = ",".join(map(str, [*range(3, 20), 255]))
+    assert f"    -> data.ignore=[{listed}] leaves them out" in capsys.readouterr().out
 
 
 def test_fewer_images_than_a_batch_are_refused_as_a_run_refuses_them(tmp_path):

@@ -65,6 +65,11 @@ class Findings(ABC):
         refused. Leaks do not stop one."""
         return not any(s.bad_files or s.problem or s.refused or s.several for s in self.splits.values())
 
+    @property
+    def lost(self) -> bool:
+        """Whether a split cannot be listed, or a run would refuse a part of it."""
+        return any(split.problem or split.refused for split in self.splits.values())
+
     @abstractmethod
     def table(self) -> RenderableType:
         """What a terminal shows: print it with a Rich console."""

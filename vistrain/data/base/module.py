@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from vistrain.contract import Contract
 from vistrain.data.base.check import Findings
 from vistrain.data.base.collate import Batch, batch_or_error
+from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.faults import Watched, dead_worker
 from vistrain.data.base.samplers import BlockSampler, ResumableSampler
 from vistrain.data.base.transform import EvalTransform
@@ -168,6 +169,14 @@ class DataModule(Contract, LightningDataModule, ABC):
             ConfigError: this set has no files.
         """
         raise ConfigError("data.type", f"{type(self).__name__} has no image files", "write its `image_path(split, id)`")
+
+    def place(self, split: SplitName) -> str:
+        """What a split is read from, for a line: here the folder that holds its files, or empty where nothing says."""
+        samples = self.dataset(split)
+        if not isinstance(samples, SampleSet) or not len(samples):
+            return ""
+        files = [samples.where(index) for index in {0, len(samples) // 2, len(samples) - 1}]
+        return os.path.commonpath(files) if all(map(os.path.exists, files)) else ""
 
     def check(self, output: str | Path) -> Findings:
         """Opens every file of the set and looks for what is wrong with it, before a GPU is spent on it: all that a run

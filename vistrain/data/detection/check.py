@@ -24,10 +24,11 @@ from vistrain.data.base.check import (
 )
 from vistrain.data.base.images import has_several, image_orientation, read_listed_image
 from vistrain.data.base.module import SplitName
-from vistrain.data.detection.coco import Annotations, Listing, Problems, disagreements, examined, targets
+from vistrain.data.coco.reader import Annotations, Listing, Problems, disagreements, examined, targets
+from vistrain.data.detection.mask_check import check_masks
 from vistrain.data.detection.module import BoxedImages, DetectionData
 from vistrain.errors import DataError
-from vistrain.pictures import bars, class_colours, draw_boxes, grid, histogram
+from vistrain.pictures import bars, class_colours, draw_boxes, draw_masks, grid, histogram
 from vistrain.structures import LabelSpace, distinct_names
 from vistrain.writing import whole_file
 
@@ -86,7 +87,8 @@ class Report(Findings):
 def check_boxes(data: DetectionData, output: str | Path) -> Report:
     """Opens every file of a detection set, counts classes and sizes, and looks for what is wrong.
 
-    Writes `report.json`, `samples-*.png` (images with their boxes), `classes-*.png`, `box-sizes-*.png` and
+    Writes `report.json`, `samples-*.png` (images with their boxes, and masks where they are read), `classes-*.png`,
+    `box-sizes-*.png` and
     `turned-*.png` (both readings of photographs whose annotations do not tell whether EXIF turns them).
 
     Args:
@@ -112,12 +114,14 @@ def check_boxes(data: DetectionData, output: str | Path) -> Report:
         except DataError as error:
             report.splits[name] = SplitReport(problem=str(error))
             continue
-        found = targets(listing, keep_empty=True)
+        found = targets(listing, keep_empty=True, masks=data.masks)
         classes = classes or _distinct(listing, found)  # those of the training split
         named = {i: classes.get(i, listing.categories[i]) for i in sorted(listing.categories)}
         split = _count(listing, found, named)
         report.splits[name] = split
         split.refused = [str(fault) for fault in faults] or _refused(data, name, listing, split)
+        if data.masks and not faults:
+            split.refused += check_masks(listing, measured=name != "train")
         if name == "train" and not faults:
             known = listing.categories
         elif known is not None and not faults:
@@ -236,9 +240,14 @@ def _samples(
     chosen = np.random.default_rng(0).permutation(good)[:SAMPLES].tolist()  # the same ones each time
     tiles, captions = [], []
     for index in sorted(chosen):
-        sample = dataset.read(index)
-        colours = class_colours(labels)
-        tiles.append(draw_boxes(sample.image, sample.boxes, sample.labels, names=labels.name_of, colours=colours))
+        try:
+            sample = dataset.read(index)
+        except DataError:  # a damaged mask, which is said elsewhere
+            continue
+        colours, image = class_colours(labels), sample.image
+        if sample.masks is not None:
+            image = draw_masks(image, sample.masks.packed(), sample.labels.tolist(), colours)
+        tiles.append(draw_boxes(image, sample.boxes, sample.labels, names=labels.name_of, colours=colours))
         captions.append(found.files[index])
     starts = range(0, len(tiles), 4)
     picture = grid([tiles[i : i + 4] for i in starts], [captions[i : i + 4] for i in starts])

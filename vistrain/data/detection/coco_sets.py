@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vistrain.data.base.module import SplitName
-from vistrain.data.detection.coco import read_content
+from vistrain.data.coco.reader import read_content
 from vistrain.data.detection.module import DetectionData
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 from vistrain.data.base.collate import Batch, batch_of
+from vistrain.data.coco.instance_masks import InstanceMasks
 
 
 def _no_boxes() -> np.ndarray:
@@ -29,7 +31,7 @@ class Sample:
         original_size: height, width in pixels before any transform.
         boxes: `[N, 4]` float32 xyxy, pixels of `image`.
         labels: `[N]` int64, class channels.
-        masks: bool `[N, H, W]`, or None where the data set does not load them.
+        masks: of the objects, or None where the data set does not load them.
     """
 
     image: np.ndarray
@@ -37,7 +39,7 @@ class Sample:
     original_size: tuple[int, int]
     boxes: np.ndarray = field(default_factory=_no_boxes)
     labels: np.ndarray = field(default_factory=_no_labels)
-    masks: np.ndarray | None = None
+    masks: InstanceMasks | None = None
 
 
 def collate(samples: Sequence[Sample], size_divisor: int = 1) -> Batch:
@@ -50,14 +52,14 @@ def collate(samples: Sequence[Sample], size_divisor: int = 1) -> Batch:
     Returns:
         `image` uint8 `[B, 3, H, W]`, `size` int64 `[B, 2]` (height, width without padding), `original_size` int64 `[B,
         2]`, `id` list of int, `target` list of dicts with `boxes` float32 `[N, 4]` (xyxy pixels of the unpadded image),
-        `labels` int64 `[N]` and, where loaded, `masks` bool `[N, h, w]` (unpadded).
+        `labels` int64 `[N]` and, where loaded, `masks`, `PackedMasks` of the unpadded image.
     """
     images, sizes, ids = zip(*((s.image, s.original_size, s.id) for s in samples), strict=True)
     return batch_of(images, sizes, ids, [_target(s) for s in samples], size_divisor)
 
 
-def _target(sample: Sample) -> dict[str, torch.Tensor]:
-    target = {"boxes": torch.from_numpy(sample.boxes), "labels": torch.from_numpy(sample.labels)}
+def _target(sample: Sample) -> dict[str, Any]:
+    target: dict[str, Any] = {"boxes": torch.from_numpy(sample.boxes), "labels": torch.from_numpy(sample.labels)}
     if sample.masks is not None:
-        target["masks"] = torch.from_numpy(sample.masks)
+        target["masks"] = sample.masks.packed()
     return target

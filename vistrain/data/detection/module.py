@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-from pycocotools import mask as mask_tools
 
 from vistrain.data.base.check import Findings
 from vistrain.data.base.collate import Batch
@@ -20,12 +19,13 @@ from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.images import image_size, read_listed_image
 from vistrain.data.base.module import DataModule, SplitName
 from vistrain.data.base.storage import is_folder, refuse_missing
-from vistrain.data.detection.coco import Annotations, Listing, Problems, checked, disagreements, targets
-from vistrain.data.detection.coco_masks import encode_mask
+from vistrain.data.coco.instance_masks import InstanceMasks
+from vistrain.data.coco.reader import Annotations, Listing, Problems, checked, disagreements, targets
 from vistrain.data.detection.collate import Sample, collate
 from vistrain.data.detection.repair import repaired
-from vistrain.data.detection.transforms import DetrAugment, EvalResize, SizeRule
+from vistrain.data.detection.transforms import DetrAugment, EvalResize, ScaleJitter, SizeRule
 from vistrain.errors import ConfigError, DataError
+from vistrain.metrics.coco_masks import encode_mask
 from vistrain.structures import LabelSpace
 from vistrain.writing import whole_file
 
@@ -51,7 +51,7 @@ class BoxedImages(SampleSet):
         annotations: Annotations,
         folder: Path,
         labels: LabelSpace,
-        transform: DetrAugment | EvalResize,
+        transform: DetrAugment | ScaleJitter | EvalResize,
         exif: Exif,
     ) -> None:
         self.annotations, self.folder, self.transform, self.exif = annotations, folder, transform, exif
@@ -85,10 +85,9 @@ class BoxedImages(SampleSet):
         mine = slice(int(data.first[index]), int(data.first[index + 1]))
         masks = None
         if data.segmentations is not None:
-            masks = np.zeros((mine.stop - mine.start, height, width), bool)
-            for mask, segmentation in zip(masks, data.segmentations[mine], strict=True):
-                where = f"a segmentation of {data.files[index]}"
-                mask[:] = mask_tools.decode(encode_mask(where, segmentation, height, width))
+            where = f"a segmentation of {data.files[index]}"
+            runs = [encode_mask(where, data.segmentations[i], height, width) for i in range(mine.start, mine.stop)]
+            masks = InstanceMasks.of(runs, (height, width))
         return Sample(
             image, int(data.ids[index]), (height, width), data.boxes[mine].copy(), self.labels[mine].copy(), masks
         )
@@ -118,7 +117,7 @@ class DetectionData(DataModule):
     def __init__(
         self,
         labels: LabelSpaceName = "contiguous",
-        augment: DetrAugment | None = None,
+        augment: DetrAugment | ScaleJitter | None = None,
         eval_short_side: int = 800,
         eval_long_side: int | None = 1333,
         resize: SizeRule = "detr",
@@ -131,7 +130,7 @@ class DetectionData(DataModule):
         super().__init__(**base)
         self.leave_out = leave_out
         self.label_space = labels
-        self.augment = DetrAugment() if augment is None else augment
+        self.augment: DetrAugment | ScaleJitter = DetrAugment() if augment is None else augment
         self.eval_short_side, self.eval_long_side, self.resize = eval_short_side, eval_long_side, resize
         self.keep_empty, self.masks, self.exif = keep_empty, masks, exif
         self.problems: dict[SplitName, Problems] = {}
@@ -147,9 +146,9 @@ class DetectionData(DataModule):
 
     @abstractmethod
     def read(self, split: SplitName) -> Mapping[str, Any]:
-        """What a split lists, as a dictionary in COCO's format; every entry is checked afterwards, see `data.coco`.
+        """What a split lists, as a dictionary in COCO's format; `data.coco.reader` checks every entry afterwards.
 
-        Of other formats, `coco.as_content` makes one. A test split may lack annotations.
+        Of other formats, `as_content` makes one. A test split may lack annotations.
 
         Raises:
             DataError: the annotations cannot be read.
@@ -244,6 +243,10 @@ class DetectionData(DataModule):
         if position == len(data) or data.ids[position] != image_id:
             raise DataError(str(self.annotation_file(split)), f"no image with id {image_id} in split {split!r}")
         return self.folder(split) / data.files[position]
+
+    def place(self, split: SplitName) -> str:
+        """The annotation file: splits may share a folder of images."""
+        return str(self.annotation_file(split))
 
     def check(self, output: str | Path) -> Findings:
         """See `detection.check.check_boxes`."""

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vistrain.data.detection.coco import SIZES
+from vistrain.data.coco.reader import SIZES
 from vistrain.errors import DataError
-from vistrain.metrics.coco_files import crowd_flag, is_id, is_number, shown
+from vistrain.metrics.coco_values import crowd_flag, is_id, is_number, shown
 
 
 def repaired(

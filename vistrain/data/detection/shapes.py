@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from vistrain.data.base.generated import whole_folder
 from vistrain.data.base.module import SplitName, data_root, refuse_below
 from vistrain.data.base.scenes import CATEGORIES, Scenes, draw, save_scene
 from vistrain.data.detection.coco_sets import CocoDetection, CocoSplit
-from vistrain.data.detection.transforms import DetrAugment
+from vistrain.data.detection.transforms import DetrAugment, ScaleJitter
+from vistrain.metrics.coco_masks import plain_runs
 from vistrain.structures import LabelSpace
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class GeneratedShapes(CocoDetection):
         scenes: Scenes | None = None,
         batch_size: int = 8,
         eval_batch_size: int = 8,
-        augment: DetrAugment | None = None,
+        augment: DetrAugment | ScaleJitter | None = None,
         eval_short_side: int | None = None,
         eval_long_side: int | None = None,
         **base: Any,
@@ -159,16 +159,8 @@ def _annotation(mask: np.ndarray, category: int, crowd: bool = False) -> dict[st
         "bbox": [x, y, w, h],
         "area": int(mask.sum()),
         "iscrowd": int(crowd),
-        "segmentation": polygons or {"size": list(mask.shape), "counts": list(run_lengths(mask))},
+        "segmentation": polygons or {"size": list(mask.shape), "counts": plain_runs(mask, 0, 0, mask.shape)},
     }
-
-
-def run_lengths(mask: np.ndarray) -> Iterator[int]:
-    """COCO's plain run lengths of a mask `[H, W]`: column by column, starting with a run of zeros (maybe empty)."""
-    flat = np.concatenate([[0], mask.ravel(order="F").astype(np.int8), [0]])
-    changes = np.flatnonzero(np.diff(flat))
-    edges = np.concatenate([[0], changes, [] if mask.ravel(order="F")[-1] else [mask.size]]).astype(int)
-    return iter(np.diff(edges).tolist())
 
 
 def polygons_of(mask: np.ndarray) -> list[list[float]] | None:

@@ -196,6 +196,55 @@ class DetrAugment:
         return self._jitter(image=image)["image"]
 
 
+class ScaleJitter:
+    """Large-scale jitter (Ghiasi et al. 2021, arXiv 2012.07177, section 3): flip, resize by a wide range, and cut or
+    pad to one square.
+
+    The image is resized so that it just fits a square of `scale` times `size`, with `scale` drawn uniformly. Where it
+    is larger then, a window of `size` is drawn from it; where it is smaller, the rest is grey and counts as image, as
+    in detectron2 (`ResizeScale`, `FixedSizeCrop`). Boxes are clipped, and objects without area dropped.
+
+    Args:
+        size: side of the square, pixels.
+        scale: least and greatest.
+        flip: probability of a horizontal flip.
+        pad_value: 0..255, of what lies beyond the image.
+
+    Raises:
+        ConfigError: a probability outside 0..1, or a range that is upside down.
+    """
+
+    def __init__(
+        self, size: int = 1024, scale: tuple[float, float] = (0.1, 2.0), flip: float = 0.5, pad_value: int = 128
+    ) -> None:
+        if not 0 <= flip <= 1:
+            raise ConfigError("flip", f"{flip} is not in 0..1")
+        if not 0 < scale[0] <= scale[1] or size < 1:
+            raise ConfigError("scale", f"{list(scale)} of {size} pixels", "least and greatest factor, above 0")
+        self.size, self.scale, self.flip, self.pad_value = size, scale, flip, pad_value
+
+    def apply(self, sample: Sample, seed: int) -> Sample:
+        """Augments an image with its boxes, labels and masks; the sample given is not changed."""
+        rng = np.random.default_rng(seed)
+        if rng.random() < self.flip:
+            sample = _flip(sample)
+        height, width = sample.image.shape[:2]
+        factor = rng.uniform(*self.scale) * self.size / max(height, width)
+        size = (max(round(height * factor), 1), max(round(width * factor), 1))
+        sample = _replace_image(sample, _resize_fast(sample.image, *size))
+        top, left = (int(rng.integers(max(side - self.size, 0) + 1)) for side in size)
+        sample = _crop(sample, top, left, min(size[0], self.size), min(size[1], self.size))
+        below, right = (self.size - side for side in sample.image.shape[:2])
+        image = cv2.copyMakeBorder(sample.image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(self.pad_value,) * 3)
+        masks = None if sample.masks is None else sample.masks.window(0, 0, self.size, self.size)
+        return Sample(image, sample.id, sample.original_size, sample.boxes, sample.labels, masks)
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Short and long side of the output, in pixels."""
+        return self.size, self.size
+
+
 def _resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
@@ -214,17 +263,14 @@ def _replace_image(sample: Sample, image: np.ndarray) -> Sample:
         return sample
     # In float64: float32's 80 * (96 / 80) is 96.00001, outside the image.
     boxes = (sample.boxes * np.array([w / old_w, h / old_h] * 2)).astype(np.float32)
-    masks = sample.masks
-    if masks is not None:
-        resized = [cv2.resize(m.view(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST_EXACT) for m in masks]
-        masks = np.stack(resized).view(bool) if resized else np.zeros((0, h, w), bool)
+    masks = None if sample.masks is None else sample.masks.resized(h, w)
     return Sample(image, sample.id, sample.original_size, boxes, sample.labels, masks)
 
 
 def _flip(sample: Sample) -> Sample:
     boxes = sample.boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
     boxes += np.array([sample.image.shape[1], 0] * 2, np.float32)
-    masks = None if sample.masks is None else np.ascontiguousarray(sample.masks[:, :, ::-1])
+    masks = None if sample.masks is None else sample.masks.mirrored()
     return Sample(cv2.flip(sample.image, 1), sample.id, sample.original_size, boxes, sample.labels, masks)
 
 
@@ -233,5 +279,5 @@ def _crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sampl
     boxes = sample.boxes - np.array([left, top] * 2, np.float32)
     boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
     keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    masks = None if sample.masks is None else sample.masks[keep, top : top + height, left : left + width]
+    masks = None if sample.masks is None else sample.masks.kept(keep).window(top, left, height, width)
     return Sample(image, sample.id, sample.original_size, boxes[keep], sample.labels[keep], masks)

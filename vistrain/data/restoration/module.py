@@ -103,7 +103,7 @@ class RestorationData(DataModule):
             missing: list[DataError] = []
             for name, images in self.sets[split].items():
                 if images.low is None and degradation is None:
-                    raise ConfigError(f"{split}.{name}.low", "is missing", "or give data.degradation")
+                    raise ConfigError(f"data.{split}", f"set {name} has no `low`", "give it, or data.degradation")
                 try:
                     found += [(f"{name}/{p.name}", p) for p in find_pairs(self.root, images, self.scale)]
                 except DataError as error:
@@ -139,6 +139,10 @@ class RestorationData(DataModule):
             return super().training_sampler(length)
         arguments = (length, self.batch_size, self.seed, self.rank, self.world, self.resume)
         return ProgressiveSampler(*arguments, patches=((0, self.patch), *self.progressive))
+
+    def place(self, split: SplitName) -> str:
+        """The folders of its sets."""
+        return ", ".join(str(self.root / images.truth) for images in self.sets[split].values())
 
     @property
     def collate(self) -> Callable[[Sequence[RestorationSample]], Batch]:

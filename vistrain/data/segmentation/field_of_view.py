@@ -13,30 +13,14 @@ import numpy as np
 from PIL import Image
 
 from vistrain.data.base.module import SplitName, refuse_below
-from vistrain.data.base.transform import EvalTransform
 from vistrain.data.segmentation.label_files import SUFFIXES, LabelRule, read_label_file
 from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskPair, MaskSplit, Pairing, named_files
 from vistrain.data.segmentation.module import MaskedImage, MaskedImages, read_pair
-from vistrain.data.segmentation.transforms import MaskAugment
+from vistrain.data.segmentation.transforms import EvalStretch, MaskAugment
 from vistrain.errors import ConfigError, DataError
 
 Outside = Literal["ignored", "background"]
-
-
-@dataclass(frozen=True)
-class EvalStretch(EvalTransform):
-    """Pictures of one size, whatever their proportions: Pillow's bilinear filter, antialiased and rounded to 8 bits.
-
-    Args:
-        size: height and width, pixels.
-    """
-
-    size: tuple[int, int]
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """uint8 `[H, W, 3]` to uint8 `[h, w, 3]`."""
-        return np.asarray(Image.fromarray(image).resize(self.size[::-1], Image.Resampling.BILINEAR))
 
 
 @dataclass(frozen=True)
@@ -172,7 +156,7 @@ class ViewedImages(MaskedImages):
         if augment is not None or self.stretch_truth:
             stretched = Image.fromarray(label_map).resize(self.size[::-1], Image.Resampling.NEAREST)
             label_map = np.array(stretched, self.rule.dtype)
-        image = EvalStretch(self.size)(image)
+        image = EvalStretch(self.size, antialias=True)(image)
         if augment is not None:
             image, label_map = augment(image, label_map, self.rule.ignored, seed)
         height, width = label_map.shape
@@ -283,7 +267,7 @@ class FieldOfViewFolders(MaskFolders):
     @property
     def eval_transform(self) -> Any:
         """The stretching."""
-        return EvalStretch(self.size)
+        return EvalStretch(self.size, antialias=True)
 
     def largest(self, split: SplitName) -> tuple[int, int]:
         """See `SegmentationData`."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vistrain.data.segmentation.label_files import LabelRule
+import numpy as np
+
+from vistrain.data.segmentation.label_files import LabelRule, read_label_file
+from vistrain.errors import DataError
 
 if TYPE_CHECKING:
     from vistrain.data.segmentation.check import MaskSplitReport
 
 NAMED = 8  # values, colours or classes that a line lists
+LOOKED_AT = 32  # masks that a run looks at before it begins
 TOO_MANY = 64  # colours that classes are not painted in
 
 
@@ -93,13 +99,44 @@ def _quiet(name: str, split: MaskSplitReport, rule: LabelRule) -> list[Advice]:
     """Values that fit the config, and yet hardly mean what it says."""
     used, values, names = set(split.values), rule.classes.values, rule.classes.names
     if len(names) == 2 and used == {"0", "255"} and len(split.pixels) < 2:
-        problem = f"masks hold 0 and 255 alone, of which classes have {_listed(values)}: the rest is ignored"
-        return [Advice(name, problem, "data.values=[0,255] data.ignore=[]", stops=True)]
+        return [Advice(name, *_half(rule), stops=True)]
     last = names[values.index(max(values))]
     if min(values) == 1 and "0" in used and last not in split.pixels and str(max(values) - 1) in used:
         problem = f"0 is ignored, and {last!r}, the last class, never occurs: do values count from 0?"
         return [Advice(name, problem, "if so, data.first_value=0 data.ignore=[255]")]
     return []
+
+
+def _half(rule: LabelRule) -> tuple[str, str]:
+    """Black and white masks, of which one half is read."""
+    problem = f"masks hold 0 and 255 alone, of which classes have {_listed(rule.classes.values)}: the rest is ignored"
+    return problem, "data.values=[0,255] data.ignore=[]"
+
+
+def half_read(files: Sequence[Path], rule: LabelRule) -> DataError | None:
+    """What is wrong with black and white masks of two classes, one of which would be ignored as a whole; or None.
+
+    A few files are read, spread over all of them; where they are black and white alone, all are, until one shows that
+    it is not so. What cannot be read is skipped.
+    """
+    if rule.colours or len(rule.classes.names) != 2 or {0, 255} <= set(rule.classes.values):
+        return None
+    spread = range(0, len(files), max(len(files) // LOOKED_AT, 1))
+    if _used(files[i] for i in spread) == {0, 255} and _used(files) == {0, 255}:
+        return DataError(str(files[0].parent), *_half(rule))
+    return None
+
+
+def _used(files: Iterable[Path]) -> set[int]:
+    """The values of masks, of the files up to the first one that is not black and white."""
+    used: set[int] = set()
+    for path in files:
+        with suppress(DataError):
+            stored = read_label_file(path)
+            used |= set(np.unique(stored).tolist()) if stored.ndim == 2 else {-1}
+        if not used <= {0, 255}:
+            break
+    return used
 
 
 def _colours(name: str, split: MaskSplitReport, rule: LabelRule, files: int) -> Advice:

@@ -20,6 +20,7 @@ from vistrain.data.base.images import image_size, read_image
 from vistrain.data.base.module import DataModule, SplitName, refuse_below
 from vistrain.data.base.samplers import ResumableSampler
 from vistrain.data.segmentation.label_files import LabelRule
+from vistrain.data.segmentation.mask_advice import half_read
 from vistrain.data.segmentation.mask_pairs import MaskPair, Pairing
 from vistrain.data.segmentation.rare_classes import RareClasses, class_pixels
 from vistrain.data.segmentation.transforms import EvalScale, MaskAugment
@@ -205,8 +206,16 @@ class SegmentationData(DataModule):
         return found.pairs
 
     def find(self, split: SplitName) -> None:
-        """Finds the pairs of a split."""
-        self.pairs(split)
+        """Finds the pairs of a split; masks of which one half is read are refused in training, elsewhere a warning.
+
+        Raises:
+            DataError: see `pairs` and `mask_advice.half_read`.
+        """
+        problem = half_read([pair.mask for pair in self.pairs(split)], self.rule)
+        if problem is not None and split == "train":
+            raise problem
+        if problem is not None and self.rank == 0:
+            log.warning("%s", problem)
 
     def dataset(self, split: SplitName) -> MaskedImages:
         """The samples of a split: augmented for `train`, resized for evaluation otherwise."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from vistrain.data.base.transform import EvalTransform
 from vistrain.errors import ConfigError
@@ -24,21 +25,25 @@ def scaled_size(height: int, width: int, bounds: tuple[int, int]) -> tuple[int, 
 
 @dataclass(frozen=True)
 class EvalScale(EvalTransform):
-    """The evaluation resize, bilinear and not antialiased, as in mmsegmentation.
+    """The evaluation resize, bilinear and, unless asked for, not antialiased, as in mmsegmentation.
 
     Args:
         scale: bounds of the long and the short side, pixels; None leaves images as they are.
         multiple: sides are rounded up to multiples of it, which changes proportions a little (VWFormer).
+        antialias: Pillow's filter, as in detectron2.
     """
 
     scale: tuple[int, int] | None = None
     multiple: int = 1
+    antialias: bool = False
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """uint8 `[H, W, C]` to uint8 `[h, w, C]`."""
         height, width = self.size(*image.shape[:2])
         if (height, width) == image.shape[:2]:
             return image
+        if self.antialias:
+            return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
@@ -46,6 +51,27 @@ class EvalScale(EvalTransform):
         if self.scale is not None:
             height, width = scaled_size(height, width, self.scale)
         return -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple
+
+
+@dataclass(frozen=True)
+class EvalStretch(EvalTransform):
+    """Images of one size, their proportions given up; bilinear.
+
+    Args:
+        size: (height, width), pixels.
+        antialias: as Pillow resizes; otherwise as OpenCV does.
+    """
+
+    size: tuple[int, int]
+    antialias: bool = False
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """uint8 `[H, W, 3]` to `[h, w, 3]`."""
+        if image.shape[:2] == self.size:
+            return image
+        if self.antialias:
+            return np.array(Image.fromarray(image).resize(self.size[::-1], Image.Resampling.BILINEAR))
+        return cv2.resize(image, self.size[::-1])
 
 
 @dataclass(frozen=True)

@@ -138,15 +138,34 @@ def spread(task: Task) -> None:
     strategy, network = task.trainer.strategy, task.model
     fitting = task.trainer.state.fn == TrainerFn.FITTING
     if fitting and task.trainer.world_size > 1 and task.sync_batchnorm:
-        if strategy.root_device.type == "cpu":
-            problem = "torch synchronises batch norms on accelerators only"
-            raise ConfigError("trainer.sync_batchnorm", problem, "set it to false, or train on GPUs")
+        refuse_to_spread(task)
         synchronize_batch_norms(network)
     if isinstance(strategy, ShardedStrategy):
         shard(network, strategy.device_mesh["data_parallel"])
     elif isinstance(strategy, DDPStrategy):
         # Gradients live in the buckets that are sent: a copy of all of them less. Nothing here detaches gradients.
         ddp_arguments(strategy).setdefault("gradient_as_bucket_view", True)
+
+
+def refuse_to_spread(task: Task) -> None:
+    """Refuse to train on several devices what cannot be.
+
+    Raises:
+        ConfigError: batch norms are to be synchronised on processors; weights lie in memory in an order that torch
+            cannot shard.
+    """
+    strategy = task.trainer.strategy
+    if task.trainer.world_size > 1 and task.sync_batchnorm and strategy.root_device.type == "cpu":
+        problem = "torch synchronises batch norms on accelerators only"
+        raise ConfigError("trainer.sync_batchnorm", problem, "set it to false, or train on GPUs")
+    if isinstance(strategy, ShardedStrategy):
+        _refuse_order(task.model)
+
+
+def _refuse_order(network: Network) -> None:
+    if not all(parameter.is_contiguous() for parameter in network.parameters()):
+        problem = f"weights in this order in memory cannot be sharded by trainer.strategy={SHARDED}"
+        raise ConfigError("task.channels_last", problem, "set it to false, or trainer.strategy=ddp")
 
 
 def shard(network: Network, mesh: DeviceMesh) -> None:
@@ -161,9 +180,7 @@ def shard(network: Network, mesh: DeviceMesh) -> None:
     """
     if isinstance(network, FSDPModule):
         return
-    if not all(parameter.is_contiguous() for parameter in network.parameters()):
-        problem = f"weights in this order in memory cannot be sharded by trainer.strategy={SHARDED}"
-        raise ConfigError("task.channels_last", problem, "set it to false, or trainer.strategy=ddp")
+    _refuse_order(network)
     for tensor in [*network.parameters(), *network.buffers()]:
         distributed.broadcast(tensor.detach(), 0)
     for block in blocks(network):

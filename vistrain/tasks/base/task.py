@@ -246,10 +246,7 @@ class Task(Contract, LightningModule):
         parameters = self.parameter_groups()
         self.checkpoint_facts["optimized"] = names_of(self.model, parameters)
         optimizer = self.optimizer(parameters)
-        internals.know_length_of_epoch(self.trainer)  # a run that is limited by steps would not know it yet
-        total = self.trainer.estimated_stepping_batches
-        batches = self.trainer.num_training_batches
-        per_epoch = 1 if math.isinf(batches) else max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
+        total, per_epoch = self.length_of_run()
         schedule = self.schedule
         refuse_missing_numbers(self.monitored, self.evaluators, type(self))
         refuse_other_samples(self._samples_then, self._samples)
@@ -257,6 +254,13 @@ class Task(Contract, LightningModule):
         scheduler = LambdaLR(optimizer, lambda step: schedule.factor(step, total, per_epoch))
         self._asked = asked_of(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def length_of_run(self) -> tuple[float, int]:
+        """Optimizer steps of the whole run (`inf` if it has no end), and of an epoch."""
+        internals.know_length_of_epoch(self.trainer)  # a run that is limited by steps would not know it yet
+        batches = self.trainer.num_training_batches
+        per_epoch = 1 if math.isinf(batches) else max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
+        return self.trainer.estimated_stepping_batches, per_epoch
 
     def on_fit_start(self) -> None:
         """Compile in place: parameter names, and so checkpoints, stay as they are."""

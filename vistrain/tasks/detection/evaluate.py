@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vistrain.data.base.storage import read_json
-from vistrain.data.detection.coco import read_coco
-from vistrain.metrics.coco import CocoResult, evaluate_records, records_of
+from vistrain.data.coco.reader import read_coco
+from vistrain.metrics.coco import CocoBox, CocoMask, CocoResult, evaluate_records, records_of
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +42,21 @@ def read_records(
     return records_of(content, truth, str(predictions), str(annotations))
 
 
-def evaluate_file(predictions: str | Path, annotations: str | Path, backend: str = "auto") -> CocoResult:
+def evaluations(truth: dict[str, Any], records: list[dict[str, Any]]) -> list[CocoResult]:
+    """Of boxes, and of masks where there are any; of what `read_records` gives."""
+    has_masks = any("masks" in record for record in records)
+    return [evaluate_records(truth, records, metric=m) for m in (CocoBox, CocoMask)[: 1 + has_masks]]
+
+
+def evaluate_file(
+    predictions: str | Path, annotations: str | Path, backend: str = "auto", metric: type[CocoBox] = CocoBox
+) -> CocoResult:
     """Evaluate a file of detections against annotations, over all images that the annotations list.
 
     Args:
         predictions, annotations: see `read_records`.
         backend: see `metrics.CocoBox`.
+        metric: `metrics.CocoBox`, or `CocoMask` where both have masks.
 
     Returns:
         The evaluation; a Rich console prints it as tables.
@@ -55,4 +64,4 @@ def evaluate_file(predictions: str | Path, annotations: str | Path, backend: str
     Raises:
         DataError: see `read_records`.
     """
-    return evaluate_records(*read_records(predictions, annotations), backend)
+    return evaluate_records(*read_records(predictions, annotations), backend, metric)

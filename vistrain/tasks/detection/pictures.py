@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vistrain.pictures import class_colours, draw_boxes, fitted
+from vistrain.layers.packed_masks import PackedMasks
+from vistrain.pictures import class_colours, draw_boxes, draw_masks, fitted
 from vistrain.pictures.charts import GROUND, PALETTE, new_figure, save_figure
 from vistrain.pictures.text import readable
-from vistrain.predictions import Detections
+from vistrain.predictions import Detections, InstanceDetections
 from vistrain.structures import LabelSpace
 
 MOST_CURVES = 10  # classes that are drawn in colour
@@ -38,7 +39,7 @@ def truth_and_prediction(
     side: int,
     threshold: float,
 ) -> list[tuple[str, np.ndarray]]:
-    """A sample with its boxes, and once more with those that were found, if it was looked at.
+    """A sample with its boxes and masks, and once more with those that were found, if it was looked at.
 
     Args:
         image: of the sample without its padding, uint8 `[H, W, 3]`.
@@ -56,12 +57,17 @@ def truth_and_prediction(
     shown, scale = fitted(image, side)
     target = batch["target"][index] if index < len(batch["target"]) else {}
     boxes, classes = target.get("boxes", torch.zeros(0, 4)), target.get("labels", torch.zeros(0))
-    truth = draw_boxes(shown, _array(boxes) * scale, _array(classes), **style)
+    truth = draw_boxes(
+        _masked(shown, target.get("masks"), classes, style), _array(boxes) * scale, _array(classes), **style
+    )
     name = str(batch["id"][index])
     if found is None:
         return [(name, truth)]
     ratio = _array(batch["size"][index] / batch["original_size"][index])  # of height and width
     inside, scores = _array(found.boxes) * np.tile(ratio[::-1], 2) * scale, _array(found.scores)
+    if isinstance(found, InstanceDetections):
+        best = found.kept(found.scores >= threshold)
+        shown = _masked(shown, best.masks, best.labels, style)
     drawn = draw_boxes(shown, inside, _array(found.labels), scores, threshold=threshold, **style)
     above = int((scores >= threshold).sum())
     return [(f"{name}: truth", truth), (f"prediction: {above} of {len(scores)} >= {threshold:g}", drawn)]
@@ -141,6 +147,14 @@ def judged_boxes(
     texts = [name if fate == "right" else f"{name}: {fate}" for name, fate in zip(classes, fates, strict=True)]
     colours = {i: FATES.get(fate, (150, 150, 150)) for i, fate in enumerate(fates)}
     return draw_boxes(image, boxes, np.arange(len(texts)), scores, dict(enumerate(texts)), colours=colours)
+
+
+def _masked(image: np.ndarray, masks: Any, labels: Tensor, style: Mapping[str, Any]) -> np.ndarray:
+    """The image under masks `[N, H, W]` bool, or packed, of whatever size; as it is without any."""
+    if masks is None:
+        return image
+    packed = masks if isinstance(masks, PackedMasks) else PackedMasks.of_tensor(masks)
+    return draw_masks(image, packed, labels.tolist(), style.get("colours", {}))
 
 
 def _array(values: Tensor) -> np.ndarray:

@@ -10,12 +10,16 @@ import numpy as np
 import torch
 
 from vistrain.data.base.images import read_listed_image
-from vistrain.data.detection.coco import read_coco
+from vistrain.data.coco.reader import read_coco
+from vistrain.detection.seams import joined
 from vistrain.errors import ConfigError, DataError
+from vistrain.layers.packed_masks import PackedMasks
+from vistrain.layers.tiling import starts
 from vistrain.metrics.coco_files import SIDES, FileNames, write_results
+from vistrain.metrics.coco_masks import encoded_masks, mask_area
 from vistrain.network import Network
-from vistrain.pictures import class_colours, draw_boxes, fitted
-from vistrain.predictions import Detections
+from vistrain.pictures import class_colours, draw_boxes, draw_masks, fitted
+from vistrain.predictions import Detections, InstanceDetections
 from vistrain.tasks.base.inputs import InputFile
 from vistrain.tasks.base.predictor import ImagePredictor
 
@@ -23,7 +27,7 @@ LONGEST = 8192  # pixels of a drawn picture's long side
 
 
 class DetectionPredictor(ImagePredictor[Detections]):
-    """Any picture in, boxes in its own coordinates out.
+    """Any picture in, boxes in its own coordinates out, and masks if the network finds them.
 
     Args:
         model: a detector (`predict(batch) -> list[Detections]`).
@@ -31,9 +35,12 @@ class DetectionPredictor(ImagePredictor[Detections]):
         threshold: least score that counts.
         annotations: a file in COCO's format that lists the pictures: predictions carry its ids, and pictures are turned
             as it was annotated. Without one, ids are file names, and pictures are read upright.
+        tile: side of the tiles that large pictures are cut into, pixels; each is resized as a picture is. Objects that
+            several tiles see become one again. Whole by default.
+        overlap: of neighbouring tiles, pixels; a quarter of the tile by default.
 
     Raises:
-        ConfigError: there is no such device, or the threshold is not in 0..1.
+        ConfigError: there is no such device, or a value is out of its range.
         DataError: the annotation file is missing or refused.
     """
 
@@ -44,8 +51,17 @@ class DetectionPredictor(ImagePredictor[Detections]):
         *,
         threshold: float = 0.3,
         annotations: Path | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
         **base: Any,
     ) -> None:
+        if overlap is not None and tile is None:
+            raise ConfigError("--overlap", "means nothing without tiles", "give --tile, too")
+        if tile is not None and tile < 1:
+            raise ConfigError("--tile", f"{tile} is too small", "a side in pixels")
+        self.tile, self.overlap = tile, (tile or 0) // 4 if overlap is None else overlap
+        if tile is not None and not 0 <= self.overlap < tile:
+            raise ConfigError("--overlap", f"{overlap} with tiles of {tile}", "less than the tile's side")
         if not 0 <= threshold <= 1:
             raise ConfigError("--threshold", f"{threshold} is not in 0..1")
         super().__init__(model, device, **base)
@@ -80,11 +96,26 @@ class DetectionPredictor(ImagePredictor[Detections]):
         Padding can change a score in its third digit, so one at a time is what evaluation does.
 
         Returns:
-            Boxes in pixels of the upright pictures, best first, on the CPU; all that the network gives, down to its
-            lowest score.
+            Boxes in pixels of the upright pictures, best first, on the CPU, masks packed; all that the network gives,
+            down to its lowest score.
         """
-        found: list[Detections] = self.model.predict(self.batch(inputs))
-        return [Detections(d.boxes.float().cpu(), d.scores.float().cpu(), d.labels.cpu()) for d in found]
+        if self.tile is not None:
+            return [self._run_tiles(image) for image in inputs]
+        return [on_host(found) for found in self.model.predict(self.batch(inputs))]
+
+    def _run_tiles(self, image: np.ndarray) -> Detections:
+        assert self.tile is not None
+        rows, columns = (starts(side, self.tile, self.overlap) for side in image.shape[:2])
+        tiles = [
+            (y, x, min(y + self.tile, image.shape[0]), min(x + self.tile, image.shape[1]))
+            for y in rows
+            for x in columns
+        ]
+        found = []
+        for top, left, bottom, right in tiles:
+            batch = self.batch([np.ascontiguousarray(image[top:bottom, left:right])])
+            found.append(on_host(self.model.predict(batch)[0]))
+        return joined(found, tiles, (image.shape[0], image.shape[1]))
 
     def select(self, detections: Detections) -> Detections:
         """Those of at least the threshold, without what is not finite and what no class is named for (COCO's raw
@@ -92,11 +123,13 @@ class DetectionPredictor(ImagePredictor[Detections]):
         named = torch.tensor(list(self.labels.name_of), dtype=torch.int64)
         good = (detections.scores >= self.threshold) & detections.boxes.isfinite().all(1)
         kept = good & torch.isin(detections.labels, named)
-        return Detections(detections.boxes[kept], detections.scores[kept], detections.labels[kept])
+        return detections.kept(kept)
 
     def describe(self, image: np.ndarray, result: Detections) -> dict[str, Any]:
-        """Sides, and `detections`: class name, category id, score and the box in both notations."""
+        """Sides, and `detections`: class name, category id, score and the box in both notations; of masks their area
+        and `segmentation`, COCO's compressed run lengths."""
         found, detections = self.select(result), []
+        masks = encoded_masks(found.masks) if isinstance(found, InstanceDetections) else []
         columns = (found.boxes.tolist(), found.scores.tolist(), found.labels.tolist())
         for (x1, y1, x2, y2), score, label in zip(*columns, strict=True):
             detections.append(
@@ -108,6 +141,8 @@ class DetectionPredictor(ImagePredictor[Detections]):
                     "box_xywh": [x1, y1, x2 - x1, y2 - y1],
                 }
             )
+        for entry, mask in zip(detections, masks, strict=bool(masks)):
+            entry |= {"area": int(mask_area(mask)), "segmentation": mask}
         return {**super().describe(image, result), "detections": detections}
 
     def draw(self, image: np.ndarray, result: Detections) -> np.ndarray:
@@ -115,6 +150,8 @@ class DetectionPredictor(ImagePredictor[Detections]):
         shown = self.select(result)
         names, colours = self.labels.name_of, class_colours(self.labels)
         image, scale = fitted(image, LONGEST) if max(image.shape[:2]) > LONGEST else (image, 1.0)
+        if isinstance(shown, InstanceDetections):
+            image = draw_masks(image, shown.masks, shown.labels.tolist(), colours)
         return draw_boxes(image, shown.boxes * scale, shown.labels, shown.scores, names, colours=colours)
 
     def sentence(self, entries: Sequence[Mapping[str, Any]]) -> str:
@@ -138,9 +175,19 @@ class DetectionPredictor(ImagePredictor[Detections]):
                 "category_id": d["category_id"],
                 "bbox": d["box_xywh"],
                 "score": d["score"],
+                **({"segmentation": d["segmentation"]} if "segmentation" in d else {}),
                 **({side: entry[side] for side in SIDES} if self.annotations is None else {}),
             }
             for entry in entries
             for d in entry["detections"]
         )
         write_results(results, output / "coco_results.json")
+
+
+def on_host(found: Detections) -> Detections:
+    """What a network found, on the CPU, masks packed."""
+    columns = found.boxes.float().cpu(), found.scores.float().cpu(), found.labels.cpu()
+    if isinstance(found, InstanceDetections):
+        masks = found.masks if isinstance(found.masks, PackedMasks) else PackedMasks.of_tensor(found.masks)
+        return InstanceDetections(*columns, masks)
+    return Detections(*columns)

@@ -11,16 +11,16 @@ from rich.text import Text
 from torch.optim import Optimizer
 
 from vistrain.data.base.module import DataModule
-from vistrain.data.detection.coco import read_coco
+from vistrain.data.coco.reader import read_coco
 from vistrain.detection import TestTimeAugmentation
 from vistrain.errors import ConfigError
-from vistrain.metrics.coco import evaluate_records, write_predictions
+from vistrain.metrics.coco import write_predictions
 from vistrain.network import Network
 from vistrain.predictions import Detections
 from vistrain.structures import Factory
 from vistrain.tasks.base.task import Batch, Cells, Task, picture_of
 from vistrain.tasks.detection.analysis import analyse_records, analyse_task, image_reader, set_reader
-from vistrain.tasks.detection.evaluate import read_records
+from vistrain.tasks.detection.evaluate import evaluations, read_records
 from vistrain.tasks.detection.pictures import truth_and_prediction
 from vistrain.tasks.detection.predictor import DetectionPredictor
 
@@ -36,7 +36,7 @@ class DetectionTask(Task):
     """
 
     predictor = DetectionPredictor
-    protocols = ("coco_box",)
+    protocols = ("coco_box", "coco_mask")
 
     def __init__(
         self, model: Network, optimizer: Factory[Optimizer], *, tta: TestTimeAugmentation | None = None, **base: Any
@@ -87,7 +87,8 @@ class DetectionTask(Task):
         images: Path | None = None,
         analysis: Path | None = None,
     ) -> RenderableType:
-        """COCO's numbers of a file of detections, over all images of the truth.
+        """COCO's numbers of a file of detections, over all images of the truth: of boxes, and of masks where both have
+        them.
 
         Args:
             predictions: a file in COCO's results format, or what `vistrain predict` writes; images by id or file name.
@@ -110,7 +111,7 @@ class DetectionTask(Task):
             remedy = "give --annotations FILE, or the data's --config FILE"
             raise ConfigError("evaluate", "no truth to compare with", remedy)
         checked, records = read_records(predictions, name, truth)
-        found: list[RenderableType] = [evaluate_records(checked, records)]
+        found: list[RenderableType] = [*evaluations(checked, records)]
         if analysis is not None:
             reader = None if data is None else set_reader(truth, data, "test")
             reader = reader if images is None else image_reader(truth, images)

@@ -79,7 +79,7 @@ def analyse_task(task: Task, folder: Path) -> None:
     write_table(folder / "per_class.csv", per_class(metric))
     write_table(folder / "per_image.csv", images)
     pictures.confusion(metric.result.confusion, metric.result.names, folder / "confusion.png", "pixels: truth in rows")
-    _draw_worst(task, [row[0] for row in images[1 : WORST + 1]], folder / "worst.png")
+    draw_worst(task, [row[0] for row in images[1 : WORST + 1]], folder / "worst.png")
     Console().print(confused(metric.result.confusion, metric.result.names))
     log.info("analysis: %s", folder)
 
@@ -100,8 +100,17 @@ def confused(matrix: np.ndarray, names: Sequence[str]) -> Table:
     return table
 
 
-def _draw_worst(task: Task, names: Sequence[str], path: Path) -> None:
-    """Look at the images once more, and draw them."""
+def draw_worst(task: Task, names: Sequence[str], path: Path) -> None:
+    """Look at images of the test split once more, and draw them.
+
+    Args:
+        task: its network looks.
+        names: ids of the images.
+        path: of the PNG.
+
+    Raises:
+        DataError: it cannot be written. Images that cannot be read are left out, with a warning.
+    """
     data = task.datamodule
     dataset = cast(SampleSet, data.dataset("test"))
     rows, captions = [], []

@@ -8,7 +8,8 @@ import numpy as np
 from pycocotools import mask as mask_tools
 
 from vistrain.errors import DataError
-from vistrain.metrics.coco_files import is_number
+from vistrain.layers.packed_masks import PackedMasks
+from vistrain.metrics.coco_values import is_number
 
 REACH = 10  # times the longer side of its image that a polygon may reach outside
 OUTLINE = 2**22  # pixels that the outlines of an object may be long: rasterising takes some 80 bytes for each
@@ -76,6 +77,48 @@ def run_lengths(counts: str | bytes) -> np.ndarray | None:
     if len(values) > 1:  # numbers 1, 3, 5 ... and 2, 4, 6 ... add up on their own; the first stands alone
         values[1::2], values[2::2] = np.cumsum(values[1::2]), np.cumsum(values[2::2])
     return values
+
+
+def encode_part(mask: np.ndarray, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
+    """Compressed run lengths of a mask of an image, given the part that holds all of it.
+
+    Args:
+        mask: bool `[h, w]`.
+        top, left: where the part lies.
+        size: height, width of the image; nothing of its size is made.
+    """
+    counts = plain_runs(mask, top, left, size)
+    return mask_tools.frPyObjects({"size": list(size), "counts": counts}, *size)
+
+
+def plain_runs(mask: np.ndarray, top: int, left: int, size: tuple[int, int]) -> list[int]:
+    """As `encode_part`, COCO's plain run lengths: column by column, starting with a run of zeros (maybe empty)."""
+    height = size[0]
+    edges = np.diff(np.pad(mask.T.astype(np.int8), ((0, 0), (1, 1))), axis=1)  # of each column on its own
+    column, row = np.nonzero(edges)
+    place = (left + column) * height + top + row
+    if len(place):  # a run that ends where the next column's begins goes on
+        joined = np.flatnonzero(place[1:-1:2] == place[2::2]) * 2 + 1
+        place = np.delete(place, np.concatenate([joined, joined + 1]))
+    counts = np.diff(np.concatenate([[0], place, [height * size[1]]])).tolist()
+    return counts[:-1] if counts[-1] == 0 and len(counts) > 1 else counts
+
+
+def encoded_masks(masks: Any) -> list[dict[str, Any]]:
+    """Masks that a network has found, `[N, H, W]` bool or packed, as run lengths whose `counts` are text."""
+    packed = masks if isinstance(masks, PackedMasks) else PackedMasks.of_tensor(masks)
+    runs = [encode_part(mask, top, left, packed.size) for top, left, mask in packed.parts()]
+    return [{"size": run["size"], "counts": run["counts"].decode("ascii")} for run in runs]
+
+
+def mask_area(runs: dict[str, Any]) -> float:
+    """Pixels of a mask given by compressed run lengths."""
+    return float(mask_tools.area(runs))
+
+
+def mask_box(runs: dict[str, Any]) -> list[float]:
+    """x, y, width, height around a mask given by compressed run lengths."""
+    return [float(v) for v in mask_tools.toBbox(runs)]
 
 
 def _refuse_endless(where: str, polygons: list[list[float]], side: int) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_tools
 
-from vistrain.data.detection import coco
-from vistrain.data.detection.coco import read_coco, targets
-from vistrain.data.detection.coco_masks import encode_mask
+from vistrain.data.coco import reader as coco
+from vistrain.data.coco.reader import read_coco, targets
 from vistrain.errors import DataError
+from vistrain.metrics.coco_masks import encode_mask
 
 
 def entry(number: int, bbox: list[Any], image: int = 1, category: int = 7, **more: Any) -> dict[str, Any]:

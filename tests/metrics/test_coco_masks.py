@@ -1,0 +1,182 @@
+"""Mask AP: pycocotools decides, run lengths are its own, and nothing that a file can hold breaks the evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as mask_tools
+
+from vistrain.errors import ConfigError, DataError
+from vistrain.layers.packed_masks import PackedMasks
+from vistrain.metrics import CocoMask, protocol
+from vistrain.metrics.coco import write_predictions
+from vistrain.metrics.coco_masks import encode_part
+from vistrain.predictions import Detections, InstanceDetections
+from vistrain.structures import LabelSpace
+from vistrain.tasks.detection.evaluate import evaluate_file
+
+SIZE = (110, 130)
+CATEGORIES = (7, 3, 21)
+LABELS = LabelSpace(("seven", "three", "twenty-one"), CATEGORIES)
+
+
+def blob(rng: np.random.Generator) -> np.ndarray:
+    """An ellipse, bool `[H, W]`."""
+    mask = np.zeros(SIZE, np.uint8)
+    centre, axes = rng.integers(10, 100, 2), rng.integers(3, 45, 2)
+    cv2.ellipse(mask, centre.tolist(), axes.tolist(), float(rng.uniform(0, 180)), 0, 360, 1, -1)
+    return mask.astype(bool)
+
+
+def make(seed: int, images: int = 10) -> tuple[dict[str, Any], dict[int, InstanceDetections]]:
+    """Objects, some of them crowds, and shifted copies of them as detections, packed for every other image."""
+    rng = np.random.default_rng(seed)
+    truth: dict[str, Any] = {
+        "images": [{"id": i + 5, "height": SIZE[0], "width": SIZE[1]} for i in range(images)],
+        "categories": [{"id": c, "name": n} for c, n in zip(CATEGORIES, LABELS.names, strict=True)],
+        "annotations": [],
+    }
+    found = {}
+    for image in truth["images"]:
+        masks, labels = [blob(rng)], [int(rng.integers(3))]
+        for _ in range(rng.integers(0, 6)):
+            mask, label = blob(rng), int(rng.integers(3))
+            run = mask_tools.encode(np.asfortranarray(mask, np.uint8))
+            truth["annotations"].append(
+                {
+                    "id": len(truth["annotations"]) + 1,
+                    "image_id": image["id"],
+                    "category_id": CATEGORIES[label],
+                    "segmentation": {"size": list(SIZE), "counts": run["counts"].decode()},
+                    "bbox": mask_tools.toBbox(run).tolist(),
+                    "area": float(mask.sum()),
+                    "iscrowd": int(rng.random() < 0.15),
+                }
+            )
+            for _ in range(2):
+                masks.append(np.roll(mask, rng.integers(-4, 5, 2), (0, 1)))
+                labels.append(label)
+        boxes = torch.zeros(len(masks), 4)  # plays no part in it
+        scores = torch.tensor(np.round(rng.random(len(masks)), 1), dtype=torch.float32)
+        together: Any = torch.from_numpy(np.stack(masks))
+        if image["id"] % 2:
+            together = PackedMasks.of([(0, 0, mask) for mask in masks], SIZE)
+        found[image["id"]] = InstanceDetections(boxes, scores, torch.tensor(labels), together)
+    return truth, found
+
+
+def official(truth: dict[str, Any], results: list[dict[str, Any]]) -> list[float]:
+    """pycocotools on its own, the way its documentation says."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        ground = COCO()
+        ground.dataset = copy.deepcopy(truth)
+        ground.createIndex()
+        evaluator = COCOeval(ground, ground.loadRes(copy.deepcopy(results)), "segm")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator.stats.tolist()
+
+
+def as_results(found: dict[int, InstanceDetections]) -> list[dict[str, Any]]:
+    """Results without boxes, as COCO allows."""
+    results = []
+    for image_id, d in found.items():
+        for mask, score, label in zip(d.masks, d.scores.tolist(), d.labels.tolist(), strict=True):
+            run = mask_tools.encode(np.asfortranarray(mask.numpy(), np.uint8))
+            segmentation = {"size": list(SIZE), "counts": run["counts"].decode()}
+            result = {"image_id": image_id, "category_id": CATEGORIES[label], "score": score}
+            results.append({**result, "segmentation": segmentation})
+    return results
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_numbers_are_those_of_pycocotools_and_of_files(tmp_path: Path, seed: int) -> None:
+    truth, found = make(seed)
+    metric = protocol("coco_mask", ground_truth=truth, labels=LABELS)
+    records = metric.update(list(found), list(found.values()), None)
+    numbers = metric.compute(records)
+    assert tuple(numbers) == CocoMask.offers
+    assert list(numbers.values()) == official(truth, as_results(found))
+    assert 0 < numbers["coco_mask/AP"] < 1
+    assert metric.protocol == "coco_mask"
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "masks.json").write_text(json.dumps(as_results(found)))
+    written = write_predictions(records, tmp_path / "written.json")
+    for file in (tmp_path / "masks.json", written):
+        assert evaluate_file(file, tmp_path / "truth.json", metric=CocoMask).numbers == numbers
+    assert evaluate_file(tmp_path / "masks.json", tmp_path / "truth.json").protocol == "coco_box"
+
+
+def test_run_lengths_of_parts_are_those_of_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        size = (int(rng.integers(1, 12)), int(rng.integers(1, 12)))
+        h, w = (int(rng.integers(0, side + 1)) for side in size)
+        top, left = int(rng.integers(0, size[0] - h + 1)), int(rng.integers(0, size[1] - w + 1))
+        part = rng.random((h, w)) < rng.choice([0, 0.1, 0.5, 0.9, 1.1])
+        whole = np.zeros(size, np.uint8)
+        whole[top : top + h, left : left + w] = part
+        assert encode_part(part, top, left, size) == mask_tools.encode(np.asfortranarray(whole))
+
+
+def test_what_is_wrong_is_named(tmp_path: Path) -> None:
+    truth, found = make(0)
+    without = copy.deepcopy(truth)
+    del without["annotations"][3]["segmentation"]
+    with pytest.raises(DataError, match=r"annotations\[3\]: has no segmentation - .*coco_box"):
+        CocoMask(without, LABELS)
+    damaged = copy.deepcopy(truth)
+    damaged["annotations"][2]["segmentation"]["counts"] = "0"
+    with pytest.raises(DataError, match=r"annotations\[2\]: damaged run lengths"):
+        CocoMask(damaged, LABELS)
+    unsized = copy.deepcopy(truth)
+    for image in unsized["images"]:
+        del image["height"]
+    with pytest.raises(DataError, match="width and height are not known"):
+        CocoMask(unsized, LABELS)
+    boxes = {i: Detections(d.boxes, d.scores, d.labels) for i, d in found.items()}
+    with pytest.raises(ConfigError, match="boxes without masks"):
+        CocoMask(truth, LABELS).update(list(boxes), list(boxes.values()), None)
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    results = as_results(found)
+    results[4] = {k: v for k, v in results[4].items() if k != "segmentation"} | {"bbox": [1, 2, 3, 4]}
+    (tmp_path / "some.json").write_text(json.dumps(results))
+    with pytest.raises(DataError, match="result 4: has no segmentation"):
+        evaluate_file(tmp_path / "some.json", tmp_path / "truth.json")
+    results[4]["segmentation"] = {"size": [3, 3], "counts": "9"}
+    (tmp_path / "some.json").write_text(json.dumps(results))
+    with pytest.raises(DataError, match=r"result 4: run lengths are for size \[3, 3\], the image has \[110, 130\]"):
+        evaluate_file(tmp_path / "some.json", tmp_path / "truth.json")
+
+
+def test_masks_without_true_masks_are_measured_as_boxes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    truth, found = make(0)
+    (tmp_path / "masks.json").write_text(json.dumps(as_results(found)))
+    for annotation in truth["annotations"]:
+        del annotation["segmentation"]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    assert evaluate_file(tmp_path / "masks.json", tmp_path / "truth.json").numbers["coco/AP"] > 0
+    assert "has no masks" in caplog.text
+
+
+def test_an_area_that_is_not_given_is_the_masks() -> None:
+    truth, found = make(1)
+    metric = CocoMask(truth, LABELS)
+    numbers = metric.compute(metric.update(list(found), list(found.values()), None))
+    for annotation in truth["annotations"]:
+        annotation["area"] = None
+    metric = CocoMask(truth, LABELS)
+    assert metric.compute(metric.update(list(found), list(found.values()), None)) == numbers

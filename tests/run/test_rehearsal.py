@@ -1,0 +1,128 @@
+"""What a run would refuse is said before it: by `vistrain check` all at once, by `vistrain fit` before it is begun."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vistrain import run
+from vistrain.cli import main
+from vistrain.config import compose
+from vistrain.errors import VistrainError
+from vistrain.run.rehearsal import Refusals, rehearse
+
+BASE = "vistrain:demo/restoration"
+TINY = [
+    "data.workers=0", "data.train_images=8", "data.val_images=2", "data.repeat=2", "data.batch_size=4", "data.patch=8",
+    "model.network.num_feat=8", "model.network.num_block=1", "schedule.warmup_steps=1", "trainer.accelerator=cpu",
+    "trainer.check_val_every_n_epoch=1", "trainer.max_epochs=2",
+]  # fmt: skip
+# A change, and the beginning of what is said; one step is an epoch of 4 of 16 patches: 8 steps in all.
+REFUSED = [
+    (["schedule.warmup_steps=8"], "schedule.warmup_steps: a warm-up of 8 steps, but the run has 8 - "),
+    (["schedule.warmup_steps=0", "schedule.warmup_epochs=2.5"], "schedule.warmup_epochs: a warm-up of 10 steps, but"),
+    (["schedule={type: optim.MultiStep, milestones: [1, 2]}"], "schedule.milestones: 2 is never reached: the run ends"),
+    (["schedule.cooldown_epochs=2"], "schedule.cooldown_epochs: warm-up and cool-down fill the run of 8 steps"),
+    (["trainer.max_epochs=-1"], "schedule: Cosine needs a run with an end"),
+    (["metrics=[coco_box]"], "metrics: 'coco_box' does not measure what RestorationTask's networks predict"),
+    (["callbacks.stop={type: lightning.pytorch.callbacks.EarlyStopping, monitor: val/x}"], "callbacks.stop.mode: is"),
+    (["callbacks.best={type: callbacks.Checkpoints, monitor: val/nope}"], "callbacks.best.monitor: nothing gives"),
+    (["optimizer.lr=null"], "optimizer.lr: null is not a number of 0 or more"),
+    (["optimizer={type: torch.optim.AdamW}"], "optimizer.lr: the learning rate is missing"),
+    (["optimizer.groups={rules: [{match: nowhere, lr: 1}]}"], "optimizer.groups"),
+    (["optimizer={type: torch.optim.Muon, lr: 1e-3}"], "optimizer: Muon cannot be made of these values"),
+    (["optimizer.betas=[0.9, 0.99]", "optimizer.amsgrad=5"], "optimizer.amsgrad: 5 is not true or false"),
+    (["trainer.num_nodes=2"], "trainer.num_nodes: 2 machines, but nothing says which the others are"),
+    (["trainer.accelerator=mps"], "trainer.accelerator: 'mps' is not here"),
+    (["trainer.val_check_interval=100"], "trainer.val_check_interval: Lightning refuses it"),
+    (["trainer.precision=16-true", "trainer.strategy=nope"], "trainer.strategy: Lightning refuses it"),
+    (["logger={mine: {type: lightning.pytorch.loggers.CSVLogger, prefix: 5}}"], "logger.mine.prefix: 5 is not a text"),
+    (["run.weights=nowhere.pth"], "nowhere.pth: no such file"),
+    (["model.network.num_feat=x"], "model.network.num_feat: 'x' is not a whole number"),
+    (["model.nope=1"], "model.nope: no such key"),
+    (["data.patch=0"], "data.patch: 0 is too small"),
+    (["seed=-1"], "seed: -1 is not a whole number from 0"),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    logger = logging.getLogger("vistrain")
+    before = logger.level, list(logger.handlers), logger.propagate
+    yield
+    logger.level, logger.handlers[:], logger.propagate = before[0], before[1], before[2]
+
+
+def said(changes: list[str]) -> list[str]:
+    found: list[Any] = []
+    config = compose([BASE], [*TINY, *changes], start={"run": {"name": "mine"}}, found=found)
+    heard = Refusals()
+    heard.add(found)
+    rehearse(config, heard)
+    return list(heard.found)
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=lambda value: value[0] if isinstance(value, list) else "")
+def test_what_fit_refuses_is_heard_in_a_rehearsal(changes: list[str], message: str) -> None:
+    heard = said(changes)
+    assert [line for line in heard if line.startswith(message)], heard
+    with pytest.raises(VistrainError) as refused:
+        run.fit(compose([BASE], [*TINY, *changes], start={"run": {"name": "mine"}}))
+    assert str(refused.value) in heard
+    assert not Path("runs").exists()
+
+
+def test_what_fit_takes_is_not_refused_and_costs_no_weights() -> None:
+    assert said([]) == []
+    assert said(["trainer.max_steps=3", "schedule.warmup_steps=5"]) == []  # cut short: only mentioned
+    assert said(["callbacks.ema={type: callbacks.EMA}", "trainer.devices=2", "trainer.strategy=ddp"]) == []
+
+
+def test_check_says_all_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ["model.nope=1", "schedule.warmup_steps=-1", "trainer.precision=x", "data.batch_size=400", "metrics=[nope]"]
+    assert main(["check", "-c", BASE, *TINY, *wrong]) == 2
+    output, errors = capsys.readouterr()
+    lines = errors.splitlines()
+    for key in ("model.nope", "schedule.warmup_steps", "trainer.precision", "metrics"):
+        assert len([line for line in lines if line.startswith(f"vistrain: {key}: ")]) == 1, errors
+    assert "16 images to train on are fewer than the global batch of 400 - lower data.batch_size" in output
+    report = json.loads(Path("check/restoration/report.json").read_text())
+    assert not report["ok"]
+    assert report["config"] == [line.removeprefix("vistrain: ") for line in lines if line.startswith("vistrain: ")]
+
+
+def test_check_is_content_with_what_a_run_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "-c", BASE, *TINY]) == 0
+    assert json.loads(Path("check/restoration/report.json").read_text())["config"] == []
+    degradation = "degradation: {type: data.Bicubic, scale: 2}"
+    data = "{type: data.GeneratedTextures, train_images: 8, val_images: 2, batch_size: 2, workers: 0, %s}"
+    Path("data.yaml").write_text(f"data: {data % degradation}\n")
+    assert main(["check", "-c", "data.yaml"]) == 0  # a description of data alone is no run
+    assert "there is no model: the data alone was looked at" in capsys.readouterr().out
+
+
+def test_a_stage_is_refused_before_the_first_is_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    stages = "stages=[{trainer: {max_epochs: 2}}, {schedule: {warmup_steps: 99}}]"
+    for command in ("check", "fit"):
+        assert main([command, "-c", BASE, *TINY, stages]) == 2
+        assert "vistrain: stages[1]: schedule.warmup_steps: a warm-up of 99 steps" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_mistakes_of_a_config_come_before_those_of_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("runs/mine")
+    folder.mkdir(parents=True)
+    (folder / "last.ckpt").write_bytes(b"")
+    for change, message in (
+        ("schedule.warmup_steps=99", "schedule.warmup_steps: a warm-up of 99"),
+        ("optimizer.amsgrad=5", "optimizer.amsgrad: 5 is not true or false"),
+        ("seed=1", "run.folder: runs/mine holds a run already"),
+    ):
+        assert main(["fit", "-c", BASE, *TINY, "run.folder=runs/mine", change]) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"vistrain: {message}")

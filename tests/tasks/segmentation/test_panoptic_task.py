@@ -1,0 +1,187 @@
+"""Panoptic segmentation from the command line: trained, resumed, tested, predicted, and measured again from files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as mask_tools
+
+from vistrain.cli import main
+from vistrain.data.segmentation.panoptic_files import read_numbers
+from vistrain.predictions import InstanceDetections, PanopticMap, Segment, Segmentation
+from vistrain.run.predict import load_predictor
+from vistrain.structures import LabelSpace
+from vistrain.tasks.segmentation.segment_pictures import truth_and_segments
+
+CONFIG = """
+base: vistrain:seg/_base_/panoptic
+data:
+  type: data.GeneratedPanoptic
+  root: data
+  train_images: 8
+  val_images: 6
+  scale: 0.5
+  batch_size: 4
+  workers: 0
+  scenes: {classes: [circle, crescent], more_objects: 1.0, sides: [0.3, 0.6], visible: 0.9}
+model:
+  type: segmentation.Mask2Former
+  backbone: {name: resnet10t, strides: [4, 8, 16, 32], args: {stem_width: 8, channels: [8, 16, 24, 32]}}
+  pixel_decoder:
+    {type: segmentation.DeformablePixelDecoder, embed_dim: 32, mask_dim: 16, num_layers: 1, num_heads: 4, ffn_dim: 32}
+  decoder: {type: segmentation.MaskedDecoder, embed_dim: 32, num_queries: 8, num_layers: 1, num_heads: 4, ffn_dim: 32}
+  criterion: {type: losses.MaskCriterion, num_points: 128}
+  outputs: [semantic, panoptic, instances]
+  object_threshold: 0.2
+  overlap_threshold: 0.2
+metrics: [panoptic, coco_mask, miou_present]
+optimizer: {type: torch.optim.AdamW, lr: 3e-3}
+trainer: {max_epochs: 4, check_val_every_n_epoch: 4, accelerator: cpu, log_every_n_steps: 1}
+run: {folder: run}
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("panoptic")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        (folder / "mine.yaml").write_text(CONFIG)
+        assert main(["fit", "-c", "mine.yaml"]) == 0
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_numbers_and_pictures(trained: Path) -> None:
+    metrics = rows(trained / "run/metrics.csv")
+    wanted = {"val/panoptic/PQ", "val/panoptic/PQ_things", "val/coco_mask/AP", "val/miou_present/mIoU"}
+    assert wanted | {"train/loss_mask", "train/loss_dice_0"} <= set(metrics[0])
+    classes = rows(trained / "run/per_class.csv")
+    assert [(row["class"], row["kind"]) for row in classes] == [
+        ("circle", "thing"), ("crescent", "stuff"), ("ground", "stuff"),
+    ]  # fmt: skip
+    images = rows(trained / "run/per_image.csv")
+    assert [row["image"] for row in images]
+    assert len(images) == 6
+    assert list((trained / "run/eval").glob("*.png"))
+
+
+def test_test_predict_and_evaluate_agree(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    assert main(["test", "--ckpt", "run/last.ckpt", "--analysis", "analysis", "data.workers=0"]) == 0
+    said = capsys.readouterr().out
+    assert {p.name for p in Path("analysis").iterdir()} == {"per_class.csv", "per_image.csv", "worst.png"}
+    (root,) = Path("data").glob("panoptic-*")
+    command = ["predict", "--ckpt", "run/last.ckpt", "--input", str(root / "val"), "--output", "out"]
+    assert main([*command, "--threshold", "0"]) == 0
+    found = json.loads(Path("out/pictures/panoptic.json").read_text())
+    assert [c["isthing"] for c in found["categories"]] == [1, 0, 0]
+    counted = 0
+    for annotation in found["annotations"]:
+        numbers = read_numbers(Path("out/pictures/panoptic") / annotation["file_name"])
+        assert {s["id"] for s in annotation["segments_info"]} == set(np.unique(numbers).tolist()) - {0}
+        for segment in annotation["segments_info"]:
+            assert segment["area"] == (numbers == segment["id"]).sum()
+            counted += 1
+    assert counted
+    results = json.loads(Path("out/coco_results.json").read_text())
+    one = results[0]
+    assert mask_tools.decode(one["segmentation"]).shape == (one["height"], one["width"])
+    assert {r["category_id"] for r in results} == {17}
+    mask = np.asarray(Image.open("out/pictures/masks/000000.jpg.png"))
+    assert set(np.unique(mask).tolist()) <= {17, 90, 200}
+    assert len(list(Path("out/pictures/overlays").glob("*.jpg"))) == 6
+    capsys.readouterr()
+    for given in ("out", "out/pictures/panoptic.json", "out/pictures/panoptic"):
+        assert main(["evaluate", given, "-c", "mine.yaml"]) == 0
+        again = capsys.readouterr().out
+        tables = [text[text.index("┃        ┃   PQ") :].split("\ntested")[0] for text in (said, again)]
+        first = tables[0][: tables[0].index("per class")]
+        assert first == tables[1][: len(first)]  # the same numbers from files
+
+
+def test_what_does_not_fit_is_said(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(trained)
+    (root,) = Path("data").glob("panoptic-*")
+    truth = root / "annotations/panoptic_val.json"
+    assert main(["evaluate", str(truth), "-c", "mine.yaml"]) == 0  # the truth itself
+    assert "100.00" in capsys.readouterr().out
+    content = json.loads(truth.read_text())
+    (tmp_path / "x").symlink_to((root / "annotations/panoptic_val").resolve())
+
+    def problem(**changes: object) -> str:
+        (tmp_path / "x.json").write_text(json.dumps({**content, **changes}))
+        assert main(["evaluate", str(tmp_path / "x.json"), "-c", "mine.yaml"]) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "has no prediction" in problem(annotations=content["annotations"][1:])
+    first = {**content["annotations"][0], "segments_info": content["annotations"][0]["segments_info"][1:]}
+    assert "which is not listed" in problem(annotations=[first, *content["annotations"][1:]])
+    more = [*content["annotations"][0]["segments_info"], {"id": 1, "category_id": 17}]
+    first = {**first, "segments_info": more}
+    assert "has no pixel" in problem(annotations=[first, *content["annotations"][1:]])
+    assert main(["fit", "-c", "mine.yaml", "model.outputs=[panoptic]", "run.folder=other"]) == 2
+    assert "model.outputs=[panoptic,instances]" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_is_the_undisturbed_one(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained)
+    assert main(["fit", "-c", "mine.yaml", "trainer.max_epochs=2", "run.folder=halves"]) == 0
+    assert main(["fit", "--resume", "halves", "trainer.max_epochs=4"]) == 0
+    whole, halves = (torch.load(Path(f) / "last.ckpt", weights_only=True)["state_dict"] for f in ("run", "halves"))
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
+def test_an_array_is_predicted(trained: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    found = load_predictor(trained / "run/last.ckpt", "cpu").predict(image)
+    assert found.panoptic.ids.shape == found.semantic.shape == (48, 64)
+    assert found.instances.masks.shape[1:] == (48, 64)
+
+
+LABELS = LabelSpace(("cat", "sky"), (3, 5), things=(0,), palette=((200, 40, 40), (40, 40, 200)))
+
+
+def test_pictures_tell_things_of_a_class_apart() -> None:
+    image = np.full((60, 90, 3), 128, np.uint8)
+    truth = torch.zeros((60, 90), dtype=torch.uint8)
+    truth[:, :30], truth[:, 30:60], truth[:, 60:] = 1, 2, 3
+    target = {"segment_map": truth, "segment_labels": torch.tensor([0, 0, 1])}
+    ids = torch.zeros((60, 90), dtype=torch.int32)
+    ids[:, 60:] = 7
+    masks = torch.zeros((2, 60, 90), dtype=torch.bool)
+    masks[0, 10:30, 10:30], masks[1, 20:50, 20:60] = True, True
+    boxes = torch.tensor([[10.0, 10, 30, 30], [20, 20, 60, 50]])
+    instances = InstanceDetections(boxes, torch.tensor([0.9, 0.2]), torch.tensor([0, 0]), masks)
+    batch = {"id": ["a"], "target": [target]}
+    segments = Segmentation(panoptic=PanopticMap(ids, (Segment(7, 1, False, 0.9),)), instances=instances)
+    (_, left), (caption, right) = truth_and_segments(image, batch, 0, segments, LABELS, 90, 0.3)
+    assert caption == "prediction"
+    first, second, third = (left[30, x].astype(int) for x in (10, 45, 80))
+    assert np.abs(first - second).max() > 10  # two cats
+    assert (left[30, 30] == 255).all()  # the outline between them
+    np.testing.assert_array_equal(third, right[30, 80])  # sky, in the colour of its class
+    np.testing.assert_array_equal(right[30, 10], image[0, 0])
+    found = Segmentation(instances=instances)
+    ((_, drawn),) = truth_and_segments(image, {"id": ["a"], "target": []}, 0, found, LABELS, 90, 0.3)
+    assert (drawn[20, 15] != 128).any()
+    assert (drawn[45, 50] == 128).all()  # below the threshold
+    packed = {"id": ["a"], "target": [{"masks": masks, "labels": torch.tensor([0, 0])}]}
+    ((caption, drawn),) = truth_and_segments(image, packed, 0, None, LABELS, 90, 0.3)
+    assert caption == "a"
+    assert (drawn[45, 50] != 128).any()

@@ -1,0 +1,82 @@
+"""What ATSS and GFL share: one square anchor in each cell, two towers of convolutions, and ATSS's assignment.
+
+Conventions and names are OpenMMLab's: github.com/open-mmlab/mmdetection 2.25, Apache-2.0 (dense_heads/atss_head.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vistrain.backbones import Backbone, DenseBackbone
+from vistrain.detection.anchors import anchor_grid
+from vistrain.detection.dense_detector import DenseDetector, DenseHead, Scale
+from vistrain.layers.conv import ConvModule
+from vistrain.matching.overlap import ATSSAssigner
+from vistrain.necks import FPN
+from vistrain.structures import Factory, LabelSpace
+
+SIDE = (8.0,)  # of the one anchor of a cell, strides
+SQUARE = (1.0,)
+
+
+class SquareAnchorHead(DenseHead):
+    """Base of the two heads: `cls_convs` and `reg_convs`, and a factor for each level.
+
+    Args:
+        channels, strides, num_classes: see `DenseHead`.
+        embed_dim, num_convs: of the convolutions, each with a group norm.
+        topk: see `ATSSAssigner`.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        num_classes: int,
+        embed_dim: int = 256,
+        num_convs: int = 4,
+        topk: int = 9,
+    ) -> None:
+        super().__init__(channels, strides, num_classes)
+        self.embed_dim, self.assigner = embed_dim, ATSSAssigner(topk)
+        widths = [channels[0], *[embed_dim] * (num_convs - 1)]
+        self.cls_convs = nn.ModuleList(ConvModule(c, embed_dim, 3, norm="gn") for c in widths)
+        self.reg_convs = nn.ModuleList(ConvModule(c, embed_dim, 3, norm="gn") for c in widths)
+        self.scales = nn.ModuleList(Scale() for _ in strides)
+
+    def anchors(self, outputs: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, list[int]]:
+        """`[A, 4]` anchors of all levels, one for each cell, and how many each level has."""
+        shapes = [(level[0].shape[-2], level[0].shape[-1]) for level in outputs]
+        anchors = anchor_grid(shapes, self.strides, SIDE, SQUARE, outputs[0][0].device)
+        return torch.cat(anchors), [len(x) for x in anchors]
+
+    def assign(
+        self, anchors: Tensor, boxes: Tensor, labels: Tensor, counts: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices `[P]` of one image's positive anchors, their objects' boxes `[P, 4]`, and every anchor's class
+        `[A]`."""
+        assigned = self.assigner(anchors, boxes, counts)
+        positive = (assigned >= 0).nonzero()[:, 0]
+        classes = torch.full_like(assigned, self.num_classes)
+        classes[positive] = labels[assigned[positive]]
+        return positive, boxes[assigned[positive]], classes
+
+
+class SquareAnchorDetector(DenseDetector):
+    """Base of the two detectors: a pyramid of strides 8 to 128.
+
+    Args:
+        nms_threshold: see `DenseDetector`.
+        base: see `DenseDetector`.
+    """
+
+    default_neck = Factory(FPN, num_levels=5, extra="on_output")
+
+    def __init__(
+        self, backbone: Backbone | DenseBackbone, labels: LabelSpace, nms_threshold: float = 0.6, **base: Any
+    ) -> None:
+        super().__init__(backbone, labels, nms_threshold=nms_threshold, **base)

@@ -1,0 +1,246 @@
+"""From a composed config to the parts of a run, in their order, and to Lightning's Trainer.
+
+The order is the only logic here: the data's facts (labels, channels) build the network, the network's facts
+(preprocessing) reach the transforms, and both are stored in every checkpoint.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch import Callback, Trainer
+from torch.optim import Optimizer
+
+from vistrain import metrics, processes
+from vistrain.callbacks import default_callbacks, make_loggers
+from vistrain.config import compose
+from vistrain.config.builder import build
+from vistrain.data import DataModule
+from vistrain.errors import ConfigError
+from vistrain.network import Network
+from vistrain.optim import ParameterGroups, Schedule
+from vistrain.run import refusals
+from vistrain.run.networks import build_model, section
+from vistrain.structures import Factory
+from vistrain.tasks import Task
+from vistrain.tasks.base.parallel import trainer_arguments
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Parts:
+    """What a config builds before anything runs."""
+
+    data: DataModule
+    model: Network
+    task: Task
+
+
+def stage_configs(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The config of each stage, its changes merged in.
+
+    Raises:
+        ConfigError: with the changes of one, the whole is none.
+    """
+    common = {key: value for key, value in config.items() if key != "stages"}
+    return [compose([], start=common, changes=changes) for changes in config["stages"]]
+
+
+def build_parts(config: Mapping[str, Any], allow: Collection[str] = (), stage: str | None = None) -> Parts:
+    """Build data, network and task of a composed config.
+
+    Args:
+        config: composed.
+        allow: see `fit`.
+        stage: `fit` or `test` reads that stage's annotations first: what is missing is said before weights are fetched.
+            None touches no data file but for the label space.
+
+    Raises:
+        ConfigError, DataError, WeightsError: something is the user's to mend.
+    """
+    data = data_of(config, allow)
+    if stage is not None:
+        data.prepare_data()
+        data.setup(stage)
+    model = build_model(config, data.labels, data.channels, allow)
+    data.preprocessing = model.preprocessing
+    made = {name: make() for name, make in parts_of_task(config, data.batch_size, allow).items()}
+    return Parts(data, model, build_task(config, model, made, allow))
+
+
+def data_of(config: Mapping[str, Any], allow: Collection[str] = ()) -> DataModule:
+    """The data module of a composed config; nothing is read.
+
+    Raises:
+        ConfigError: something is the user's to mend.
+    """
+    given = {"seed": config.get("seed", 0)}
+    data: DataModule = build(section(config, "data"), DataModule, where="data", allow=allow, given=given)
+    return data
+
+
+def parts_of_task(
+    config: Mapping[str, Any], batch_size: int, allow: Collection[str] = ()
+) -> dict[str, Callable[[], Any]]:
+    """What a config's task is given beside its network, each by the function that builds it.
+
+    Args:
+        config: composed.
+        batch_size: the global one.
+        allow: see `fit`.
+    """
+
+    def optimizer() -> Factory[Optimizer]:
+        node = {key: value for key, value in section(config, "optimizer").items() if key != "groups"}
+        _scale_rate(node, batch_size)
+        found: Factory[Optimizer] = build(node, Factory[Optimizer], where="optimizer", allow=allow)
+        return found
+
+    def groups() -> ParameterGroups:
+        node = section(config, "optimizer").get("groups", {})
+        found: ParameterGroups = build(node, ParameterGroups, where="optimizer.groups", allow=allow)
+        return found
+
+    def schedule() -> Schedule | None:
+        node = config.get("schedule")
+        return build(node, Schedule, where="schedule", allow=allow) if node else None
+
+    return {"optimizer": optimizer, "groups": groups, "schedule": schedule}
+
+
+def build_task(config: Mapping[str, Any], model: Network, made: Mapping[str, Any], allow: Collection[str] = ()) -> Task:
+    """The task of a composed config.
+
+    Args:
+        config: composed.
+        model: its network.
+        made: what the functions of `parts_of_task` have built.
+        allow: see `fit`.
+
+    Raises:
+        ConfigError: a value, or a metric of another task.
+    """
+    given = {"model": model, "metrics": tuple(config.get("metrics") or ()), "seed": config.get("seed", 0), **made}
+    task: Task = build(section(config, "task"), Task, where="task", allow=allow, given=given)
+    task.checkpoint_facts = {"config": dict(config)}
+    return task
+
+
+def _scale_rate(optimizer: dict[str, Any], batch_size: int) -> None:
+    """The learning rate in proportion to the global batch, if `base_batch_size` says for which batch it is meant.
+
+    Linear scaling: Goyal et al. 2017, arXiv 1706.02677, section 2.1. Only what is asked for; never by itself.
+    """
+    base, rate = optimizer.pop("base_batch_size", None), optimizer.get("lr")
+    if base is None:
+        return
+    if not isinstance(base, int) or isinstance(base, bool) or base < 1:
+        raise ConfigError("optimizer.base_batch_size", f"{base!r} is not a number of images", "the batch of that lr")
+    if isinstance(rate, int | float):  # if it is missing, the task says so
+        optimizer["lr"] = rate * batch_size / base
+        log.info("learning rate %g x %d / %d = %g", rate, batch_size, base, optimizer["lr"])
+
+
+def build_trainer(
+    config: Mapping[str, Any], parts: Parts, folder: Path, allow: Collection[str] = (), *, evaluate_only: bool = False
+) -> Trainer:
+    """Lightning's Trainer with the config's arguments, our callbacks and loggers, accumulating as the batch sizes say.
+
+    Raises:
+        ConfigError: the global batch does not divide into what the devices take.
+    """
+    arguments = dict(config.get("trainer") or {})
+    if arguments.get("precision") == "auto":
+        arguments["precision"] = best_precision(arguments.get("accelerator", "auto"))
+    _refuse_missing_accelerator(arguments.get("accelerator", "auto"))
+    callbacks = [make() for make in callbacks_of(config, allow).values()]
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        # Lightning would save and requeue by itself, inside a signal handler; `Preemption` and exit code 75 do it.
+        arguments.setdefault("plugins", [SLURMEnvironment(auto_requeue=False)])
+    arguments = trainer_arguments(arguments, parts.task, callbacks)
+    given = {"num_sanity_val_steps": 0, **arguments, **processes.launched()}
+    loggers = False if evaluate_only else make_loggers(config.get("logger"), folder, config, allow)
+    with refusals.of_trainer(arguments):
+        trainer = Trainer(
+            **given,
+            callbacks=default_callbacks(folder, callbacks, evaluate_only=evaluate_only),
+            logger=loggers,
+            default_root_dir=str(folder),
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+    trainer.accumulate_grad_batches = parts.data.accumulation(trainer.world_size)
+    return trainer
+
+
+def callbacks_of(config: Mapping[str, Any], allow: Collection[str] = ()) -> dict[str, Callable[[], Callback]]:
+    """The config's callbacks by name, each by the function that builds it."""
+
+    def make(name: str, node: Any) -> Callback:
+        found: Callback = build(_directed(node, f"callbacks.{name}"), Callback, where=f"callbacks.{name}", allow=allow)
+        return found
+
+    nodes = (config.get("callbacks") or {}).items()
+    return {name: functools.partial(make, name, node) for name, node in nodes if node is not None}
+
+
+def _refuse_missing_accelerator(name: str) -> None:
+    there = {"gpu": torch.cuda.is_available() or torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(),
+             "mps": torch.backends.mps.is_available()}  # fmt: skip
+    if not there.get(name, True):
+        raise ConfigError(
+            "trainer.accelerator", f"{name!r} is not here", "`vistrain doctor` says why; auto and cpu run anywhere"
+        )
+
+
+def _directed(node: Any, where: str) -> Any:
+    """A callback of Lightning's that monitors one of our numbers, told in which direction that is better.
+
+    Their own default is `min` for all; ours (`callbacks.Checkpoints`) ask the metric themselves.
+
+    Raises:
+        ConfigError: no protocol of ours gives such a number.
+    """
+    name = str(node.get("type", "")) if isinstance(node, dict) else ""
+    if name.rpartition(".")[2] not in ("EarlyStopping", "ModelCheckpoint") or not node.get("monitor") or "mode" in node:
+        return node
+    number = str(node["monitor"])
+    known = metrics.unit_of(number.partition("/")[2]) if "/" in number else None
+    if known is None and not number.rpartition("/")[2].startswith("loss"):
+        raise ConfigError(f"{where}.mode", f"is missing: is {number} better when high or when low?", "write max or min")
+    return {**node, "mode": "min" if known is None or known.lower_is_better else "max"}
+
+
+def best_precision(accelerator: str) -> str:
+    """`bf16-mixed` on accelerators that have bfloat16 arithmetic, else `32-true`."""
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def monitored(config: Mapping[str, Any], trainer: Trainer) -> dict[str, str]:
+    """Dotted key of a callback -> the number that it waits for; none where nothing is evaluated."""
+    return {
+        f"callbacks.{name}.monitor": str(node["monitor"])
+        for name, node in (config.get("callbacks") or {}).items()
+        if isinstance(node, dict) and node.get("monitor") is not None and trainer.limit_val_batches != 0
+    }
+
+
+def say_what_is_not_evaluated(trainer: Trainer) -> None:
+    """The last epoch may be the one that nobody looks at."""
+    every, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs
+    if every and epochs is not None and epochs > 0 and trainer.max_steps == -1 and epochs % every:
+        log.warning(
+            "the last epoch is not evaluated: trainer.max_epochs=%d, trainer.check_val_every_n_epoch=%d", epochs, every
+        )

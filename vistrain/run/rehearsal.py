@@ -1,0 +1,203 @@
+"""What `fit` would refuse of a config, all of it at once, and nothing is trained.
+
+`vistrain check` says it beside what it finds in the files; `fit` asks where it would have to refuse a folder, or train
+for hours before it comes to the stage that is wrong.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+from vistrain import processes
+from vistrain.callbacks import build_loggers
+from vistrain.config import without_pretrained
+from vistrain.data import DataModule
+from vistrain.errors import VistrainError
+from vistrain.internals.lightning import take_in
+from vistrain.network import Network
+from vistrain.run import refusals
+from vistrain.run.networks import build_model, load_named
+from vistrain.run.parts import (
+    Parts,
+    build_task,
+    build_trainer,
+    callbacks_of,
+    data_of,
+    monitored,
+    parts_of_task,
+    say_what_is_not_evaluated,
+    stage_configs,
+)
+from vistrain.structures import LabelSpace
+from vistrain.tasks.base.ahead import refuse_longer_schedule, refuse_missing_numbers
+from vistrain.tasks.base.parallel import refuse_to_spread
+
+Made = TypeVar("Made")
+
+
+@dataclass
+class Refusals:
+    """Errors of ours, in the order in which they came, each once.
+
+    Attributes:
+        found: message -> the error.
+        before: in front of the place of each, for one stage of several.
+    """
+
+    found: dict[str, VistrainError] = field(default_factory=dict)
+    before: str = ""
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Inside, an error of ours ends the block, and is kept."""
+        try:
+            yield
+        except VistrainError as error:
+            self.add([error])
+
+    def add(self, errors: Iterable[VistrainError]) -> None:
+        """Keep some."""
+        for error in errors:
+            if str(error) not in self.found:
+                named = type(error)(self.before + error.where, error.problem, error.remedy)
+                self.found.setdefault(str(named), named)
+
+    def result(self, make: Callable[[], Made]) -> Made | None:
+        """What a function makes; None: it refused."""
+        with self.heard():
+            return make()
+        return None
+
+    def concern(self, key: str) -> bool:
+        """Whether something was refused at a dotted key, or below it."""
+        places = [error.where.removeprefix(self.before) for error in self.found.values()]
+        return any(place == key or place.startswith((f"{key}.", f"{key}[")) for place in places)
+
+
+def refuse_ahead(config: dict[str, Any], allow: Collection[str] = ()) -> None:
+    """Refuse what a run of a config would refuse before its first step, or before the first one of a later stage.
+
+    Raises:
+        ConfigError, DataError, WeightsError: the first of it.
+    """
+    heard = Refusals()
+    rehearse(config, heard, allow=allow)
+    for error in heard.found.values():
+        raise error
+
+
+def rehearse(
+    config: dict[str, Any], heard: Refusals, data: DataModule | None = None, allow: Collection[str] = ()
+) -> None:
+    """Build all that a run consists of, and ask all that is asked before its first step.
+
+    A network is built without memory for its weights, unless `run.weights` are to be loaded; pretrained weights of
+    backbones are not fetched, loggers not begun. Devices and packages are those of this machine.
+
+    Args:
+        config: composed; with stages, that of each is looked at.
+        heard: gets what is refused. What stands in a section of which something is refused already is not built.
+        data: built of the config; it is of no use for a run any more. None builds it.
+        allow: packages beyond the default ones whose classes the config may name.
+    """
+    if not config.get("stages"):
+        _rehearse(config, heard, data, allow)
+    elif not heard.concern("stages") and (stages := heard.result(lambda: stage_configs(config))):
+        for number, stage in enumerate(stages):
+            heard.before = f"stages[{number}]: "
+            _rehearse(stage, heard, None, allow)
+        heard.before = ""
+
+
+def _rehearse(config: dict[str, Any], heard: Refusals, data: DataModule | None, allow: Collection[str]) -> None:
+    if not heard.concern("trainer"):
+        nodes = (config.get("trainer") or {}).get("num_nodes", 1)
+        with heard.heard():
+            processes.refuse_waiting_alone(nodes)
+    if data is None and not heard.concern("data"):
+        data = heard.result(lambda: data_of(config, allow))
+    with heard.heard():
+        if data is not None:
+            data.prepare_data()
+            data.setup("fit")
+    labels = None if data is None else heard.result(lambda: data.labels)
+    made: dict[str, Any] = {}
+    for name, make in parts_of_task(config, 1 if data is None else data.batch_size, allow).items():
+        if not heard.concern(name):
+            with heard.heard():
+                made[name] = make()
+    for name, make in callbacks_of(config, allow).items():
+        if not heard.concern(f"callbacks.{name}"):
+            heard.result(make)
+    with tempfile.TemporaryDirectory() as folder:
+        if not heard.concern("logger"):
+            heard.result(lambda: build_loggers(config.get("logger"), Path(folder), allow))
+        if data is None or labels is None or heard.concern("model"):
+            return
+        model = heard.result(lambda: _network(config, labels, data.channels, allow))
+        if model is None or len(made) < 3 or heard.concern("task"):
+            return
+        data.preprocessing = model.preprocessing
+        task = heard.result(lambda: build_task(config, model, made, allow))
+        if task is None or heard.concern("trainer"):
+            return
+        parts = Parts(data, model, task)
+        config = {**config, "callbacks": {}} if heard.concern("callbacks") else config
+        trainer = heard.result(lambda: build_trainer(config, parts, Path(folder), allow, evaluate_only=True))
+        if trainer is not None:
+            _ask(config, heard, parts, trainer)
+
+
+def _network(config: dict[str, Any], labels: LabelSpace, channels: int, allow: Collection[str]) -> Network:
+    """The network: in memory if weights go into it, else of the sizes alone."""
+    weights = config.get("run", {}).get("weights")
+    with nullcontext() if weights else torch.device("meta"):
+        model = build_model(without_pretrained(config), labels, channels, allow)
+    if weights:
+        load_named(model, weights)
+    return model
+
+
+def _ask(config: Mapping[str, Any], heard: Refusals, parts: Parts, trainer: Trainer) -> None:
+    """What is asked between the first process's start and the first step."""
+    task, data = parts.task, parts.data
+    say_what_is_not_evaluated(trainer)
+    take_in(trainer, task, data)
+    with heard.heard():
+        task.evaluators["val"] = task.build_metrics("val")
+        refuse_missing_numbers(monitored(config, trainer), task.evaluators, type(task))
+    with heard.heard():
+        refuse_to_spread(task)
+    with heard.heard():
+        groups = task.parameter_groups()
+        task.optimizer([{**group, "params": list(map(_stand_in, group["params"]))} for group in groups])
+    before = len(heard.found)
+    with heard.heard():
+        data.train_dataloader()
+    with heard.heard():
+        data.val_dataloader()
+    if len(heard.found) > before:
+        return
+    data.workers = 0  # what comes reads no more than a batch
+    with heard.heard(), refusals.of_run(task, data, None):
+        total, per_epoch = task.length_of_run()
+        task.schedule.factor(0, total, per_epoch)
+        refuse_longer_schedule(task.schedule, trainer, total, per_epoch)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        with heard.heard(), refusals.of_run(task, data, None):
+            next(iter(loader))
+
+
+def _stand_in(parameter: nn.Parameter) -> nn.Parameter:
+    """A parameter of the same shape and kind of number that takes no memory: optimizers look at these."""
+    number = torch.zeros((), dtype=parameter.dtype)
+    return nn.Parameter(number.expand(parameter.shape), requires_grad=parameter.requires_grad)

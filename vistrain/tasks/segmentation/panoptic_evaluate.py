@@ -1,0 +1,86 @@
+"""Panoptic results in COCO's format, of whatever program, measured against the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from vistrain.data.base.storage import read_json
+from vistrain.data.segmentation.panoptic import PanopticFolders
+from vistrain.data.segmentation.panoptic_files import Segments, examined, read_numbers, segment_map
+from vistrain.errors import DataError
+from vistrain.metrics import protocol
+from vistrain.metrics.panoptic import PanopticResult
+from vistrain.predictions import PanopticMap, Segment, Segmentation
+from vistrain.tasks.segmentation.panoptic_predictor import PanopticPredictor
+
+
+def evaluate_panoptic(predictions: Path, data: PanopticFolders) -> PanopticResult:
+    """Measure panoptic results against a data module's test split.
+
+    Args:
+        predictions: a JSON file, whose PNGs lie in a folder of the same name beside it; such a folder; or what
+            `vistrain predict` wrote.
+        data: of images with segments.
+
+    Raises:
+        DataError: a file is missing or damaged, an image has no prediction or one of another size, or a segment of the
+            PNG is not in the JSON, or the reverse.
+    """
+    data.prepare_data()
+    labels, truth = data.labels, data.listed("test")
+    found, folder = _predicted(predictions, data)
+    place, metric, records = _places(found), protocol("panoptic", labels=labels), []
+    for index, pair in enumerate(data.pairs("test")):
+        names = (pair.name, truth.images[index], PurePosixPath(truth.images[index]).stem)
+        position = next((place[name] for name in names if name in place), None)
+        if position is None:
+            remedy = "predict all images; `image_id` is that of the annotations, or the image's file name"
+            raise DataError(str(pair.image), f"has no prediction in {predictions}", remedy)
+        numbers, classes, crowd = truth.of(index)
+        own, _ = segment_map(read_numbers(pair.mask), numbers)
+        target = {
+            "segment_map": torch.from_numpy(own),
+            "segment_labels": torch.tensor([labels.channel_of[c] for c in classes.tolist()], dtype=torch.int64),
+            "segment_crowd": torch.from_numpy(crowd),
+        }
+        ids, kinds, _ = found.of(position)
+        png = folder / found.masks[position]
+        segments = tuple(
+            Segment(int(i), labels.channel_of[c], True, 1.0) for i, c in zip(ids.tolist(), kinds.tolist(), strict=True)
+        )
+        result = PanopticMap(torch.from_numpy(read_numbers(png)), segments)
+        records += metric.update([str(png)], [Segmentation(panoptic=result)], [target])
+    metric.compute(records)
+    result: PanopticResult = metric.result
+    return result
+
+
+def _predicted(predictions: Path, data: PanopticFolders) -> tuple[Segments, Path]:
+    """What a file of results lists, with the truth's categories where it names none, and the folder of its PNGs."""
+    inside = predictions / PanopticPredictor.pictures / f"{PanopticPredictor.segments}.json"
+    if predictions.is_dir():
+        predictions = inside if inside.is_file() else predictions.with_name(f"{predictions.name}.json")
+    content: Any = read_json(predictions, "give a panoptic JSON file, or the output of `vistrain predict`", "results")
+    if isinstance(content, Mapping) and "categories" not in content:
+        categories = [{"id": c.id, "name": c.name, "isthing": int(c.thing)} for c in data.listed("test").categories]
+        content = {**content, "categories": categories}
+    found, faults = examined(content, predictions, truth=False)
+    if faults:
+        raise faults[0]
+    unknown = sorted(set(found.classes.tolist()) - set(data.labels.ids))
+    if unknown:
+        raise DataError(str(predictions), f"category {unknown[0]} is none of the data's", "are they of this set?")
+    return found, predictions.with_suffix("")
+
+
+def _places(found: Segments) -> dict[str, int]:
+    """Positions of images by id and by name, with and without suffixes."""
+    places: dict[str, int] = {}
+    for index, key in enumerate(found.ids):
+        for name in (str(key), PurePosixPath(str(key)).stem, PurePosixPath(found.masks[index]).stem):
+            places.setdefault(name, index)
+    return places

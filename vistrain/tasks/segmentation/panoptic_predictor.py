@@ -1,0 +1,196 @@
+"""Photographs in, segments or instances out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+import torch
+from pycocotools import mask as mask_tools
+
+from vistrain.data.segmentation.panoptic_files import write_numbers
+from vistrain.errors import ConfigError
+from vistrain.metrics.coco_files import write_results
+from vistrain.network import Network
+from vistrain.predictions import InstanceDetections, PanopticMap, Segmentation
+from vistrain.tasks.base.inputs import InputFile, picture_paths
+from vistrain.tasks.base.predictor import ImagePredictor
+from vistrain.tasks.segmentation.predictor import write_label_file
+from vistrain.tasks.segmentation.segment_pictures import confident, segmentation_picture
+from vistrain.writing import whole_file
+
+
+class PanopticPredictor(ImagePredictor[Segmentation]):
+    """Any picture in, what the network's `outputs` say out, in its own size: panoptic segments, instances, and classes
+    of pixels.
+
+    Of files, `pictures/overlays/` shows what was found over each. `pictures/panoptic.json` and `pictures/panoptic/`
+    are COCO's panoptic results, `coco_results.json` its instances with run lengths, `pictures/masks/` label files.
+
+    Args:
+        model: a network that classifies masks.
+        device, base: see `Predictor`.
+        threshold: least score of an instance that counts.
+        opacity: of the colours over the image, 0..1.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    overlays: ClassVar[str] = "overlays"
+    segments: ClassVar[str] = "panoptic"
+    masks: ClassVar[str] = "masks"
+
+    def __init__(
+        self,
+        model: Network,
+        device: str = "auto",
+        *,
+        threshold: float = 0.3,
+        opacity: float = 0.55,
+        **base: Any,
+    ) -> None:
+        super().__init__(model, device, **base)
+        for name, value in (("threshold", threshold), ("opacity", opacity)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"--{name}", f"{value} is not in 0..1")
+        self.threshold, self.opacity, self._folder = threshold, opacity, Path()
+        things = range(len(self.labels.ids)) if self.labels.things is None else self.labels.things
+        self._things = {self.labels.channel_of[self.labels.ids[i]] for i in things}
+
+    @torch.inference_mode()
+    def run(self, inputs: Sequence[np.ndarray]) -> list[Segmentation]:
+        """What is in several uint8 `[H, W, 3]` pictures at a time, in their own sizes, on the CPU; they are padded to
+        one size, which can change results a little: one at a time is what evaluation does."""
+        return [_on_cpu(found) for found in self.model.predict(self.batch(inputs))]
+
+    def describe(self, image: np.ndarray, result: Segmentation) -> dict[str, Any]:
+        """Sides; `segments`, as `segments_info` in COCO's panoptic format with name and score; `instances`, as in its
+        results format; and `classes`: what share of the pixels each class has."""
+        said = super().describe(image, result)
+        if result.panoptic is not None:
+            said["segments"] = self._segments(result.panoptic)
+        if result.instances is not None:
+            said["instances"] = self._instances(confident(result.instances, self.threshold))
+        if result.semantic is not None:
+            values, counts = np.unique(result.semantic.numpy(), return_counts=True)
+            ordered = sorted(zip(counts.tolist(), values.tolist(), strict=True), reverse=True)
+            said["classes"] = {self.labels.name_of[v]: round(n / result.semantic.numel(), 6) for n, v in ordered}
+        return said
+
+    def _segments(self, found: PanopticMap) -> list[dict[str, Any]]:
+        ids, entries = found.ids.numpy(), []
+        for segment in found.segments:
+            mask = (ids == segment.id).view(np.uint8)
+            entries.append(
+                {
+                    "id": segment.id,
+                    "category_id": self.labels.category_of[segment.label],
+                    "name": self.labels.name_of[segment.label],
+                    "isthing": int(segment.thing),
+                    "score": round(segment.score, 6),
+                    "area": int(mask.sum()),
+                    "bbox": list(cv2.boundingRect(mask)),
+                }
+            )
+        return entries
+
+    def _instances(self, found: InstanceDetections) -> list[dict[str, Any]]:
+        entries = []
+        rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), found.masks.numpy(), strict=True)
+        for (x1, y1, x2, y2), score, label, mask in rows:
+            runs = mask_tools.encode(np.asfortranarray(mask, np.uint8))
+            entries.append(
+                {
+                    "name": self.labels.name_of[label],
+                    "category_id": self.labels.category_of[label],
+                    "score": score,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "segmentation": {"size": runs["size"], "counts": runs["counts"].decode("ascii")},
+                }
+            )
+        return entries
+
+    def picture_paths(self, files: Sequence[InputFile], folder: Path) -> list[Path]:
+        """See `Predictor`."""
+        self._folder = folder
+        return picture_paths(files, folder / self.overlays)
+
+    def draw(self, image: np.ndarray, result: Segmentation) -> np.ndarray:
+        """The picture under what was found, with a legend below it."""
+        return segmentation_picture(image, result, self.labels, self.threshold, self.opacity)
+
+    def write_picture(self, file: InputFile, image: np.ndarray, result: Segmentation, target: Path) -> None:
+        """See `Predictor` and the class."""
+        super().write_picture(file, image, result, target)
+        if result.panoptic is not None:
+            with whole_file(self._folder / self.segments / self.png(file.name)) as partial:
+                write_numbers(partial, result.panoptic.ids.numpy())
+        if result.semantic is not None:
+            write_label_file(self._folder / self.masks / self.png(file.name), result.semantic.numpy(), self.labels)
+
+    @staticmethod
+    def png(name: str) -> str:
+        """What an input's label files are called; with its suffix, so that no two are called alike."""
+        return f"{name}.png"
+
+    def sentence(self, entries: Sequence[Mapping[str, Any]]) -> str:
+        """How many segments or instances."""
+        counts = {key: sum(len(e.get(key, ())) for e in entries) for key in ("segments", "instances")}
+        found = [f"{count} {key}" for key, count in counts.items() if any(key in e for e in entries)]
+        return " and ".join(found) or f"{len({name for e in entries for name in e.get('classes', ())})} classes"
+
+    def header(self) -> dict[str, Any]:
+        """Threshold and categories."""
+        return {"threshold": self.threshold, "categories": self._categories()}
+
+    def _categories(self) -> list[dict[str, Any]]:
+        channels, names = self.labels.channel_of, self.labels.names
+        return [
+            {"id": key, "name": name, "isthing": int(channels[key] in self._things)}
+            for key, name in zip(self.labels.ids, names, strict=True)
+        ]
+
+    def write(self, entries: Sequence[Mapping[str, Any]], output: Path) -> None:
+        """`pictures/panoptic.json`, whose `image_id` is the picture's name, beside the folder of its PNGs; and
+        `coco_results.json`."""
+        if any("segments" in entry for entry in entries):
+            kept = ("id", "category_id", "isthing", "score", "area", "bbox")
+            annotations = [
+                {
+                    "image_id": entry["id"],
+                    "file_name": self.png(str(entry["id"])),
+                    "segments_info": [{**{k: s[k] for k in kept}, "iscrowd": 0} for s in entry["segments"]],
+                }
+                for entry in entries
+                if "segments" in entry
+            ]
+            with whole_file(output / self.pictures / f"{self.segments}.json") as partial:
+                content = {"annotations": annotations, "categories": self._categories()}
+                partial.write_text(json.dumps(content), encoding="utf-8")
+        if any("instances" in entry for entry in entries):
+            sides = ("width", "height")
+            results = (
+                {
+                    "image_id": entry["id"],
+                    **{k: d[k] for k in ("category_id", "bbox", "score", "segmentation")},
+                    **{side: entry[side] for side in sides},
+                }
+                for entry in entries
+                for d in entry.get("instances", ())
+            )
+            write_results(results, output / "coco_results.json")
+
+
+def _on_cpu(found: Segmentation) -> Segmentation:
+    panoptic, instances = found.panoptic, found.instances
+    if panoptic is not None:
+        panoptic = PanopticMap(panoptic.ids.cpu(), panoptic.segments)
+    if instances is not None:
+        columns = (instances.boxes, instances.scores, instances.labels, instances.masks)
+        instances = InstanceDetections(*(x.cpu() for x in columns))
+    return Segmentation(None if found.semantic is None else found.semantic.cpu(), panoptic, instances)

@@ -1,0 +1,145 @@
+"""Panoptic and instance segmentation: segments in, panoptic quality out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from rich.console import RenderableType
+
+from vistrain.data.base.module import DataModule
+from vistrain.data.segmentation.panoptic import PanopticFolders
+from vistrain.errors import ConfigError
+from vistrain.metrics import IOU, Metric, Record, protocol
+from vistrain.metrics.panoptic import COUNTS, NAME, PanopticQuality
+from vistrain.predictions import Segmentation
+from vistrain.segmentation.mask_classifier import MaskClassifier
+from vistrain.structures import LabelSpace
+from vistrain.tasks.base.task import Batch, Cells, picture_of
+from vistrain.tasks.segmentation.analysis import draw_worst, write_table
+from vistrain.tasks.segmentation.panoptic_evaluate import evaluate_panoptic
+from vistrain.tasks.segmentation.panoptic_predictor import PanopticPredictor
+from vistrain.tasks.segmentation.segment_pictures import truth_and_segments
+from vistrain.tasks.segmentation.task import SegmentationTask
+
+log = logging.getLogger(__name__)
+
+WORST = 8
+# What a network must give for the numbers of a protocol.
+MASKS = "coco_mask"
+NEEDED = {NAME: "panoptic", MASKS: "instances", **dict.fromkeys(IOU, "semantic")}
+
+
+class PanopticTask(SegmentationTask):
+    """Trains and evaluates a network that classifies masks, on panoptic, semantic or instance targets.
+
+    Args:
+        model, optimizer, base: see `Task`.
+    """
+
+    predictor = PanopticPredictor  # type: ignore[assignment]  # segments, where the base has class maps
+    protocols = tuple(NEEDED)
+
+    def build_metrics(self, split: str) -> dict[str, Metric]:
+        """See `Task`.
+
+        Raises:
+            ConfigError: the network does not give what a protocol measures.
+        """
+        if isinstance(self.model, MaskClassifier):
+            for name in self.metrics:
+                needed = NEEDED.get(name)
+                if needed is not None and needed not in self.model.outputs:
+                    problem = f"{name} measures {needed} predictions, the network gives {', '.join(self.model.outputs)}"
+                    line = f"model.outputs=[{','.join((*self.model.outputs, needed))}]"
+                    raise ConfigError("metrics", problem, line)
+        data: DataModule = self.datamodule
+        truth = {MASKS: data.ground_truth(cast(Any, split))} if MASKS in self.metrics else {}
+        return {n: protocol(n, ground_truth=truth.get(n), labels=self.model.labels) for n in self.metrics}
+
+    def draw_sample(
+        self, batch: Batch, index: int, prediction: Segmentation | None, side: int, threshold: float
+    ) -> Cells:
+        """The sample under the segments of its truth; beside it, under what was found."""
+        labels = self.model.labels or LabelSpace((), ())
+        return truth_and_segments(picture_of(batch, index), batch, index, prediction, labels, side, threshold)
+
+    def write_predictions(self, path: Path) -> None:
+        """Write the numbers of each class and of each image in the latest evaluation, `per_class.csv` and
+        `per_image.csv`; on rank 0, which has the records."""
+        for metric in {k: m for group in self.evaluators.values() for k, m in group.items()}.values():
+            if isinstance(metric, PanopticQuality) and NAME in self.records:
+                write_table(path.with_name("per_class.csv"), per_class(metric))
+                write_table(path.with_name("per_image.csv"), per_image(metric, self.records[NAME]))
+                return
+        super().write_predictions(path)
+
+    def analyse(self, folder: Path) -> None:
+        """Write `per_class.csv`, `per_image.csv` and the worst images of the latest test, truth beside prediction."""
+        metric = self.evaluators["test"].get(NAME)
+        if not isinstance(metric, PanopticQuality):
+            super().analyse(folder)
+            return
+        images = per_image(metric, self.records[NAME])
+        write_table(folder / "per_class.csv", per_class(metric))
+        write_table(folder / "per_image.csv", images)
+        draw_worst(self, [row[0] for row in images[1 : WORST + 1]], folder / "worst.png")
+        log.info("analysis: %s", folder)
+
+    @classmethod
+    def evaluate_file(
+        cls,
+        predictions: Path,
+        data: DataModule | None = None,
+        *,
+        protocol: str = NAME,
+    ) -> RenderableType:
+        """Panoptic quality of results in COCO's panoptic format, over all images of the test split.
+
+        Args:
+            predictions: a panoptic JSON file with the folder of its PNGs beside it; or what `vistrain predict` wrote.
+            data: the data module whose test split they are of.
+            protocol: of the numbers: panoptic, or of label files one of `metrics.mean_iou`.
+
+        Raises:
+            ConfigError: there is no data, or no such protocol for what it holds.
+            DataError: a file is missing, cannot be read, or does not fit its truth.
+        """
+        if data is None or protocol in IOU:
+            return super().evaluate_file(predictions, data, protocol=protocol)
+        if protocol != NAME:
+            raise ConfigError("--protocol", f"{protocol!r} is none for segments", f"use {NAME}, {', '.join(IOU)}")
+        if not isinstance(data, PanopticFolders):
+            raise ConfigError("data.type", f"{type(data).__name__} has no segments", "use panoptic data")
+        return evaluate_panoptic(predictions, data)
+
+
+def per_class(metric: PanopticQuality) -> list[list[str]]:
+    """Name, kind, the three qualities and the counts of each class of the metric's latest result, under a line of
+    headings."""
+    rows = [] if metric.result is None else metric.result.per_class
+    cells = [
+        [
+            r["name"],
+            "thing" if r["thing"] else "stuff",
+            *(f"{r[quality]:.6f}" for quality in ("PQ", "SQ", "RQ")),
+            *(str(r[count]) for count in COUNTS),
+        ]
+        for r in rows
+    ]
+    return [["class", "kind", "PQ", "SQ", "RQ", *COUNTS], *cells]
+
+
+def per_image(metric: PanopticQuality, records: Sequence[Record]) -> list[list[str]]:
+    """Name and panoptic quality of each image over the classes that occur in it, with its counts, the worst first,
+    under a line of headings. NaN, at the end, where nothing occurs."""
+    rows = []
+    for record in records:
+        quality = metric.measure(metric.total([record]))[0]
+        mean = float(np.nanmean(quality)) if np.isfinite(quality).any() else float("nan")
+        counts = [str(int(sum(record[count]))) for count in COUNTS]
+        rows.append((np.isnan(mean), mean, str(record["id"]), counts))
+    return [["image", "PQ", *COUNTS], *([name, f"{mean:.6f}", *counts] for _, mean, name, counts in sorted(rows))]
