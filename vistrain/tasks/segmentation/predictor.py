@@ -54,7 +54,7 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
         stride: int | None = None,
         merge: Literal["mean", "blend", "cut"] | None = None,
         scales: tuple[float, ...] | None = None,
-        flip: bool | None = None,
+        flip: bool = False,
         opacity: float = 0.55,
         **base: Any,
     ) -> None:
@@ -64,7 +64,7 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
         if window is None and stride is not None:
             raise ConfigError("--stride", "means nothing without windows", "give --window, too")
         self.opacity, self._folder = opacity, Path()
-        given = {"window": window, "merge": merge, "scales": scales, "flip": flip}
+        given = {"window": window, "merge": merge, "scales": scales, "flip": flip or None}
         wanted = [name for name, value in given.items() if value is not None]
         if not wanted:
             return
@@ -73,7 +73,7 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
         if scales is not None and (not scales or min(scales) <= 0):
             raise ConfigError("--scales", f"{list(scales)}", "numbers above 0, at least one")
         self.model.scales = self.model.scales if scales is None else tuple(scales)
-        self.model.flip = self.model.flip if flip is None else flip
+        self.model.flip = self.model.flip or flip
         self.model.window_merge = merge or self.model.window_merge
         if window is not None:
             self._cut(self.model, window, stride)
