@@ -134,6 +134,7 @@ CASES = (
         strides=(8, 16, 32, 64),
         size=(128, 128),
     ),
+    Case("mit_b0", {"embed_dims": (16, 32, 32, 32), "num_heads": (1, 2, 2, 4), "depths": _ONES}),
     Case("nat_small", _NAT),
     Case(
         "ppma_base",

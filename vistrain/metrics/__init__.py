@@ -10,6 +10,8 @@ from vistrain.errors import ConfigError, nearest
 from vistrain.metrics.accuracy import Accuracy, MultiLabel
 from vistrain.metrics.base import Metric, Record, Unit
 from vistrain.metrics.binary_pixels import BinaryPixels
+from vistrain.metrics.boundary_iou import BoundaryIoU
+from vistrain.metrics.cityscapes_iou import CityscapesIoU
 from vistrain.metrics.coco import CocoBox, CocoMask
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lane_metrics import CULaneF1, TuSimpleAccuracy
@@ -27,6 +29,8 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     **{name: functools.partial(ImageQuality, name) for name in QUALITY},
     "lpips": Lpips,
     **{name: functools.partial(MeanIoU, name) for name in IOU},
+    "cityscapes": CityscapesIoU,
+    "boundary_iou": BoundaryIoU,
     "vessels": BinaryPixels,
     **{name: functools.partial(RegionOverlap, name) for name in REGIONS},
     "panoptic": PanopticQuality,
@@ -44,6 +48,8 @@ METRICS: tuple[type[Metric], ...] = (
     MeanIoU,
     BinaryPixels,
     RegionOverlap,
+    CityscapesIoU,
+    BoundaryIoU,
     PanopticQuality,
     CULaneF1,
     TuSimpleAccuracy,
@@ -56,7 +62,9 @@ __all__ = [
     "REGIONS",
     "Accuracy",
     "BinaryPixels",
+    "BoundaryIoU",
     "CULaneF1",
+    "CityscapesIoU",
     "CocoBox",
     "CocoMask",
     "ImageQuality",
