@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.attention.base import AttentionOperator
 from vistrain.layers.biased_attention import biased_attention
 from vistrain.layers.precision import at_least_float32
 from vistrain.layers.windows import relative_position_bias, relative_position_index, window_merge, window_partition
@@ -18,7 +19,7 @@ from vistrain.layers.windows import relative_position_bias, relative_position_in
 Size = tuple[int, int]
 
 
-class VariedSizeWindowAttention(nn.Module):
+class VariedSizeWindowAttention(AttentionOperator):
     """Queries of a window attend to as many keys, sampled evenly from a window that is moved and resized.
 
     Maps get zeros until windows tile them, after the projection to queries, keys and values. The authors' two files
@@ -34,6 +35,12 @@ class VariedSizeWindowAttention(nn.Module):
         dense: zeros on all sides, and offsets along one axis divided by the number of windows along the other one, as
             in the authors' code for detection, faithfully; otherwise at the bottom and right, and along the same axis.
     """
+
+    formula = "y_i = softmax_j(q_i k_j / sqrt(d) + b) v_j, j: M x M samples of a window, moved and resized"
+    cost = "4NC^2 + 2NM^2C + 8NC"
+    growth = "N"
+    padding = "padded cells count; maps are padded with zeros until windows tile them"
+    oddities = "classification and detection pad differently, and divide offsets by the other axis (dense)"
 
     index: Tensor
 
