@@ -134,6 +134,7 @@ CASES = (
         strides=(8, 16, 32, 64),
         size=(128, 128),
     ),
+    Case("mit_b0", {"embed_dims": (16, 32, 32, 32), "num_heads": (1, 2, 2, 4), "depths": _ONES}),
     Case("nat_small", _NAT),
     Case(
         "ppma_base",
@@ -157,11 +158,10 @@ CASES = (
     ),
     Case("soft_tiny", {"embed_dims": (8, 16, 16, 16), "depths": _ONES, "num_heads": (1, 2, 2, 2)}),
     Case("spartan_s", {"init_dim": 16, "dims": (32, 32, 32), "layer_depths": _ONES}, onnx=False),
-    Case("swin_vsa_tiny", {"embed_dim": 8, "depths": _ONES, "num_heads": (2, 2, 4, 4), "mlp_ratio": 2.0}, onnx=False),
+    Case("swin_vsa_tiny", {"embed_dim": 8, "depths": _ONES, "num_heads": (2, 2, 4, 4), "mlp_ratio": 2.0}),
     Case(
         "tiny_moat0",
         {"stem_size": (8, 8), "hidden_size": (8, 16, 16, 16), "num_blocks": _ONES, "head_size": 8},
-        onnx=False,
     ),
     Case(
         "transnext_micro",
@@ -171,7 +171,7 @@ CASES = (
         "unireplknet_a",
         {"dims": (8, 12, 16, 16), "depths": (1, 1, 2, 1), "kernel_sizes": ((3,), (7,), (9, 3), (7,))},
     ),
-    Case("vitaev2_vsa_small", {**_VITAE, "NC_group": _ONES, "RC_group": _ONES, "mlp_ratio": 2.0}, onnx=False),
+    Case("vitaev2_vsa_small", {**_VITAE, "NC_group": _ONES, "RC_group": _ONES, "mlp_ratio": 2.0}),
 )
 
 

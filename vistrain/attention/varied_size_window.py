@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.attention.base import AttentionOperator
+from vistrain.layers.biased_attention import biased_attention
 from vistrain.layers.precision import at_least_float32
 from vistrain.layers.windows import relative_position_bias, relative_position_index, window_merge, window_partition
 
@@ -78,16 +79,18 @@ class VariedSizeWindowAttention(AttentionOperator):
         (height, width), (h, w) = size, self.window
         bottom, right = -height % h, -width % w
         top, left = (bottom // 2, right // 2) if self.dense else (0, 0)
-        around = (0, 0, left, right - left, top, bottom - top)
         grid = x.unflatten(1, size)
+        qkv = self.qkv(grid)
+        if bottom or right:  # padding by nothing copies
+            grid, qkv = (F.pad(part, (0, 0, left, right - left, top, bottom - top)) for part in (grid, qkv))
         padded = (height + bottom, width + right)
-        qkv = F.pad(self.qkv(grid), around).unflatten(-1, (3, self.num_heads, -1))
-        sampled = self._sample(qkv[:, :, :, 1:], self._places(F.pad(grid, around), size))
+        qkv = qkv.unflatten(-1, (3, self.num_heads, -1))
+        sampled = self._sample(qkv[:, :, :, 1:], self._places(grid, size))
         q = window_partition(qkv[:, :, :, 0].flatten(3), self.window)
         q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        bias = relative_position_bias(self.relative_position_bias_table, self.index)[None].to(q.dtype)
+        bias = relative_position_bias(self.relative_position_bias_table, self.index)[None]
         k, v = sampled.to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, bias, scale=self.scale).transpose(1, 2).flatten(2)
+        out = biased_attention(q, k, v, bias, self.scale).transpose(1, 2).flatten(2)
         out = window_merge(out, self.window, padded)[:, top : top + height, left : left + width]
         return self.proj(out).flatten(1, 2)
 
@@ -119,6 +122,7 @@ class VariedSizeWindowAttention(AttentionOperator):
         sampled = F.grid_sample(
             at_least_float32(images), places.flatten(0, 1), padding_mode="zeros", align_corners=True
         )
-        sampled = sampled.reshape(batch, self.num_heads, 2, -1, height, width).permute(0, 4, 5, 2, 1, 3)
-        windows = window_partition(sampled.flatten(3), self.window)
-        return windows.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        h, w = self.window
+        cut = sampled.view(batch, self.num_heads, 2, -1, height // h, h, width // w, w)
+        windows = cut.permute(2, 0, 4, 6, 1, 5, 7, 3)  # [2, B, rows, columns, heads, h, w, D], copied once
+        return windows.flatten(5, 6).flatten(1, 3)

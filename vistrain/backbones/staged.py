@@ -429,11 +429,11 @@ def build_variant(
     )
 
 
-def converter(key_map: KeyMap) -> Callable[[dict[str, Any], nn.Module], dict[str, Tensor]]:
-    """timm's `checkpoint_filter_fn` for a table of names.
+def converter(*key_maps: KeyMap) -> Callable[[dict[str, Any], nn.Module], dict[str, Tensor]]:
+    """timm's `checkpoint_filter_fn` for tables of names.
 
     Args:
-        key_map: from the authors' names to ours.
+        key_maps: from the authors' names, and those of others, to ours; the first that weights have is applied.
 
     Returns:
         A function of weights and the model that they are for. Weights may stand in the dictionary that training codes
@@ -443,7 +443,8 @@ def converter(key_map: KeyMap) -> Callable[[dict[str, Any], nn.Module], dict[str
 
     def checkpoint_filter_fn(weights: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
         state, _ = find_state_dict(weights)
-        state = key_map.apply(state) if key_map.matches(state) else state
+        key_map = next((known for known in key_maps if known.matches(state)), None)
+        state = state if key_map is None else key_map.apply(state)
         linear = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
         return {k: v[:, :, 0, 0] if k in linear and v.shape[2:] == (1, 1) else v for k, v in state.items()}
 
@@ -466,4 +467,5 @@ def dense_key_map(authors: KeyMap, norms: Sequence[str]) -> KeyMap:
             (r"^(?!norms\.)", "body."),
         ),
         drop=(*authors.drop, r"^(norm|head)\."),  # of classification
+        stacked=authors.stacked,
     )

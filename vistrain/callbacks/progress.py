@@ -211,8 +211,9 @@ class Progress(Callback):
         if self._enabled:
             task = as_task(pl_module)
             took, place = duration(time.perf_counter() - self._evaluation_start), task.datamodule.place("test")
-            count = len(task.datamodule.watched["test"])
-            self._line(f"tested on {count} images{place and f' of {place}'} in {took}")
+            records = next(iter(task.records.values()), None)  # of all processes
+            count = "" if records is None else f" on {len(records)} images"
+            self._line(f"tested{count}{place and f' of {place}'} in {took}")
 
     def _line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False)
