@@ -103,7 +103,7 @@ def test_names_are_classes_short_classes_and_files() -> None:
         ),
         (
             {"attention": "window", "attention_args": {"window_size": "7"}},
-            r"args\.attention_args\.window_size: '7' is of the wrong type",
+            r"args\.attention_args\.window_size: '7' is not a whole number",
         ),
         (
             {"attention": ["softmax", {"name": "halo", "halo": 3}, "softmax", "softmax"]},
