@@ -1,6 +1,7 @@
 """Images per second and core of the COCO training pipeline, against torchvision v2 on PIL images.
 
     python tools/benchmark_data.py --output runs/benchmark_data
+    python tools/benchmark_data.py --against ../older        # a worktree of an older commit takes turns, too
 
 Both sides read the same JPEGs (640 x 480, made here) and do the same operations with the same random choices: decode,
 flip, resize and crop as the DETR recipe says, boxes included, down to the uint8 planes that a batch is made of.
@@ -22,7 +23,7 @@ from statistics import median
 import cv2
 import numpy as np
 import torch
-from benchmarking import machine
+from benchmarking import Elsewhere, machine, serve
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as v2
@@ -34,6 +35,7 @@ from vistrain.pictures import bars
 
 WIDTH, HEIGHT, OBJECTS = 640, 480, 7  # COCO's most common size, and its mean number of objects
 Side = Callable[[Path, np.ndarray, DetrAugment, int], torch.Tensor]
+VARIANTS = {"flip + multi-scale": DetrAugment(crop=0), "flip + multi-scale | crop": DetrAugment()}
 
 
 def make_images(folder: Path, count: int) -> list[Path]:
@@ -86,26 +88,42 @@ def torchvision(path: Path, boxes: np.ndarray, augment: DetrAugment, seed: int) 
     return v2.pil_to_tensor(image)
 
 
-def measure(paths: list[Path], augment: DetrAugment, repeats: int) -> dict[str, float]:
-    """Milliseconds of CPU per image of both sides and their ratio, medians of `repeats` rounds in turn."""
+def boxes_of_an_image() -> np.ndarray:
+    """`[7, 4]` xyxy."""
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 0.6, (OBJECTS, 2)) * (WIDTH, HEIGHT)
     boxes = np.concatenate([corner, corner + rng.uniform(10, 200, (OBJECTS, 2))], 1).astype(np.float32)
-    boxes = boxes.clip(0, (WIDTH, HEIGHT, WIDTH, HEIGHT))
-    times: dict[str, list[float]] = {"vistrain": [], "torchvision": []}
-    sides: dict[str, Side] = {"vistrain": ours, "torchvision": torchvision}
+    return boxes.clip(0, (WIDTH, HEIGHT, WIDTH, HEIGHT))
+
+
+def turn(side: Side, paths: list[Path], augment: DetrAugment, first_seed: int) -> float:
+    """Milliseconds of CPU per image of one round."""
+    boxes, start = boxes_of_an_image(), time.process_time()
+    for number, path in enumerate(paths):
+        side(path, boxes, augment, first_seed + number)
+    return (time.process_time() - start) / len(paths) * 1000
+
+
+def measure(paths: list[Path], variant: str, repeats: int, elsewhere: Elsewhere | None) -> dict[str, float]:
+    """Milliseconds of CPU per image of all sides and their ratios to ours, medians of `repeats` rounds in turn."""
+    augment = VARIANTS[variant]
+    sides: dict[str, Callable[[int], float]] = {
+        "vistrain": lambda seed: turn(ours, paths, augment, seed),
+        "torchvision": lambda seed: turn(torchvision, paths, augment, seed),
+    }
+    if elsewhere is not None:
+        sides["before"] = lambda seed: elsewhere(list(VARIANTS).index(variant), seed)
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(-1, repeats):  # the first round warms up
         for name, side in sides.items():
-            start = time.process_time()
-            for number, path in enumerate(paths):
-                side(path, boxes, augment, repeat * len(paths) + number + len(paths))
+            taken = side((repeat + 1) * len(paths))
             if repeat >= 0:
-                times[name].append((time.process_time() - start) / len(paths) * 1000)
-    return {
-        "vistrain_ms": round(median(times["vistrain"]), 2),
-        "torchvision_ms": round(median(times["torchvision"]), 2),
-        "ratio": round(median(b / a for a, b in zip(times["vistrain"], times["torchvision"], strict=True)), 2),
-    }
+                times[name].append(taken)
+    found = {f"{name}_ms": round(median(values), 2) for name, values in times.items()}
+    for name, key in (("torchvision", "ratio"), ("before", "before_ratio")):
+        if name in times:
+            found[key] = round(median(b / a for a, b in zip(times["vistrain"], times[name], strict=True)), 3)
+    return found
 
 
 def check_equal(paths: list[Path], augment: DetrAugment) -> int:
@@ -127,16 +145,23 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=32, help="images per round (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=9, help="rounds (default: %(default)s)")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="a checkout of another commit, to compare with")
+    parser.add_argument("--serve", type=Path, metavar="IMAGES", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    variants = {"flip + multi-scale": DetrAugment(crop=0), "flip + multi-scale | crop": DetrAugment()}
+    if arguments.serve is not None:
+        images, variants = sorted(arguments.serve.iterdir()), list(VARIANTS.values())
+        serve(lambda variant, seed: turn(ours, images, variants[int(variant)], int(seed)))
+        return
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        paths = make_images(Path(folder), arguments.images)
-        for name, augment in variants.items():
+        paths = sorted(make_images(Path(folder), arguments.images))
+        elsewhere = arguments.against and Elsewhere(arguments.against, __file__, serve=folder)
+        for name, augment in VARIANTS.items():
             difference = check_equal(paths, augment)
-            results[name] = {**measure(paths, augment, arguments.repeats), "largest_difference": difference}
+            found = measure(paths, name, arguments.repeats, elsewhere)
+            results[name] = {**found, "largest_difference": difference}
     arguments.output.mkdir(parents=True, exist_ok=True)
     packages = {p: version(p) for p in ("torchvision", "opencv-python-headless", "pillow")}
     packages["decoder"] = "torchvision" if simplejpeg is None else f"simplejpeg {version('simplejpeg')}"
@@ -151,6 +176,8 @@ def main() -> None:
             f"{name}: vistrain {result['vistrain_ms']} ms, v2 on PIL {result['torchvision_ms']} ms per image"
             f" and core: {result['ratio']} times as fast (pixels differ by at most {result['largest_difference']})"
         )
+        if "before_ms" in result:
+            print(f"{name}: before {result['before_ms']} ms, {result['before_ratio']} times ours")
     title = "COCO training pipeline, decode to uint8 planes, one core"
     print(bars(speeds, arguments.output / "benchmark_data.png", title, "images / s"))
 

@@ -1,6 +1,7 @@
 """A training epoch as `vistrain fit` runs it, against a bare PyTorch loop over the same network and loader.
 
     python tools/benchmark_trainer.py --steps 40 --repeats 3
+    python tools/benchmark_trainer.py --against ../older     # a worktree of an older commit takes turns, too
 
 Both sides start from the same parts, built from one config (the demo's): the task, Lightning's Trainer and vistrain's
 default callbacks, with log, progress, run folder and checkpoint, on one side; on the other a loop that a person would
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarking import alternate, medians, write
+from benchmarking import Elsewhere, alternate, medians, serve, write
 from rich.console import Console
 
 from vistrain.callbacks import Progress
@@ -65,6 +66,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("benchmarks"))
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="a checkout of another commit, to compare with")
+    parser.add_argument("--serve", type=int, metavar="STEPS", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="dotted.key=value changes to the config")
     arguments = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -104,16 +107,29 @@ def main() -> None:
 
         return run
 
-    alternate({name: side(name) for name in measured}, arguments.repeats)
+    if arguments.serve is not None:
+        steps, run = arguments.serve, side("vistrain")
+        serve(lambda: (run(), processor["vistrain"][-1])[1])
+        return
+    sides = {name: side(name) for name in measured}
+    if arguments.against is not None:
+        words = ("--config", arguments.config, "--steps", arguments.steps, "--workers", arguments.workers)
+        elsewhere = Elsewhere(arguments.against, __file__, *words, *arguments.overrides, serve=arguments.steps)
+        processor["before"] = []
+        sides["before"] = lambda: processor["before"].append(elsewhere())
+    alternate(sides, arguments.repeats)
     wall, cpu = ({name: values[1:] for name, values in times.items()} for times in (measured, processor))
     ratios = {
         kind: statistics.median(a / b for a, b in zip(times["vistrain"], times["bare loop"], strict=True))
         for kind, times in (("wall time", wall), ("processor time", cpu))
     }
+    if "before" in cpu:
+        pairs = zip(cpu["vistrain"], cpu["before"], strict=True)
+        ratios["processor time, vistrain / before"] = statistics.median(a / b for a, b in pairs)
     per_step = {name: 1000 * value / steps for name, value in medians(wall).items()}
     print(f"{steps} steps: " + ", ".join(f"{name} {value:.1f} ms/step" for name, value in per_step.items()))
     for kind, ratio in ratios.items():
-        print(f"{kind}: vistrain / bare loop = {ratio:.3f}")
+        print(f"{kind}: {ratio:.3f}" if "before" in kind else f"{kind}: vistrain / bare loop = {ratio:.3f}")
     content = {"steps": steps, "ratios": ratios, "wall_seconds": wall, "processor_seconds": cpu, "device": str(device)}
     write(arguments.output, "trainer", content, ratios, "A training epoch, vistrain / bare PyTorch loop")
 

@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import torch
 
+import vistrain
 from vistrain.processes import available_cores
 from vistrain.run.speed import peak_memory
 from vistrain.surroundings import processor
@@ -40,6 +43,45 @@ def alternate(
             if step >= warm_up:
                 times[name].append(clock() - start)
     return times
+
+
+class Elsewhere:
+    """The same measurement by the code of another checkout, in a process of its own that waits between its turns.
+
+    Args:
+        checkout: its folder, such as a `git worktree` of an older commit.
+        script: of `tools/`, this checkout's; its option `--serve` calls `serve`.
+        words: of its command line.
+        serve: value of `--serve`.
+    """
+
+    MARK = "seconds "
+
+    def __init__(self, checkout: Path, script: str | Path, *words: object, serve: object) -> None:
+        command = [sys.executable, str(script), *map(str, words), "--serve", str(serve)]
+        path = os.pathsep.join([str(checkout.resolve()), str(Path(script).resolve().parent)])
+        environment = {**os.environ, "PYTHONPATH": path}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def __call__(self, *words: object) -> float:
+        """The seconds that one turn takes; words say which."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(" ".join(map(str, words)) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith(self.MARK):
+                return float(line.removeprefix(self.MARK))
+        raise SystemExit(f"the other checkout's process ended with {self.process.wait()}")
+
+
+def serve(turn: Callable[..., float]) -> None:
+    """Take turns for an `Elsewhere` until it lets go."""
+    print(f"measured there: {vistrain.__file__}", file=sys.stderr)
+    for line in sys.stdin:
+        print(f"{Elsewhere.MARK}{turn(*line.split())}", flush=True)
 
 
 def medians(times: Mapping[str, list[float]]) -> dict[str, float]:

@@ -322,6 +322,10 @@ RESULTS: dict[str, tuple[Any, str]] = {
         {"categories": [{"id": 7, "name": "cow"}], "images": []},
         "category 7 is 'cow' here and 'cat' in the ground truth",
     ),
+    "image twice": (
+        {"images": [{"id": "a.jpg", "detections": []}, {"id": "a.jpg", "detections": []}]},
+        "images[1]: 'a.jpg' is listed twice: its detections would count twice",
+    ),
     "restored": ({"scale": 2, "images": [{"id": "a.jpg"}]}, "has no list 'detections'"),
 }  # fmt: skip
 
@@ -336,6 +340,13 @@ def test_results_that_do_not_belong_are_refused(tmp_path: Path, name: str) -> No
     assert message in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path / "found.json"))
     assert "\n" not in str(caught.value)
+
+
+def test_results_with_sides_below_0_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "found.json").write_text(json.dumps([{**GOOD, "bbox": [10, 20, -30, 15]}, GOOD]))
+    with caplog.at_level("WARNING", "vistrain"):
+        evaluate_file(tmp_path / "found.json", write(tmp_path, truth()))
+    assert "1 results have a side below 0 and match nothing" in caplog.text
 
 
 def test_results_are_paired_by_id_or_by_name(tmp_path: Path) -> None:

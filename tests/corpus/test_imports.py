@@ -116,6 +116,11 @@ def split_in_two(root: Path) -> None:
 # layout, what is done to it, what is said; exit code 0 unless the words begin with `error:`
 CASES: dict[str, tuple[str, Change, str]] = {
     # Pascal VOC
+    "voc: list with flags": ("voc", text("ImageSets/Main/train.txt", "a  1\nmy photo -1\n"), "train.json: 2 images, 3 objects"),
+    "voc: list with folders": ("voc", text("ImageSets/Main/train.txt", "JPEGImages/a.jpg\n.\\JPEGImages\\my photo.jpg\n"), "train.json: 2 images, 3 objects"),
+    "voc: list of a class": ("voc", text("ImageSets/Main/cat_train.txt", "b 1\n"), "train.json: 2 images, 3 objects"),
+    "voc: number too large": ("voc", swapped("Annotations/b.xml", "<xmax>31<", "<xmax>1e300<"), "reaches outside its picture, cut"),
+    "voc: comma in a number": ("voc", swapped("Annotations/b.xml", "<xmax>31<", "<xmax>30,5<"), "bndbox is not four numbers"),
     "voc: picture gone": ("voc", gone("JPEGImages/b.jpg"), "annotation left out: no such picture"),
     "voc: pictures gone": ("voc", lambda r: [p.unlink() for p in (r / "JPEGImages").iterdir()], "error: holds no pictures"),
     "voc: xml gone": ("voc", gone("Annotations/b.xml"), "left out with its picture: no such annotation file: b.xml"),
@@ -247,6 +252,8 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "coco: bbox of text": ("coco_roboflow", coco(lambda c: c["annotations"][0].update(bbox=["a", 1, 2, 3])), "not four numbers"),
     "coco: bbox of null": ("coco_roboflow", coco(lambda c: c["annotations"][0].update(bbox=None)), "not four numbers"),
     "coco: annotation is a word": ("coco_roboflow", coco(lambda c: c["annotations"].append("x")), "picture that is not listed"),
+    "yolo: rows with commas": ("yolo", rows("0,0.5,0.5,0.2,0.2", "1,0.5,0.5,0.1,0.1"), "picture left out: no row of its label file is of finite numbers: b.jpg"),
+    "yolo: split of nothing": ("yolo", swapped("data.yaml", "train: ", "test:\ntrain: "), "split without a folder or list, skipped: test"),
     "coco: picture without a name": ("coco_roboflow", coco(lambda c: c["images"].append({"id": 7})), "without a name or an id"),
     "coco: id of two pictures": ("coco_roboflow", coco(lambda c: c["images"].append(c["images"][0])), "an id of its own"),
     "coco: id of two categories": ("coco_roboflow", coco(lambda c: c["categories"].append(c["categories"][0])), "error: category"),

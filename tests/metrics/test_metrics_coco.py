@@ -366,7 +366,7 @@ GOOD = {"id": 3, "image_id": 1, "category_id": 7, "bbox": [0, 0, 5, 5], "score":
     ("text", "message"),
     [
         ("[{", "not valid JSON"),
-        ('{"image": []}', "not a list of COCO results but a JSON object"),
+        ('{"image": []}', "not a list of COCO results but an object"),
         ("null", "null"),
         ("[5]", "result 0: is not an object"),
         (json.dumps([GOOD, {k: v for k, v in GOOD.items() if k != "score"}]), "result 1: 'score' is 'missing'"),

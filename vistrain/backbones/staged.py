@@ -407,6 +407,7 @@ def build_variant(
     pretrained: bool,
     checkpoint_filter_fn: Callable[[dict[str, Any], nn.Module], dict[str, Tensor]],
     arguments: dict[str, Any],
+    stages: int = 4,
 ) -> StagedBackbone:
     """A registered variant, as timm builds its own: with its default cfg, its weights, and `features_only`.
 
@@ -416,13 +417,14 @@ def build_variant(
         pretrained: load the weights that the default cfg or timm's `pretrained_cfg_overlay` names.
         checkpoint_filter_fn: turns the authors' names into ours (see `converter`).
         arguments: of the constructor, and timm's own.
+        stages: of which `features_only` gives the maps.
     """
     return build_model_with_cfg(
         cls,
         name,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        feature_cfg={"out_indices": tuple(range(stages)), "feature_cls": "getter"},
         **arguments,
     )
 

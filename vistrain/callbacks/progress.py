@@ -15,6 +15,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor
 
+from vistrain.attention.base import paths_of
 from vistrain.data.base.module import refuse_below
 from vistrain.internals import lightning as internals
 from vistrain.processes import load_average, resident_memory
@@ -70,6 +71,8 @@ class Progress(Callback):
         self._shown_step = trainer.global_step
         if self._enabled and trainer.global_step:
             self._line(f"goes on after step {trainer.global_step}")
+        for path in paths_of(pl_module, pl_module.device) if self._enabled else ():
+            self._line(f"attention {path}")
         if self._enabled and self.console.is_terminal:
             self._live = RichProgress(
                 TextColumn("{task.description}"),
@@ -208,8 +211,9 @@ class Progress(Callback):
         if self._enabled:
             task = as_task(pl_module)
             took, place = duration(time.perf_counter() - self._evaluation_start), task.datamodule.place("test")
-            count = len(task.datamodule.watched["test"])
-            self._line(f"tested on {count} images{place and f' of {place}'} in {took}")
+            records = next(iter(task.records.values()), None)  # of all processes
+            count = "" if records is None else f" on {len(records)} images"
+            self._line(f"tested{count}{place and f' of {place}'} in {took}")
 
     def _line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False)

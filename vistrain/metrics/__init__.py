@@ -14,10 +14,10 @@ from vistrain.metrics.boundary_iou import BoundaryIoU
 from vistrain.metrics.cityscapes_iou import CityscapesIoU
 from vistrain.metrics.coco import CocoBox, CocoMask
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
-from vistrain.metrics.lanes import CULaneF1, TuSimpleAccuracy
+from vistrain.metrics.lane_metrics import CULaneF1, TuSimpleAccuracy
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
-from vistrain.metrics.panoptic import PanopticQuality
+from vistrain.metrics.panoptic_quality import PanopticQuality
 from vistrain.metrics.region_overlap import REGIONS, RegionOverlap
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
@@ -40,6 +40,7 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
 
 METRICS: tuple[type[Metric], ...] = (
     CocoBox,
+    CocoMask,
     Accuracy,
     MultiLabel,
     ImageQuality,
@@ -49,7 +50,6 @@ METRICS: tuple[type[Metric], ...] = (
     RegionOverlap,
     CityscapesIoU,
     BoundaryIoU,
-    CocoMask,
     PanopticQuality,
     CULaneF1,
     TuSimpleAccuracy,

@@ -213,6 +213,9 @@ def check_results(content: Any, truth: Mapping[str, Any], where: str, masks: boo
             f"{image.get('file_name', image['id'])}, {image.get('width')}x{image.get('height')} there)",
             "were they turned by EXIF, or resized? `vistrain predict --annotations FILE` reads them as annotated",
         )
+    if inverted := sum(min(result["bbox"][2:]) < 0 for result in found):
+        remedy = "boxes are x, y, width, height"
+        log.warning("%s: %d results have a side below 0 and match nothing - %s", where, inverted, remedy)
     if by_name:
         log.info("%s: image ids are file names; the images of the annotations are found by them", where)
     for i, result in enumerate(found):
@@ -231,11 +234,16 @@ def _flat(content: Mapping[str, Any], truth: Mapping[str, Any], where: str) -> l
         if is_id(number) and known.get(number, name) != name:
             problem = f"category {number} is {shown(name)} here and {shown(known[number])} in the ground truth"
             raise DataError(where, problem, "evaluate against the annotations that the predictions were made for")
-    results = []
+    results: list[dict[str, Any]] = []
+    seen = set()
     for i, image in enumerate(content["images"]):
         found = image.get("detections") if isinstance(image, Mapping) else None
         if not isinstance(found, list) or not all(isinstance(d, Mapping) for d in found):
             raise DataError(f"{where}: images[{i}]", "has no list 'detections'", "is it of a detector?")
+        if str(image.get("id")) in seen:
+            problem = f"{shown(image.get('id'))} is listed twice: its detections would count twice"
+            raise DataError(f"{where}: images[{i}]", problem, "keep one of them")
+        seen.add(str(image.get("id")))
         of_image = {"image_id": image.get("id"), **{side: image.get(side) for side in SIDES}}
         results += [{**of_image, "bbox": d.get("box_xywh"), **d} for d in found]
     return results
@@ -257,4 +265,5 @@ def _object_problem(item: Any, without_box: bool = False) -> str:
 
 
 def _kind(value: Any) -> str:
-    return "null" if value is None else f"a JSON {'object' if isinstance(value, Mapping) else type(value).__name__}"
+    kinds = {Mapping: "an object", list: "a list", bool: "a truth value", str: "a text", type(None): "null"}
+    return next((name for kind, name in kinds.items() if isinstance(value, kind)), "a number")

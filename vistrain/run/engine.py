@@ -127,11 +127,15 @@ def test(
             not those of the data, and an analysis that the task does not have.
     """
     facts: dict[str, Any] = {}
+    if analysis is not None and analysis.exists() and not analysis.is_dir():
+        raise ConfigError("--analysis", f"{analysis} is no folder", "name one; it is made if it is not there")
     if checkpoint is not None:
         facts = load_checkpoint(checkpoint)
         config = compose([], overrides, start=facts["config"], changes=config)
     if config is None:
         raise ConfigError("test", "nothing to evaluate", "give --ckpt, or --config with --weights")
+    if (config.get("trainer") or {}).get("limit_test_batches") == 0:
+        raise ConfigError("trainer.limit_test_batches", "0: nothing would be tested", "remove the key")
     weights = weights or config.get("run", {}).get("weights")
     replaced = checkpoint is not None or weights
     parts = build_parts(without_pretrained(config) if replaced else config, allow, stage="test")
@@ -151,7 +155,9 @@ def test(
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         record = {"checkpoint": str(checkpoint or weights), "metrics": config.get("metrics"), "numbers": numbers}
-        record["images"] = {"from": parts.data.place("test"), "count": len(parts.data.watched["test"])}
+        record["images"] = {"from": parts.data.place("test"), "of": len(parts.data.watched["test"])}
+        if not numbers:
+            log.warning("no number was computed: the config names no metrics")
         record |= parts.task.facts_of_test()
         with whole_file(folder / "test.json") as path:
             path.write_text(json.dumps(record, indent=2) + "\n")

@@ -227,7 +227,7 @@ def test_contradictions_are_config_errors(tmp_path, arguments, message):
 
 
 def test_a_set_without_degraded_files_needs_a_degradation(tmp_path):
-    with pytest.raises(ConfigError, match=r"train\.0\.low: is missing"):
+    with pytest.raises(ConfigError, match=r"data\.train: set 0 has no `low`"):
         folder(tmp_path, degradation=None).setup("fit")
 
 

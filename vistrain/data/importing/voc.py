@@ -76,7 +76,7 @@ def _listed(root: Path, lists: Path, notes: Notes) -> list[tuple[str, Path]]:
     """(split, XML file) of what the lists name; lists of single classes (`cat_train.txt`) do not count."""
     found: list[tuple[str, Path]] = []
     texts = {path.stem: read_words(path).splitlines() for path in sorted(lists.glob("*.txt"))}
-    whole = {name: rows for name, rows in texts.items() if not _is_of_a_class(rows)}
+    whole = {name: rows for name, rows in texts.items() if not _is_of_a_class(name, rows)}
     if not whole:
         raise DataError(str(lists), "holds no lists of pictures (*.txt)")
     for name, rows in whole.items():
@@ -89,15 +89,17 @@ def _listed(root: Path, lists: Path, notes: Notes) -> list[tuple[str, Path]]:
     return found
 
 
-def _is_of_a_class(rows: list[str]) -> bool:
+def _is_of_a_class(name: str, rows: list[str]) -> bool:
     first = rows[0].split() if rows else []
-    return len(first) == 2 and first[1] in ("-1", "0", "1")
+    return len(first) == 2 and first[1] in ("-1", "0", "1") and not (split_of(name) or name in ("trainval", "default"))
 
 
 def _stem(root: Path, row: str) -> str:
-    """What a row of a list names: names may hold blanks, and some tools write a suffix or a second column."""
+    """What a row of a list names: names may hold blanks, and some tools write a suffix, folders or a second column."""
     folder = root / "Annotations"
-    words = (row, row.rpartition(".")[0], row.split()[0])
+    words = [row, row.rsplit(None, 1)[0], row.split()[0]]
+    words += [word.rpartition(".")[0] for word in words]
+    words += [word.replace("\\", "/").rpartition("/")[2] for word in words]
     return next((word for word in words if word and (folder / f"{word}.xml").is_file()), row)
 
 

@@ -143,6 +143,8 @@ def _split_pictures(file: Path, content: Mapping[str, Any], root: Path, notes: N
     missing: list[str] = []
     for key in KEYS:
         sources = content.get(key) or []
+        if key in content and not sources:
+            notes.add("split without a folder or list, skipped", key)
         for source in sources if isinstance(sources, list) else [sources]:
             if not isinstance(source, str):
                 raise DataError(f"{file}: {key}", f"{source!r} is no folder or list of pictures")
@@ -216,6 +218,9 @@ def _rows(pictures: list[Labelled], source: Path, notes: Notes) -> dict[Path, li
             label, lines = result
             seen.add(label)
             found[path] = _numbers_of(label, lines, notes)
+            if not found[path] and any(map(str.strip, lines)):
+                notes.add("picture left out: no row of its label file is of finite numbers", path.name)
+                bad.add(path)
     if not found and not bad:
         places = " or ".join(map(str, _labels_of(unique[0])))
         raise DataError(str(source), f"none of {len(unique)} pictures has a label file", f"looked for {places}")
