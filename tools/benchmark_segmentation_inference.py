@@ -3,9 +3,9 @@
     python tools/benchmark_segmentation_inference.py --output runs/benchmark_segmentation_inference
 
 Official order (mmsegmentation 0.11): logits of 150 classes at a quarter of the image, enlarged to the image, then to
-the original, softmax, arg-max. Ours gives the same labels, which is checked. Windows: UPerNet with Swin-T, 150 classes,
-an image of four windows, against the same windows computed and thrown away. Both sides take turns in this process on
-one thread; processor time. Medians are printed and written: benchmark_segmentation_inference.json, .png.
+the original, softmax, arg-max. Ours gives the same labels but for near ties, which are counted. Windows: UPerNet with
+Swin-T, 150 classes, an image of four windows, against the same windows computed and thrown away. Both sides take turns
+in this process on one thread; processor time. Medians are printed, and written as .json and .png.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from vistrain.structures import Factory, LabelSpace
 CLASSES = 150
 SIZES = {"512x683 as it is": (512, 683), "683x911": (683, 911), "1200x1600": (1200, 1600)}
 NETWORK = (512, 683)
+NEAR_TIES = 1e-5  # share of the pixels at which rounding may decide
 
 
 def logits() -> Tensor:
@@ -80,8 +81,9 @@ def main() -> None:
     rows, x = {}, logits()
     with torch.inference_mode():
         for name, size in SIZES.items():
-            if not torch.equal(official(x, size), ours(x, size)):
-                raise SystemExit("not the same labels")
+            differing = int((official(x, size) != ours(x, size)).sum())
+            if differing > NEAR_TIES * size[0] * size[1]:
+                raise SystemExit(f"{differing} labels differ")
             sides = {"official": lambda s=size: official(x, s), "vistrain": lambda s=size: ours(x, s)}
             seconds = medians(alternate(sides, arguments.repeats, clock=time.process_time))
             memory = {side: peak_mib(run) for side, run in sides.items()}

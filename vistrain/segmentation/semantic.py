@@ -197,7 +197,7 @@ class SemanticNetwork(Network):
         images, _ = self.normalize(batch["image"], batch["size"])
         sizes = batch["size"].tolist()
         if self.window is None:
-            return [self._resized(x, size) for x, size in zip(self._whole(images, sizes), sizes, strict=True)]
+            return [self._at_size(x, size) for x, size in zip(self._whole(images, sizes), sizes, strict=True)]
         return [
             torch.cat(list(self._bands(image[:, :height, :width])), 1)
             for image, (height, width) in zip(images, sizes, strict=True)
@@ -253,7 +253,7 @@ class SemanticNetwork(Network):
             found.append(self(image[None])[0].float())
         return found
 
-    def _resized(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+    def _at_size(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         """Logits of `_whole` at the size of the image, without its padding."""
         padded = [_up(side, self.preprocessing.size_divisor) for side in size]
         return resize(logits[None], tuple(padded), self.align_corners)[0, :, : size[0], : size[1]]

@@ -33,14 +33,14 @@ def read_cityscapes_polygons(path: str | Path) -> Image.Image:
     Raises:
         DataError: it is no such file, or names a class that Cityscapes does not have.
     """
-    content = read_json(path)
+    content = read_json(Path(path))
     if not isinstance(content, dict) or not isinstance(content.get("objects"), list):
         raise DataError(str(path), "has no list `objects`", "is it a file of Cityscapes' polygons?")
-    sides = [content.get("imgWidth"), content.get("imgHeight")]
-    if not all(isinstance(side, int) and side > 0 for side in sides):
-        raise DataError(str(path), f"imgWidth and imgHeight are {sides[0]!r} and {sides[1]!r}", "two numbers of pixels")
-    refuse_large(path, sides[1], sides[0])
-    image = Image.new("L", (sides[0], sides[1]), LABEL_IDS["unlabeled"])
+    width, height = content.get("imgWidth"), content.get("imgHeight")
+    if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
+        raise DataError(str(path), f"imgWidth and imgHeight are {width!r} and {height!r}", "two numbers of pixels")
+    refuse_large(path, height, width)
+    image = Image.new("L", (width, height), LABEL_IDS["unlabeled"])
     drawer = ImageDraw.Draw(image)
     for position, entry in enumerate(content["objects"]):
         label, points = _object(path, position, entry)
