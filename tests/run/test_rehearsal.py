@@ -37,6 +37,13 @@ REFUSED = [
     (["optimizer.groups={rules: [{match: nowhere, lr: 1}]}"], "optimizer.groups"),
     (["optimizer={type: torch.optim.Muon, lr: 1e-3}"], "optimizer: Muon cannot be made of these values"),
     (["optimizer.betas=[0.9, 0.99]", "optimizer.amsgrad=5"], "optimizer.amsgrad: 5 is not true or false"),
+    (["callbacks.f={type: lightning.pytorch.callbacks.LearningRateFinder}"], "callbacks.f: would train with another"),
+    (["callbacks.f={type: lightning.pytorch.callbacks.BatchSizeFinder}"], "callbacks.f: would change the batch"),
+    (
+        ["callbacks.f={type: lightning.pytorch.callbacks.GradientAccumulationScheduler, scheduling: {0: 2}}"],
+        "callbacks.f: would change how many",
+    ),
+    (["run.name=../x"], "run.name: '../x' is not a name, which a folder in runs/ can have"),
     (["trainer.num_nodes=2"], "trainer.num_nodes: 2 machines, but nothing says which the others are"),
     (["trainer.accelerator=mps"], "trainer.accelerator: 'mps' is not here"),
     (["trainer.val_check_interval=100"], "trainer.val_check_interval: Lightning refuses it"),
@@ -76,6 +83,35 @@ def test_what_fit_refuses_is_heard_in_a_rehearsal(changes: list[str], message: s
         run.fit(compose([BASE], [*TINY, *changes], start={"run": {"name": "mine"}}))
     assert str(refused.value) in heard
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["trainer.precision=16-true"], "trainer.precision: this network does not compute in 16-true"),
+        (["run.folder=file"], "run.folder: file cannot be made: File exists"),
+        (["run.folder=/proc/x/y"], "run.folder: /proc/x/y cannot be made: No such file or directory"),
+        (["run.folder=" + "x" * 300], "run.folder: xxx"),
+    ],
+    ids=lambda value: value[0][:30] if isinstance(value, list) else "",
+)
+def test_what_only_the_first_step_or_the_disk_tells_is_refused_too(
+    changes: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").write_text("")
+    assert main(["fit", "-c", BASE, *TINY, *changes]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"vistrain: {message}")
+
+
+def test_a_table_of_numbers_that_cannot_be_read_is_put_aside(caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["fit", "-c", BASE, *TINY, "run.folder=mine", "trainer.max_epochs=1"]) == 0
+    (Path("mine") / "metrics.csv").write_bytes(b"\xff\x00,,\n1,2")
+    Path("mine/.lock.1.tmp").mkdir()
+    with caplog.at_level("WARNING", "vistrain"):
+        assert main(["fit", "--resume", "mine", "trainer.max_epochs=2"]) == 0
+    assert "mine/metrics.csv cannot be read" in caplog.text
+    assert Path("mine/metrics.csv.damaged").is_file()
+    assert Path("mine/metrics.csv").read_text().startswith("step,")
 
 
 def test_what_fit_takes_is_not_refused_and_costs_no_weights() -> None:

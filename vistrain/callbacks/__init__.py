@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from vistrain.callbacks.checkpoints import Checkpoints
 from vistrain.callbacks.ema import EMA
 from vistrain.callbacks.guards import NaNGuard, Unreadable
-from vistrain.callbacks.loggers import TensorBoard, WandB, build_loggers, make_loggers, quiet
+from vistrain.callbacks.loggers import TensorBoard, WandB, check_loggers, make_loggers, quiet
 from vistrain.callbacks.preemption import Preemption
 from vistrain.callbacks.progress import Progress
 from vistrain.callbacks.run_folder import RunFolder
@@ -25,7 +25,7 @@ __all__ = [
     "TensorBoard",
     "Unreadable",
     "WandB",
-    "build_loggers",
+    "check_loggers",
     "default_callbacks",
     "make_loggers",
 ]

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +114,8 @@ class Checkpoints(Callback):
         if stage == "fit" and trainer.is_global_zero:
             for pattern in UNFINISHED:
                 for path in self.folder.glob(pattern):
-                    path.unlink(missing_ok=True)
+                    with suppress(OSError):  # what is no file is none of ours
+                        path.unlink()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do not save again the very state that was loaded."""

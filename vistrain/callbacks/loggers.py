@@ -18,8 +18,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from vistrain.config import build, index
 from vistrain.config.builder import class_named, refusals, signature
-from vistrain.errors import ConfigError
+from vistrain.errors import ConfigError, first_line
 from vistrain.internals.lightning import rank_of_process
+from vistrain.structures import Factory
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,13 @@ class CSVMetrics(Logger):
         self._opened = True
         if not self.path.exists():
             return
-        rows = self.read() if step else []
+        try:
+            rows = self.read() if step else []
+        except (OSError, ValueError, KeyError, csv.Error) as error:
+            aside = self.path.with_name(f"{self.path.name}.damaged")
+            log.warning("%s cannot be read (%s): it is %s now", self.path, first_line(error), aside.name)
+            self.path.rename(aside)
+            rows = []
         self._columns = list(rows[0]) if rows else ["step"]
         kept = [row for row in rows if int(row["step"]) <= step]
         self._rewrite(kept)
@@ -285,8 +292,21 @@ def make_loggers(
 
 
 def build_loggers(section: Any, run_folder: str | Path, allow: Collection[str] = ()) -> list[Logger]:
-    """The loggers that a config names, not begun; see `make_loggers`."""
+    """The loggers that a config names, before they are told a config; see `make_loggers`. W&B's have begun."""
     return [_build(name, node, str(run_folder), allow) for name, node in index.loggers(section).items()]
+
+
+def check_loggers(section: Any, run_folder: str | Path, allow: Collection[str] = ()) -> None:
+    """Refuse what `build_loggers` would, and begin nothing.
+
+    Raises:
+        ConfigError: see `make_loggers`.
+    """
+    for name, node in index.loggers(section).items():
+        if "type" not in node and BY_NAME[name] is WandB:
+            build(node, Factory[WandB], where=f"logger.{name}", allow=allow)
+        else:
+            _build(name, node, str(run_folder), allow)
 
 
 def _build(name: str, node: dict[str, Any], folder: str, allow: Collection[str]) -> Logger:

@@ -57,8 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
         rehearse(config, heard, data, arguments.allow)
     else:
         lines.append("there is no model: the data alone was looked at")
-    said = findings is not None and findings.lost  # the files' faults were listed, each of them
-    refused = [message for message, error in heard.found.items() if not (said and isinstance(error, DataError))]
+    said = set() if findings is None else findings.said  # with all faults of the files, where a run hears one
+    refused = [
+        message for message, error in heard.found.items()
+        if message not in said and not (said and isinstance(error, DataError))
+    ]  # fmt: skip
     ok = not refused and findings is not None and findings.ok
     if findings is not None:
         write_report({**findings.to_dict(), "ok": ok, "config": refused}, output)

@@ -294,7 +294,7 @@ def check_value(value: Any, hint: Any, where: str) -> Any:
         short = [e["loc"] for e in errors if e["type"] == "missing"]
         if short:  # of a tuple
             place = "".join(f"[{p}]" for p in short[-1][:-1] if isinstance(p, int))
-            raise ConfigError(f"{where}{place}", f"{shown(value)} is not {short[-1][-1] + 1} values") from None
+            raise ConfigError(f"{where}{place}", f"{shown(value)} is not {int(short[-1][-1]) + 1} values") from None
         deepest = max(sum(isinstance(p, int) for p in e["loc"]) for e in errors)
         found = [e for e in errors if sum(isinstance(p, int) for p in e["loc"]) == deepest]
         place = "".join(f"[{p}]" for p in found[0]["loc"] if isinstance(p, int))

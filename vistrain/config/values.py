@@ -191,7 +191,10 @@ RULES: dict[str, Rule] = {
     "schedule.cooldown_epochs": numbers(0),
     "schedule.power": numbers(0),
     "data.workers": numbers(0, 1024, whole=True, also=(None,)),
-    "run.name": Rule("a name", lambda v: isinstance(v, str) and bool(v.strip())),
+    "run.name": Rule(
+        "a name, which a folder in runs/ can have",
+        lambda v: isinstance(v, str) and bool(v.strip()) and v[0] != "/" and ".." not in v.split("/"),
+    ),
     "run.folder": Rule("a folder", lambda v: v is None or (isinstance(v, str) and bool(v.strip()))),
     "run.weights": Rule("a file", lambda v: v is None or (isinstance(v, str) and bool(v.strip()))),
 }

@@ -76,15 +76,19 @@ def held(folder: Path) -> Iterator[None]:
         folder: made if needed, and gone again if nothing was left in it: a run was refused.
 
     Raises:
-        ConfigError: another process writes to it.
+        ConfigError: another process writes to it, or it cannot be made.
     """
     if not processes.is_first():
         yield
         return
     path, owner = folder / NAME, Owner.here()
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"{folder} cannot be made: {error.strerror}"
+        raise ConfigError("run.folder", problem[:300], "name another one") from error
+    try:
         _take(path, owner)
     except OSError as error:
         log.warning("%s could not be written (%s): nothing keeps another run from this folder", path, error.strerror)

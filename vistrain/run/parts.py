@@ -17,6 +17,7 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler, LearningRateFinder
 from torch.optim import Optimizer
 
 from vistrain import metrics, processes
@@ -34,6 +35,13 @@ from vistrain.tasks import Task
 from vistrain.tasks.base.parallel import trainer_arguments
 
 log = logging.getLogger(__name__)
+
+# Callbacks of Lightning's that would change what a config says, and what a run that goes on must find again.
+NOT_HERE: dict[type[Callback], tuple[str, str]] = {
+    BatchSizeFinder: ("would change the batch behind the loaders", "set data.per_device; data.batch_size stays"),
+    LearningRateFinder: ("would train with another schedule first", "set optimizer.lr"),
+    GradientAccumulationScheduler: ("would change how many batches make a step", "set data.batch_size"),
+}
 
 
 @dataclass
@@ -189,6 +197,9 @@ def callbacks_of(config: Mapping[str, Any], allow: Collection[str] = ()) -> dict
 
     def make(name: str, node: Any) -> Callback:
         found: Callback = build(_directed(node, f"callbacks.{name}"), Callback, where=f"callbacks.{name}", allow=allow)
+        for kind, (problem, remedy) in NOT_HERE.items():
+            if isinstance(found, kind):
+                raise ConfigError(f"callbacks.{name}", problem, remedy)
         return found
 
     nodes = (config.get("callbacks") or {}).items()

@@ -19,7 +19,17 @@ from vistrain.errors import ConfigError, VistrainError, WeightsError, first_line
 from vistrain.tasks import Task
 
 LIBRARIES = ("lightning", "torch", "numpy", "PIL", "lightning_utilities", "torchmetrics")
-REFUSED = (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AssertionError, AttributeError, OSError)
+REFUSED = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    OSError,
+    ImportError,
+)
 
 
 @contextmanager
@@ -72,6 +82,12 @@ def _reason(error: Exception, task: Task, data: DataModule, checkpoint: Path | N
     if "Expected more than 1 value per channel" in message:
         problem = "a batch norm has one value of each channel, and no variance: the batch and the map are too small"
         return ConfigError("data.per_device", problem, "raise data.batch_size, data.per_device, or the images' size")
+    precision = str(task.trainer.precision) if source == "torch" else ""
+    if precision.endswith(("16-true", "64-true")) and re.search(
+        r"should be the same|same dtype|expected scalar", message
+    ):
+        problem = f"this network does not compute in {precision}: {first_line(error)}"
+        return ConfigError("trainer.precision", problem, f"use {precision.replace('-true', '-mixed')}, or 32-true")
     if isinstance(error, torch.OutOfMemoryError):
         return ConfigError(
             "data.per_device",

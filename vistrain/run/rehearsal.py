@@ -18,7 +18,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from vistrain import processes
-from vistrain.callbacks import build_loggers
+from vistrain.callbacks import check_loggers
 from vistrain.config import without_pretrained
 from vistrain.data import DataModule
 from vistrain.errors import VistrainError
@@ -112,10 +112,11 @@ def rehearse(
     if not config.get("stages"):
         _rehearse(config, heard, data, allow)
     elif not heard.concern("stages") and (stages := heard.result(lambda: stage_configs(config))):
+        outer = heard.before
         for number, stage in enumerate(stages):
-            heard.before = f"stages[{number}]: "
-            _rehearse(stage, heard, None, allow)
-        heard.before = ""
+            heard.before = f"{outer}stages[{number}]: "
+            rehearse(stage, heard, None, allow)
+        heard.before = outer
 
 
 def _rehearse(config: dict[str, Any], heard: Refusals, data: DataModule | None, allow: Collection[str]) -> None:
@@ -140,7 +141,7 @@ def _rehearse(config: dict[str, Any], heard: Refusals, data: DataModule | None, 
             heard.result(make)
     with tempfile.TemporaryDirectory() as folder:
         if not heard.concern("logger"):
-            heard.result(lambda: build_loggers(config.get("logger"), Path(folder), allow))
+            heard.result(lambda: check_loggers(config.get("logger"), folder, allow))
         if data is None or labels is None or heard.concern("model"):
             return
         model = heard.result(lambda: _network(config, labels, data.channels, allow))

@@ -66,9 +66,9 @@ class Findings(ABC):
         return not any(s.bad_files or s.problem or s.refused or s.several for s in self.splits.values())
 
     @property
-    def lost(self) -> bool:
-        """Whether a split cannot be listed, or a run would refuse a part of it."""
-        return any(split.problem or split.refused for split in self.splits.values())
+    def said(self) -> set[str]:
+        """Why splits cannot be listed, or what a run would refuse of them, as its own errors say it."""
+        return {line for split in self.splits.values() for line in (split.problem, *split.refused) if line}
 
     @abstractmethod
     def table(self) -> RenderableType:
