@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError, DataError
+from vistrain.layers.conv import resize
 from vistrain.layers.packed_masks import PackedMasks
 from vistrain.layers.points import sample_maps, sample_masks
 from vistrain.losses import MaskCriterion
@@ -171,8 +172,7 @@ def test_enlarged_masks_are_looked_at_in_slabs(monkeypatch: pytest.MonkeyPatch) 
     arguments = logits, masks, torch.Size((64, 96)), (60, 90), (121, 181)
     whole = model.describe(*arguments)
     sizes = []
-    lerp = torch.lerp
-    monkeypatch.setattr("torch.lerp", lambda *x: sizes.append(x[0].shape[1]) or lerp(*x))
+    monkeypatch.setattr("vistrain.segmentation.inference.resize", lambda *x: sizes.append(x[0].shape[2]) or resize(*x))
     monkeypatch.setattr("vistrain.segmentation.inference.SLAB", 5 * 181 * 10)
     monkeypatch.setattr("vistrain.segmentation.mask_classifier.SLAB", 5 * 181 * 10)
     parts = model.describe(*arguments)
