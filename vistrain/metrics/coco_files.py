@@ -213,7 +213,7 @@ def check_results(content: Any, truth: Mapping[str, Any], where: str, masks: boo
             f"{image.get('file_name', image['id'])}, {image.get('width')}x{image.get('height')} there)",
             "were they turned by EXIF, or resized? `vistrain predict --annotations FILE` reads them as annotated",
         )
-    if inverted := sum(min(result["bbox"][2:]) < 0 for result in found):
+    if inverted := sum(min(result["bbox"][2:]) < 0 for result in found if "bbox" in result):
         remedy = "boxes are x, y, width, height"
         log.warning("%s: %d results have a side below 0 and match nothing - %s", where, inverted, remedy)
     if by_name:
