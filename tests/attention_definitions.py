@@ -262,7 +262,7 @@ def strip(module: Any, x: Tensor, size: Size) -> Tensor:
             reduced.append(module.norm(total))
     keys = torch.stack(reduced)
     q, k, v = (heads_of(part, module.num_heads) for part in (module.q(x), module.k(keys), module.v(keys)))
-    out = torch.empty(module.num_heads, len(x), v.shape[-1])
+    out = x.new_empty(module.num_heads, len(x), v.shape[-1])
     for i in range(len(x)):
         weights = (torch.einsum("hd,hnd->hn", q[:, i], k) * q.shape[-1] ** -0.5).softmax(-1)
         out[:, i] = torch.einsum("hn,hnd->hd", weights, v)

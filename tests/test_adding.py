@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import pytest
 from attention_contract import CHECKS, Case
 from PIL import Image
 
+import vistrain
 from vistrain.cli import main
 
 PAGE = (Path(__file__).parents[1] / "docs" / "adding.md").read_text()
@@ -137,8 +142,27 @@ def test_an_attention_operator(check, place: Path) -> None:
     sys.path.append(str(place))
     from mine import row_attention
 
-    line = re.search(r"# line of the table\n(.*?)\n```", PAGE, re.S).group(1)
+    line = re.search(r"# line of CASES\n(.*?)\n```", PAGE, re.S).group(1)
     check(eval(line, {"Case": Case, **vars(row_attention)}))
+
+
+def test_an_attention_operator_in_a_host(place: Path) -> None:
+    sys.path.append(str(place))
+    importlib.import_module("mine.try_row")
+
+
+@pytest.mark.slow
+def test_an_attention_operator_costs_one_file(place: Path, tmp_path: Path) -> None:
+    house = tmp_path / "vistrain"
+    shutil.copytree(Path(vistrain.__file__).parent, house, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(place / "mine" / "row_attention.py", house / "attention" / "row.py")
+    code = """
+import timm, vistrain.backbones
+from vistrain.attention.choice import names
+assert names()["row"] is names()["RowAttention"]
+timm.create_model("attention_pyramid_micro", attention=["row", "window", "RowAttention", "softmax"])
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
 
 
 def test_every_page_is_followed() -> None:

@@ -27,7 +27,7 @@ TASKS = re.compile(r"detect(ion|or)|classif(ication|ier)|restor(ation|er)|segmen
 ADDRESSES = re.compile(r"(vistrain:|configs/|runs/)\S+")
 
 # What several floors have something of, each its own: an operator and the network around it, a loss and a metric.
-SUBJECTS = ("boxes", "classification", "coco", "deformable")
+SUBJECTS = ("base", "boxes", "classification", "coco", "deformable")
 
 # Files that ask an object whether it has a name (`hasattr`, or `getattr` with a default): how often, and why they may.
 # Never networks, tasks and data modules: what these may have is written on their bases.

@@ -495,7 +495,7 @@ def neighbourhoods(check: Check, batch: int, side: int, heads: int, depth: int) 
 
 def windows(check: Check, batch: int, side: int, heads: int, depth: int) -> Forms:
     """Shifted 7 x 7 windows of a map, projections included: ours eager and compiled."""
-    from vistrain.attention import SwinWindowAttention
+    from vistrain.attention.window import SwinWindowAttention
 
     module = SwinWindowAttention(heads * depth, 7, heads, shift=3).to(check.device)
     x = torch.randn(batch, side * side, heads * depth, device=check.device).requires_grad_()

@@ -241,7 +241,21 @@ def describe_class(cls: type, kind: str, path: str = "") -> dict[str, Any]:
     if has_open:
         entry["open"] = True
     entry["parameters"] = {name: describe_parameter(p) for name, p in own.items()}
+    if kind == "attention":
+        entry["operator"] = describe_operator(cls)
     return entry | (options_of_task(cls) if kind == "task" else {})
+
+
+def describe_operator(cls: Any) -> dict[str, Any]:
+    """What an attention operator says of itself, without what is as usual, and the names that hosts know it by."""
+    from vistrain.attention import AttentionOperator, choice
+
+    said = [name for name in vars(AttentionOperator)["__annotations__"] if not name.startswith("_")]
+    usual = {name: getattr(AttentionOperator, name) for name in said}
+    own = {name: getattr(cls, name) for name in said}
+    known = [name for name, operator in choice.names().items() if operator is cls and name != cls.__name__]
+    kept = ("growth", "sizes", "padding")
+    return {"names": known, **{name: v for name, v in own.items() if name in kept or v != usual[name]}}
 
 
 def options_of_task(task: Any) -> dict[str, Any]:

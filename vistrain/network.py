@@ -63,6 +63,11 @@ class Network(GuardedContract, nn.Module, abc.ABC):
     def predict(self, batch: Mapping[str, Any]) -> list[Any]:
         """What it finds in each image of a batch, in the original image's coordinates, without gradients."""
 
+    def counted(self, images: Tensor) -> Any:
+        """What multiply-adds are counted of: `forward`, unless its work depends on what it finds; nothing is computed
+        then, and shapes must not depend on numbers."""
+        return self(images)
+
     def check_size(self, *size: int) -> None:
         """Refuse images of sides (pixels, in the order of S) that it cannot take; accepts all unless it knows better.
 

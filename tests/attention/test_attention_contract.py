@@ -1,60 +1,36 @@
-"""Every attention operator of ours keeps the contract. A new operator is one line, and its definition in a loop."""
+"""Every attention operator keeps the contract. A new one is a file of `cases/`: its definition and its cases."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import importlib.util
+from pathlib import Path
 
-import attention_definitions as by
 import pytest
-from attention_contract import CHECKS, Case
-from torch import nn
+from attention_contract import CHECKS, Case, check_export
 
 import vistrain.attention
-from vistrain.attention import (
-    AggregatedAttention,
-    BiLevelRoutingAttention,
-    CosineAttention,
-    GatedRotaryAttention,
-    NeighborhoodAttention,
-    RankAugmentedAttention,
-    StripSelfAttention,
-    SwinWindowAttention,
-    VariedSizeWindowAttention,
+from vistrain.attention.base import AttentionOperator
+
+
+def cases() -> list[Case]:
+    """`CASES` of all files of the folder `cases`."""
+    found: list[Case] = []
+    for path in sorted((Path(__file__).parent / "cases").glob("*.py")):
+        spec = importlib.util.spec_from_file_location(f"attention_cases_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found += module.CASES
+    return found
+
+
+CASES = cases()
+
+
+@pytest.mark.parametrize(
+    "check",
+    [pytest.param(check, marks=[pytest.mark.slow] * (check is check_export)) for check in CHECKS],
+    ids=lambda check: check.__name__.removeprefix("check_"),
 )
-
-HEADS = {"dim": 8, "num_heads": 2}
-GRID = {**HEADS, "grid": 8, "pretrain_grid": 6, "is_extrapolation": True}
-WINDOW = {**HEADS, "window_size": 4}
-VARIED = {**HEADS, "window_size": 3}
-TILED = {"sizes": ((8, 8), (4, 12), (12, 8)), "refused": ((7, 9), (4, 6), (3, 2))}
-CASES = (
-    Case("aggregated", AggregatedAttention, {**GRID, "sr_ratio": 3}, by.one_by_one(by.aggregated)),
-    Case("bilevel", BiLevelRoutingAttention, {**HEADS, "n_win": 3, "topk": 2}, by.one_by_one(by.bilevel_routing)),
-    Case(
-        "bilevel_nchw",
-        BiLevelRoutingAttention,
-        {**HEADS, "n_win": 3, "topk": 2, "pad_projected": True},
-        by.one_by_one(by.bilevel_routing),
-    ),
-    Case("cosine", CosineAttention, GRID, by.one_by_one(by.cosine)),
-    Case("neighborhood", NeighborhoodAttention, {**HEADS, "kernel_size": 3}, by.neighborhood_module),
-    Case("dilated", NeighborhoodAttention, {**HEADS, "kernel_size": 3, "dilation": 2}, by.neighborhood_module),
-    Case("strided", NeighborhoodAttention, {**HEADS, "kernel_size": 3, "stride": 2}, by.neighborhood_module),
-    Case("blocked", NeighborhoodAttention, {**HEADS, "kernel_size": 3, "stride": 3}, by.neighborhood_module),
-    Case("gated_rotary", GatedRotaryAttention, HEADS, by.one_by_one(by.gated_rotary)),
-    Case("rank_augmented", RankAugmentedAttention, HEADS, by.one_by_one(by.rank_augmented)),
-    Case("strip", StripSelfAttention, {**HEADS, "sr_ratio": 2}, by.one_by_one(by.strip)),
-    Case("swin_window", SwinWindowAttention, WINDOW, by.one_by_one(by.swin_window), **TILED),
-    Case("swin_shifted", SwinWindowAttention, {**WINDOW, "shift": 2}, by.one_by_one(by.swin_window), **TILED),
-    Case("varied_size", VariedSizeWindowAttention, VARIED, by.one_by_one(by.varied_size_window)),
-    Case(
-        "varied_size_dense", VariedSizeWindowAttention, {**VARIED, "dense": True}, by.one_by_one(by.varied_size_window)
-    ),
-)
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_contract(case: Case, check: object) -> None:
     check(case)
@@ -62,7 +38,7 @@ def test_contract(case: Case, check: object) -> None:
 
 def test_every_operator_has_a_case() -> None:
     room = vistrain.attention
-    files = [importlib.import_module(f"{room.__name__}.{file.name}") for file in pkgutil.iter_modules(room.__path__)]
-    there = {c for file in files for c in vars(file).values() if isinstance(c, type) and c.__module__ == file.__name__}
-    operators = {cls for cls in there if issubclass(cls, nn.Module) and cls.__name__.endswith("Attention")}
-    assert operators == {case.cls for case in CASES} == {vars(room)[name] for name in room.__all__}
+    exported = [vars(room)[name] for name in room.__all__]
+    operators = {cls for cls in exported if isinstance(cls, type) and issubclass(cls, AttentionOperator)}
+    assert operators == {case.cls for case in CASES}
+    assert len({case.name for case in CASES}) == len(CASES)

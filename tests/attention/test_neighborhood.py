@@ -5,7 +5,9 @@ import torch
 from attention_definitions import neighborhood as by_definition
 from torch import Tensor
 
+from vistrain.attention.choice import names
 from vistrain.attention.neighborhood import NeighborhoodAttention, neighborhood_attention, neighborhood_mask
+from vistrain.layers import windows
 
 
 def tensors(*size: int, heads: int = 2, dim: int = 4, kernel: int = 3) -> list[Tensor]:
@@ -90,3 +92,17 @@ def test_keys_and_values_are_not_copied_for_each_query() -> None:
     with Largest():
         neighborhood_attention(q, k, v, 7)
     assert Largest.cells < 4 * q.numel()  # 49 times for each of keys and values, were they gathered
+
+
+@pytest.mark.parametrize("operator", ["halo", "neighborhood"])
+def test_large_maps_are_computed_piece_by_piece(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    small = {"halo": {"block_size": 4, "mask_border": True}, "neighborhood": {"kernel_size": 3, "dilation": 2}}
+    module, x = names()[operator](8, num_heads=2, **small[operator]), torch.randn(2, 16 * 24, 8, requires_grad=True)
+    results = []
+    for limit in (2**22, 1):
+        monkeypatch.setattr(windows, "AT_ONCE", limit)
+        out = module(x, (16, 24))
+        results.append([out, *torch.autograd.grad(out.square().sum(), [x, *module.parameters()])])
+    for whole, pieces in zip(*results, strict=True):
+        torch.testing.assert_close(pieces, whole)

@@ -334,6 +334,19 @@ def test_the_default_weights_lead_where_several_configs_train_a_model():
     assert f"top-1 {leaf['reference']['value']}" in rows[0]
 
 
+def test_attention_operators_are_listed_and_explained_by_any_of_their_names():
+    rows = {row.split()[0]: row for row in listing("attention").splitlines()}
+    assert "attention.SoftmaxAttention" in rows["softmax"]
+    assert "O(N^2)" in rows["softmax"]
+    assert "multiples of window_size" in rows["shifted_window"]
+    with pytest.raises(ConfigError, match="did you mean 'softmax'"):
+        listing("attention", "sofmax")
+    said = explanation("attention.AxialAttention")
+    assert said == explanation("axial") == explanation("AxialAttention")
+    assert "grows as N sqrt N" in said
+    assert "num_heads  int    = 4" in said
+
+
 def test_neighbourhood_attention_is_indexed_as_published():
     """What the index counts for each leaf of NAT and DiNAT is what the papers print, to the digit that they print."""
     for name, entry in COMMITTED["configs"].items():

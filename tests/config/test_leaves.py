@@ -166,7 +166,8 @@ def test_print_config_full_builds_and_composes_again(capsys, tmp_path):
         assert run.build_parts(again).model.tgt_embed.num_embeddings == 50
 
 
-def test_the_template_takes_any_coco_set(tmp_path, monkeypatch):
+@pytest.mark.parametrize("template", ["det/custom_coco", "det/custom_instances"])
+def test_the_template_takes_any_coco_set(template, tmp_path, monkeypatch):
     monkeypatch.setenv("VISTRAIN_DATA", str(tmp_path))
     shapes = {"type": "data.GeneratedShapes", "train_images": 2, "val_images": 2}
     from vistrain.data import DataModule
@@ -174,19 +175,19 @@ def test_the_template_takes_any_coco_set(tmp_path, monkeypatch):
     data = config.build(shapes, DataModule, where="data")
     data.prepare_data()
     splits = [f"data.{s}={{images: {s}, annotations: annotations/{s}.json}}" for s in ("train", "val")]
-    made = compose("det/custom_coco", f"data.root={data.root}", "model.backbone.pretrained=false", *splits)
+    made = compose(template, f"data.root={data.root}", "model.backbone.pretrained=false", *splits)
     with torch.device("meta"):
         parts = run.build_parts(made)
     assert parts.model.labels.names == data.labels.names
     with pytest.raises(ConfigError, match=r"data\.root: must be given"):
-        compose("det/custom_coco")
+        compose(template)
 
 
 # One for each class of model, and so each task: the leaf's data is generated, and keeps what it says of these keys.
 GENERATED = {
     "tasks.DetectionTask": (
         {"type": "data.GeneratedShapes", "train_images": 4, "val_images": 2, "scale": 0.5},
-        ("labels",),
+        ("labels", "masks"),
     ),
     "tasks.ClassificationTask": (
         {"type": "data.GeneratedPatterns", "train_images": 1, "val_images": 1},
@@ -196,10 +197,12 @@ GENERATED = {
     "tasks.SegmentationTask": ({"type": "data.GeneratedMasks", "train_images": 4, "val_images": 2, "scale": 0.5}, ()),
     "tasks.PanopticTask": ({"type": "data.GeneratedPanoptic", "train_images": 4, "val_images": 2, "scale": 0.5}, ()),
 }
+REGIONS_AND_ANCHORS = ("faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "retinanet", "atss", "gfl")
 STEPS = {
     "det/deformable_detr_r50_two_stage": {"batch_size": 2},
     "det/dino_r50_4scale_12ep": {"batch_size": 2},
     "det/focus_detr": {"batch_size": 2},
+    **{f"det/{name}_r50_1x": {"batch_size": 2} for name in REGIONS_AND_ANCHORS},
     "cls/efficientvit_m0": {"batch_size": 4, "image_size": 64},
     "restore/dlgsanet_tiny_x2": {"batch_size": 2, "patch": 16},
     "seg/semantic_fpn_r50": {"batch_size": 2},
@@ -215,6 +218,7 @@ def test_real_steps_are_taken_in_every_task():
 
 # One detector with a network of full size is enough for the fast tests.
 SLOW = {"det/deformable_detr_r50_two_stage", "det/dino_r50_4scale_12ep", "seg/mask2former_coco_panoptic_r50"}
+SLOW |= {f"det/{name}_r50_1x" for name in REGIONS_AND_ANCHORS}
 
 
 @pytest.mark.parametrize("leaf", [pytest.param(leaf, marks=[pytest.mark.slow] * (leaf in SLOW)) for leaf in STEPS])
@@ -224,7 +228,12 @@ def test_two_real_steps(leaf, tmp_path, monkeypatch):
     made = composed(leaf)
     data, kept = GENERATED[made["task"]["type"]]
     small = {
-        "data": {**data, **{key: made["data"][key] for key in kept}, **STEPS[leaf], "workers": 0},
+        "data": {
+            **data,
+            **{key: made["data"][key] for key in kept if key in made["data"]},
+            **STEPS[leaf],
+            "workers": 0,
+        },
         "model": {"backbone": {"pretrained": False}} if "backbone" in made["model"] else {},
         "trainer": {"max_epochs": None, "max_steps": 2, "accelerator": "cpu", "log_every_n_steps": 1},
         "run": {"folder": str(tmp_path / "run")},

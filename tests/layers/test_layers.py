@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou
 
 from vistrain.errors import ConfigError
 from vistrain.layers.boxes import cxcywh_to_xyxy, giou, inverse_sigmoid, iou_and_union, xyxy_to_cxcywh
-from vistrain.layers.deformable import MSDeformAttn, choose_core, deformable_sampling
+from vistrain.layers.deformable import MSDeformAttn, _bags, choose_core, deformable_sampling
 from vistrain.layers.padding import Normalize, extend, padding_mask, resize_mask
 from vistrain.layers.position import SinePositionEncoding, sine_embedding
 from vistrain.structures import Preprocessing
@@ -170,6 +171,17 @@ def test_gradients_of_cores_agree(core: str) -> None:
         gradients.append(torch.autograd.grad((out * torch.arange(8)).sum(), inputs))
     for ours, expected in zip(gradients[1], gradients[0], strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_of_bags_are_torchs_to_the_last_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(5, (40, 6), generator=generator, dtype=torch.int32)  # rows 5 to 7 are never read
+    rows, weights = torch.randn(8, 4, generator=generator), torch.randn(40, 6, generator=generator)
+    gradients = []
+    for bags in (_bags, lambda i, r, w: F.embedding_bag(i, r, per_sample_weights=w, mode="sum")):
+        inputs = rows.clone().requires_grad_(), weights.clone().requires_grad_()
+        gradients.append(torch.autograd.grad((bags(index, *inputs) * torch.arange(4)).sum(), inputs))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("core", ["grid_sample", "embedding_bag", "gather"])

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError, DataError
+from vistrain.layers.packed_masks import PackedMasks
 from vistrain.layers.points import sample_maps, sample_masks
 from vistrain.losses import MaskCriterion
 from vistrain.matching import MaskMatcher
@@ -159,3 +160,44 @@ def test_boxes_around_masks() -> None:
     masks[2, 9, 11] = True
     expected: Tensor = torch.tensor([[3.0, 2, 9, 5], [0, 0, 0, 0], [11, 9, 12, 10]])
     assert torch.equal(boxes_of(masks), expected)
+
+
+def test_enlarged_masks_are_looked_at_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few rows at a time: the same segments, instances and classes, and never all masks at once."""
+    model = network(outputs=("semantic", "panoptic", "instances"), object_threshold=0.3, overlap_threshold=0.3)
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn((5, 5), generator=generator) * 3
+    masks = F.interpolate(torch.randn((1, 5, 4, 6), generator=generator) * 4, scale_factor=4, mode="bilinear")[0]
+    arguments = logits, masks, torch.Size((64, 96)), (60, 90), (121, 181)
+    whole = model.describe(*arguments)
+    sizes = []
+    lerp = torch.lerp
+    monkeypatch.setattr("torch.lerp", lambda *x: sizes.append(x[0].shape[1]) or lerp(*x))
+    monkeypatch.setattr("vistrain.segmentation.inference.SLAB", 5 * 181 * 10)
+    monkeypatch.setattr("vistrain.segmentation.mask_classifier.SLAB", 5 * 181 * 10)
+    parts = model.describe(*arguments)
+    assert max(sizes) < 121
+    assert parts.panoptic.segments == whole.panoptic.segments
+    assert len(whole.panoptic.segments) > 1
+    assert (parts.panoptic.ids != whole.panoptic.ids).float().mean() < 1e-3
+    assert (parts.semantic != whole.semantic).float().mean() < 1e-3
+    assert torch.equal(parts.instances.labels, whole.instances.labels)
+    torch.testing.assert_close(parts.instances.scores, whole.instances.scores, atol=1e-5, rtol=1e-4)
+    assert (parts.instances.masks != whole.instances.masks).float().mean() < 1e-3
+
+
+def test_packed_masks_give_the_same_losses() -> None:
+    batch = batch_of(2, 1)
+    packed = {
+        **batch,
+        "target": [
+            {**t, "masks": PackedMasks.of([(0, 0, m.numpy()) for m in t["masks"]], tuple(t["masks"].shape[1:]))}
+            for t in batch["target"]
+        ],
+    }
+    model = network()
+    found = []
+    for one in (batch, packed):
+        torch.manual_seed(0)
+        found.append(model.losses(one))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

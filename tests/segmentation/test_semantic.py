@@ -336,3 +336,13 @@ def test_boundaries_lie_where_classes_meet() -> None:
     assert found[:, 4:8].any(1).all()
     assert not found[:, :4].any()
     assert not found[:, 9:].any()
+
+
+def test_deep_supervision_trains_a_head_of_each_stride() -> None:
+    torch.manual_seed(0)
+    heads = tuple(Factory(FCNHead, embed_dim=4, stride=stride) for stride in (8, 16, 32))
+    model = SemanticSegmenter(backbone(), contiguous(3), HEADS["segformer"], auxiliary=heads)
+    losses = model.losses(batch_of((64, 64)))
+    assert set(losses) == {"loss_seg", "loss_aux_0", "loss_aux_1", "loss_aux_2"}
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.attention.base import AttentionOperator
 from vistrain.devices import upload
 
 Size = tuple[int, int]
@@ -77,7 +78,7 @@ class PositionBias(nn.Module):
         return bias.unflatten(2, (size[1], keys[1])).unflatten(1, (size[0], keys[0])).transpose(2, 3)
 
 
-class CosineAttention(nn.Module):
+class CosineAttention(AttentionOperator):
     """Attention over the whole map by length-scaled cosines, with a learnt query (sections 3.2 and 3.3).
 
     Logits grow with the logarithm of the number of keys, so that their softmax stays as sharp on larger maps.
@@ -85,17 +86,23 @@ class CosineAttention(nn.Module):
     Args:
         dim: channels C.
         num_heads: dividing C.
-        grid, pretrain_grid, is_extrapolation: see `PositionBias`.
+        grid: see `PositionBias`; of two sides the longer one counts.
+        pretrain_grid: see `PositionBias`; None is the grid, or 2 if that is less.
+        is_extrapolation: see `PositionBias`.
         qkv_bias: whether the projection to queries, keys and values has a bias.
         attn_drop, proj_drop: dropout of attention weights and of the output.
     """
+
+    formula = "y = softmax(t log(N) (q / |q| + e) (k / |k|)^T + b) v"
+    cost = "4NC^2 + 2N^2C"
+    growth = "N^2"
 
     def __init__(
         self,
         dim: int,
         num_heads: int,
-        grid: int,
-        pretrain_grid: int,
+        grid: int | tuple[int, ...],
+        pretrain_grid: int | None = None,
         is_extrapolation: bool = False,
         qkv_bias: bool = True,
         attn_drop: float = 0.0,
@@ -105,7 +112,7 @@ class CosineAttention(nn.Module):
         self.num_heads, self.attn_drop = num_heads, attn_drop
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.temperature, self.query_embedding = _query_parameters(dim, num_heads)
-        self.cpb = PositionBias(num_heads, grid, pretrain_grid, is_extrapolation)
+        self.cpb = PositionBias(num_heads, *_grids(grid, pretrain_grid), is_extrapolation)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
@@ -119,7 +126,7 @@ class CosineAttention(nn.Module):
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
 
 
-class AggregatedAttention(nn.Module):
+class AggregatedAttention(AttentionOperator):
     """Attention over neighbours and over the pooled map at once, and learnt weights of neighbours (section 3.1).
 
     Neighbours beyond the border take no part.
@@ -127,7 +134,9 @@ class AggregatedAttention(nn.Module):
     Args:
         dim: channels C.
         num_heads: dividing C.
-        grid, pretrain_grid, is_extrapolation: see `PositionBias`.
+        grid: see `PositionBias`; of two sides the longer one counts.
+        pretrain_grid: see `PositionBias`; None is the grid, or 2 if that is less.
+        is_extrapolation: see `PositionBias`.
         window_size: side of the neighbourhood in cells, odd.
         sr_ratio: the map is pooled to `H // sr_ratio` x `W // sr_ratio` cells, of at least one.
         fixed_pool_size: side of the pooled map; None leaves it to `sr_ratio`.
@@ -135,12 +144,17 @@ class AggregatedAttention(nn.Module):
         attn_drop, proj_drop: dropout of attention weights and of the output.
     """
 
+    formula = "y_i = (softmax_j(t log(n_i) (q_i / |q_i| + e) (k_j / |k_j|) + b) + w_{j-i}) v_j, j: neighbours, pooled"
+    cost = "5NC^2 + 3NK^2C + 2N^2C / sr_ratio^2"
+    growth = "N^2"
+    padding = "padded cells count; cells beyond the map take no part"
+
     def __init__(
         self,
         dim: int,
         num_heads: int,
-        grid: int,
-        pretrain_grid: int,
+        grid: int | tuple[int, ...],
+        pretrain_grid: int | None = None,
         is_extrapolation: bool = False,
         window_size: int = 3,
         sr_ratio: int = 8,
@@ -158,7 +172,7 @@ class AggregatedAttention(nn.Module):
         self.sr = nn.Conv2d(dim, dim, 1)
         self.act = nn.GELU()
         self.norm = nn.LayerNorm(dim)
-        self.cpb = PositionBias(num_heads, grid, pretrain_grid, is_extrapolation)
+        self.cpb = PositionBias(num_heads, *_grids(grid, pretrain_grid), is_extrapolation)
         self.relative_pos_bias_local = nn.Parameter(torch.empty(num_heads, neighbours))
         self.learnable_tokens = nn.Parameter(torch.empty(num_heads, features, neighbours))
         self.learnable_bias = nn.Parameter(torch.zeros(num_heads, 1, neighbours))
@@ -215,6 +229,12 @@ class AggregatedAttention(nn.Module):
         padded = F.pad(x.unflatten(2, size), (0, 0, reach, reach, reach, reach))
         steps = product(range(self.window_size), repeat=2)
         return [padded[:, :, i : i + height, j : j + width] for i, j in steps]
+
+
+def _grids(grid: int | tuple[int, ...], pretrain_grid: int | None) -> tuple[int, int]:
+    """Sides of the two maps of `PositionBias`; in pretraining it is by default the same, and has two cells at least."""
+    side = grid if isinstance(grid, int) else max(grid)
+    return side, max(side, 2) if pretrain_grid is None else pretrain_grid
 
 
 def _query_parameters(dim: int, num_heads: int) -> tuple[nn.Parameter, nn.Parameter]:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.attention.base import AttentionOperator
 from vistrain.layers.windows import window_merge, window_partition
 
 Pool = Literal["identity", "ada_avgpool", "ada_maxpool", "avgpool", "maxpool"]
 
 
-class BiLevelRoutingAttention(nn.Module):
+class BiLevelRoutingAttention(AttentionOperator):
     """Attention of each region's tokens to those of the `topk` regions whose mean key fits its mean query best.
 
     The authors have two forms, which differ on maps that regions do not tile: `bra_legacy` pads the map before the
@@ -44,6 +45,12 @@ class BiLevelRoutingAttention(nn.Module):
         param_routing: a linear layer before the means are compared.
         project: whether a linear layer follows.
     """
+
+    formula = "y_i = softmax_j(q_i k_j s) v_j + DWConv(v)_i, j in the k regions that fit the region of i"
+    cost = "4NC^2 + 2N^2C topk / n_win^2"
+    growth = "N^2"
+    padding = "padded cells count; maps are padded with zeros until regions tile them"
+    oddities = "logits are scaled by the channels of all heads together; padded keys are not masked"
 
     def __init__(
         self,

@@ -17,15 +17,17 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.attention.base import AttentionOperator
 from vistrain.devices import upload
 from vistrain.errors import ConfigError
+from vistrain.layers.windows import at_once
 
 Size = tuple[int, int]
 T = TypeVar("T", int, bool)
@@ -48,6 +50,11 @@ class _Axis(NamedTuple):
     offsets: np.ndarray
     tiles: np.ndarray
     places: np.ndarray
+
+    def between(self, first: int, last: int) -> _Axis:
+        """Some of the tiles."""
+        cut = (x[first:last] for x in (self.queries, self.keys, self.strangers, self.offsets))
+        return _Axis(*cut, self.tiles, self.places)
 
 
 def neighborhood_attention(
@@ -91,10 +98,19 @@ def neighborhood_attention(
     rows, columns = (_axis(*arguments, tile) for arguments in pairs)
     queries = _cut(q * (q.shape[-1] ** -0.5 if scale is None else scale), rows.queries, columns.queries)
     keys, values = (_cut(x, rows.keys, columns.keys) for x in (k, v))
-    # Plain products: at these sizes fused attention is slower on a CPU, forward and backward.
-    weights = (queries @ keys.transpose(-1, -2) + _bias(rows, columns, rpb, q)).softmax(-1).to(values.dtype)
-    weights = F.dropout(weights, dropout) if dropout else weights
-    return _join(weights @ values, rows, columns)
+    # Rows of tiles, as many as are best done at once
+    across = len(columns.queries)
+    count = at_once(q, queries.shape[0] * queries.shape[1] * across * queries.shape[3] * keys.shape[3])
+    done = []
+    for first in range(0, len(rows.queries), count):
+        part = rows.between(first, first + count)
+        tiles = slice(first * across, first * across + len(part.queries) * across)
+        bias = _bias(part, columns, rpb, q)
+        # Plain products: at these sizes fused attention is slower on a CPU, forward and backward.
+        weights = (queries[:, :, tiles] @ keys[:, :, tiles].mT + bias).softmax(-1).to(values.dtype)
+        weights = F.dropout(weights, dropout) if dropout else weights
+        done.append(weights @ values[:, :, tiles])
+    return _join(done[0] if len(done) == 1 else torch.cat(done, 2), rows, columns)
 
 
 def neighborhood_mask(
@@ -118,7 +134,7 @@ def neighborhood_mask(
     return torch.from_numpy(mask.reshape(size[0] * size[1], -1))
 
 
-class NeighborhoodAttention(nn.Module):
+class NeighborhoodAttention(AttentionOperator):
     """Multi-head neighbourhood attention with relative positional bias, as in NAT and DiNAT.
 
     Maps smaller than a neighbourhood are padded with zeros at the bottom and right before queries, keys and values are
@@ -137,10 +153,15 @@ class NeighborhoodAttention(nn.Module):
         rpb: whether there is a bias of relative positions; generalised neighbourhood attention is published without.
     """
 
+    formula = "y_i = softmax_j(q_i k_j / sqrt(d) + b_{j-i}) v_j, j in the K x K cells around i"
+    cost = "4NC^2 + 2NK^2C"
+    growth = "N"
+    padding = "padded cells count like any other, and so do zeros around maps smaller than a neighbourhood"
+
     def __init__(
         self,
         dim: int,
-        num_heads: int,
+        num_heads: int = 4,
         kernel_size: int = 7,
         dilation: int = 1,
         qkv_bias: bool = True,
@@ -182,10 +203,41 @@ class NeighborhoodAttention(nn.Module):
         x = x[:, :height, :width].flatten(3).flatten(1, 2)
         return self.proj_drop(self.proj(x))
 
+    def path(self, device: torch.device) -> str:
+        """Queries in tiles, whose keys are one window."""
+        return "tiles"
+
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
         shape = f"kernel_size={self.kernel_size}, dilation={self.dilation}, stride={self.stride}"
         return f"num_heads={self.num_heads}, {shape}"
+
+
+class DilatedNeighborhoodAttention(NeighborhoodAttention):
+    """Neighbourhood attention that is dilated in every second block, so that it spans the map (DiNAT, 2209.15001).
+
+    Args:
+        dim, num_heads, kernel_size: see `NeighborhoodAttention`.
+        dilation: in blocks of odd number; None is the largest for which a neighbourhood fits into the grid.
+        grid: (H, W) of the map that the network is built for.
+        layer: of the block.
+        base: see `NeighborhoodAttention`.
+    """
+
+    formula = "y_i = softmax_j(q_i k_j / sqrt(d) + b_{j-i}) v_j, j in the K x K cells around i in steps of r"
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 4,
+        kernel_size: int = 7,
+        dilation: int | None = None,
+        grid: tuple[int, ...] = (14, 14),
+        layer: int = 1,
+        **base: Any,
+    ) -> None:
+        largest = max(min(grid) // kernel_size, 1) if dilation is None else dilation
+        super().__init__(dim, num_heads, kernel_size, dilation=largest if layer % 2 else 1, **base)
 
 
 @contextlib.contextmanager

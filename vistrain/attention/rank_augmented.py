@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.attention.base import AttentionOperator
 from vistrain.layers.rotary import rotary_angles, rotate
 
 Size = tuple[int, int]
 
 
-class GatedRotaryAttention(nn.Module):
+class GatedRotaryAttention(AttentionOperator):
     """`proj((attend(q, k, v) + conv(v)) * o)`: softmax attention with rotary positions, gated by a projection o.
 
     The first half of a head's channels is turned by a cell's row, the second by its column. The gate has no
@@ -25,6 +26,10 @@ class GatedRotaryAttention(nn.Module):
         dim: channels C.
         num_heads: dividing C; a head has a multiple of 4 channels.
     """
+
+    formula = "y = (softmax(R(q) R(k)^T / sqrt(d)) v + DWConv(v)) * o"
+    cost = "5NC^2 + 2N^2C"
+    oddities = "the gate has no activation"
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -69,6 +74,11 @@ class RankAugmentedAttention(GatedRotaryAttention):
     Args:
         dim, num_heads: see `GatedRotaryAttention`.
     """
+
+    formula = "y = (R(q) (R(a k)^T v) / (q sum(a k)) + DWConv(v)) * o, a = N softmax(mean(q) k^T / sqrt(d)), q, k > 0"
+    cost = "5NC^2 + 2NC^2/h"
+    growth = "N"
+    oddities = "weights are normalised by queries and keys that are not turned; the gate has no activation"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, angles: Tensor) -> Tensor:
         """`[B, heads, N, D]` each -> `[B, heads, N, D]`."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vistrain.attention.base import AttentionOperator
+
 Size = tuple[int, int]
 
 
-class StripSelfAttention(nn.Module):
+class StripSelfAttention(AttentionOperator):
     """Softmax attention whose logits cost a share of the channels and of the cells.
 
     Interpretation: maps are reduced by a convolution of each channel and a layer norm, after zeros at the bottom and
@@ -25,6 +27,10 @@ class StripSelfAttention(nn.Module):
         qk_ratio: interpretation: channels of queries and keys by C.
         qkv_bias: interpretation: whether projections to queries, keys and values have a bias.
     """
+
+    formula = "y = softmax(q k^T / sqrt(d)) v, q and k of few channels, k and v of a map reduced sr_ratio times"
+    cost = "(1 + qk_ratio)NC^2 (1 + 1 / sr_ratio^2) + (1 + qk_ratio)N^2C / sr_ratio^2"
+    growth = "N^2"
 
     def __init__(
         self, dim: int, num_heads: int, sr_ratio: int = 1, qk_ratio: float = 0.5, qkv_bias: bool = True

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.attention.base import AttentionOperator
+from vistrain.layers.biased_attention import biased_attention
 from vistrain.layers.precision import at_least_float32
 from vistrain.layers.windows import relative_position_bias, relative_position_index, window_merge, window_partition
 
 Size = tuple[int, int]
 
 
-class VariedSizeWindowAttention(nn.Module):
+class VariedSizeWindowAttention(AttentionOperator):
     """Queries of a window attend to as many keys, sampled evenly from a window that is moved and resized.
 
     Maps get zeros until windows tile them, after the projection to queries, keys and values. The authors' two files
@@ -33,6 +35,12 @@ class VariedSizeWindowAttention(nn.Module):
         dense: zeros on all sides, and offsets along one axis divided by the number of windows along the other one, as
             in the authors' code for detection, faithfully; otherwise at the bottom and right, and along the same axis.
     """
+
+    formula = "y_i = softmax_j(q_i k_j / sqrt(d) + b) v_j, j: M x M samples of a window, moved and resized"
+    cost = "4NC^2 + 2NM^2C + 8NC"
+    growth = "N"
+    padding = "padded cells count; maps are padded with zeros until windows tile them"
+    oddities = "classification and detection pad differently, and divide offsets by the other axis (dense)"
 
     index: Tensor
 
@@ -71,16 +79,18 @@ class VariedSizeWindowAttention(nn.Module):
         (height, width), (h, w) = size, self.window
         bottom, right = -height % h, -width % w
         top, left = (bottom // 2, right // 2) if self.dense else (0, 0)
-        around = (0, 0, left, right - left, top, bottom - top)
         grid = x.unflatten(1, size)
+        qkv = self.qkv(grid)
+        if bottom or right:  # padding by nothing copies
+            grid, qkv = (F.pad(part, (0, 0, left, right - left, top, bottom - top)) for part in (grid, qkv))
         padded = (height + bottom, width + right)
-        qkv = F.pad(self.qkv(grid), around).unflatten(-1, (3, self.num_heads, -1))
-        sampled = self._sample(qkv[:, :, :, 1:], self._places(F.pad(grid, around), size))
+        qkv = qkv.unflatten(-1, (3, self.num_heads, -1))
+        sampled = self._sample(qkv[:, :, :, 1:], self._places(grid, size))
         q = window_partition(qkv[:, :, :, 0].flatten(3), self.window)
         q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        bias = relative_position_bias(self.relative_position_bias_table, self.index)[None].to(q.dtype)
+        bias = relative_position_bias(self.relative_position_bias_table, self.index)[None]
         k, v = sampled.to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, bias, scale=self.scale).transpose(1, 2).flatten(2)
+        out = biased_attention(q, k, v, bias, self.scale).transpose(1, 2).flatten(2)
         out = window_merge(out, self.window, padded)[:, top : top + height, left : left + width]
         return self.proj(out).flatten(1, 2)
 
@@ -112,6 +122,7 @@ class VariedSizeWindowAttention(nn.Module):
         sampled = F.grid_sample(
             at_least_float32(images), places.flatten(0, 1), padding_mode="zeros", align_corners=True
         )
-        sampled = sampled.reshape(batch, self.num_heads, 2, -1, height, width).permute(0, 4, 5, 2, 1, 3)
-        windows = window_partition(sampled.flatten(3), self.window)
-        return windows.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        h, w = self.window
+        cut = sampled.view(batch, self.num_heads, 2, -1, height // h, h, width // w, w)
+        windows = cut.permute(2, 0, 4, 6, 1, 5, 7, 3)  # [2, B, rows, columns, heads, h, w, D], copied once
+        return windows.flatten(5, 6).flatten(1, 3)

@@ -96,23 +96,21 @@ class AdaptiveFrequencyFilter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` -> `[B, C, H, W]`, what came in included."""
         spectrum = torch.fft.rfft2(x.float(), norm="ortho")  # transforms know no half precision
-        parts = torch.view_as_real(spectrum).permute(4, 0, 1, 2, 3)  # [2, B, C, h, w]
         blocks = self.w1.shape[1]
-        real, imaginary = parts.flatten(3).unflatten(2, (blocks, -1)).mT  # [B, blocks, h w, D] each
-        real, imaginary = (F.silu(y) for y in self._linear(real, imaginary, self.w1, self.b1))
-        mask = torch.stack(self._linear(real, imaginary, self.w2, self.b2), -1)  # [B, blocks, h w, D, 2]
-        mask = F.softshrink(mask, self.threshold).transpose(2, 3).flatten(1, 2)
-        mask = torch.view_as_complex(mask.contiguous().float()).unflatten(2, (spectrum.shape[2], spectrum.shape[3]))
+        parts = [part.unflatten(1, (blocks, -1)) for part in (spectrum.real, spectrum.imag)]
+        mask = torch.cat(parts, 2).flatten(3)  # [B, blocks, 2 D, h w]
+        mask = self._linear(F.silu(self._linear(mask, self.w1, self.b1)), self.w2, self.b2)
+        mask = F.softshrink(mask, self.threshold).float()
+        mask = torch.complex(*mask.chunk(2, 2)).flatten(1, 2).view_as(spectrum)
         filtered = torch.fft.irfft2(spectrum * mask, (x.shape[2], x.shape[3]), norm="ortho")
         return filtered.to(x.dtype) + x
 
     @staticmethod
-    def _linear(real: Tensor, imaginary: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """A complex linear layer of blocks: `[B, blocks, N, D]` each -> the same."""
-        return (
-            real @ weight[0] - imaginary @ weight[1] + bias[0, :, None],
-            imaginary @ weight[0] + real @ weight[1] + bias[1, :, None],
-        )
+    def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """A complex linear layer of blocks as one product: `[B, blocks, 2 D, N]`, real parts first -> the same."""
+        real, imaginary = weight.mT
+        whole = torch.cat((torch.cat((real, -imaginary), 2), torch.cat((imaginary, real), 2)), 1)
+        return whole @ x + torch.cat(tuple(bias), 1)[..., None]
 
 
 def _norm(kind: Norm, dim: int) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vistrain.backbones import timm_body
 from vistrain.backbones.create import create
 from vistrain.backbones.dense import DenseBackbone
+from vistrain.backbones.dense_keys import dense_names
 from vistrain.backbones.sizes import fit, size_rule
 from vistrain.backbones.swin_dense import pad_before_shift
 from vistrain.errors import ConfigError
@@ -71,6 +72,7 @@ class Backbone(DenseBackbone):
         super().__init__()
         body, flexible = create(name, pretrained, args or {}, image_channels)
         pad_before_shift(body)
+        self.key_maps = dense_names(name)
         stages = _stages(body, name)
         last_of = {stage["reduction"]: index for index, stage in enumerate(stages)}  # a later one replaces an earlier
         self.wanted_strides = tuple(strides)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from vistrain.checkpoints import KeyMap
 from vistrain.contract import GuardedContract
 from vistrain.structures import Preprocessing
 
@@ -18,12 +20,14 @@ class DenseBackbone(GuardedContract, nn.Module, abc.ABC):
         channels: of the maps given out, in the same order.
         wanted_strides: as they were asked for, where a model has fewer (a plain ViT has one); empty: `strides`.
         preprocessing: how images must be prepared for its weights.
+        key_maps: names that it has inside others' dense networks; the first that a file has is meant.
     """
 
     strides: tuple[int, ...]
     channels: tuple[int, ...]
     wanted_strides: tuple[int, ...] = ()
     preprocessing: Preprocessing = Preprocessing()
+    key_maps: Sequence[KeyMap] = ()
 
     @abc.abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -32,6 +32,7 @@ from vistrain.backbones.staged import (
     register_model,
 )
 from vistrain.checkpoints import KeyMap
+from vistrain.layers.biased_attention import biased_attention
 from vistrain.layers.fusion import ConvBN, ParallelConvs
 
 # Authors' names -> ours. The two layers before a stage's blocks are its downsampling there.
@@ -69,6 +70,9 @@ def checkpoint_filter_fn(weights: dict[str, Any], model: nn.Module) -> dict[str,
     return state
 
 
+SMALL = 64  # cells of a map
+
+
 def small_kernel_aggregation(x: Tensor, kernels: Tensor) -> Tensor:
     """Weighted sums of 3x3 cells around each, zeros beyond the border (section 3.2, equation 5).
 
@@ -80,6 +84,9 @@ def small_kernel_aggregation(x: Tensor, kernels: Tensor) -> Tensor:
         `[B, C, H, W]`.
     """
     height, width = x.shape[2:]
+    if height * width <= SMALL:  # a copy of few cells costs less than nine steps
+        near = F.unfold(x, 3, padding=1).unflatten(1, (-1, kernels.shape[1], 9))
+        return (near * kernels.flatten(3)[:, None]).sum(3).flatten(1, 2).unflatten(2, (height, width))
     cells = F.pad(x, (1, 1, 1, 1)).unflatten(1, (-1, kernels.shape[1]))
     out = cells[..., :height, :width] * kernels[:, None, :, 0]
     for k in range(1, 9):
@@ -161,7 +168,7 @@ class LeViTAttention(nn.Module):
         bias = self.attention_biases.index_select(1, self.pairs.flatten()).view(1, self.num_heads, *self.pairs.shape)
         if bias.shape[-1] != tokens:
             bias = F.interpolate(bias, (tokens, tokens), mode="bicubic", align_corners=False)
-        attended = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))
+        attended = biased_attention(q, k, v, bias)
         return x + self.drop_path(self.proj(attended.mT.flatten(1, 2).unflatten(2, size)))
 
 

@@ -30,6 +30,7 @@ from vistrain.backbones.staged import (
     register_model,
 )
 from vistrain.checkpoints import KeyMap
+from vistrain.layers.biased_attention import biased_attention
 from vistrain.layers.norms import LayerNorm2d
 from vistrain.layers.windows import check_divides, window_merge, window_partition
 
@@ -172,10 +173,11 @@ class RelativeAttention(nn.Module):
         check_divides(window, size)
         x = window_partition(x, window)
         q, k, v = (f(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        x = F.scaled_dot_product_attention(q, k, v, self.bias(window, q.dtype))
+        bias = self.bias(window)
+        x = F.scaled_dot_product_attention(q, k, v) if bias is None else biased_attention(q, k, v, bias)
         return window_merge(self.o(x.transpose(1, 2).flatten(2)), window, size)
 
-    def bias(self, window: Window, dtype: torch.dtype) -> Tensor | None:
+    def bias(self, window: Window) -> Tensor | None:
         """`[1, heads, N, N]` for the N cells of a window: of key minus query; None without a table."""
         if self.relative_position_embedding is None:
             return None
@@ -186,7 +188,7 @@ class RelativeAttention(nn.Module):
             table = F.interpolate(table[None], wanted, mode="bilinear", align_corners=False)[0]
         # [heads, i, j, x, y]: what query (height - 1 - i, width - 1 - j) finds at (x, y)
         views = table.unfold(1, height, 1).unfold(2, width, 1).flip(1, 2)
-        return views.reshape(1, len(table), height * width, height * width).to(dtype)
+        return views.reshape(1, len(table), height * width, height * width)
 
 
 class MOATBlock(MBConv):

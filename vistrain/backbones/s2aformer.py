@@ -1,9 +1,8 @@
 """S2AFormer: convolutions and an attention that is narrow in channels and coarse in keys, by turns.
 
 S2AFormer: Strip Self-Attention for Efficient Vision Transformer, arXiv 2505.22195. The authors have published neither
-code nor weights, so no licence of theirs applies. Known are the order of a block's parts, the strides, and a stem of
-three convolutions; all else is an argument that says `interpretation`, and no number of the paper is claimed. The
-attention is in `attention/strip.py`.
+code nor weights, so no licence of theirs applies. Known are the order of a block's parts, the strides, and the stem's
+three convolutions. All else is an argument that says `interpretation`, and no number of the paper is claimed.
 """
 
 from __future__ import annotations

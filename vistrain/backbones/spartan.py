@@ -148,7 +148,9 @@ class CMixer(nn.Module):
         feature = weight * theta + weight.gather(1, largest) * theta.gather(1, largest)
         real, imaginary = feature.unflatten(1, (-1, 2)).unbind(2)
         a, b = self.complex.flatten(0, 3)[:, :, None, None].unbind(1)
-        turned = torch.stack((real * a - imaginary * b, real * b + imaginary * a), 2).flatten(1, 2)
+        parts = (torch.addcmul(real * a, imaginary, -b), torch.addcmul(real * b, imaginary, a))
+        del theta, weight, feature  # as large as what follows
+        turned = torch.stack(parts, 2).flatten(1, 2)
         return self.proj_out(self.attn(F.gelu(self.conv(turned))))
 
 

@@ -407,6 +407,7 @@ def build_variant(
     pretrained: bool,
     checkpoint_filter_fn: Callable[[dict[str, Any], nn.Module], dict[str, Tensor]],
     arguments: dict[str, Any],
+    stages: int = 4,
 ) -> StagedBackbone:
     """A registered variant, as timm builds its own: with its default cfg, its weights, and `features_only`.
 
@@ -416,22 +417,23 @@ def build_variant(
         pretrained: load the weights that the default cfg or timm's `pretrained_cfg_overlay` names.
         checkpoint_filter_fn: turns the authors' names into ours (see `converter`).
         arguments: of the constructor, and timm's own.
+        stages: of which `features_only` gives the maps.
     """
     return build_model_with_cfg(
         cls,
         name,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        feature_cfg={"out_indices": tuple(range(stages)), "feature_cls": "getter"},
         **arguments,
     )
 
 
-def converter(key_map: KeyMap) -> Callable[[dict[str, Any], nn.Module], dict[str, Tensor]]:
-    """timm's `checkpoint_filter_fn` for a table of names.
+def converter(*key_maps: KeyMap) -> Callable[[dict[str, Any], nn.Module], dict[str, Tensor]]:
+    """timm's `checkpoint_filter_fn` for tables of names.
 
     Args:
-        key_map: from the authors' names to ours.
+        key_maps: from the authors' names, and those of others, to ours; the first that weights have is applied.
 
     Returns:
         A function of weights and the model that they are for. Weights may stand in the dictionary that training codes
@@ -441,7 +443,8 @@ def converter(key_map: KeyMap) -> Callable[[dict[str, Any], nn.Module], dict[str
 
     def checkpoint_filter_fn(weights: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
         state, _ = find_state_dict(weights)
-        state = key_map.apply(state) if key_map.matches(state) else state
+        key_map = next((known for known in key_maps if known.matches(state)), None)
+        state = state if key_map is None else key_map.apply(state)
         linear = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
         return {k: v[:, :, 0, 0] if k in linear and v.shape[2:] == (1, 1) else v for k, v in state.items()}
 
@@ -464,4 +467,5 @@ def dense_key_map(authors: KeyMap, norms: Sequence[str]) -> KeyMap:
             (r"^(?!norms\.)", "body."),
         ),
         drop=(*authors.drop, r"^(norm|head)\."),  # of classification
+        stacked=authors.stacked,
     )

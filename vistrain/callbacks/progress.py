@@ -15,6 +15,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor
 
+from vistrain.attention.base import paths_of
 from vistrain.data.base.module import refuse_below
 from vistrain.internals import lightning as internals
 from vistrain.processes import load_average, resident_memory
@@ -70,6 +71,8 @@ class Progress(Callback):
         self._shown_step = trainer.global_step
         if self._enabled and trainer.global_step:
             self._line(f"goes on after step {trainer.global_step}")
+        for path in paths_of(pl_module, pl_module.device) if self._enabled else ():
+            self._line(f"attention {path}")
         if self._enabled and self.console.is_terminal:
             self._live = RichProgress(
                 TextColumn("{task.description}"),

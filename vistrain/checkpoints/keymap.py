@@ -63,6 +63,10 @@ class KeyMap:
             several names. Only needed by `export`.
         layouts: `(pattern, name of LAYOUTS)`; the first pattern that a foreign key contains says how its tensor's axes
             are turned into torch's order.
+        stacked: `(patterns, replacement)`: keys that differ, after the rules, in which of the patterns they contain are
+            parts of one tensor, one below the other in the order of the patterns; or nothing.
+        parts: `(prefix, ours, key map)`: keys with this prefix are renamed by that map alone, without it, and get
+            `ours` instead. A file without the parts' namings does not have this one.
     """
 
     name: str
@@ -72,14 +76,22 @@ class KeyMap:
     aliases: tuple[tuple[str, str], ...] = ()
     exports: tuple[tuple[str, tuple[str, ...]], ...] = ()
     layouts: tuple[tuple[str, str], ...] = ()
+    stacked: tuple[tuple[str, ...], str] = ((), "")
+    parts: tuple[tuple[str, str, KeyMap], ...] = ()
 
     def matches(self, keys: Iterable[str]) -> bool:
         """Whether these keys (a state dict will do) have this naming."""
-        marker = re.compile(self.marker)
-        return any(marker.search(key) for key in keys)
+        marker, keys = re.compile(self.marker), list(keys)
+        inside = ([k.removeprefix(prefix) for k in keys if k.startswith(prefix)] for prefix, *_ in self.parts)
+        known = all(part.matches(found) for found, (*_, part) in zip(inside, self.parts, strict=True))
+        return known and any(marker.search(key) for key in keys)
 
     def rename(self, key: str) -> str | None:
         """Our name of a foreign key before aliases; None if it carries nothing."""
+        for prefix, ours, part in self.parts:
+            if key.startswith(prefix):
+                inner = part.rename(key.removeprefix(prefix))
+                return None if inner is None else ours + inner
         if any(re.search(pattern, key) for pattern in self.drop):
             return None
         return _substitute(key, self.rules)
@@ -108,6 +120,8 @@ class KeyMap:
             value, first = state_dict[key], ours.setdefault(target, state_dict[key])
             if value.shape != first.shape or not torch.equal(value, first):
                 raise WeightsError(self.name, f"'{key}' should equal '{origin.get(target, target)}', but differs")
+        for patterns, replacement in (self.stacked, *(part.stacked for *_, part in self.parts)):
+            ours = _stacked(ours, patterns, replacement)
         return ours
 
     def _turned(self, key: str, value: Tensor) -> Tensor:
@@ -133,6 +147,25 @@ class KeyMap:
                     raise WeightsError(self.name, f"two weights become '{name}'", "mend `exports`")
                 foreign[name] = value
         return foreign
+
+
+def _stacked(tensors: dict[str, Tensor], patterns: tuple[str, ...], replacement: str) -> dict[str, Tensor]:
+    """Tensors of which those that are parts of one are put together, see `KeyMap`; a part that is missing leaves the
+    others under their names."""
+    found: dict[str, Tensor] = {}
+    groups: dict[str, dict[int, str]] = {}
+    for key in tensors:
+        place = next((i for i, pattern in enumerate(patterns) if re.search(pattern, key)), None)
+        if place is None:
+            found[key] = tensors[key]
+        else:
+            groups.setdefault(re.sub(patterns[place], replacement, key), {})[place] = key
+    for whole, keys in groups.items():
+        if len(keys) == len(patterns):
+            found[whole] = torch.cat([tensors[keys[i]] for i in range(len(patterns))])
+        else:
+            found |= {key: tensors[key] for key in keys.values()}
+    return found
 
 
 def _substitute(key: str, rules: Iterable[tuple[str, str]]) -> str:

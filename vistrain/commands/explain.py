@@ -11,6 +11,7 @@ CHANGES = False
 EXAMPLES = """\
 examples:
   vistrain explain DeformableDETR                its parameters, and the configs that use it
+  vistrain explain attention.AxialAttention      an operator: what it computes, costs and takes
   vistrain explain model.num_queries             a key of a config
   vistrain explain trainer                       a section
   vistrain explain det/deformable_detr_r50       a config

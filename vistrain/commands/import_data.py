@@ -1,4 +1,4 @@
-"""`vistrain import-data`: sets that other tools export, as files in COCO's format."""
+"""`vistrain import-data`: sets that other tools export, as files in COCO's format, or as label files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from vistrain.commands.shared import start_logging
 from vistrain.errors import ConfigError
 
-SUMMARY = "turn boxes that other tools export into COCO's format"
+SUMMARY = "turn what other tools export into COCO's format, or outlines into masks"
 USAGE = "LAYOUT SOURCE --output FOLDER [OPTIONS]"
 CHANGES = False
 EXAMPLES = """\
@@ -26,6 +26,7 @@ examples:
   vistrain import-data yolo set/data.yaml --output data/mine
   vistrain import-data yolo set/ --names cat dog --output data/mine
   vistrain import-data labelstudio export.json --images photos/ --output data/mine
+  vistrain import-data labelme photos/ --masks --output data/mine
 
 Pictures stay where they are. What cannot be used is left out, counted, and listed in FOLDER/skipped.txt.
 """
@@ -38,8 +39,15 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument("layout", metavar="LAYOUT", choices=LAYOUTS, help=f"of the export: {', '.join(LAYOUTS)}")
     parser.add_argument("source", metavar="SOURCE", type=Path, help="the export: a folder, or its file")
-    parser.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="for train.json, val.json, ...")
+    parser.add_argument(
+        "--output", metavar="FOLDER", type=Path, required=True, help="for train.json, val.json, ... or masks"
+    )
     parser.add_argument("--images", metavar="FOLDER", type=Path, help="the pictures, if they are not in the export")
+    parser.add_argument(
+        "--masks", metavar="RULE", nargs="?", const="usual", choices=("usual", "last", "smallest"),
+        help="draw outlines into label files, a class for every pixel; where objects overlap, the last or the smallest "
+        "one counts (default: last of labelme, cvat and labelstudio, smallest of the others)",
+    )  # fmt: skip
     parser.add_argument("--splits", metavar="NAME", nargs="+", default=[], help="the splits to write (default: all)")
     parser.add_argument(
         "--val", metavar="SHARE", type=float, default=0.2,
@@ -72,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     chosen = Options(images=arguments.images, **{**given, "names": tuple(given.get("names", ()))})
     source, output = arguments.source.expanduser(), arguments.output.expanduser()
-    lines = import_export(arguments.layout, source, output, chosen, arguments.splits, arguments.val)
+    more = (arguments.splits, arguments.val, arguments.masks)
+    lines = import_export(arguments.layout, source, output, chosen, *more)
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

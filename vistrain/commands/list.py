@@ -12,6 +12,7 @@ EXAMPLES = """\
 examples:
   vistrain list configs
   vistrain list backbones 'cswin*'
+  vistrain list attention
   vistrain list optimizers
 """
 

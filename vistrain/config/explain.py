@@ -18,6 +18,7 @@ KINDS: dict[str, str | None] = {
     "configs": None,
     "models": "model",
     "backbones": None,
+    "attention": "attention",
     "datasets": "dataset",
     "tasks": "task",
     "optimizers": "optimizer",
@@ -76,6 +77,8 @@ def _rows(kind: str) -> dict[str, Sequence[str]]:
     others = {e["kind"] for e in classes.values() if e["path"].startswith("vistrain.")} - set(KINDS.values())
     kinds = {KINDS[kind]} if KINDS[kind] else others
     entries = {n: e for n, e in classes.items() if e["kind"] in kinds}
+    if kind == "attention":
+        return {_operator_name(e): _operator_row(n, e) for n, e in sorted(entries.items())}
     return {n: [e.get("paper", ""), e["doc"]] if kind == "models" else [e["doc"]] for n, e in entries.items()}
 
 
@@ -94,6 +97,16 @@ def _backbone_row(entry: dict[str, Any] | None, leaf: dict[str, Any] | None, tag
     strides = "strides " + " ".join(map(str, entry["strides"])) if entry["strides"] else "no maps"
     sizes = "any size" if entry.get("any_size") else "one size"
     return [str(entry["paper"]), f"{entry['parameters'] / 1e6:.1f} M", gmacs, top1, strides, sizes, listed]
+
+
+def _operator_name(entry: dict[str, Any]) -> str:
+    """The shortest name that a host network knows an operator by."""
+    return min(entry["operator"]["names"], key=lambda name: (len(name), name))
+
+
+def _operator_row(name: str, entry: dict[str, Any]) -> list[str]:
+    said = entry["operator"]
+    return [name, entry.get("paper", ""), f"O({said['growth']})", said["sizes"], said["formula"]]
 
 
 def _leaves() -> dict[str, dict[str, Any]]:
@@ -136,6 +149,8 @@ def explanation(name: str) -> str:
     short = index.canonical(name)
     by_bare_name = {n.rpartition(".")[2]: n for n in classes}
     short = by_bare_name.get(short, short)
+    operators = {o: n for n, e in classes.items() if e["kind"] == "attention" for o in e["operator"]["names"]}
+    short = operators.get(short.removeprefix("attention."), short) if short not in classes else short
     if short in classes:
         return _explain_class(short, classes[short])
     config = name.removeprefix("vistrain:").removesuffix(".yaml").removeprefix("configs/")
@@ -144,14 +159,17 @@ def explanation(name: str) -> str:
     section, _, key = name.partition(".")
     if section in index.SECTIONS:
         return _explain_key(section, key) if key else _explain_section(section)
-    names = [*classes, *by_bare_name, *index.SECTIONS, *configs]
+    names = [*classes, *by_bare_name, *operators, *index.SECTIONS, *configs]
     raise ConfigError(f"explain {name}", "no such class, key or config", nearest(name, names))
 
 
 def _explain_class(name: str, entry: dict[str, Any]) -> str:
     doc = source_code.docstring(entry["path"]) or entry["doc"]
     lines = [f"{name}  ({entry['path']})", ""]
-    lines += [textwrap.indent(doc, "  "), "", "  parameters:", _parameter_table(entry).rstrip("\n")]
+    lines += [textwrap.indent(doc, "  "), ""]
+    if entry["kind"] == "attention":
+        lines += [table(_facts_of_operator(entry["operator"]), "  ")]
+    lines += ["  parameters:", _parameter_table(entry).rstrip("\n")]
     docs = (source_code.parameter_doc(entry["path"], key) for key in entry["parameters"] if _inherited(entry, key))
     inherited = list(dict.fromkeys(text for text in docs if text))
     if inherited:
@@ -160,6 +178,22 @@ def _explain_class(name: str, entry: dict[str, Any]) -> str:
     if users:
         lines += ["", "  used by:", *(f"    vistrain:{n}" for n in users)]
     return "\n".join(lines) + "\n"
+
+
+def _facts_of_operator(said: dict[str, Any]) -> list[list[str]]:
+    """What an attention operator says of itself, a line for each."""
+    facts = {
+        "names": ", ".join(said["names"]),
+        "formula": said["formula"],
+        "cost": f"{said['cost']} multiply-adds of N tokens and C channels; grows as {said['growth']}",
+        "maps": said["sizes"] + ("" if "axes" not in said else f"; of {' or '.join(map(str, said['axes']))} axes"),
+        "padding": said["padding"],
+        "precision": "stays in float32" if said.get("float32") else "",
+        "order": "causal: a token sees earlier ones alone" if said.get("causal") else "",
+        "training": said.get("needs", ""),
+        "oddities": said.get("oddities", ""),
+    }
+    return [[name, value] for name, value in facts.items() if value]
 
 
 def _inherited(entry: dict[str, Any], key: str) -> bool:

@@ -29,7 +29,14 @@ from vistrain.data.segmentation.field_of_view import (
 from vistrain.data.segmentation.generated import GeneratedMasks
 from vistrain.data.segmentation.generated_lanes import GeneratedLanes
 from vistrain.data.segmentation.instances import CocoInstances, InstanceFolders, InstanceSplit
-from vistrain.data.segmentation.known_sets import ADE20K, CamVid, Cityscapes, PascalVOC
+from vistrain.data.segmentation.known_sets import (
+    ADE20K,
+    CamVid,
+    Cityscapes,
+    COCOStuff,
+    PascalContext,
+    PascalVOC,
+)
 from vistrain.data.segmentation.lanes import CULane, LaneData, TuSimple
 from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskSplit
@@ -37,6 +44,7 @@ from vistrain.data.segmentation.module import SegmentationData
 from vistrain.data.segmentation.panoptic import PanopticFolders, PanopticSplit
 from vistrain.data.segmentation.panoptic_generated import GeneratedPanoptic
 from vistrain.data.segmentation.panoptic_sets import ADE20KPanoptic, CityscapesPanoptic, CocoPanoptic
+from vistrain.data.segmentation.rare_classes import RareClasses
 from vistrain.data.segmentation.segment_transforms import SegmentAugment
 from vistrain.data.segmentation.transforms import EvalScale, EvalStretch, MaskAugment
 
@@ -49,6 +57,7 @@ __all__ = [
     "ADE20KPanoptic",
     "AffineAugment",
     "Bicubic",
+    "COCOStuff",
     "CULane",
     "CamVid",
     "Chain",
@@ -93,7 +102,9 @@ __all__ = [
     "MaskSplit",
     "PanopticFolders",
     "PanopticSplit",
+    "PascalContext",
     "PascalVOC",
+    "RareClasses",
     "RestorationData",
     "Sample",
     "ScaleJitter",

@@ -63,6 +63,7 @@ class TwoStageDetector(Network):
     trains_masks = False
 
     labels: LabelSpace
+    roi_head: RoIHead
 
     def __init__(
         self,
@@ -111,6 +112,18 @@ class TwoStageDetector(Network):
         sizes = [(images.shape[2], images.shape[3])] * len(images)
         proposals = self.rpn_head.propose(self.rpn_head(levels), sizes)
         return self.regions(levels[:POOLED], proposals, sizes)
+
+    def counted(self, images: Tensor) -> None:
+        """See `Network`: all proposals' boxes and as many masks as an image can have objects, as OpenMMLab counts."""
+        levels = self.neck(self.backbone(images))
+        self.rpn_head(levels)
+        boxes, masks = len(images) * self.rpn_head.num_proposals[1], len(images) * self.detections_per_image
+        for part, count, side in (
+            (self.roi_head.bbox_head, boxes, BOX_SIDE),
+            (self.roi_head.mask_head, masks, MASK_SIDE),
+        ):
+            for head in part if isinstance(part, nn.ModuleList) else [part] if part is not None else ():
+                head(levels[0].new_zeros(count, levels[0].shape[1], side, side))
 
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Weighted training losses.

@@ -225,6 +225,51 @@ def window_attention(
     done = []
     for part_q, part_k, part_v, (_, mask) in parts:
         logits = (bias if mask is None else bias + mask)[None].to(q.dtype)
-        out = F.scaled_dot_product_attention(part_q, part_k, part_v, logits, dropout, scale=scale)
+        out = attend_few(part_q, part_k, part_v, logits, scale, dropout)
         done.append(out.transpose(1, 2).flatten(2))
     return done[0] if len(done) == 1 else torch.cat(done)
+
+
+def attend_few(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Softmax attention of few tokens with a bias: whichever form is faster.
+
+    On a CPU that trains, matrix products and a softmax take 0.80 to 0.89 of the time of torch's fused kernel, forward
+    and backward, at 49 to 256 keys; in evaluation they take 1.1 to 1.5 times as long. Both compute the same.
+
+    Args:
+        q, k, v: `[n, heads, L, d]`; keys and values may have another number of tokens than queries.
+        bias: broadcastable to `[n, heads, Lq, Lk]`; no row is minus infinity throughout.
+        scale: default `d ** -0.5`.
+        dropout: probability that an attention weight is dropped.
+
+    Returns:
+        `[n, heads, Lq, d]`.
+    """
+    if attends_by_products(q):
+        weights = (q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.mT + bias).softmax(-1).to(v.dtype)
+        return (F.dropout(weights, dropout) if dropout else weights) @ v
+    return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale)
+
+
+AT_ONCE = 2**22  # logits; 16 MB of float32, which an allocator still gives again without asking the system for it
+
+
+def at_once(q: Tensor, logits: int) -> int:
+    """How many windows, or tiles, to attend in at a time.
+
+    On a processor large logits leave the caches, and memory of more than 32 MB is fetched from the system and given
+    back each time: time grew faster than the number of windows. Elsewhere, and where a graph is traced, all at once.
+
+    Args:
+        q: a tensor of the device.
+        logits: of one window, of all heads and images that are computed with it.
+    """
+    one = q.device.type == "cpu" and not torch.compiler.is_compiling()
+    return max(1, AT_ONCE // logits) if one else 2**31
+
+
+def attends_by_products(q: Tensor) -> bool:
+    """Whether `attend_few` takes products and a softmax, and not the fused kernel."""
+    return q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad

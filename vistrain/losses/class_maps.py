@@ -73,6 +73,38 @@ class PixelCrossEntropy(PixelLoss):
         return total / count.clamp(min=torch.finfo(total.dtype).tiny)
 
 
+class PixelFocal(PixelLoss):
+    """Focal loss of each pixel, of a softmax: `-(1 - p)^gamma log p`, p the probability of the true class (Lin et al.
+    2017, arXiv 1708.02002, equation 4). With gamma 0 it is the cross-entropy.
+
+    Args:
+        gamma: focusing exponent.
+        class_weights: K factors (equation 5's alpha); empty: all 1. They do not enter the mean's divisor.
+        over_all: divide by all pixels, ignored ones too; False: by the labelled ones.
+        weight: of the loss.
+    """
+
+    def __init__(
+        self, gamma: float = 2.0, class_weights: Sequence[float] = (), over_all: bool = False, weight: float = 1.0
+    ) -> None:
+        super().__init__(weight)
+        self.gamma, self.over_all = gamma, over_all
+        self.register_buffer("class_weights", torch.tensor(class_weights) if class_weights else None, persistent=False)
+        self.class_weights: Tensor | None
+
+    def compute(self, logits: Tensor, labels: Tensor, ignore_index: int, count: Tensor | None) -> Tensor:
+        """See `PixelLoss`; 0 where nothing is labelled."""
+        labelled = labels != ignore_index
+        losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+        losses = (-torch.expm1(-losses)).clamp(min=0) ** self.gamma * losses
+        if self.class_weights is not None:
+            losses = losses * self.class_weights.to(losses.dtype)[labels.where(labelled, 0)]
+        total = losses.where(labelled, 0.0).sum()
+        if self.over_all:
+            return total / labels.numel()
+        return total / (labelled.sum() if count is None else count).clamp(min=1)
+
+
 class OhemCrossEntropy(PixelLoss):
     """Cross-entropy of the hard pixels only (Shrivastava et al. 2016, arXiv 1604.03540, per pixel).
 

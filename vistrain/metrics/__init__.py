@@ -10,12 +10,14 @@ from vistrain.errors import ConfigError, nearest
 from vistrain.metrics.accuracy import Accuracy, MultiLabel
 from vistrain.metrics.base import Metric, Record, Unit
 from vistrain.metrics.binary_pixels import BinaryPixels
+from vistrain.metrics.boundary_iou import BoundaryIoU
+from vistrain.metrics.cityscapes_iou import CityscapesIoU
 from vistrain.metrics.coco import CocoBox, CocoMask
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
-from vistrain.metrics.lanes import CULaneF1, TuSimpleAccuracy
+from vistrain.metrics.lane_metrics import CULaneF1, TuSimpleAccuracy
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
-from vistrain.metrics.panoptic import PanopticQuality
+from vistrain.metrics.panoptic_quality import PanopticQuality
 from vistrain.metrics.region_overlap import REGIONS, RegionOverlap
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
@@ -27,6 +29,8 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     **{name: functools.partial(ImageQuality, name) for name in QUALITY},
     "lpips": Lpips,
     **{name: functools.partial(MeanIoU, name) for name in IOU},
+    "cityscapes": CityscapesIoU,
+    "boundary_iou": BoundaryIoU,
     "vessels": BinaryPixels,
     **{name: functools.partial(RegionOverlap, name) for name in REGIONS},
     "panoptic": PanopticQuality,
@@ -36,6 +40,7 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
 
 METRICS: tuple[type[Metric], ...] = (
     CocoBox,
+    CocoMask,
     Accuracy,
     MultiLabel,
     ImageQuality,
@@ -43,7 +48,8 @@ METRICS: tuple[type[Metric], ...] = (
     MeanIoU,
     BinaryPixels,
     RegionOverlap,
-    CocoMask,
+    CityscapesIoU,
+    BoundaryIoU,
     PanopticQuality,
     CULaneF1,
     TuSimpleAccuracy,
@@ -56,7 +62,9 @@ __all__ = [
     "REGIONS",
     "Accuracy",
     "BinaryPixels",
+    "BoundaryIoU",
     "CULaneF1",
+    "CityscapesIoU",
     "CocoBox",
     "CocoMask",
     "ImageQuality",

@@ -307,7 +307,8 @@ class CocoMask(CocoBox):
         self, ids: Sequence[int], predictions: Sequence[Any], targets: Sequence[Any] | None = None
     ) -> list[dict[str, Any]]:
         """See `CocoBox`; of a `Segmentation` the instances."""
-        return super().update(ids, [p.instances if isinstance(p, Segmentation) else p for p in predictions], targets)
+        found: list[Any] = [p.instances if isinstance(p, Segmentation) else p for p in predictions]
+        return super().update(ids, found, targets)
 
     def _more(self, found: Detections, kept: np.ndarray) -> dict[str, Any]:
         """`masks`: run lengths, in the original image."""

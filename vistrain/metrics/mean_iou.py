@@ -33,6 +33,10 @@ IOU: Mapping[str, Mapping[str, Any]] = {
     # ESPNet's on CamVid: `void` is a class like any other, but for its place in the means: what is predicted on its
     # pixels is a false positive
     "miou_void": {"absent": "zero", "void": "void"},
+    # cityscapesScripts', see `cityscapes_iou`
+    "cityscapes": {"absent": "zero", "void": None},
+    # see `boundary_iou`
+    "boundary_iou": {"absent": "zero", "void": None},
 }
 
 SHOWN = 40  # classes in the printed table

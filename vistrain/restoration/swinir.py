@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vistrain.attention import SwinWindowAttention
+from vistrain.attention.window import SwinWindowAttention
 from vistrain.errors import ConfigError
 from vistrain.layers.drop_path import DropPath
 from vistrain.layers.mlp import TokenMLP

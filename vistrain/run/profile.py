@@ -20,6 +20,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from vistrain.attention.base import paths_of
 from vistrain.attention.neighborhood import by_definition
 from vistrain.backbones import timm_body
 from vistrain.backbones.timm_model import TimmModel
@@ -67,6 +68,7 @@ class Profile:
         batch, device, precision, threads: that speed was measured with.
         parameters: how many; `trainable` of them learn.
         multiply_adds: of one image.
+        attention: which computation runs in each kind of attention operator.
         forward, training: speed of an evaluation, and of a forward and backward pass; None if not measured.
         parts: in the order of the network.
     """
@@ -80,6 +82,7 @@ class Profile:
     parameters: int
     trainable: int
     multiply_adds: int
+    attention: tuple[str, ...] = ()
     forward: Speed | None = None
     training: Speed | None = None
     parts: tuple[Part, ...] = field(default=())
@@ -183,6 +186,7 @@ def profile(
         multiply_adds, per_part, shapes = count(fake, size, channels, names)
     sizes = [sum(p.numel() for p in fake.get_submodule(part).parameters()) for part in names]
     chosen = choose_device(device)
+    paths = paths_of(fake, chosen)
     speed: tuple[Speed | None, Speed | None, dict[str, float]] = None, None, {}
     if repeats:
         model = make().to(chosen)
@@ -195,7 +199,8 @@ def profile(
     counted = zip(names, sizes, per_part, shapes, strict=True)
     return Profile(
         name, size, batch, str(chosen), precision, torch.get_num_threads(),
-        sum(n for n, _ in parameters), sum(n for n, learns in parameters if learns), multiply_adds, forward, training,
+        sum(n for n, _ in parameters), sum(n for n, learns in parameters if learns), multiply_adds,
+        tuple(paths), forward, training,
         tuple(Part(part, n, macs, shape, shares.get(part)) for part, n, macs, shape in counted),
     )  # fmt: skip
 
@@ -221,6 +226,8 @@ def count(
         moved = model.to_empty(device="cpu").requires_grad_(False)
         hooks = [moved.get_submodule(p).register_forward_hook(_note_shape(shapes, p)) for p in parts]
         counter = FlopCounterMode(display=False)
+        if isinstance(moved, Network) and type(moved).counted is not Network.counted:
+            moved.forward = moved.counted  # called as it, so that the counter knows the parts by their paths
         with torch.no_grad(), by_definition(moved), counter:
             moved(torch.zeros(1, channels, *size))  # without padding, which a network may count token by token
         for hook in hooks:
@@ -333,6 +340,8 @@ def _summary(found: Profile) -> Table:
     frozen = "" if found.trainable == found.parameters else f", of which {found.trainable / 1e6:.2f} M learn"
     table.add_row("parameters", f"{found.parameters / 1e6:.2f} M{frozen}")
     table.add_row("multiply-adds of an image", f"{found.multiply_adds / 1e9:.2f} G ({_flops(found)} G FLOPs)")
+    for path in found.attention:
+        table.add_row("attention", path)
     where = f"batch {found.batch}, {found.device}, precision {found.precision}"
     where += f", {found.threads} threads" if found.device == "cpu" else ""
     for title, speed in (("forward", found.forward), ("forward and backward", found.training)):

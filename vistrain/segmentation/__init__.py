@@ -5,7 +5,7 @@ from vistrain.segmentation.daformer import DAFormerHead
 from vistrain.segmentation.eco_m2f import ECOMask2Former, GatedPixelDecoder
 from vistrain.segmentation.espnet import ESPNet, ESPNetC
 from vistrain.segmentation.fcn import FCNHead
-from vistrain.segmentation.lanes import LaneDecoder
+from vistrain.segmentation.lane_network import LaneDecoder
 from vistrain.segmentation.mask2former import Mask2Former, MaskedDecoder
 from vistrain.segmentation.pem import PEM, PEMDecoder, PEMPixelDecoder
 from vistrain.segmentation.pixel_decoder import DeformablePixelDecoder

@@ -26,9 +26,11 @@ class DecodeHead(GuardedContract, nn.Module, abc.ABC):
 
     Attributes:
         unused: regular expressions of tensors in official files that compute nothing.
+        transformers: rules from the names of Hugging Face's `transformers`, where it has this head; as in `KeyMap`.
     """
 
     unused: tuple[str, ...] = ()
+    transformers: tuple[tuple[str, str], ...] = ()
 
     def __init__(
         self,

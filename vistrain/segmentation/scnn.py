@@ -18,7 +18,7 @@ from vistrain.errors import ConfigError, DataError
 from vistrain.layers.padding import Normalize
 from vistrain.layers.precision import at_least_float32
 from vistrain.predictions import LaneMaps
-from vistrain.segmentation.lanes import LaneDecoder, LaneNetwork
+from vistrain.segmentation.lane_network import LaneDecoder, LaneNetwork
 from vistrain.structures import Preprocessing
 
 # VGG16 with batch norms: channels of the convolutions between poolings; the last two poolings are left out.

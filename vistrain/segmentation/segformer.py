@@ -26,6 +26,13 @@ class SegFormerHead(DecodeHead):
 
     # The authors' class derives from one with a classifier `conv_seg`, which computes nothing.
     unused = (r"conv_seg\.",)
+    transformers = (
+        (r"^linear_c\.(\d)\.", r"linear_c<\1>."),
+        *((f"<{i}>", str(i + 1)) for i in range(4)),
+        (r"^linear_fuse\.", "linear_fuse.conv."),
+        (r"^batch_norm\.", "linear_fuse.bn."),
+        (r"^classifier\.", "linear_pred."),
+    )
 
     def __init__(
         self, channels: Sequence[int], strides: Sequence[int], num_classes: int, embed_dim: int = 256, **base: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.checkpoints import KeyMap
-from vistrain.errors import DataError
+from vistrain.errors import ConfigError, DataError
 from vistrain.layers.conv import resize
 from vistrain.layers.padding import Normalize
 from vistrain.losses.class_maps import PixelCrossEntropy, PixelLoss
@@ -22,7 +22,15 @@ from vistrain.necks import default_neck
 from vistrain.network import Network
 from vistrain.predictions import Segmentation
 from vistrain.segmentation.head import DecodeHead
-from vistrain.segmentation.inference import class_map, sliding_logits
+from vistrain.segmentation.inference import (
+    Axis,
+    Merge,
+    View,
+    best_classes,
+    probabilities,
+    sliding_bands,
+    sliding_class_map,
+)
 from vistrain.structures import Factory, LabelSpace, Preprocessing
 
 IGNORED = 255  # where a label space does not say otherwise
@@ -42,6 +50,13 @@ class SemanticNetwork(Network):
         window, window_stride: (height, width) of the windows that images are cut into for inference, and their steps,
             pixels; None takes images whole.
         window_batch: windows that are computed at once.
+        window_merge: what is done where windows overlap, see `inference.sliding_bands`.
+        scales: of the views of an image that inference takes the mean probability of; 1 is the size that evaluation
+            gave it. Enlarging that adds no detail.
+        flip: each view also mirrored left to right.
+
+    Raises:
+        ConfigError: no scale, or one that is not above 0; or a stride that is larger than its window.
     """
 
     default_loss: Factory[PixelLoss] = Factory(PixelCrossEntropy, over_all=False)
@@ -59,6 +74,9 @@ class SemanticNetwork(Network):
         window: tuple[int, int] | None = None,
         window_stride: tuple[int, int] | None = None,
         window_batch: int = 4,
+        window_merge: Merge = "mean",
+        scales: tuple[float, ...] = (1.0,),
+        flip: bool = False,
     ) -> None:
         super().__init__()
         self.labels, self.preprocessing = labels, preprocessing
@@ -68,6 +86,13 @@ class SemanticNetwork(Network):
         self.criterion = loss or self.default_loss()
         self.align_corners = align_corners
         self.window, self.window_stride, self.window_batch = window, window_stride or window, window_batch
+        self.window_merge, self.scales, self.flip = window_merge, tuple(scales), flip
+        if not scales or min(scales) <= 0:
+            raise ConfigError("model.scales", f"{list(scales)}", "numbers above 0, at least one")
+        pairs = zip(self.window_stride or (), window or (), strict=False)
+        if any(not 0 < step <= side for step, side in pairs):
+            problem = f"{list(self.window_stride or ())} with windows of {list(window or ())}"
+            raise ConfigError("model.window_stride", problem, "a stride is 1 to the window's side")
 
     @abc.abstractmethod
     def forward(self, images: Tensor) -> Tensor:
@@ -144,34 +169,117 @@ class SemanticNetwork(Network):
         Args:
             batch: `image`, `size` and `original_size`.
         """
-        logits = self.image_logits(batch)
-        sizes = batch["original_size"].tolist()
-        found = [class_map(x, tuple(size), self.align_corners) for x, size in zip(logits, sizes, strict=True)]
-        return [Segmentation(semantic=labels) for labels in found]
+        images, _ = self.normalize(batch["image"], batch["size"])
+        sizes, originals = batch["size"].tolist(), batch["original_size"].tolist()
+        if self.window is not None and self.scales == (1.0,) and not self.flip:
+            maps = []
+            for image, size, original in zip(images, sizes, originals, strict=True):
+                bands = self._bands(image[:, : size[0], : size[1]])
+                maps.append(sliding_class_map(bands, tuple(size), tuple(original), self.align_corners))
+        else:
+            maps = [best_classes(views) for views in self._views(images, sizes, originals)]
+        return [Segmentation(semantic=labels) for labels in maps]
+
+    @torch.no_grad()
+    def image_probabilities(self, batch: Mapping[str, Any]) -> list[Tensor]:
+        """Probabilities `[K, H, W]` float32 of the classes in the original images, K x H x W numbers in memory.
+
+        Args:
+            batch: see `predict`.
+        """
+        images, _ = self.normalize(batch["image"], batch["size"])
+        views = self._views(images, batch["size"].tolist(), batch["original_size"].tolist())
+        return [probabilities(of_image) for of_image in views]
 
     @torch.no_grad()
     def image_logits(self, batch: Mapping[str, Any]) -> list[Tensor]:
         """Logits `[K, h, w]` of each image at the size at which the network saw it, without its padding."""
         images, _ = self.normalize(batch["image"], batch["size"])
-        sizes, divisor = batch["size"].tolist(), self.preprocessing.size_divisor
-        if self.window is None and all(size == list(images.shape[2:]) for size in sizes):
-            return list(self._enlarged(images))
-        found = []
-        for image, (height, width) in zip(images, sizes, strict=True):
+        sizes = batch["size"].tolist()
+        if self.window is None:
+            return [self._at_size(x, size) for x, size in zip(self._whole(images, sizes), sizes, strict=True)]
+        return [
+            torch.cat(list(self._bands(image[:, :height, :width])), 1)
+            for image, (height, width) in zip(images, sizes, strict=True)
+        ]
+
+    def _views(
+        self, images: Tensor, sizes: Sequence[Sequence[int]], originals: Sequence[Sequence[int]]
+    ) -> Iterator[list[View]]:
+        """The views of each image."""
+        if self.window is None and self.scales == (1.0,) and not self.flip:
+            for logits, size, original in zip(self._whole(images, sizes), sizes, originals, strict=True):
+                yield [View(logits, *self._axes(logits, size, original))]
+            return
+        for image, size, original in zip(images, sizes, originals, strict=True):
+            views = []
+            for scale in self.scales:
+                sides = [max(1, int(side * scale + 0.5)) for side in size]
+                scaled = resize(image[None, :, : size[0], : size[1]], tuple(sides))[0]
+                for flip in (False, True)[: 1 + self.flip]:
+                    view = scaled.flip(-1) if flip else scaled
+                    if self.window is None:
+                        logits = self._whole(view[None], [sides])[0]
+                        rows, columns = self._axes(logits, sides, original)
+                    else:
+                        logits = torch.cat(list(self._bands(view)), 1)
+                        rows, columns = (
+                            Axis.resized(old, new, self.align_corners)
+                            for old, new in zip(logits.shape[1:], original, strict=True)
+                        )
+                    views.append(View(logits, rows, columns.mirrored() if flip else columns))
+            yield views
+
+    def _axes(self, logits: Tensor, size: Sequence[int], original: Sequence[int]) -> tuple[Axis, Axis]:
+        """From logits of an image with its own padding to the original image."""
+        rows, columns = (
+            Axis.resized(cells, _up(side, self.preprocessing.size_divisor), self.align_corners)
+            .first(side)
+            .then(Axis.resized(side, whole, self.align_corners))
+            for cells, side, whole in zip(logits.shape[1:], size, original, strict=True)
+        )
+        return rows, columns
+
+    def _whole(self, images: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Logits `[K, h, w]` of images with no more than their own padding, of the network's stride."""
+        if all(list(size) == list(images.shape[2:]) for size in sizes):
+            return list(self(images).float())
+        divisor, found = self.preprocessing.size_divisor, []
+        for image, size in zip(images, sizes, strict=True):
+            height, width = (_up(side, divisor) for side in size)
             # What lies beyond the image's own padding would enter means over the image.
-            image = image[:, : -(-height // divisor) * divisor, : -(-width // divisor) * divisor]
-            if self.window is None or self.window_stride is None:
-                logits = self._enlarged(image[None])[0]
-            else:
-                classes = self.labels.num_classes
-                logits = sliding_logits(
-                    self._enlarged, image, self.window, self.window_stride, classes, self.window_batch
-                )
-            found.append(logits[:, :height, :width])
+            image = image[:, :height, :width]
+            image = F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1]))
+            found.append(self(image[None])[0].float())
         return found
+
+    def _at_size(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """Logits of `_whole` at the size of the image, without its padding."""
+        padded = [_up(side, self.preprocessing.size_divisor) for side in size]
+        return resize(logits[None], tuple(padded), self.align_corners)[0, :, : size[0], : size[1]]
+
+    def _bands(self, image: Tensor) -> Iterator[Tensor]:
+        """See `inference.sliding_bands`, of an image `[C, H, W]` without padding."""
+        assert self.window is not None
+        assert self.window_stride is not None
+        divisor, whole = self.preprocessing.size_divisor, image.shape[1:]
+        padded = [
+            _up(side, divisor) if side < window else side for side, window in zip(whole, self.window, strict=True)
+        ]
+        image = F.pad(image, (0, padded[1] - whole[1], 0, padded[0] - whole[0]))
+        place = (self.window, self.window_stride, self.labels.num_classes, self.window_batch, self.window_merge)
+        left = whole[0]
+        for band in sliding_bands(self._enlarged, image, *place):
+            yield band[:, :left, : whole[1]]
+            left = max(left - band.shape[1], 0)
 
     def _enlarged(self, images: Tensor) -> Tensor:
         return resize(self(images).float(), images.shape[2:], self.align_corners)
+
+
+def _up(side: int, divisor: int) -> int:
+    """The next multiple."""
+    return -(-side // divisor) * divisor
 
 
 class SemanticSegmenter(SemanticNetwork):
@@ -186,13 +294,14 @@ class SemanticSegmenter(SemanticNetwork):
         head: from maps to logits; built with `channels`, `strides` and `num_classes`.
         neck: between them, built with `channels` and `strides`; None: none, but a pyramid where the backbone gives one
             map for several strides (see `necks.default_neck`).
-        auxiliary: a further head that is trained with `auxiliary_weight` and not used otherwise (0.4 in the papers).
-        auxiliary_weight: of its loss.
+        auxiliary: a further head that is trained with `auxiliary_weight` and not used otherwise (0.4 in the papers);
+            or several: deep supervision.
+        auxiliary_weight: of the loss of each.
         base: see `SemanticNetwork`.
     """
 
     default_loss = Factory(PixelCrossEntropy)
-    class_layers = (r"^(decode|auxiliary)_head\.(conv_seg|linear_pred)\.",)
+    class_layers = (r"^(decode|auxiliary)_head\.(\d+\.)?(conv_seg|linear_pred)\.",)
     sets_itself = ("preprocessing", "align_corners")
 
     def __init__(
@@ -202,7 +311,7 @@ class SemanticSegmenter(SemanticNetwork):
         head: Factory[DecodeHead],
         *,
         neck: Factory[nn.Module] | None = None,
-        auxiliary: Factory[DecodeHead] | None = None,
+        auxiliary: Factory[DecodeHead] | tuple[Factory[DecodeHead], ...] | None = None,
         auxiliary_weight: float = 0.4,
         **base: Any,
     ) -> None:
@@ -220,10 +329,14 @@ class SemanticSegmenter(SemanticNetwork):
             facts = {"channels": self.neck.channels, "strides": self.neck.strides}
         self.decode_head = head(**facts, num_classes=labels.num_classes)
         self.align_corners = self.decode_head.align_corners
-        self.auxiliary_head = None if auxiliary is None else auxiliary(**facts, num_classes=labels.num_classes)
+        facts |= {"num_classes": labels.num_classes}
+        self.auxiliary_head: nn.Module | None = None
+        if isinstance(auxiliary, tuple):
+            self.auxiliary_head = nn.ModuleList(factory(**facts) for factory in auxiliary) if auxiliary else None
+        elif auxiliary is not None:
+            self.auxiliary_head = auxiliary(**facts)
         self.auxiliary_weight = auxiliary_weight
-        unused = [rf"^decode_head\.{pattern}" for pattern in self.decode_head.unused]
-        self.key_maps = (KeyMap("mmsegmentation", r"^decode_head\.", drop=tuple(unused)),)
+        self.key_maps = tuple(_key_maps(backbone, self.decode_head))
 
     def maps(self, images: Tensor) -> Sequence[Tensor]:
         """Normalised images `[B, C, H, W]` -> what the heads see."""
@@ -238,7 +351,10 @@ class SemanticSegmenter(SemanticNetwork):
         """See `SemanticNetwork`; with an auxiliary head `loss_aux`, too."""
         maps = self.maps(images)
         losses = {"loss_seg": self.pixel_loss(self.decode_head(maps), labels, count)}
-        if self.auxiliary_head is not None:
+        if isinstance(self.auxiliary_head, nn.ModuleList):
+            for i, head in enumerate(self.auxiliary_head):
+                losses[f"loss_aux_{i}"] = self.auxiliary_weight * self.pixel_loss(head(maps), labels, count)
+        elif self.auxiliary_head is not None:
             losses["loss_aux"] = self.auxiliary_weight * self.pixel_loss(self.auxiliary_head(maps), labels, count)
         return losses
 
@@ -250,3 +366,19 @@ class SemanticSegmenter(SemanticNetwork):
         """See `Network`: layers of the backbone; all that stands upon it is the top."""
         layers = self.backbone.layers_above()
         return None if layers is None else {f"backbone.{name}": above for name, above in layers.items()}
+
+
+def _key_maps(backbone: DenseBackbone, head: DecodeHead) -> Iterator[KeyMap]:
+    """Namings of a segmenter's files: ours but for what a head does not use; mmsegmentation's, which all authors have,
+    whatever the backbone is called in it; and that of `transformers`."""
+    unused = tuple(rf"^decode_head\.{pattern}" for pattern in head.unused)
+    for known in backbone.key_maps:
+        inside = (("backbone.", "backbone.", known),)
+        yield KeyMap(f"mmsegmentation's {known.name}", r"^decode_head\.", drop=unused, parts=inside)
+        if head.transformers:
+            parts = (
+                ("segformer.", "backbone.", known),
+                ("decode_head.", "decode_head.", KeyMap("head", r"", rules=head.transformers)),
+            )
+            yield KeyMap("transformers", r"^segformer\.", parts=parts)
+    yield KeyMap("mmsegmentation", r"^decode_head\.", drop=unused)

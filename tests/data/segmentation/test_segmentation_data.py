@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from vistrain.data import (
     ADE20K,
     CamVid,
     Cityscapes,
+    COCOStuff,
     EvalScale,
     GeneratedMasks,
     MaskAugment,
     MaskFolders,
     MaskSplit,
+    PascalContext,
     PascalVOC,
     Scenes,
 )
@@ -269,3 +272,52 @@ def test_classes_from_a_file_keep_their_values(tmp_path):
     data = folders(tmp_path, classes="classes.txt")
     assert data.labels == LabelSpace(("sky", "road"), (4, 9), ignore_index=255, palette=((0, 0, 255), (128, 64, 128)))
     assert set(data.dataset("train")[0, 0].label_map.flat) == {0}
+
+
+def test_cityscapes_polygons_are_drawn_one_over_the_other(tmp_path):
+    save(tmp_path / "leftImg8bit/val/town/town_0_leftImg8bit.png", np.zeros((8, 10, 3), np.uint8))
+    square = [[0, 0], [5, 0], [5, 5], [0, 5]]
+    objects = [
+        {"label": "road", "polygon": [[0, 0], [9, 0], [9, 7], [0, 7]]},
+        {"label": "cargroup", "polygon": square},
+        {"label": "person", "polygon": square, "deleted": 1},
+        {"label": "license plate", "polygon": square},
+        {"label": "unlabeled", "polygon": [[0, 0], [1, 0], [1, 1], [0, 1]]},
+    ]
+    file = tmp_path / "gtFine/val/town/town_0_gtFine_polygons.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"imgWidth": 10, "imgHeight": 8, "objects": objects}))
+    labels = Cityscapes("polygons", root=str(tmp_path)).dataset("val")[0].label_map
+    assert labels[3, 3] == 13  # car
+    assert labels[7, 9] == 0  # road
+    assert labels[0, 0] == 255
+    for wrong, problem in (
+        ({"label": "submarine", "polygon": square}, "no class of Cityscapes"),
+        ({"label": "car", "polygon": [[1], [2]]}, "no polygon of pairs"),
+    ):
+        file.write_text(json.dumps({"imgWidth": 10, "imgHeight": 8, "objects": [wrong]}))
+        assert problem in str(Cityscapes("polygons", root=str(tmp_path)).dataset("val")[0])
+    file.write_text('{"imgWidth": 10, "objects": []}')
+    assert "imgWidth and imgHeight are 10 and None" in str(Cityscapes("polygons", root=str(tmp_path)).dataset("val")[0])
+
+
+def test_cityscapes_instances_reach_the_batch_in_evaluation(tmp_path):
+    for kind, values in (("labelIds", [[26, 24]]), ("instanceIds", [[26001, 24]])):
+        save(tmp_path / f"gtFine/val/town/town_0_gtFine_{kind}.png", np.array(values, np.uint16))
+    save(tmp_path / "leftImg8bit/val/town/town_0_leftImg8bit.png", np.zeros((1, 2, 3), np.uint8))
+    data = Cityscapes(with_instances=True, root=str(tmp_path))
+    target = data.collate([data.dataset("val")[0]])["target"][0]
+    assert target["instance_map"].tolist() == [[14001, 0]]
+    assert target["label_map"].tolist() == [[13, 11]]
+
+
+def test_context_and_coco_stuff(tmp_path):
+    context = PascalContext(root=str(tmp_path))
+    assert (context.labels.num_classes, context.labels.ids[0], context.labels.names[-1]) == (59, 1, "wood")
+    assert PascalContext(background=True, root=".").labels.names[:2] == ("background", "aeroplane")
+    stuff = COCOStuff(root=str(tmp_path))
+    assert (stuff.labels.num_classes, stuff.labels.ids[11], stuff.labels.names[11]) == (171, 12, "stop sign")
+    assert dict(zip(stuff.labels.names, stuff.labels.ids, strict=True))["wood"] == 181
+    save(tmp_path / "images/val2017/1.png", np.zeros((1, 3, 3), np.uint8))
+    save(tmp_path / "annotations/val2017/1.png", np.array([[0, 181, 255]], np.uint8))
+    assert stuff.dataset("val")[0].label_map.tolist() == [[0, 170, 255]]

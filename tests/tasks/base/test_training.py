@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from training_tools import LABELS, TinyData, TinyDetector, Watch, fit, make_task, make_trainer
 
 from vistrain import __version__
-from vistrain.callbacks import EMA, Checkpoints, NaNGuard
+from vistrain.attention import AttentionOperator
+from vistrain.callbacks import EMA, Checkpoints, NaNGuard, Progress
 from vistrain.callbacks.loggers import CSVMetrics
 from vistrain.checkpoints import load_file
 from vistrain.data import EvalCrop, EvalResize
@@ -45,6 +46,40 @@ def test_losses_learning_rate_and_numbers_reach_the_log(tmp_path: Path) -> None:
     assert [row["val/coco/AP"] != "" for row in logged] == [False, False, True, False, False, True]
     assert next(iter(task.numbers)) == "val/coco/AP"
     assert len(task.numbers) == 12
+
+
+class Attentive(AttentionOperator):
+    """An operator with a loss of its own, and a schedule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(4))
+        self.shares: list[float] = []
+
+    def at_progress(self, share: float) -> None:
+        self.shares.append(share)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.auxiliary["loss_attention"] = self.factor.square().sum()
+        return x * self.factor[:, None, None]
+
+    def path(self, device: torch.device) -> str:
+        return f"on {device.type}"
+
+
+def test_losses_of_attention_operators_are_trained_and_their_schedules_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = TinyDetector()
+    operator = Attentive()
+    model.backbone.append(operator)
+    task = make_task(model)
+    fit(tmp_path, task, TinyData(count=8, batch_size=4), [Progress()], max_epochs=2)
+    assert operator.shares == [0.0, 0.25, 0.5, 0.75]
+    assert set(task.losses) == {"box", "class", "loss_attention"}
+    assert (operator.factor < 0.99).all()  # four steps of AdamW at 0.05, all downhill
+    assert "attention Attentive x 1: on cpu" in capsys.readouterr().out
 
 
 def test_accumulation_equals_one_big_batch(tmp_path: Path) -> None:

@@ -71,7 +71,6 @@ def test_a_run_leaves_numbers_and_pictures(trained: Path) -> None:
         ("circle", "thing"), ("crescent", "stuff"), ("ground", "stuff"),
     ]  # fmt: skip
     images = rows(trained / "run/per_image.csv")
-    assert [row["image"] for row in images]
     assert len(images) == 6
     assert list((trained / "run/eval").glob("*.png"))
 
@@ -110,6 +109,9 @@ def test_test_predict_and_evaluate_agree(
         tables = [text[text.index("┃        ┃   PQ") :].split("\ntested")[0] for text in (said, again)]
         first = tables[0][: tables[0].index("per class")]
         assert first == tables[1][: len(first)]  # the same numbers from files
+    assert main(["evaluate", "out", "-c", "mine.yaml", "--protocol", "coco_mask"]) == 0
+    again = capsys.readouterr().out
+    assert again[again.index("coco_mask") :].split("per class")[0].strip() in said
 
 
 def test_what_does_not_fit_is_said(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         resume: see above.
         repeats: repeated augmentation (Hoffer et al. 2020, arXiv 1901.09335): an epoch, as long as ever, holds so many
             versions each of so many fewer samples, side by side.
+        weights: of the samples, by which an epoch is drawn with repetition, instead of a permutation.
 
     Raises:
         ConfigError: the global batch cannot be dealt evenly.
@@ -51,6 +52,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         world: int = 1,
         resume: tuple[int, int] = (0, 0),
         repeats: int = 1,
+        weights: Sequence[float] | None = None,
     ) -> None:
         if batch_size % world:
             raise ConfigError("data.batch_size", f"{batch_size} samples cannot be dealt evenly to {world} processes")
@@ -62,7 +64,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
             )
         self.used = length // batch_size * batch_size
         self.length, self.seed, self.rank, self.world, self.resume = length, seed, rank, world, resume
-        self.repeats = repeats
+        self.repeats, self.weights = repeats, weights
         self.epoch = resume[0]  # Lightning starts the loader's workers before it first calls `set_epoch`
 
     def set_epoch(self, epoch: int) -> None:
@@ -79,10 +81,16 @@ class ResumableSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(sample_seed(self.seed, self.epoch, 0))
-        order = torch.randperm(self.length, generator=generator).repeat_interleave(self.repeats)[: self.used]
+        if self.weights is None:
+            order = torch.randperm(self.length, generator=generator)
+        else:
+            shares = torch.tensor(self.weights, dtype=torch.float64)
+            order = torch.multinomial(shares, self.length, replacement=True, generator=generator)
+        order = order.repeat_interleave(self.repeats)[: self.used]
         places = range(self.start + self.rank, self.used, self.world)
         for place, index in zip(places, order[places.start :: self.world].tolist(), strict=True):
-            yield index, sample_seed(self.seed, self.epoch, index + place % self.repeats * self.length)
+            version = place % self.repeats if self.weights is None else place  # an image may come up several times
+            yield index, sample_seed(self.seed, self.epoch, index + version * self.length)
 
 
 class BlockSampler(Sampler[list[int]]):

@@ -1,4 +1,5 @@
-"""From an export to files in COCO's format: every picture opened, every box looked at, all that is skipped said."""
+"""From an export to files in COCO's format, or to label files: every picture is opened, every box looked at, and
+what is skipped is said."""
 
 from __future__ import annotations
 
@@ -8,23 +9,21 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vistrain.data.base.check import opened
 from vistrain.data.base.images import image_orientation, image_size
 from vistrain.data.importing.coco_export import read_coco_export
 from vistrain.data.importing.cvat import read_cvat
-from vistrain.data.importing.export import Export, Labelled, Options, Shape, printable
+from vistrain.data.importing.export import Export, Labelled, Options, Placed, Shape, Size, printable
 from vistrain.data.importing.label_studio import read_label_studio
 from vistrain.data.importing.labelme import read_labelme
+from vistrain.data.importing.outlines import CLASS_FILE, MASKS, USUAL, Overlap, write_masks
 from vistrain.data.importing.voc import read_voc
 from vistrain.data.importing.yolo import read_yolo
 from vistrain.errors import DataError
 from vistrain.writing import whole_file
-
-Size = tuple[int, int]  # height, width
 
 READERS: Mapping[str, Callable[[Path, Options], Export]] = {
     "coco": read_coco_export,
@@ -39,25 +38,16 @@ DIGITS = 3  # of coordinates, pixels
 SKIPPED = "skipped.txt"
 
 
-@dataclass
-class Placed:
-    """A picture with its objects in its own pixels.
-
-    Attributes:
-        name: of its file, relative to the image folder, with `/`.
-        size: height and width that its annotations belong to.
-        shapes: inside the picture, all with area.
-    """
-
-    name: str
-    size: Size
-    shapes: list[Shape]
-
-
 def import_export(
-    layout: str, source: Path, output: Path, options: Options, splits: Sequence[str] = (), share: float = 0.2
+    layout: str,
+    source: Path,
+    output: Path,
+    options: Options,
+    splits: Sequence[str] = (),
+    share: float = 0.2,
+    masks: Overlap | Literal["usual"] | None = None,
 ) -> list[str]:
-    """Read an export and write `<output>/<split>.json` for each of its splits, in COCO's format.
+    """Read an export and write `<output>/<split>.json` for each of its splits, in COCO's format; or label files.
 
     Pictures stay where they are. Ids do not depend on the order of reading: categories are numbered from 1, images
     from 1 in the order of their names over all splits, annotations from 1 within each split. What was skipped is
@@ -71,6 +61,9 @@ def import_export(
         splits: the ones to write; all if empty.
         share: of the pictures that become `val` where the export has no splits, or `train` alone, and none are chosen;
             0 keeps it whole.
+        masks: write label files instead, see `write_masks`, and which of several objects has a pixel: the `last` or the
+            `smallest`; `usual`: the last, as tools draw them, but the smallest of YOLO, COCO and VOC, where an order
+            means nothing.
 
     Returns:
         What to print, line by line.
@@ -90,7 +83,11 @@ def import_export(
         raise DataError(str(source), problem, "; ".join(export.notes.lines(1)[:4]))
     classes = export.classes or sorted(set(found))
     placed, divided = _divided(placed, 0 if splits else share)
-    lines = _write(placed, classes, output)
+    if masks is None:
+        lines = _write(placed, classes, output)
+    else:
+        rule = USUAL.get(layout, "smallest") if masks == "usual" else masks
+        lines = write_masks(placed, classes, output, rule, export.notes)
     lines += [divided] * bool(divided) + _remarks(classes, Counter(found))
     skipped = output / SKIPPED
     if export.notes.items:
@@ -100,7 +97,8 @@ def import_export(
         lines += [f"  {line}" for line in export.notes.lines()]
     else:
         skipped.unlink(missing_ok=True)  # of an earlier attempt
-    return [*lines, "", "use it with", _config_lines(folder, output, list(placed))]
+    use = _config_lines(folder, output, list(placed)) if masks is None else _mask_lines(folder, output, list(placed))
+    return [*lines, "", "use it with", use]
 
 
 def _choose(export: Export, source: Path, splits: Sequence[str]) -> None:
@@ -270,14 +268,31 @@ def _remarks(classes: Sequence[str], counts: Counter[str]) -> list[str]:
 
 def _config_lines(images: Path, output: Path, splits: Sequence[str]) -> str:
     """The `data:` section that uses the set."""
-    chosen = {key: key for key in ("train", "val", "test") if key in splits}
-    if "train" not in chosen or "val" not in chosen:
-        chosen = {"train": chosen.get("train", splits[0]), "val": chosen.get("val", splits[-1]), **chosen}
+    chosen = _chosen(splits)
     lines = ["data:", "  type: data.CocoDetection", f"  root: {_quoted(str(output))}"]
     lines += [f"  {key}: {{images: {_quoted(str(images))}, annotations: {n}.json}}" for key, n in chosen.items()]
     if chosen["train"] == chosen["val"]:
         lines.append("  # train and val are the same pictures here: numbers of val say nothing about others")
     return printable_lines(lines)
+
+
+def _mask_lines(images: Path, output: Path, splits: Sequence[str]) -> str:
+    """The config that uses label files."""
+    chosen = _chosen(splits)
+    lines = ["base: vistrain:seg/custom_masks", "data:", f"  root: {_quoted(str(output.absolute()))}"]
+    for key, name in chosen.items():
+        lines.append(f"  {key}: {{images: {_quoted(str(images))}, masks: {MASKS}, names: {name}.txt}}")
+    lines += [f"  classes: {CLASS_FILE}", "  # what belongs to no object is the class 0, background; if that is only"]
+    lines.append("  # what nobody labelled: take it out of the class file, and add ignore: [0, 255]")
+    return printable_lines(lines)
+
+
+def _chosen(splits: Sequence[str]) -> dict[str, str]:
+    """Key of the config -> the split that it names."""
+    chosen = {key: key for key in ("train", "val", "test") if key in splits}
+    if "train" not in chosen or "val" not in chosen:
+        chosen = {"train": chosen.get("train", splits[0]), "val": chosen.get("val", splits[-1]), **chosen}
+    return chosen
 
 
 def printable_lines(lines: Sequence[str]) -> str:

@@ -67,7 +67,8 @@ def read_cvat(source: Path, options: Options) -> Export:
             notes.add(f"picture left out: {error.problem}", name)
             continue
         size = whole_size(image.get("height"), image.get("width"))
-        shapes = [shape for item in image if (shape := _shape(item, name, notes)) is not None]
+        drawn = sorted(image, key=lambda item: number(item.get("z_order", "0")) or 0.0)  # later ones lie on top
+        shapes = [shape for item in drawn if (shape := _shape(item, name, notes)) is not None]
         unknown = sorted({shape.name for shape in shapes} - set(classes or [s.name for s in shapes]))
         for label in unknown:
             notes.add("object of a label that the file does not list, left out", f"{label} in {name}")

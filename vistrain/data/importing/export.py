@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 Point = tuple[float, float]
+Size = tuple[int, int]  # height, width
 
 CORNERS = 24  # of the polygon that stands for an ellipse
 SPLITS = {
@@ -101,6 +102,21 @@ class Labelled:
     split: str
     shapes: list[Shape] = field(default_factory=list)
     stated: tuple[int, int] | None = None
+
+
+@dataclass
+class Placed:
+    """A picture with its objects in its own pixels.
+
+    Attributes:
+        name: of its file, relative to the image folder, with `/`.
+        size: height and width that its annotations belong to.
+        shapes: inside the picture, all with area.
+    """
+
+    name: str
+    size: Size
+    shapes: list[Shape]
 
 
 @dataclass

@@ -82,8 +82,9 @@ def _picture(pictures: Pictures, path: Path, stated: str) -> Path:
 
 
 def _shapes(items: Sequence[Any], path: Path, notes: Notes) -> list[Shape]:
-    found: list[Shape] = []
+    found: list[tuple[int, Shape]] = []
     groups: dict[tuple[str, str], list[Shape]] = {}
+    last: dict[tuple[str, str], int] = {}  # where the last part of a group stands, which is drawn over what is before
     for count, item in enumerate(items):
         where = f"shape {count} of {path.name}"
         kind = str(item.get("shape_type") or "polygon") if isinstance(item, dict) else "thing"
@@ -98,10 +99,13 @@ def _shapes(items: Sequence[Any], path: Path, notes: Notes) -> list[Shape]:
         if shape is None:
             notes.add(f"{kind} whose points cannot be read, left out", where)
         elif item.get("group_id") is None:
-            found.append(shape)
+            found.append((count, shape))
         else:
-            groups.setdefault((shape.name, str(item["group_id"])), []).append(shape)
-    return [*found, *(_together(parts) for parts in groups.values())]
+            key = (shape.name, str(item["group_id"]))
+            groups.setdefault(key, []).append(shape)
+            last[key] = count
+    found += [(last[key], _together(parts)) for key, parts in groups.items()]
+    return [shape for _, shape in sorted(found, key=lambda pair: pair[0])]
 
 
 def _shape(name: str, kind: str, written: Any) -> Shape | None:

@@ -62,7 +62,12 @@ class AffineAugment(MaskAugment):
                 raise ConfigError(f"data.augment.{name}", f"{value} is not in 0..{most}")
 
     def __call__(
-        self, image: np.ndarray, label_map: np.ndarray, ignored: int, seed: int
+        self,
+        image: np.ndarray,
+        label_map: np.ndarray,
+        ignored: int,
+        seed: int,
+        wanted: tuple[int, int] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `MaskAugment`."""
         draw = np.random.default_rng((seed, 1))
@@ -70,7 +75,7 @@ class AffineAugment(MaskAugment):
         matrix = self._matrix(height, width, draw)
         image = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
         label_map = cv2.warpAffine(label_map, matrix, (width, height), flags=cv2.INTER_NEAREST)
-        return super().__call__(self._coloured(image, draw), label_map, ignored, seed)
+        return super().__call__(self._coloured(image, draw), label_map, ignored, seed, wanted)
 
     def _matrix(self, height: int, width: int, draw: np.random.Generator) -> np.ndarray:
         """`[2, 3]`, from the picture to the new one, about the centre of its pixels."""

@@ -90,7 +90,7 @@ class InstanceImages(SampleSet):
         height, width = (int(side) for side in data.sizes[index])
         mine = range(int(data.first[index]), int(data.first[index + 1]))
         image = read_listed_image(where, height, width)
-        segmentations = data.segmentations or []
+        segmentations: Any = data.segmentations  # there, as `targets` was asked for them
         runs = [encode_mask(f"an object of {where}", segmentations[i], height, width) for i in mine]
         masks = InstanceMasks.of(runs, (height, width))
         labels = np.array([self.channels[int(data.categories[i])] for i in mine], np.int64)

@@ -19,10 +19,12 @@ from PIL import Image, UnidentifiedImageError
 
 from vistrain.data.base.images import DAMAGED, FORMATS, image_bytes, refuse_large
 from vistrain.data.base.storage import read_text
+from vistrain.data.segmentation.polygons import read_cityscapes_polygons
 from vistrain.errors import ConfigError, DataError
 from vistrain.structures import LabelSpace
 
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm", ".pnm")  # JPEG changes values
+POLYGONS = ".json"  # of Cityscapes
 IN_BYTES = 254  # classes that are numbered in bytes
 Ignore = tuple[int, ...] | Literal["others"]
 RGB = tuple[int, int, int]
@@ -43,11 +45,13 @@ def read_label_file(path: str | Path, colours: bool = False) -> np.ndarray:
 
 
 def open_label_file(path: str | Path) -> Image.Image:
-    """A decoded label file.
+    """A decoded label file; of Cityscapes' polygons (`.json`) what they draw.
 
     Raises:
         DataError: the file is missing, empty, no image, or damaged.
     """
+    if Path(path).suffix.lower() == POLYGONS:
+        return read_cityscapes_polygons(path)
     data = image_bytes(path)
     try:
         with warnings.catch_warnings():

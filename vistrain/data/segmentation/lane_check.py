@@ -171,8 +171,8 @@ def _draw(entries: list[LaneEntry], data: LaneData, name: str, found: LaneSplitR
             lanes = [np.argwhere(stored == value)[:, ::-1] for value in range(1, data.num_lanes + 1)]
             rows.append([draw_lanes(image, lanes, dots=True)])
         else:
-            lanes = place_lanes(entry.points(), image.shape[1], image.shape[0], data.num_lanes)
-            rows.append([draw_lanes(image, [lane if lane is not None else np.zeros((0, 2)) for lane in lanes])])
+            places = place_lanes(entry.points(), image.shape[1], image.shape[0], data.num_lanes)
+            rows.append([draw_lanes(image, [lane if lane is not None else np.zeros((0, 2)) for lane in places])])
         captions.append([f"{entry.name} {entry.category}".strip()])
     if not rows:
         return []

@@ -82,7 +82,8 @@ class LaneImages(SampleSet):
         """
         entry = self.entries[index]
         image = read_image(entry.image)
-        size, labels, lanes = image.shape[:2], None, ()
+        size, labels = image.shape[:2], None
+        lanes: tuple[np.ndarray, ...] = ()
         exist = np.zeros(self.num_lanes, np.float32)
         if self.train:
             stored = lane_map(entry, size, self.num_lanes, self.thickness)

@@ -20,7 +20,7 @@ class MaskSplit:
     Args:
         images, masks: folders, relative to the root; may be one.
         image_suffix, mask_suffix: what names end in before the dot (`_leftImg8bit`, `_gtFine_labelTrainIds`); other
-            files of the folders are left out.
+            files of the folders are left out. With `_polygons` at its end masks are Cityscapes' JSON files.
         names: a text file, relative to the root, of which the first word of each line is the name of a pair (or a path
             that ends in it); null takes all.
     """
@@ -81,7 +81,8 @@ def find_pairs(root: Path, split: MaskSplit) -> Pairing:
         DataError: a folder is missing or empty, two files have one name, or a listed name has no image.
     """
     images, masks = root / split.images, root / split.masks
-    labels = named_files(masks, label_files.SUFFIXES, split.mask_suffix, "masks")
+    suffixes = (label_files.POLYGONS,) if split.mask_suffix.endswith("_polygons") else label_files.SUFFIXES
+    labels = named_files(masks, suffixes, split.mask_suffix, "masks")
     if not labels and (jpegs := named_files(masks, (".jpg", ".jpeg"), split.mask_suffix, "masks")):
         problem = "masks are JPEG, which changes the values of labels"
         raise DataError(str(next(iter(jpegs.values()))), problem, "export them again, as PNG")

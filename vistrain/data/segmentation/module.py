@@ -18,9 +18,11 @@ from vistrain.data.base.collate import Batch, batch_of
 from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.images import image_size, read_image
 from vistrain.data.base.module import DataModule, SplitName, refuse_below
+from vistrain.data.base.samplers import ResumableSampler
 from vistrain.data.segmentation.label_files import LabelRule
 from vistrain.data.segmentation.mask_advice import half_read
 from vistrain.data.segmentation.mask_pairs import MaskPair, Pairing
+from vistrain.data.segmentation.rare_classes import RareClasses, class_pixels
 from vistrain.data.segmentation.transforms import EvalScale, MaskAugment
 from vistrain.errors import DataError
 from vistrain.structures import LabelSpace
@@ -37,12 +39,14 @@ class MaskedImage:
         label_map: `[h, w]` class channels while training; in evaluation `[H, W]`, of the original image.
         id: its name.
         original_size: H, W in pixels before any transform.
+        instance_map: in evaluation, where the set has instances: int32 `[H, W]`, see `SegmentationData.instances`.
     """
 
     image: np.ndarray
     label_map: np.ndarray
     id: str
     original_size: tuple[int, int]
+    instance_map: np.ndarray | None = None
 
 
 class MaskedImages(SampleSet):
@@ -52,10 +56,20 @@ class MaskedImages(SampleSet):
         pairs: the files.
         rule: from stored values to channels.
         transform: augmentation, or the evaluation resize.
+        instances: see `SegmentationData.instances`; looked at in evaluation.
+        rare: how often each image is drawn for each class `[N, K]`, and the pixels of the class that a crop should
+            have; None: crops are drawn as they come.
     """
 
-    def __init__(self, pairs: Sequence[MaskPair], rule: LabelRule, transform: MaskAugment | EvalScale) -> None:
-        self.pairs, self.rule, self.transform = pairs, rule, transform
+    def __init__(
+        self,
+        pairs: Sequence[MaskPair],
+        rule: LabelRule,
+        transform: MaskAugment | EvalScale,
+        instances: Callable[[MaskPair], np.ndarray] | None = None,
+        rare: tuple[np.ndarray, int] | None = None,
+    ) -> None:
+        self.pairs, self.rule, self.transform, self.instances, self.rare = pairs, rule, transform, instances, rare
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -70,8 +84,17 @@ class MaskedImages(SampleSet):
         image, label_map = read_pair(pair, self.rule)
         size = image.shape[0], image.shape[1]
         if isinstance(self.transform, MaskAugment):
-            return MaskedImage(*self.transform(image, label_map, self.rule.ignored, seed), pair.name, size)
-        return MaskedImage(self.transform(image), label_map, pair.name, size)
+            wanted = self._wanted(index, seed)
+            return MaskedImage(*self.transform(image, label_map, self.rule.ignored, seed, wanted), pair.name, size)
+        instances = None if self.instances is None else self.instances(pair)
+        return MaskedImage(self.transform(image), label_map, pair.name, size, instances)
+
+    def _wanted(self, index: int, seed: int) -> tuple[int, int] | None:
+        """The class that the image was drawn for, and how many pixels of it are wanted."""
+        if self.rare is None or not (shares := self.rare[0][index]).any():
+            return None
+        draw = np.random.default_rng((seed, 1))  # apart from the augmentation's
+        return int(draw.choice(len(shares), p=shares / shares.sum())), self.rare[1]
 
     def where(self, index: int) -> str:
         """The image's file."""
@@ -121,6 +144,7 @@ class SegmentationData(DataModule):
             they are. Predictions are measured in the original size, either way.
         eval_multiple: evaluation rounds sides up to multiples of it, see `EvalScale`.
         unpaired: `refuse` images without a mask, or `skip` them.
+        rare_classes: draw training images so that rare classes are seen often; None: each image once an epoch.
         regions: targets hold the pixels of each class as a mask, too, as networks that classify masks want them.
         base: see `DataModule`.
 
@@ -136,13 +160,15 @@ class SegmentationData(DataModule):
         eval_multiple: int = 1,
         unpaired: Literal["refuse", "skip"] = "refuse",
         regions: bool = False,
+        rare_classes: RareClasses | None = None,
         **base: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, **base)
         refuse_below(1, eval_multiple=eval_multiple, eval_scale=min(eval_scale or (1,)))
         self.augment = MaskAugment() if augment is None else augment
         self.eval_scale, self.eval_multiple, self.unpaired = eval_scale, eval_multiple, unpaired
-        self.regions = regions
+        self.regions, self.rare_classes = regions, rare_classes
+        self._shares: np.ndarray | None = None
         self._told: set[SplitName] = set()
 
     @abstractmethod
@@ -193,7 +219,32 @@ class SegmentationData(DataModule):
 
     def dataset(self, split: SplitName) -> MaskedImages:
         """The samples of a split: augmented for `train`, resized for evaluation otherwise."""
-        return MaskedImages(self.pairs(split), self.rule, self.augment if split == "train" else self.eval_transform)
+        if split == "train":
+            rare = None
+            if self.rare_classes is not None:
+                least = round(self.rare_classes.least_pixels * self.rare_classes.crop_share)
+                rare = self._drawn(self.rare_classes), least
+            return MaskedImages(self.pairs(split), self.rule, self.augment, rare=rare)
+        return MaskedImages(self.pairs(split), self.rule, self.eval_transform, self.instances)
+
+    def training_sampler(self, length: int) -> ResumableSampler:
+        """See `DataModule`; with `rare_classes` images are drawn by their classes."""
+        sampler = super().training_sampler(length)
+        if self.rare_classes is not None:
+            sampler.weights = self._drawn(self.rare_classes).sum(1).tolist()
+        return sampler
+
+    def _drawn(self, rare: RareClasses) -> np.ndarray:
+        """See `RareClasses.table`; the masks are read the first time."""
+        if self._shares is None:
+            self._shares = rare.table(class_pixels(self.pairs("train"), self.rule))
+        return self._shares
+
+    @property
+    def instances(self) -> Callable[[MaskPair], np.ndarray] | None:
+        """What reads the instances of an image, int32 `[H, W]`: (class channel + 1) * 1000 + number, below 1000 where
+        there is none; None: the set has none. It is pickled for the loaders' processes."""
+        return None
 
     @property
     def eval_transform(self) -> EvalScale:
@@ -259,6 +310,9 @@ def collate_masks(samples: Sequence[MaskedImage], size_divisor: int = 1, regions
         `[N]` and `masks` bool `[N, h, w]`.
     """
     targets = [{"label_map": torch.from_numpy(sample.label_map)} for sample in samples]
+    for target, sample in zip(targets, samples, strict=True):
+        if sample.instance_map is not None:
+            target["instance_map"] = torch.from_numpy(sample.instance_map)
     for target, sample in zip(targets, samples, strict=True):
         if regions is not None and sample.label_map.shape == sample.image.shape[:2]:
             values = target["label_map"].unique()

@@ -363,13 +363,16 @@ class PanopticFolders(JitteredData):
         where = self.splits[split]
         if where.instances:
             return read_coco(self.root / where.instances, files=False).ground_truth()
-        listed, images, annotations = self.listed(split), [], []
+        listed = self.listed(split)
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         things = {c.id for c in listed.categories if c.thing}
         for index, pair in enumerate(self.pairs(split)):
             numbers, classes, crowd = listed.of(index)
             found, _ = segment_map(read_numbers(pair.mask), numbers)
             height, width = found.shape
-            images.append({"id": listed.ids[index], "height": height, "width": width})
+            size = {"height": height, "width": width}
+            images.append({"id": listed.ids[index], "file_name": listed.images[index], **size})
             for i, (category, is_crowd) in enumerate(zip(classes.tolist(), crowd.tolist(), strict=True)):
                 mask = (found == i + 1).view(np.uint8)
                 if category in things and mask.any():

@@ -30,7 +30,7 @@ from PIL import Image
 from vistrain.data.base.storage import read_json
 from vistrain.data.segmentation.label_files import open_label_file
 from vistrain.errors import DataError
-from vistrain.metrics.coco_files import crowd_flag, is_id, shown
+from vistrain.metrics.coco_values import crowd_flag, is_id, shown
 
 MOST = 1 << 24  # numbers of segments are below it
 ALL = "`vistrain check` lists all"
@@ -112,7 +112,8 @@ def examined(content: Any, path: Path, truth: bool = True) -> tuple[Segments, li
         truth: whether it lists images; predictions need not, and their annotations' names are those of the PNGs.
     """
     faults: list[DataError] = []
-    nothing = Segments((), [], [], [], np.zeros(1, np.int64), *(np.zeros(0, kind) for kind in (int, int, bool)))
+    none = np.zeros(0, np.int64)
+    nothing = Segments((), [], [], [], np.zeros(1, np.int64), none, none, none.astype(bool))
     for section in ("annotations", "categories", *(("images",) if truth else ())):
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
             remedy = "a panoptic file has images, annotations with segments_info, and categories"
@@ -201,7 +202,8 @@ def _named(entry: Any, key: str, where: str) -> tuple[int | str, str]:
     """
     if not isinstance(entry, dict):
         raise DataError(where, f"is {shown(entry)}, not an object")
-    identity, name = entry.get(key), entry.get("file_name")
+    identity: Any = entry.get(key)
+    name = entry.get("file_name")
     if not is_id(identity) and not (isinstance(identity, str) and identity):
         raise DataError(where, f"{key!r} is {shown(identity)}, neither an integer nor a name")
     if not isinstance(name, str) or not name.strip() or "\0" in name:
@@ -221,7 +223,7 @@ def _segments(entries: Any, known: set[int], where: str) -> list[tuple[int, int,
         raise DataError(where, f"segments_info is {shown(entries)}, not a list")
     found: dict[int, tuple[int, int, bool]] = {}
     for entry in entries:
-        number = entry.get("id") if isinstance(entry, dict) else None
+        number: Any = entry.get("id") if isinstance(entry, dict) else None
         if not is_id(number) or not 0 < number < MOST:
             raise DataError(where, f"a segment is {shown(entry)}", f"its id must be 1 to {MOST - 1}, as the PNG has it")
         if number in found:

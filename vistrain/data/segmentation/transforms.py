@@ -113,7 +113,12 @@ class MaskAugment:
                 raise ConfigError(f"data.augment.{name}", f"{value} is not in 0..1")
 
     def __call__(
-        self, image: np.ndarray, label_map: np.ndarray, ignored: int, seed: int
+        self,
+        image: np.ndarray,
+        label_map: np.ndarray,
+        ignored: int,
+        seed: int,
+        wanted: tuple[int, int] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """One version of an image; the same for a seed wherever it is made.
 
@@ -122,6 +127,8 @@ class MaskAugment:
             label_map: `[H, W]`, uint8 or int16.
             ignored: label without supervision.
             seed: decides all that is random.
+            wanted: a label, and how many pixels of it the crop should have: it is drawn again until it has, ten times
+                at the most.
 
         Returns:
             Both, `[h, w, 3]` and `[h, w]`, of `crop`'s size or smaller.
@@ -129,7 +136,7 @@ class MaskAugment:
         draw = np.random.default_rng(seed)
         image, label_map = self._rescaled(image, label_map, draw)
         if self.crop is not None:
-            part = self._window(label_map, ignored, draw)
+            part = self._window(label_map, ignored, draw, wanted)
             image, label_map = image[part], label_map[part]
         for probability, axis in ((self.flip, 1), (self.vertical_flip, 0)):
             if draw.random() < probability:
@@ -147,17 +154,21 @@ class MaskAugment:
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         return image, cv2.resize(label_map, (width, height), interpolation=cv2.INTER_NEAREST)
 
-    def _window(self, label_map: np.ndarray, ignored: int, draw: np.random.Generator) -> tuple[slice, slice]:
+    def _window(
+        self, label_map: np.ndarray, ignored: int, draw: np.random.Generator, wanted: tuple[int, int] | None
+    ) -> tuple[slice, slice]:
         assert self.crop is not None
         free = [max(side - length, 0) for side, length in zip(label_map.shape, self.crop, strict=True)]
         for attempt in range(CROPS + 1):
             top, left = (int(draw.integers(n + 1)) for n in free)
             part = slice(top, top + self.crop[0]), slice(left, left + self.crop[1])
-            if self.category_ratio >= 1 or attempt == CROPS:
+            if (self.category_ratio >= 1 and wanted is None) or attempt == CROPS:
                 break
             cut = label_map[part]
             counts = np.bincount(cut[cut != ignored], minlength=1)
-            if (counts > 0).sum() > 1 and counts.max() < self.category_ratio * counts.sum():
+            is_mixed = (counts > 0).sum() > 1 and counts.max() < self.category_ratio * counts.sum()
+            has_wanted = wanted is None or counts[wanted[0] : wanted[0] + 1].sum() >= wanted[1]
+            if (is_mixed or self.category_ratio >= 1) and has_wanted:
                 break
         return part
 

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vistrain import __version__
+from vistrain.attention.base import AttentionOperator, auxiliary_losses, operators_of
 from vistrain.contract import Contract
 from vistrain.data.base.module import DataModule
 from vistrain.errors import ConfigError
@@ -118,6 +119,8 @@ class Task(Contract, LightningModule):
         self.metrics, self.compile_model, self.seed = tuple(metrics), compile, seed
         self.checkpoint_facts = {}
         self.losses = {}
+        self._operators: list[AttentionOperator] = []
+        self._total_steps: float = 1
         self.records, self.evaluators = {}, {}
         self.numbers, self.units = {}, {}
         self.analysis_folder, self.sync_batchnorm = None, False
@@ -252,7 +255,7 @@ class Task(Contract, LightningModule):
         refuse_other_samples(self._samples_then, self._samples)
         refuse_longer_schedule(schedule, self.trainer, total, per_epoch)
         scheduler = LambdaLR(optimizer, lambda step: schedule.factor(step, total, per_epoch))
-        self._asked = asked_of(optimizer)
+        self._asked, self._total_steps = asked_of(optimizer), total
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def length_of_run(self) -> tuple[float, int]:
@@ -275,6 +278,7 @@ class Task(Contract, LightningModule):
         """Let the optimizer's numbers act as the config gives them, where a checkpoint has brought those of then."""
         scheduler = cast(LambdaLR, self.trainer.lr_scheduler_configs[0].scheduler)
         settle(internals.plain_optimizer(self.trainer.optimizers[0]), scheduler, self._asked)
+        self._operators = operators_of(self.model)
         self.began = True
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -287,10 +291,12 @@ class Task(Contract, LightningModule):
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
+        for operator in self._operators:
+            operator.at_progress(self.trainer.global_step / max(self._total_steps, 1))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The sum of the network's losses, a scalar."""
-        losses = self.model.losses(batch)
+        """The sum of the network's losses, and of those that its attention operators have of their own, a scalar."""
+        losses = {**self.model.losses(batch), **auxiliary_losses(self._operators)}
         self.losses = {name: value.detach() for name, value in losses.items()}
         if self._logs_at(self.trainer.global_step + 1):
             self._to_log.append(self.losses)

@@ -46,6 +46,9 @@ def evaluate_masks(predictions: Path, data: DataModule, name: str = "miou") -> I
         if (found == data.rule.ignored).any():
             raise DataError(str(file), "holds values that are ignored, not classes", "predict a class for each pixel")
         maps = [torch.from_numpy(x) for x in (truth, found)]
-        records += metric.update([pair.name], [Segmentation(semantic=maps[1].long())], [{"label_map": maps[0]}])
+        target = {"label_map": maps[0]}
+        if data.instances is not None:
+            target["instance_map"] = torch.from_numpy(data.instances(pair))
+        records += metric.update([pair.name], [Segmentation(semantic=maps[1].long())], [target])
     metric.compute(records)
     return metric.result

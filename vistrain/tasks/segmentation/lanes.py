@@ -18,11 +18,11 @@ from vistrain.data.segmentation.lane_files import LINES, json_line_of, lines_tex
 from vistrain.data.segmentation.lanes import LaneData
 from vistrain.errors import ConfigError, DataError
 from vistrain.metrics import protocol as measure
-from vistrain.metrics.lanes import LANES
+from vistrain.metrics.lane_metrics import LANES
 from vistrain.network import Network
 from vistrain.pictures import draw_lanes
 from vistrain.predictions import LaneMaps
-from vistrain.segmentation.lanes import LaneNetwork
+from vistrain.segmentation.lane_network import LaneNetwork
 from vistrain.tasks.base.inputs import InputFile, picture_paths
 from vistrain.tasks.base.predictor import ImagePredictor
 from vistrain.tasks.base.task import Batch, Cells, Task, picture_of

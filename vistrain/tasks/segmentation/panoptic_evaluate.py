@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from vistrain.data.base.module import DataModule
 from vistrain.data.base.storage import read_json
 from vistrain.data.segmentation.panoptic import PanopticFolders
 from vistrain.data.segmentation.panoptic_files import Segments, examined, read_numbers, segment_map
 from vistrain.errors import DataError
-from vistrain.metrics import protocol
-from vistrain.metrics.panoptic import PanopticResult
+from vistrain.metrics import CocoMask, protocol
+from vistrain.metrics.coco import CocoResult, evaluate_records, records_of
+from vistrain.metrics.panoptic_quality import PanopticResult
 from vistrain.predictions import PanopticMap, Segment, Segmentation
 from vistrain.tasks.segmentation.panoptic_predictor import PanopticPredictor
 
@@ -52,11 +54,29 @@ def evaluate_panoptic(predictions: Path, data: PanopticFolders) -> PanopticResul
         segments = tuple(
             Segment(int(i), labels.channel_of[c], True, 1.0) for i, c in zip(ids.tolist(), kinds.tolist(), strict=True)
         )
-        result = PanopticMap(torch.from_numpy(read_numbers(png)), segments)
-        records += metric.update([str(png)], [Segmentation(panoptic=result)], [target])
+        one = Segmentation(panoptic=PanopticMap(torch.from_numpy(read_numbers(png)), segments))
+        records += metric.update([str(png)], [one], [target])
     metric.compute(records)
     result: PanopticResult = metric.result
     return result
+
+
+def evaluate_instances(predictions: Path, data: DataModule) -> CocoResult:
+    """Mask AP of instances against a data module's test split.
+
+    Args:
+        predictions: a file in COCO's results format with run lengths; or what `vistrain predict` wrote, with
+            `--threshold 0` for the numbers of `vistrain test`.
+        data: its ground truth is in COCO's terms.
+
+    Raises:
+        DataError: the file is missing or damaged, or names images that are not in the split.
+    """
+    data.prepare_data()
+    file = predictions / "coco_results.json" if predictions.is_dir() else predictions
+    content = read_json(file, "give COCO results with masks, or the output of `vistrain predict`", "results")
+    truth, records = records_of(content, data.ground_truth("test"), str(file), "the test split")
+    return evaluate_records(truth, records, metric=CocoMask)
 
 
 def _predicted(predictions: Path, data: PanopticFolders) -> tuple[Segments, Path]:

@@ -11,16 +11,18 @@ import numpy as np
 from rich.console import RenderableType
 
 from vistrain.data.base.module import DataModule
+from vistrain.data.segmentation.instances import InstanceFolders
+from vistrain.data.segmentation.module import SegmentationData
 from vistrain.data.segmentation.panoptic import PanopticFolders
 from vistrain.errors import ConfigError
 from vistrain.metrics import IOU, Metric, Record, protocol
-from vistrain.metrics.panoptic import COUNTS, NAME, PanopticQuality
+from vistrain.metrics.panoptic_quality import COUNTS, NAME, PanopticQuality
 from vistrain.predictions import Segmentation
 from vistrain.segmentation.mask_classifier import MaskClassifier
 from vistrain.structures import LabelSpace
 from vistrain.tasks.base.task import Batch, Cells, picture_of
 from vistrain.tasks.segmentation.analysis import draw_worst, write_table
-from vistrain.tasks.segmentation.panoptic_evaluate import evaluate_panoptic
+from vistrain.tasks.segmentation.panoptic_evaluate import evaluate_instances, evaluate_panoptic
 from vistrain.tasks.segmentation.panoptic_predictor import PanopticPredictor
 from vistrain.tasks.segmentation.segment_pictures import truth_and_segments
 from vistrain.tasks.segmentation.task import SegmentationTask
@@ -97,21 +99,24 @@ class PanopticTask(SegmentationTask):
         *,
         protocol: str = NAME,
     ) -> RenderableType:
-        """Panoptic quality of results in COCO's panoptic format, over all images of the test split.
+        """Panoptic quality or mask AP of results in COCO's formats, over all images of the test split.
 
         Args:
-            predictions: a panoptic JSON file with the folder of its PNGs beside it; or what `vistrain predict` wrote.
+            predictions: a panoptic JSON file with the folder of its PNGs beside it, or a file of instances with run
+                lengths; or what `vistrain predict` wrote.
             data: the data module whose test split they are of.
-            protocol: of the numbers: panoptic, or of label files one of `metrics.mean_iou`.
+            protocol: of the numbers: panoptic, or coco_mask, which is taken where the data has instances alone.
 
         Raises:
             ConfigError: there is no data, or no such protocol for what it holds.
             DataError: a file is missing, cannot be read, or does not fit its truth.
         """
-        if data is None or protocol in IOU:
+        if data is None or isinstance(data, SegmentationData):
             return super().evaluate_file(predictions, data, protocol=protocol)
+        if protocol == MASKS or isinstance(data, InstanceFolders):
+            return evaluate_instances(predictions, data)
         if protocol != NAME:
-            raise ConfigError("--protocol", f"{protocol!r} is none for segments", f"use {NAME}, {', '.join(IOU)}")
+            raise ConfigError("--protocol", f"{protocol!r} is none for segments", f"use {NAME} or {MASKS}")
         if not isinstance(data, PanopticFolders):
             raise ConfigError("data.type", f"{type(data).__name__} has no segments", "use panoptic data")
         return evaluate_panoptic(predictions, data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
         device, base: see `Predictor`.
         window: side of the windows that pictures are cut into, pixels; 0: whole; by default the network's own.
         stride: between windows, pixels; two thirds of the window by default.
+        merge: what is done where windows overlap: `mean`, `blend` or `cut`; by default the network's own.
+        scales: sizes at which a picture is seen, 1 is the evaluation's; the mean probability decides.
+        flip: see each mirrored, too.
         opacity: of the colours over the image, 0..1.
 
     Raises:
@@ -49,6 +52,9 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
         *,
         window: int | None = None,
         stride: int | None = None,
+        merge: Literal["mean", "blend", "cut"] | None = None,
+        scales: tuple[float, ...] | None = None,
+        flip: bool = False,
         opacity: float = 0.55,
         **base: Any,
     ) -> None:
@@ -58,17 +64,27 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
         if window is None and stride is not None:
             raise ConfigError("--stride", "means nothing without windows", "give --window, too")
         self.opacity, self._folder = opacity, Path()
-        if window is not None:
-            self._cut(window, stride)
-
-    def _cut(self, window: int, stride: int | None) -> None:
+        given = {"window": window, "merge": merge, "scales": scales, "flip": flip or None}
+        wanted = [name for name, value in given.items() if value is not None]
+        if not wanted:
+            return
         if not isinstance(self.model, SemanticNetwork):
-            raise ConfigError("--window", f"{type(self.model).__name__} takes images whole", "leave it out")
+            raise ConfigError(f"--{wanted[0]}", f"{type(self.model).__name__} takes images whole, once", "leave it out")
+        if scales is not None and (not scales or min(scales) <= 0):
+            raise ConfigError("--scales", f"{list(scales)}", "numbers above 0, at least one")
+        self.model.scales = self.model.scales if scales is None else tuple(scales)
+        self.model.flip = self.model.flip or flip
+        self.model.window_merge = merge or self.model.window_merge
+        if window is not None:
+            self._cut(self.model, window, stride)
+
+    @staticmethod
+    def _cut(model: SemanticNetwork, window: int, stride: int | None) -> None:
         step = max(1, window * 2 // 3) if stride is None else stride
         if window < 0 or not 0 < max(step, 1 - bool(window)) <= max(window, 1):
             raise ConfigError("--window", f"{window} with a stride of {step}", "a stride is 1 to the window's side")
-        self.model.window = (window, window) if window else None
-        self.model.window_stride = (step, step) if window else None
+        model.window = (window, window) if window else None
+        model.window_stride = (step, step) if window else None
 
     @torch.inference_mode()
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vistrain.metrics.panoptic import compact
+from vistrain.metrics.panoptic_quality import compact
 from vistrain.pictures import class_colours, draw_boxes, fitted, legend, overlaid
 from vistrain.predictions import InstanceDetections, PanopticMap, Segmentation
 from vistrain.structures import LabelSpace

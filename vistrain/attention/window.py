@@ -8,9 +8,12 @@ window (`layers.windows.WindowOrder`).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from vistrain.attention.base import AttentionOperator
 from vistrain.errors import ConfigError
 from vistrain.layers.windows import (
     Size,
@@ -23,7 +26,7 @@ from vistrain.layers.windows import (
 )
 
 
-class SwinWindowAttention(nn.Module):
+class SwinWindowAttention(AttentionOperator):
     """Multi-head self-attention inside (shifted) windows, with a learnt bias for each relative position.
 
     Args:
@@ -39,13 +42,18 @@ class SwinWindowAttention(nn.Module):
         ConfigError: the heads do not divide the channels.
     """
 
+    formula = "y_i = softmax_j(q_i k_j / sqrt(d) + b_{j-i}) v_j, j in the window of i"
+    cost = "4NC^2 + 2NM^2C"
+    growth = "N"
+    sizes = "multiples of window_size"
+
     index: Tensor
 
     def __init__(
         self,
         dim: int,
-        window_size: int,
-        num_heads: int,
+        window_size: int = 7,
+        num_heads: int = 4,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         attn_drop: float = 0.0,
@@ -63,6 +71,15 @@ class SwinWindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.register_buffer("index", relative_position_index(self.window), persistent=False)
+
+    def fitting(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """The next multiples of the window."""
+        return tuple(-(-side // step) * step for side, step in zip(size, self.window, strict=True))
+
+    def path(self, device: torch.device) -> str:
+        """Windows are cut by one permutation; see `layers.windows.attend_few` for what is done in them."""
+        fused = "scaled_dot_product_attention"
+        return f"windows, products in training, {fused} without" if device.type == "cpu" else f"windows, {fused}"
 
     def forward(self, x: Tensor, size: Size, order: WindowOrder | None = None) -> Tensor:
         """Attend inside windows.
@@ -86,3 +103,35 @@ class SwinWindowAttention(nn.Module):
         drop = self.attn_drop if self.training else 0.0
         windows = window_attention(q, k, v, bias, order.groups, self.scale, drop)
         return self.proj_drop(order.join(self.proj(windows), x.shape[0]))
+
+
+class WindowAttention(SwinWindowAttention):
+    """Window attention whose windows never move.
+
+    Args:
+        dim, num_heads: see `SwinWindowAttention`.
+        window_size: side of the windows.
+        base: see `SwinWindowAttention`.
+    """
+
+    sets_itself = ("shift",)
+
+    def __init__(self, dim: int, num_heads: int = 4, window_size: int = 7, **base: Any) -> None:
+        super().__init__(dim, window_size, num_heads, **base)
+
+
+class ShiftedWindowAttention(SwinWindowAttention):
+    """Window attention that is shifted by half a window in every second block, as in Swin.
+
+    Args:
+        dim, num_heads, window_size: see `WindowAttention`.
+        layer: of the block; those of odd number are shifted.
+        base: see `SwinWindowAttention`.
+    """
+
+    formula = "y_i = softmax_j(q_i k_j / sqrt(d) + b_{j-i}) v_j, j in the window of i, moved by M / 2 in odd blocks"
+    sets_itself = ("shift",)
+
+    def __init__(self, dim: int, num_heads: int = 4, window_size: int = 7, layer: int = 1, **base: Any) -> None:
+        shift = window_size // 2 if layer % 2 else 0
+        super().__init__(dim, window_size, num_heads, shift=shift, **base)

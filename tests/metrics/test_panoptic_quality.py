@@ -10,7 +10,7 @@ from torchmetrics.functional.detection import panoptic_quality
 
 from vistrain.errors import DataError
 from vistrain.metrics import PanopticQuality, protocol, unit
-from vistrain.metrics.panoptic import compact
+from vistrain.metrics.panoptic_quality import compact
 from vistrain.predictions import PanopticMap, Segment, Segmentation
 from vistrain.structures import LabelSpace
 

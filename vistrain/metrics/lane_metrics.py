@@ -1,4 +1,8 @@
-"""Lanes as the sets measure them: CULane's F1 of lanes that are drawn wide, TuSimple's accuracy of points on rows."""
+"""Lanes as the sets measure them: CULane's F1 of lanes that are drawn wide, TuSimple's accuracy of points on rows.
+
+Authors' codes: github.com/XingangPan/SCNN, commit 428d5e0, MIT (tools/lane_evaluation), and
+github.com/TuSimple/tusimple-benchmark, Apache-2.0 (evaluate/lane.py): written from what they are described to count.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +60,7 @@ class LaneResult:
 
 
 class CULaneF1(Metric):
-    """F1 of lanes that are drawn as curves of 30 pixels (Pan et al. 2018, arXiv 1712.06080, section 4.1; authors'
-    code: github.com/XingangPan/SCNN, tools/lane_evaluation).
+    """F1 of lanes that are drawn as curves of 30 pixels (Pan et al. 2018, arXiv 1712.06080, section 4.1).
 
     Lanes found and true are paired so that the sum of their IoU is largest; a pair of more than the overlap is right.
 
@@ -123,8 +126,9 @@ class CULaneF1(Metric):
 
 
 class TuSimpleAccuracy(Metric):
-    """Accuracy of points on rows, and shares of lanes wrong and missed (TuSimple benchmark, lane detection challenge
-    2017, github.com/TuSimple/tusimple-benchmark, evaluate/lane.py, Apache-2.0); its limit on running times is not kept.
+    """Accuracy of points on rows, and shares of lanes wrong and missed (TuSimple's lane detection challenge of 2017).
+
+    Its limit on running times is not kept.
 
     Args:
         pixels: horizontal distance within which a point of a vertical lane is right; of a slanting one it is that

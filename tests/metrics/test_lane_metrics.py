@@ -12,7 +12,7 @@ import torch
 
 from vistrain.errors import DataError
 from vistrain.metrics import protocol, unit
-from vistrain.metrics.lanes import curve, matched, on_rows, overlaps
+from vistrain.metrics.lane_metrics import curve, matched, on_rows, overlaps
 from vistrain.predictions import LaneMaps
 
 SIZE = (295, 820)

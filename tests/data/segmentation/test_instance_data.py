@@ -1,0 +1,95 @@
+"""COCO's instances for mask classifiers: what an augmentation chooses of them, and what they are measured with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as mask_tools
+
+from vistrain.data import CocoInstances, CocoPanoptic, InstanceFolders, InstanceSplit, SegmentAugment
+from vistrain.errors import DataError
+from vistrain.metrics import protocol
+from vistrain.predictions import InstanceDetections, Segmentation
+
+SAMPLE = Path(__file__).parents[3].parent / "shared/samples/coco_panoptic"
+
+
+def folders(root: Path, **changes: object) -> InstanceFolders:
+    """One image of 20 x 30 pixels with two objects that overlap, and a crowd."""
+    (root / "images").mkdir()
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(root / "images/a.png")
+    box = {"image_id": 3, "category_id": 7, "iscrowd": 0}
+    runs = {"size": [20, 30], "counts": [0, 100, 500]}  # the first five columns
+    objects = [
+        {**box, "id": 1, "bbox": [2, 4, 10, 8], "segmentation": [[2, 4, 12, 4, 12, 12, 2, 12]]},
+        {**box, "id": 2, "bbox": [0, 0, 5, 20], "segmentation": runs},
+        {**box, "id": 5, "bbox": [0, 0, 30, 20], "segmentation": {"size": [20, 30], "counts": [0, 600]}, "iscrowd": 1},
+    ]
+    images = [{"id": 3, "file_name": "a.png", "width": 30, "height": 20}]
+    content = {"images": images, "annotations": objects, "categories": [{"id": 7, "name": "cat"}], **changes}
+    (root / "x.json").write_text(json.dumps(content))
+    split = InstanceSplit("images", "x.json")
+    return InstanceFolders(train=split, val=split, root=str(root), augment=SegmentAugment(crop=(40, 60), jitter=(1, 1)))
+
+
+def test_masks_follow_their_image(tmp_path: Path) -> None:
+    data = folders(tmp_path)
+    data.find("train")
+    drawn = np.zeros((2, 20, 30), bool)
+    drawn[0, 4:12, 2:12], drawn[1, :, :5] = True, True
+    seen = set()
+    for seed in range(4):
+        batch = data.collate([data.dataset("train").sample(0, seed)])
+        masks = batch["target"][0]["masks"].unpacked().numpy()
+        large = drawn.repeat(2, 1).repeat(2, 2)
+        mirrored = not (masks == large).all()
+        assert (masks == (large[:, :, ::-1] if mirrored else large)).all()
+        seen.add(mirrored)
+        assert batch["target"][0]["labels"].tolist() == [0, 0]
+    assert seen == {True, False}
+    (target,) = data.collate([data.dataset("val").sample(0)])["target"]
+    assert target["masks"].shape == (2, 20, 30)  # of the original
+    data.augment = SegmentAugment(crop=(4, 4), jitter=None, flip=0.0)
+    counts = {len(data.collate([data.dataset("train").sample(0, seed)])["target"][0]["labels"]) for seed in range(30)}
+    assert counts == {0, 1, 2}  # what lies outside a crop is no target
+
+
+def test_the_truth_is_found_whole(tmp_path: Path) -> None:
+    data = folders(tmp_path)
+    metric = protocol("coco_mask", labels=data.labels, ground_truth=data.ground_truth("val"))
+    masks = data.collate([data.dataset("val").sample(0)])["target"][0]["masks"].unpacked()
+    boxes = torch.tensor([[2.0, 4, 12, 12], [0, 0, 5, 20]])
+    found = Segmentation(instances=InstanceDetections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]), masks))
+    numbers = metric.compute(metric.update([3], [found], [{}]))
+    assert numbers["coco_mask/AP"] == 1
+
+
+def test_damaged_run_lengths_are_refused(tmp_path: Path) -> None:
+    broken = {"id": 1, "image_id": 3, "category_id": 7, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0}
+    data = folders(tmp_path, annotations=[{**broken, "segmentation": {"size": [20, 30], "counts": [0, 100, 400]}}])
+    error = data.dataset("val")[0]
+    assert isinstance(error, DataError)
+    assert "run lengths do not add up to 20 x 30 pixels" in str(error)
+
+
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason=f"no {SAMPLE}")
+def test_coco_has_one_truth_in_two_files() -> None:
+    """The sample's instances are those of its panoptic segments."""
+    instances, panoptic = CocoInstances(root=str(SAMPLE)), CocoPanoptic(root=str(SAMPLE))
+    assert len(instances.labels.names) == 80
+    panoptic.splits["val"] = type(panoptic.splits["val"])(
+        "val2017", "annotations/panoptic_val2017", "annotations/panoptic_val2017.json"
+    )
+    listed, made = instances.ground_truth("val"), panoptic.ground_truth("val")
+    areas = [
+        sorted((a["image_id"], a["category_id"], int(a["area"])) for a in t["annotations"]) for t in (listed, made)
+    ]
+    assert areas[0] == areas[1]
+    assert mask_tools.area(made["annotations"][0]["segmentation"]) == made["annotations"][0]["area"]
+    batch = instances.collate([instances.dataset("train").sample(0, 1)])
+    assert batch["image"].shape == (1, 3, 1024, 1024)

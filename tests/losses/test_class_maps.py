@@ -1,0 +1,122 @@
+"""Losses of class maps by their definitions: sets of pixels for Lovász-softmax, one pixel at a time for focal."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from vistrain.losses import LovaszSoftmax, PixelCrossEntropy, PixelFocal
+
+IGNORED = 255
+
+
+def case(*sides: int) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    logits = torch.randn(2, 4, *sides, generator=draw, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, 3, (2, *sides), generator=draw)  # class 3 never occurs
+    labels[:, 0] = IGNORED
+    return logits, labels
+
+
+def jaccard_loss(truth: set[int], wrong: tuple[int, ...]) -> float:
+    """1 - Jaccard index of a class's true pixels where these pixels are predicted wrongly (equation 8)."""
+    union = truth | set(wrong)
+    return len(set(wrong)) / len(union) if union else 0.0
+
+
+def lovasz_extension(errors: list[float], truth: set[int]) -> float:
+    """By its definition (equation 9): errors in descending order, times what each pixel adds to the loss of a set."""
+    order = sorted(range(len(errors)), key=lambda i: -errors[i])
+    sets = [tuple(order[:n]) for n in range(len(order) + 1)]
+    return sum(
+        errors[pixel] * (jaccard_loss(truth, after) - jaccard_loss(truth, before))
+        for pixel, (before, after) in zip(order, itertools.pairwise(sets), strict=True)
+    )
+
+
+def by_definition(logits: Tensor, labels: Tensor, only_present: bool) -> float:
+    share = logits.softmax(1).movedim(1, -1)[labels != IGNORED].tolist()
+    kept = labels[labels != IGNORED].tolist()
+    losses = []
+    for channel in range(logits.shape[1]):
+        truth = {i for i, label in enumerate(kept) if label == channel}
+        if truth or not only_present:
+            errors = [abs((i in truth) - share[i][channel]) for i in range(len(kept))]
+            losses.append(lovasz_extension(errors, truth))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("only_present", [True, False])
+@pytest.mark.parametrize("sides", [(4, 5), (2, 3, 4)])
+def test_lovasz_softmax_of_sets(sides: tuple[int, ...], only_present: bool) -> None:
+    logits, labels = case(*sides)
+    loss = LovaszSoftmax(only_present=only_present, weight=2.0)(logits, labels, IGNORED)
+    assert loss.item() == pytest.approx(2 * by_definition(logits.detach(), labels, only_present), abs=1e-9)
+    alone = LovaszSoftmax(per_image=True, only_present=only_present)(logits, labels, IGNORED)
+    each = [by_definition(logits[i : i + 1].detach(), labels[i : i + 1], only_present) for i in (0, 1)]
+    assert alone.item() == pytest.approx(sum(each) / 2, abs=1e-9)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert float(gradient[:, :, 0].abs().max()) == 0
+    assert float(gradient.abs().max()) > 0
+
+
+def test_lovasz_softmax_of_certain_predictions_is_the_jaccard_index() -> None:
+    labels = torch.tensor([[[0, 0, 1, 1], [0, 1, 1, 1]]])
+    said = torch.tensor([[[0, 1, 1, 1], [0, 1, 0, 1]]])
+    logits = torch.nn.functional.one_hot(said, 2).movedim(-1, 1) * 200.0
+    expected = 1 - (2 / 4 + 4 / 6) / 2
+    assert float(LovaszSoftmax()(logits, labels, IGNORED)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
+def test_focal_pixel_by_pixel(gamma: float) -> None:
+    logits, labels = case(4, 5)
+    weights = (0.5, 1.0, 2.0, 1.0)
+    total, kept = 0.0, 0
+    for image, row, column in itertools.product(range(2), range(4), range(5)):
+        label = int(labels[image, row, column])
+        if label != IGNORED:
+            p = logits[image, :, row, column].softmax(0)[label].item()
+            total -= weights[label] * (1 - p) ** gamma * math.log(p)
+            kept += 1
+    assert PixelFocal(gamma, weights)(logits, labels, IGNORED).item() == pytest.approx(total / kept)
+    assert PixelFocal(gamma, weights, over_all=True)(logits, labels, IGNORED).item() == pytest.approx(total / 40)
+    counted = PixelFocal(gamma, weights)(logits, labels, IGNORED, torch.tensor(50.0))
+    assert counted.item() == pytest.approx(total / 50)
+
+
+def test_focal_without_focus_is_the_cross_entropy() -> None:
+    logits, labels = case(4, 5)
+    plain = PixelCrossEntropy(over_all=False)(logits, labels, IGNORED)
+    torch.testing.assert_close(PixelFocal(0.0)(logits, labels, IGNORED), plain)
+    certain = torch.nn.functional.one_hot(labels.clamp(max=3), 4).movedim(-1, 1).double() * 400
+    certain.requires_grad_()
+    loss = PixelFocal()(certain, labels, IGNORED)
+    loss.backward()
+    assert loss.item() == 0
+    assert certain.grad is not None
+    assert certain.grad.isfinite().all()
+
+
+def test_smoothed_labels_by_their_definition() -> None:
+    logits, labels = case(4, 5)
+    logs = logits.log_softmax(1).movedim(1, -1)[labels != IGNORED]
+    kept = labels[labels != IGNORED]
+    target = torch.full_like(logs, 0.1 / 4)
+    target[torch.arange(len(kept)), kept] += 0.9
+    expected = -(target * logs).sum(1).mean()
+    torch.testing.assert_close(
+        PixelCrossEntropy(over_all=False, label_smoothing=0.1)(logits, labels, IGNORED), expected
+    )
+
+
+@pytest.mark.parametrize("loss", [LovaszSoftmax(), LovaszSoftmax(per_image=True), PixelFocal()])
+def test_nothing_labelled_costs_nothing(loss: torch.nn.Module) -> None:
+    logits, labels = case(4, 5)
+    value = loss(logits, torch.full_like(labels, IGNORED), IGNORED)
+    value.backward()
+    assert value.item() == 0

@@ -1,0 +1,26 @@
+"""Softmax attention with a bias that is learnt, as tables of relative positions give it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None = None) -> Tensor:
+    """Attend.
+
+    On a CPU by plain products: torch's fused attention knows no gradient of a bias there, and the steps that it falls
+    back to are slower.
+
+    Args:
+        q, k, v: `[..., N, D]`, `[..., M, D]` and `[..., M, D']`.
+        bias: `[..., N, M]`, broadcast, added to the logits.
+        scale: of the logits; None is `D ** -0.5`.
+
+    Returns:
+        `[..., N, D']`.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if q.device.type == "cpu":
+        return (q * scale @ k.mT + bias).softmax(-1).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), scale=scale)
