@@ -193,7 +193,7 @@ RULES: dict[str, Rule] = {
     "data.workers": numbers(0, 1024, whole=True, also=(None,)),
     "run.name": Rule(
         "a name, which a folder in runs/ can have",
-        lambda v: isinstance(v, str) and bool(v.strip()) and v[0] != "/" and ".." not in v.split("/"),
+        lambda v: isinstance(v, str) and bool(v.strip()) and ".." not in v.split("/"),
     ),
     "run.folder": Rule("a folder", lambda v: v is None or (isinstance(v, str) and bool(v.strip()))),
     "run.weights": Rule("a file", lambda v: v is None or (isinstance(v, str) and bool(v.strip()))),
