@@ -53,8 +53,9 @@ class _Axis(NamedTuple):
 
     def between(self, first: int, last: int) -> _Axis:
         """Some of the tiles."""
-        cut = (x[first:last] for x in (self.queries, self.keys, self.strangers, self.offsets))
-        return _Axis(*cut, self.tiles, self.places)
+        part = slice(first, last)
+        queries, keys = self.queries[part], self.keys[part]
+        return _Axis(queries, keys, self.strangers[part], self.offsets[part], self.tiles, self.places)
 
 
 def neighborhood_attention(

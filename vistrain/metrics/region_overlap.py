@@ -133,7 +133,7 @@ class RegionOverlap(Metric):
         tolerance: float = 1.0,
         ground_truth: Any = None,
     ) -> None:
-        changed = {"surface": surface} if surface != "directed" else {}
+        changed = {"surface": str(surface)} if surface != "directed" else {}
         changed |= {"tolerance": str(tolerance)} if tolerance != 1.0 else {}
         self.name, self.rule, self.surface, self.tolerance = name, REGIONS[name], surface, tolerance
         self.protocol = f"custom({name}, {', '.join(f'{k}={v}' for k, v in changed.items())})" if changed else name
@@ -174,7 +174,8 @@ class RegionOverlap(Metric):
             spacing = target["spacing"].tolist() if "spacing" in target else [1.0] * truth.ndim
             maps = truth.cpu().numpy(), found.cpu().numpy()
             rows = {
-                region: self.measure(*(_members(m, c) for m in maps), spacing) for region, c in self.regions.items()
+                region: self.measure(_members(maps[0], channels), _members(maps[1], channels), spacing)
+                for region, channels in self.regions.items()
             }
             records.append({"id": key, "regions": rows})
         return records

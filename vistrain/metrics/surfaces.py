@@ -109,8 +109,9 @@ def element_distances(a: np.ndarray, b: np.ndarray, spacing: Sequence[float]) ->
     """
     places, areas = zip(*(surface_elements(mask, spacing) for mask in (a, b)), strict=True)
     there, back = _nearest(*places)
-    weights = areas if len(there) and len(back) else (np.zeros(0), np.zeros(0))
-    return SurfaceDistances(there, back, *weights, weighted=True)
+    defined = len(there) and len(back)
+    first, second = areas if defined else (np.zeros(0), np.zeros(0))
+    return SurfaceDistances(there, back, first, second, weighted=True)
 
 
 def border_voxels(mask: np.ndarray) -> np.ndarray:
