@@ -24,7 +24,7 @@ TINY = [
 ]  # fmt: skip
 # A change, and the beginning of what is said; one step is an epoch of 4 of 16 patches: 8 steps in all.
 REFUSED = [
-    (["schedule.warmup_steps=8"], "schedule.warmup_steps: a warm-up of 8 steps, but the run has 8 - "),
+    (["schedule.warmup_steps=9"], "schedule.warmup_steps: a warm-up of 9 steps, but the run has 8 - "),
     (["schedule.warmup_steps=0", "schedule.warmup_epochs=2.5"], "schedule.warmup_epochs: a warm-up of 10 steps, but"),
     (["schedule={type: optim.MultiStep, milestones: [1, 2]}"], "schedule.milestones: 2 is never reached: the run ends"),
     (["schedule.cooldown_epochs=2"], "schedule.cooldown_epochs: warm-up and cool-down fill the run of 8 steps"),

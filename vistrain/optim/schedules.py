@@ -65,10 +65,10 @@ class Schedule:
             total_steps, steps_per_epoch: see `factor`.
 
         Raises:
-            ConfigError: the warm-up, or another part, lies at or behind the run's end.
+            ConfigError: the warm-up is longer than the run, or another part lies at or behind its end.
         """
         length = self._warmup_length(steps_per_epoch)
-        if length >= total_steps:
+        if length > total_steps:
             key = "warmup_steps" if self.warmup_steps else "warmup_epochs"
             raise ConfigError(
                 f"schedule.{key}",

@@ -59,7 +59,7 @@ class GatedPixelDecoder(DeformablePixelDecoder):
         exits = gates.argmax(1) + self.first_exit
         points = encoder_reference_points(shapes, None, tokens.device)
         out, going = tokens, torch.arange(len(tokens), device=tokens.device)
-        left = exits.tolist()
+        left = [len(self.encoder.layers)] * len(tokens) if self.complete else exits.tolist()
         for i, layer in enumerate(self.encoder.layers):
             running = [j for j, last in enumerate(left) if last > i]
             if not running:

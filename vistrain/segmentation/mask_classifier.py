@@ -125,6 +125,11 @@ class MaskClassifier(Network):
         *earlier, last = stacked(self.decoder(pixels), pixels)
         return {**last, "aux_outputs": earlier}
 
+    def counted(self, images: Tensor) -> dict[str, Any]:
+        """See `Network`: all layers, also of a pixel decoder that would leave some out."""
+        self.pixel_decoder.complete = True
+        return self(images)
+
     def losses(self, batch: Mapping[str, Any], noise: Sequence[PointNoise] | None = None) -> dict[str, Tensor]:
         """Weighted training losses.
 

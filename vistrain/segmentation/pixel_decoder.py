@@ -45,10 +45,12 @@ class PixelDecoder(GuardedContract, nn.Module, abc.ABC):
     Attributes:
         embed_dim: width of the levels.
         mask_dim: width of the mask features.
+        complete: run every layer, where a decoder would choose how many: what it costs at the most.
     """
 
     embed_dim: int
     mask_dim: int
+    complete: bool = False
 
     @abc.abstractmethod
     def forward(self, maps: Sequence[Tensor]) -> PixelFeatures:
