@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,8 @@ def _whole(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the counter; an environment variable that points nowhere is an error, not a reason to skip."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup pytest` would have runs ignore what tests send them
     config.addinivalue_line("markers", "parity: equality with stored results of the authors' code")
     if (problem := fixtures.problem()) is not None:
         raise pytest.UsageError(problem)

@@ -85,7 +85,10 @@ def test_a_process_that_is_stuck_in_c_ends_nevertheless(number: int, code: int) 
         assert process.stdout is not None
         assert process.stdout.readline() == "waiting\n"
         process.send_signal(number)
-        assert process.wait(60) == code
+        try:
+            assert process.wait(60) == code
+        finally:
+            process.kill()
 
 
 def test_ctrl_c_is_known_whatever_became_of_it() -> None:

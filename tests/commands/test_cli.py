@@ -110,7 +110,9 @@ def test_predict_passes_its_options_on(calls):
     _, positional, named = calls.list[0]
     assert positional == (Path("b.ckpt"), ["a.jpg", "b.jpg"], Path("out"))
     options = {"threshold": 0.4, "config": None, "weights": None}
-    options |= dict.fromkeys(("annotations", "opacity", "stride", "tile", "window"))
+    options |= dict.fromkeys(
+        ("annotations", "flip", "format", "merge", "opacity", "overlap", "scales", "stride", "tile", "window")
+    )
     assert named == {"batch_size": 1, "device": "auto", "allow": [], **options}
 
 

@@ -82,10 +82,8 @@ def _reason(error: Exception, task: Task, data: DataModule, checkpoint: Path | N
     if "Expected more than 1 value per channel" in message:
         problem = "a batch norm has one value of each channel, and no variance: the batch and the map are too small"
         return ConfigError("data.per_device", problem, "raise data.batch_size, data.per_device, or the images' size")
-    precision = str(task.trainer.precision) if source == "torch" else ""
-    if precision.endswith(("16-true", "64-true")) and re.search(
-        r"should be the same|same dtype|expected scalar", message
-    ):
+    other_types = source == "torch" and re.search(r"should be the same|same dtype|expected scalar", message)
+    if other_types and (precision := str(task.trainer.precision)).endswith(("16-true", "64-true")):
         problem = f"this network does not compute in {precision}: {first_line(error)}"
         return ConfigError("trainer.precision", problem, f"use {precision.replace('-true', '-mixed')}, or 32-true")
     if isinstance(error, torch.OutOfMemoryError):

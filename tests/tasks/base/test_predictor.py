@@ -120,7 +120,7 @@ def test_volumes_are_found_read_predicted_and_written(tmp_path: Path, caplog: py
 def test_options_are_what_a_predictor_adds_to_the_base() -> None:
     names = {task: list(task.predictor.options()) for task in (DetectionTask, ClassificationTask, RestorationTask)}
     assert names == {
-        DetectionTask: ["threshold", "annotations"],
+        DetectionTask: ["threshold", "annotations", "tile", "overlap"],
         ClassificationTask: ["threshold"],
         RestorationTask: ["tile"],
     }
