@@ -253,6 +253,7 @@ def describe_operator(cls: Any) -> dict[str, Any]:
     said = [name for name in vars(AttentionOperator)["__annotations__"] if not name.startswith("_")]
     usual = {name: getattr(AttentionOperator, name) for name in said}
     own = {name: getattr(cls, name) for name in said}
+    own["axes"], usual["axes"] = list(cls.axes), list(AttentionOperator.axes)  # as JSON gives them back
     known = [name for name, operator in choice.names().items() if operator is cls and name != cls.__name__]
     kept = ("growth", "sizes", "padding")
     return {"names": known, **{name: v for name, v in own.items() if name in kept or v != usual[name]}}

@@ -98,7 +98,8 @@ def _builds_as_a_whole(made: dict, parameters: int) -> None:
         groups = parts.task.groups(parts.model, *rates)
         assert sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in parts.model.parameters())
         constant = made["schedule"]["type"] == "optim.Constant"  # short tuning
-        assert constant or parts.task.schedule.factor(10**6, 10**6, 1000) < 1
+        # a wave may be up again at the end
+        assert constant or min(parts.task.schedule.factor(step, 10**6, 1000) for step in (950_000, 10**6)) < 1
 
 
 def test_each_class_that_leaves_name_is_built_by_one_of_them():
@@ -213,7 +214,9 @@ STEPS = {
 def test_real_steps_are_taken_in_every_task():
     tasks = {name for name, entry in index.load("classes").items() if entry["kind"] == "task"}
     taken = {composed(leaf)["task"]["type"] for leaf in STEPS}
-    assert taken == tasks - {"tasks.Task", "tasks.NeighbourTask"}  # the base; classification without learning
+    # The base; classification without learning; lanes, of which `tests/tasks/segmentation/test_lane_task.py` trains a
+    # small network: the published one has the size of its images in its layers.
+    assert taken == tasks - {"tasks.Task", "tasks.NeighbourTask", "tasks.LaneTask"}
 
 
 # One detector with a network of full size is enough for the fast tests.
