@@ -309,7 +309,7 @@ def test_a_schedule_of_meaningless_numbers_is_refused(node: dict[str, Any], key:
 @pytest.mark.parametrize(
     ("node", "total", "key"),
     [
-        ({"type": "optim.Constant", "warmup_steps": 100}, 100, "schedule.warmup_steps"),
+        ({"type": "optim.Constant", "warmup_steps": 101}, 100, "schedule.warmup_steps"),
         ({"type": "optim.Cosine", "warmup_epochs": 11.0}, 100, "schedule.warmup_epochs"),
         ({"type": "optim.MultiStep", "milestones": [3, 10]}, 100, "schedule.milestones"),
         ({"type": "optim.MultiStep", "milestones": [300], "unit": "step"}, 100, "schedule.milestones"),
