@@ -61,6 +61,8 @@ class SwinWindowAttention(AttentionOperator):
         shift: int = 0,
     ) -> None:
         super().__init__()
+        if window_size < 1:
+            raise ConfigError("window_size", f"{window_size} is too small", "windows are of 1 cell or more")
         if dim % num_heads:
             raise ConfigError("num_heads", f"{dim} channels are not divisible by {num_heads} heads")
         self.num_heads, self.scale, self.attn_drop = num_heads, qk_scale, attn_drop

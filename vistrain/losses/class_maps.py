@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.errors import ConfigError
 from vistrain.layers.precision import at_least_float32
 
 
@@ -34,6 +35,20 @@ class PixelLoss(nn.Module):
     def compute(self, logits: Tensor, labels: Tensor, ignore_index: int, count: Tensor | None) -> Tensor:
         """The loss, without its weight."""
         raise NotImplementedError
+
+
+def refuse_other_weights(loss: nn.Module, num_classes: int) -> None:
+    """Refuse a loss, or one within it, whose class weights are not as many as the classes.
+
+    Raises:
+        ConfigError: saying how many there are.
+    """
+    for part in loss.modules():
+        if isinstance(part, PixelCrossEntropy | PixelFocal | OhemCrossEntropy) and part.class_weights is not None:
+            given = len(part.class_weights)
+            if given != num_classes:
+                problem = f"{given} weights for {num_classes} classes"
+                raise ConfigError("model.loss.class_weights", problem, "`vistrain check` writes one for each class")
 
 
 class PixelCrossEntropy(PixelLoss):

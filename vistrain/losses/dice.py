@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vistrain.errors import ConfigError
 from vistrain.losses.class_maps import PixelLoss
 
 
@@ -47,10 +48,15 @@ class PixelLosses(PixelLoss):
     Args:
         losses: at least one.
         weight: of the sum.
+
+    Raises:
+        ConfigError: there are none.
     """
 
     def __init__(self, losses: Sequence[PixelLoss], weight: float = 1.0) -> None:
         super().__init__(weight)
+        if not losses:
+            raise ConfigError("model.loss.losses", "no losses to add", "write one at least, or leave model.loss out")
         self.losses = nn.ModuleList(losses)
 
     def compute(self, logits: Tensor, labels: Tensor, ignore_index: int, count: Tensor | None) -> Tensor:

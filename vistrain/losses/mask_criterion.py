@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vistrain.errors import ConfigError
 from vistrain.layers.packed_masks import PackedMasks
 from vistrain.layers.points import sample_maps, sample_masks
 from vistrain.layers.precision import at_least_float32
@@ -86,6 +87,8 @@ class MaskCriterion:
         oversample_ratio: float = 3.0,
         importance_ratio: float = 0.75,
     ) -> None:
+        if num_points < 1:
+            raise ConfigError("model.criterion.num_points", f"{num_points} is too small", "use 1 or more")
         self.class_weight, self.mask_weight, self.dice_weight = class_weight, mask_weight, dice_weight
         self.no_object_weight, self.num_points = no_object_weight, num_points
         self.num_candidates = int(num_points * oversample_ratio)

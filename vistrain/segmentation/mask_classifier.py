@@ -92,6 +92,11 @@ class MaskClassifier(Network):
         super().__init__()
         if not outputs or set(outputs) - {"semantic", "panoptic", "instances"}:
             raise ConfigError("model.outputs", f"{list(outputs)}", "some of semantic, panoptic, instances")
+        for name, share in (("object_threshold", object_threshold), ("overlap_threshold", overlap_threshold)):
+            if not 0 <= share <= 1:
+                raise ConfigError(f"model.{name}", f"{share} is not in 0..1")
+        if detections_per_image < 1:
+            raise ConfigError("model.detections_per_image", f"{detections_per_image} is too small", "use 1 or more")
         self.labels, self.outputs = labels, tuple(outputs)
         divisor = max(size_divisor, backbone.preprocessing.size_divisor)
         self.preprocessing = replace(backbone.preprocessing, interpolation="bilinear", size_divisor=divisor)

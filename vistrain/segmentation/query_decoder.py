@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vistrain.contract import GuardedContract
 from vistrain.detr.attention import QuerySelfAttention
+from vistrain.errors import ConfigError
 from vistrain.layers.conv import resize
 from vistrain.layers.mlp import MLP
 from vistrain.layers.position import SinePositionEncoding
@@ -107,6 +108,11 @@ class QueryDecoder(GuardedContract, nn.Module, abc.ABC):
         pre_norm: bool = False,
         enforce_input_proj: bool = False,
     ) -> None:
+        if num_queries < 1:
+            raise ConfigError("model.decoder.num_queries", f"{num_queries} is too small", "use 1 or more")
+        if embed_dim % num_heads:
+            problem = f"{embed_dim} channels are not divisible by {num_heads} heads"
+            raise ConfigError("model.decoder.num_heads", problem)
         super().__init__()
         self.embed_dim, self.num_heads, self.dropout, self.pre_norm = embed_dim, num_heads, dropout, pre_norm
         self.position = SinePositionEncoding(embed_dim // 2, offset=0.0)

@@ -16,7 +16,7 @@ from vistrain.checkpoints import KeyMap
 from vistrain.errors import ConfigError, DataError
 from vistrain.layers.conv import resize
 from vistrain.layers.padding import Normalize
-from vistrain.losses.class_maps import PixelCrossEntropy, PixelLoss
+from vistrain.losses.class_maps import PixelCrossEntropy, PixelLoss, refuse_other_weights
 from vistrain.losses.set_criterion import average_over_processes
 from vistrain.necks import default_neck
 from vistrain.network import Network
@@ -34,6 +34,7 @@ from vistrain.segmentation.inference import (
 from vistrain.structures import Factory, LabelSpace, Preprocessing
 
 IGNORED = 255  # where a label space does not say otherwise
+MOST_SCALE = 16.0  # of an image's sides, for inference
 
 
 class SemanticNetwork(Network):
@@ -87,8 +88,11 @@ class SemanticNetwork(Network):
         self.align_corners = align_corners
         self.window, self.window_stride, self.window_batch = window, window_stride or window, window_batch
         self.window_merge, self.scales, self.flip = window_merge, tuple(scales), flip
-        if not scales or min(scales) <= 0:
-            raise ConfigError("model.scales", f"{list(scales)}", "numbers above 0, at least one")
+        refuse_other_weights(self.criterion, labels.num_classes)
+        if not scales or not 0 < min(scales) <= max(scales) <= MOST_SCALE:
+            raise ConfigError(
+                "model.scales", f"{list(scales)}", f"numbers above 0 and at most {MOST_SCALE:g}, at least one"
+            )
         pairs = zip(self.window_stride or (), window or (), strict=False)
         if any(not 0 < step <= side for step, side in pairs):
             problem = f"{list(self.window_stride or ())} with windows of {list(window or ())}"

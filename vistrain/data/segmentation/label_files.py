@@ -133,6 +133,9 @@ def read_classes(path: Path, first_value: int = 0) -> ClassList:
             raise DataError(str(path), f"{bare!r} has no {what}, other lines have", "give all or none")
     names = tuple(row[1] for row in rows)
     values = tuple(first_value + i if row[0] is None else row[0] for i, row in enumerate(rows))
+    if not 0 <= min(values) <= max(values) < 1 << 31:
+        wrong = next(v for v in values if not 0 <= v < 1 << 31)
+        raise DataError(str(path), f"{wrong} is no value of a label file", "values are whole numbers of 0 or more")
     palette = tuple(row[2] for row in rows if row[2] is not None)
     for what, members in (("class", names), ("value", values)):
         twice = next((m for i, m in enumerate(members) if m in members[:i]), None)

@@ -1,0 +1,65 @@
+"""Values of segmenters' parts that mean nothing are refused where they are given, with their key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parity.models import FourMaps, TinyBackbone, contiguous
+
+from vistrain.attention.window import WindowAttention
+from vistrain.data.segmentation.label_files import read_classes
+from vistrain.errors import ConfigError, DataError
+from vistrain.losses import MaskCriterion, PixelCrossEntropy, PixelFocal, PixelLosses
+from vistrain.segmentation import Mask2Former, MaskedDecoder, SemanticSegmenter, UPerHead
+from vistrain.structures import Factory, Preprocessing
+
+
+def backbone() -> TinyBackbone:
+    maps = FourMaps([4, 6, 8, 10])
+    return TinyBackbone(maps, (4, 6, 8, 10), (4, 8, 16, 32), Preprocessing((0.5,) * 3, (0.2,) * 3))
+
+
+def segmenter(**arguments: Any) -> SemanticSegmenter:
+    return SemanticSegmenter(backbone(), contiguous(3), Factory(UPerHead, embed_dim=8), **arguments)
+
+
+def classifier(**arguments: Any) -> Mask2Former:
+    return Mask2Former(backbone(), contiguous(3), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: segmenter(loss=PixelCrossEntropy([1.0, 2.0])), "model.loss.class_weights: 2 weights for 3 classes"),
+        (lambda: segmenter(loss=PixelLosses([PixelFocal(class_weights=[1.0])])), "1 weights for 3 classes"),
+        (lambda: PixelLosses([]), "model.loss.losses: no losses to add"),
+        (lambda: segmenter(scales=(1e9,)), "model.scales: [1000000000.0] - numbers above 0 and at most 16"),
+        (lambda: MaskCriterion(num_points=-4), "model.criterion.num_points: -4 is too small"),
+        (lambda: classifier(object_threshold=7.0), "model.object_threshold: 7.0 is not in 0..1"),
+        (lambda: classifier(overlap_threshold=-1.0), "model.overlap_threshold: -1.0 is not in 0..1"),
+        (lambda: classifier(detections_per_image=-5), "model.detections_per_image: -5 is too small"),
+        (
+            lambda: classifier(decoder=Factory(MaskedDecoder, num_queries=0)),
+            "model.decoder.num_queries: 0 is too small",
+        ),
+        (lambda: classifier(decoder=Factory(MaskedDecoder, num_heads=5)), "channels are not divisible by 5 heads"),
+        (lambda: WindowAttention(8, window_size=0), "window_size: 0 is too small"),
+    ],
+)
+def test_numbers_that_mean_nothing(made: Callable[[], Any], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        made()
+    assert said in str(refused.value)
+
+
+def test_values_that_no_label_file_holds(tmp_path: Path) -> None:
+    classes = tmp_path / "classes.txt"
+    classes.write_text("99999999999999999999 a\n1 b\n")
+    with pytest.raises(DataError, match="99999999999999999999 is no value of a label file"):
+        read_classes(classes)
+    classes.write_text("a\nb\n")
+    with pytest.raises(DataError, match="-3 is no value of a label file"):
+        read_classes(classes, first_value=-3)
