@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from vistrain.attention.base import AttentionOperator, Size
-from vistrain.config.builder import check_value
 from vistrain.contract import constructor
 from vistrain.errors import ConfigError, nearest
 
@@ -145,4 +144,6 @@ def _checked(cls: type[AttentionOperator], key: str, value: Any, where: str) -> 
     if key not in parameters:
         known = [name for name in parameters if name not in FACTS]
         raise ConfigError(f"{where}.{key}", f"{cls.__name__} has no such argument", nearest(key, known))
+    from vistrain.config.builder import check_value  # networks load without OmegaConf, where nobody chooses operators
+
     return check_value(value, hints.get(key, Any), f"{where}.{key}")

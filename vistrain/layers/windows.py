@@ -190,7 +190,8 @@ def window_order(
         last_row = torch.arange(rows, device=device) == rows - 1
         last_column = torch.arange(columns, device=device) == columns - 1
         kind = (2 * last_row[:, None] + last_column).flatten().repeat(batch)
-        places = places[kind.argsort(stable=True)]
+        # In the order of kinds, and within each in their own: a stable sort, which ONNX lacks
+        places = places[(kind * kind.shape[0] + torch.arange(kind.shape[0], device=device)).argsort()]
         # The smallest map with windows of all four kinds
         masks = shifted_window_mask((2 * window[0], 2 * window[1]), window, shift, value, device)
         counts = ((rows - 1) * (columns - 1), rows - 1, columns - 1, 1)
