@@ -10,11 +10,13 @@ import pytest
 from parity.models import FourMaps, TinyBackbone, contiguous
 
 from vistrain.attention.window import WindowAttention
+from vistrain.data import MaskFolders, MaskSplit
 from vistrain.data.segmentation.label_files import read_classes
 from vistrain.errors import ConfigError, DataError
 from vistrain.losses import MaskCriterion, PixelCrossEntropy, PixelFocal, PixelLosses
 from vistrain.segmentation import Mask2Former, MaskedDecoder, SemanticSegmenter, UPerHead
 from vistrain.structures import Factory, Preprocessing
+from vistrain.tasks.segmentation.evaluate import evaluate_masks
 
 
 def backbone() -> TinyBackbone:
@@ -63,3 +65,9 @@ def test_values_that_no_label_file_holds(tmp_path: Path) -> None:
     classes.write_text("a\nb\n")
     with pytest.raises(DataError, match="-3 is no value of a label file"):
         read_classes(classes, first_value=-3)
+
+
+def test_predictions_that_are_no_folder(tmp_path: Path) -> None:
+    data = MaskFolders(MaskSplit("a", "b"), MaskSplit("a", "b"), ("x", "y"), root=str(tmp_path))
+    with pytest.raises(DataError, match="nowhere: is no folder of predictions"):
+        evaluate_masks(tmp_path / "nowhere", data)

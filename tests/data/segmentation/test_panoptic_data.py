@@ -239,6 +239,9 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     error = folders(tmp_path, numbers=((300, 2, 2),)).dataset("val")[0]
     assert isinstance(error, DataError)
     assert "the mask is 3x1 pixels, its image 2x2" in str(error)
+    error = folders(tmp_path, numbers=((7, 7), (7, 9))).dataset("train")[0]
+    assert isinstance(error, DataError)
+    assert "none of the segments that the JSON lists is in this PNG" in str(error)
     (tmp_path / "masks/a.png").unlink()
     with pytest.raises(DataError, match=r"1 of 1 listed images are not in .*masks"):
         data.find("train")

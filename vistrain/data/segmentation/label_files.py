@@ -252,7 +252,9 @@ class LabelRule:
         if self.colours:
             return f"the colour {value} ({share}) is no class's", "add its class, or data.ignore=others"
         fitting = f"classes have {_ranges(self.classes.values)}"
-        return f"the value {value} ({share}) is no class: {fitting}", f"name its class, or data.ignore=[{value}]"
+        kept = [] if self.ignore == "others" else [v for v in self.ignore if isinstance(v, int)]
+        ignored = ",".join(map(str, sorted({*kept, value})))  # what is ignored already stays so
+        return f"the value {value} ({share}) is no class: {fitting}", f"name its class, or data.ignore=[{ignored}]"
 
 
 def stored_values(labels: LabelSpace, channels: np.ndarray) -> np.ndarray:

@@ -103,10 +103,15 @@ class SegmentedImages(SampleSet):
         """The transformed sample.
 
         Raises:
-            DataError: a file cannot be read, or their sizes differ.
+            DataError: a file cannot be read, their sizes differ, or no listed segment is in the PNG.
         """
         numbers, classes, crowd = self.listed.of(index)
-        found, _ = segment_map(read_numbers(self.pairs[index].mask), numbers)
+        found, strangers = segment_map(read_numbers(self.pairs[index].mask), numbers)
+        if strangers and not found.any():
+            problem = "none of the segments that the JSON lists is in this PNG, whose pixels have other numbers"
+            raise DataError(
+                str(self.pairs[index].mask), problem, "see `vistrain check`; are these the PNGs of this JSON?"
+            )
         image = sized_image(self.pairs[index], found.shape)
         size = found.shape[0], found.shape[1]
         labels = np.array([self.channels[c] for c in classes.tolist()], np.int64)

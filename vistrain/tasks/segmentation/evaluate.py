@@ -33,6 +33,9 @@ def evaluate_masks(predictions: Path, data: DataModule, name: str = "miou") -> I
         raise ConfigError("data.type", f"{type(data).__name__} has no class maps")
     if name not in IOU:
         raise ConfigError("--protocol", f"{name!r} is none for class maps", f"use {', '.join(IOU)}")
+    if not predictions.is_dir():
+        remedy = "give one of label files, or what `vistrain predict` wrote"
+        raise DataError(str(predictions), "is no folder of predictions", remedy)
     data.prepare_data()
     own = predictions / SegmentationPredictor.pictures / SegmentationPredictor.masks
     folder = own if own.is_dir() else predictions
