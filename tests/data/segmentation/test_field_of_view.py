@@ -96,6 +96,21 @@ def test_augmentation_moves_picture_and_classes_alike() -> None:
         assert 300 < (classes == 1).sum() < 1000
 
 
+def test_check_opens_fields_of_view(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    output = tmp_path_factory.mktemp("report")
+    assert DRIVE(root=str(root)).check(output).ok
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(root / "test/mask/03_test_mask.gif")
+    (root / "test/mask/04_test_mask.gif").write_bytes(b"GI")
+    report = DRIVE(root=str(root)).check(output)
+    assert not report.ok
+    bad = {Path(path).name for path in report.splits["test"].bad_files}
+    assert bad == {"03_test_mask.gif", "04_test_mask.gif"}
+    assert "03_test_mask.gif" in (output / "report.json").read_text()
+    (root / "training/mask/21_training_mask.gif").unlink()
+    report = DRIVE(root=str(root)).check(output)
+    assert "21_training.tif has no field of view" in report.splits["train"].refused[0]
+
+
 def test_refusals(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"data.val_images: \[37, 41\]"):
         DRIVE(root=str(root), val_images=(37, 41))

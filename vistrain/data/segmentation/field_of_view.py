@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from vistrain.data.base.check import Findings, write_report
+from vistrain.data.base.images import image_size
 from vistrain.data.base.module import SplitName, refuse_below
 from vistrain.data.segmentation.label_files import SUFFIXES, LabelRule, read_label_file
 from vistrain.data.segmentation.mask_folders import MaskFolders
@@ -172,19 +174,32 @@ class ViewedImages(MaskedImages):
         return self.rule.ignored if self.outside == "ignored" else 0
 
 
+def read_view(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """What is inside a field of view, bool `[H, W]`.
+
+    Args:
+        path: an image that is black outside.
+        size: (H, W) of its picture.
+
+    Raises:
+        DataError: the file cannot be read, has another size, or nothing is inside.
+    """
+    inside = read_label_file(path, colours=True).any(2)
+    if inside.shape != size:
+        problem = f"is {inside.shape[1]}x{inside.shape[0]} pixels, its picture {size[1]}x{size[0]}"
+        raise DataError(str(path), problem, "give each picture a field of view of its own size")
+    if not inside.any():
+        raise DataError(str(path), "nothing is inside this field of view", "pixels that count are not 0")
+    return inside
+
+
 def cropped(image: np.ndarray, label_map: np.ndarray, view: Path, outside: int) -> tuple[np.ndarray, np.ndarray]:
     """Both in the bounding box of a field of view; outside it the truth is `outside`.
 
     Raises:
         DataError: the file has another size, or nothing is inside.
     """
-    inside = read_label_file(view, colours=True).any(2)
-    if inside.shape != label_map.shape:
-        problem = f"is {inside.shape[1]}x{inside.shape[0]} pixels, its picture {image.shape[1]}x{image.shape[0]}"
-        raise DataError(str(view), problem, "give each picture a field of view of its own size")
-
-    if not inside.any():
-        raise DataError(str(view), "nothing is inside this field of view", "pixels that count are not 0")
+    inside = read_view(view, (image.shape[0], image.shape[1]))
     box = tuple(slice(int(x.min()), int(x.max()) + 1) for x in np.nonzero(inside))
     return image[box], np.where(inside, label_map, np.asarray(outside, label_map.dtype))[box]
 
@@ -259,6 +274,26 @@ class FieldOfViewFolders(MaskFolders):
                 problem, remedy = f"{pair.image.name} has no field of view", "add it, or correct view_suffix"
                 raise DataError(str(self.root / where.views), problem, remedy)
         return found
+
+    def check(self, output: str | Path) -> Findings:
+        """See `SegmentationData`; fields of view are opened, too."""
+        report = super().check(output)
+        for split in self.view_splits:
+            found = report.splits.get(split)
+            if found is None or found.problem or self.view_splits[split].views is None:
+                continue
+            try:
+                views = self.views(split) or {}
+            except DataError as error:
+                found.refused.append(str(error))
+                continue
+            for pair in self.pairing(split).pairs:
+                try:
+                    read_view(views[pair.name], image_size(pair.image))
+                except DataError as error:
+                    found.bad_files[error.where] = error.problem
+        write_report(report.to_dict(), Path(output))
+        return report
 
     def dataset(self, split: SplitName) -> MaskedImages:
         """See `SegmentationData`."""
