@@ -65,6 +65,12 @@ def test_values_that_no_label_file_holds(tmp_path: Path) -> None:
     classes.write_text("a\nb\n")
     with pytest.raises(DataError, match="-3 is no value of a label file"):
         read_classes(classes, first_value=-3)
+    classes.write_text("-1 void\n0 road\n")
+    with pytest.raises(DataError, match="-1 is no value of a label file"):
+        read_classes(classes)
+    classes.write_text("0 road 128 64 128\n1 sky 70 -130 180\n")
+    with pytest.raises(DataError, match=r"'sky' has the colour \[70, -130, 180\]"):
+        read_classes(classes)
 
 
 def test_predictions_that_are_no_folder(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pycocotools import mask as mask_tools
 
 from vistrain.errors import DataError
 from vistrain.layers.packed_masks import PackedMasks
-from vistrain.metrics.coco_values import is_number
+from vistrain.metrics.coco_values import is_number, shown
 
 REACH = 10  # times the longer side of its image that a polygon may reach outside
 OUTLINE = 2**22  # pixels that the outlines of an object may be long: rasterising takes some 80 bytes for each
@@ -18,7 +18,8 @@ OUTLINE = 2**22  # pixels that the outlines of an object may be long: rasterisin
 def encode_mask(where: str, segmentation: Any, height: int, width: int) -> dict[str, Any]:
     """A segmentation (polygons, or run lengths plain or compressed) as pycocotools' compressed run lengths.
 
-    Polygons of fewer than three points or an odd number of coordinates are left out, as detectron2 does.
+    Polygons of fewer than three points or an odd number of coordinates are left out, as detectron2 does; a coordinate
+    that is no finite number is damage.
 
     Args:
         where: named in errors.
@@ -27,11 +28,12 @@ def encode_mask(where: str, segmentation: Any, height: int, width: int) -> dict[
 
     Raises:
         DataError: it is none of these, its run lengths do not fill the image (pycocotools would write beyond it), or a
-            polygon is so far outside, or so long, that rasterising it would exhaust the memory.
+            polygon has a coordinate that is no number, or is so far outside, or so long, that rasterising it would
+            exhaust the memory.
     """
     size = [int(height), int(width)]
     if isinstance(segmentation, list) and all(isinstance(p, list) for p in segmentation):
-        polygons = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0 and all(map(is_number, p))]
+        polygons = drawable(where, segmentation)
         if not polygons:  # pycocotools cannot draw none
             return mask_tools.frPyObjects({"size": size, "counts": [size[0] * size[1]]}, *size)
         _refuse_endless(where, polygons, max(size))
@@ -49,6 +51,21 @@ def encode_mask(where: str, segmentation: Any, height: int, width: int) -> dict[
     if lengths is None or (lengths < 0).any() or int(lengths.sum()) != size[0] * size[1]:
         raise DataError(where, f"damaged run lengths: they do not add up to {size[0]} x {size[1]} pixels")
     return {"size": size, "counts": counts}
+
+
+def drawable(where: str, polygons: list[list[Any]]) -> list[list[float]]:
+    """Those of an object's polygons that have an area to draw: three points or more, each of two coordinates.
+
+    Raises:
+        DataError: a coordinate is no finite number.
+    """
+    for polygon in polygons:
+        if not all(map(is_number, polygon)):
+            wrong = next(v for v in polygon if not is_number(v))
+            raise DataError(
+                where, f"its polygon has the coordinate {shown(wrong)}, not a number", "correct or remove it"
+            )
+    return [p for p in polygons if len(p) >= 6 and len(p) % 2 == 0]
 
 
 def run_lengths(counts: str | bytes) -> np.ndarray | None:

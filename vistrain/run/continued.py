@@ -6,7 +6,6 @@ cannot is refused, with its key: the same weights and the same data order are wh
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -24,8 +23,6 @@ from vistrain.optim.settled import names_of
 from vistrain.run.folders import differences
 from vistrain.structures import LabelSpace
 from vistrain.tasks import Task
-
-log = logging.getLogger(__name__)
 
 # What cannot change, and why.
 FIXED = {
@@ -50,15 +47,17 @@ class Continued:
         path: its checkpoint.
         content: of it, checked (see `checkpoints.schema`).
         changes: dotted keys at which what is asked differs from what was.
+        said: lines about them, to be told once nothing is refused any more.
     """
 
     path: Path
     content: dict[str, Any]
     changes: tuple[str, ...]
+    said: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path, config: Mapping[str, Any]) -> Continued:
-        """Read `last.ckpt` of a run and compare its config with what is asked now; says what will be different.
+        """Read `last.ckpt` of a run and compare its config with what is asked now.
 
         Raises:
             WeightsError: the checkpoint cannot be read or is damaged.
@@ -76,11 +75,12 @@ class Continued:
                 then, now = _value(was, key), _value(asked, key)
                 raise ConfigError(key, f"was {then!r} and cannot become {now!r}: {FIXED[key]}", _anew(path))
         _refuse_less(content, asked)
+        said = _left_undone(content, asked)
         if changes:
             told = [f"{key}: {_short(_value(was, key))} -> {_short(_value(asked, key))}" for key in changes[:SHOWN]]
             more = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
-            log.info("goes on with changes: %s%s", ", ".join(told), more)
-        return cls(path, content, changes)
+            said = (*said, f"goes on with changes: {', '.join(told)}{more}")
+        return cls(path, content, changes, said)
 
     def refuse_misfit(
         self, task: Task, labels: LabelSpace, callbacks: Mapping[str, Any], allow: Collection[str]
@@ -165,7 +165,7 @@ def _anew(path: Path) -> str:
 
 
 def _refuse_less(content: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse a run that would end before the place where it stands; say if nothing is left to do.
+    """Refuse a run that would end before the place where it stands.
 
     Raises:
         ConfigError: `trainer.max_epochs` or `trainer.max_steps` is less than what is done.
@@ -178,8 +178,15 @@ def _refuse_less(content: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
         raise ConfigError("trainer.max_epochs", f"{epochs}, but {done} epochs are {begun}", f"give {done} or more")
     if 0 <= steps < content["global_step"]:
         raise ConfigError("trainer.max_steps", f"{steps}, but {content['global_step']} steps are done", "give more")
-    if progress["consumed"] == 0 and epochs == progress["epoch"]:
-        log.info("all %d epochs are done; only an evaluation may be left - raise trainer.max_epochs to go on", epochs)
+
+
+def _left_undone(content: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, ...]:
+    """A line where nothing is left to train."""
+    epochs, progress = (asked.get("trainer") or {}).get("max_epochs"), content["vistrain"]["progress"]
+    if progress["consumed"] or epochs != progress["epoch"]:
+        return ()
+    line = f"all {epochs} epochs are done; only an evaluation may be left - raise trainer.max_epochs to go on"
+    return (line,)
 
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,9 +70,11 @@ def _fit_in(folder: Path, config: dict[str, Any], resume: Path | None, allow: Co
         continued.refuse_misfit(parts.task, parts.data.labels, config.get("callbacks") or {}, allow)
     elif weights:
         load_named(parts.model, weights)
-    checkpoint = None if continued is None else continued.path
+    checkpoint, said = (None, ()) if continued is None else (continued.path, continued.said)
     del continued  # the trainer reads it anew
     trainer = build_trainer(config, parts, folder, allow)
+    for line in said:
+        log.info("%s", line)
     say_what_is_not_evaluated(trainer)
     parts.task.monitored = monitored(config, trainer)
     with refusals.of_run(parts.task, parts.data, checkpoint):

@@ -186,9 +186,15 @@ def test_unreadable_segmentations_are_refused(tmp_path: Path, segmentation: Any)
 
 def test_polygons_without_area_are_left_out() -> None:
     square = [1, 1, 4, 1, 4, 4, 1, 4]
-    mask = encode_mask("here", [[1, 2], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7], square, [float("nan")] * 6], 8, 9)
+    mask = encode_mask("here", [[1, 2], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7], square], 8, 9)
     assert mask_tools.area(mask) == 9
     assert mask_tools.area(encode_mask("here", [], 8, 9)) == 0
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), None, "4", True, 10**30])
+def test_coordinates_that_are_no_numbers_are_refused(wrong: Any) -> None:
+    with pytest.raises(DataError, match="here: its polygon has the coordinate .*, not a number"):
+        encode_mask("here", [[1, 1, 4, 1, 4, 4], [1, 1, wrong, 1, 4, 4]], 8, 9)
 
 
 def test_malformed_json_names_line_and_column(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from vistrain.predictions import InstanceDetections, Segmentation
 SAMPLE = Path(__file__).parents[3].parent / "shared/samples/coco_panoptic"
 
 
-def folders(root: Path, **changes: object) -> InstanceFolders:
+def folders(root: Path, batch: int = 16, **changes: object) -> InstanceFolders:
     """One image of 20 x 30 pixels with two objects that overlap, and a crowd."""
     (root / "images").mkdir()
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(root / "images/a.png")
@@ -34,7 +34,8 @@ def folders(root: Path, **changes: object) -> InstanceFolders:
     content = {"images": images, "annotations": objects, "categories": [{"id": 7, "name": "cat"}], **changes}
     (root / "x.json").write_text(json.dumps(content))
     split = InstanceSplit("images", "x.json")
-    return InstanceFolders(train=split, val=split, root=str(root), augment=SegmentAugment(crop=(40, 60), jitter=(1, 1)))
+    augment = SegmentAugment(crop=(40, 60), jitter=(1, 1))
+    return InstanceFolders(train=split, val=split, root=str(root), augment=augment, batch_size=batch)
 
 
 def test_masks_follow_their_image(tmp_path: Path) -> None:
@@ -75,6 +76,41 @@ def test_damaged_run_lengths_are_refused(tmp_path: Path) -> None:
     error = data.dataset("val")[0]
     assert isinstance(error, DataError)
     assert "run lengths do not add up to 20 x 30 pixels" in str(error)
+
+
+def test_the_check_decodes_every_mask(tmp_path: Path) -> None:
+    (tmp_path / "good").mkdir()
+    report = folders(tmp_path / "good", batch=1).check(tmp_path / "out")
+    assert report.ok, report.to_dict()
+    assert (report.splits["train"].objects, report.splits["train"].crowds) == (2, 1)
+    assert {Path(p).name for p in report.pictures} >= {"samples-train.png", "classes-val.png"}
+    box = {"id": 1, "image_id": 3, "category_id": 7, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0}
+    nan = {**box, "segmentation": [[0, 0, 5, float("nan"), 5, 5]]}
+    (tmp_path / "nan").mkdir()
+    data = folders(tmp_path / "nan", batch=1, annotations=[nan])
+    report = data.check(tmp_path / "out")
+    assert not report.ok
+    assert (
+        "annotation 1 of a.png: its polygon has the coordinate nan, not a number" in report.splits["train"].refused[0]
+    )
+    data.find("train")
+    assert "coordinate nan" in str(data.dataset("train")[0])  # a run replaces the image, and counts it
+
+
+def test_a_set_without_masks_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    box = {"image_id": 3, "category_id": 7, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0}
+    bare: list[dict[str, object]] = [{**box, "id": i} for i in range(4)]
+    (tmp_path / "bare").mkdir()
+    data = folders(tmp_path / "bare", batch=1, annotations=bare)
+    with pytest.raises(DataError, match=r"x\.json: none of its 4 objects has a mask, and masks are trained"):
+        data.find("train")
+    assert "none of its 4 objects has a mask" in data.check(tmp_path / "out").splits["train"].refused[0]
+    bare[0]["segmentation"] = [[0, 0, 5, 0, 5, 5]]
+    (tmp_path / "few").mkdir()
+    data = folders(tmp_path / "few", batch=1, annotations=bare)
+    data.find("train")
+    assert "3 of 4 objects (75 %) have no mask and are not trained" in caplog.text
+    assert "3 of 4 objects (75 %)" in data.check(tmp_path / "out").splits["train"].without_masks
 
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason=f"no {SAMPLE}")

@@ -202,6 +202,9 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("images.0.file_name", "../a.jpg", "points outside"),
         ("images.0.file_name", "/a.jpg", "points outside"),
         ("images.0.id", 1.5, "neither an integer nor a name"),
+        ("images.0.width", -5, "image a_1: width is -5, not a number of pixels"),
+        ("images.0.height", 0, "image a_1: height is 0, not a number of pixels"),
+        ("images.0.height", 1e12, "image a_1: height is 1000000000000.0, not a number of pixels"),
         ("annotations.0.file_name", "", "not a name"),
         ("annotations.0.segments_info", None, "not a list"),
         ("annotations.0.segments_info.0.id", 0, "must be 1 to"),
@@ -282,6 +285,38 @@ def test_check_counts_what_disagrees(tmp_path: Path) -> None:
     empty = changed("annotations", [])
     report = folders(tmp_path / "empty", empty).check(tmp_path / "out")
     assert any("annotates no image" in why for why in report.splits["val"].refused)
+
+
+def test_faults_are_said_of_their_own_split(tmp_path: Path) -> None:
+    data = folders(tmp_path)
+    (tmp_path / "y.json").write_text(json.dumps(changed("categories.1.isthing", "no")))
+    good, bad = data.splits["train"], PanopticSplit("images", "masks", "y.json")
+    arguments: dict[str, Any] = {"root": str(tmp_path), "batch_size": 1, "workers": 0}
+    splits = PanopticFolders(train=bad, val=good, **arguments).check(tmp_path / "out").splits
+    assert any("y.json" in why for why in splits["train"].refused)
+    assert not splits["val"].refused
+    splits = PanopticFolders(train=good, val=bad, **arguments).check(tmp_path / "out").splits
+    assert not splits["train"].refused
+    assert any("y.json" in why for why in splits["val"].refused)
+
+
+def test_what_png_and_json_do_not_share_is_said_before_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folders(tmp_path / "good").find("train")
+    assert not caplog.text
+    folders(tmp_path / "odd", numbers=((5, 2), (0, 2))).find("train")
+    assert "train: in 1 of 1 PNGs that were looked at, 1 segments of the JSON are missing" in caplog.text
+    assert "1 pixels have a number that the JSON lacks" in caplog.text
+
+
+def test_a_set_without_targets_is_refused(tmp_path: Path) -> None:
+    content = content_of()
+    del content["annotations"][0]["segments_info"][0]
+    data = folders(tmp_path, content)
+    data.find("train")
+    data.targets = "instances"
+    with pytest.raises(DataError, match="lists no thing to train on"):
+        data.find("train")
+    assert any("no thing to train on" in why for why in data.check(tmp_path / "out").splits["train"].refused)
 
 
 # ---------------------------------------------------------------- the known sets

@@ -143,7 +143,7 @@ def test_the_check_looks_at_masks(trained: Path, monkeypatch: pytest.MonkeyPatch
     assert main(["check", "-c", "odd.yaml", "--output", "look"]) != 0
     said = " ".join(capsys.readouterr().out.split())
     for line in (
-        "1 annotations without a mask", "run lengths", "1 x no segmentation, not trained where masks are",
+        "1 annotations without a mask", "run lengths", "2 x no mask, not trained where masks are",
         "mask and box disagree", "polygon more than a pixel outside the image, cut", "1 x mask without a pixel",
     ):  # fmt: skip
         assert line in said, said

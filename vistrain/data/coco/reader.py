@@ -19,6 +19,7 @@ What is wrong is either handled as the official code handles it (DETR's `dataset
 | `file_name` that is absolute or climbs with `..` | refused                                                  |
 | width or height missing, infinite or no number   | refused (in evaluation alone they are not needed)        |
 | run lengths that do not fill the image           | refused where they are needed                            |
+| polygon with a coordinate that is no number      | refused where it is needed                               |
 | no segmentation, where masks are trained         | no target (detectron2); refused where masks are measured |
 
 `vistrain check` lists all that is refused, not the first alone, and mends ids and sizes in a copy (`repair`).
@@ -80,7 +81,7 @@ CLIPPED = "box more than a pixel outside the image, clipped"
 NOT_FINITE = "coordinates not finite or beyond any picture, dropped"
 NO_IMAGE = "annotation of an image that is not listed, skipped"
 SHARED_FILE = "file listed more than once"
-NO_MASK = "no segmentation, not trained where masks are"
+NO_MASK = "no mask, not trained where masks are"
 
 
 @dataclass
@@ -320,12 +321,28 @@ def _refuse_image(where: str, entry: dict[str, Any]) -> None:
             f"file_name {shown(name)} points outside the image folder",
             "names must be relative to it, without '..'",
         )
-    for side in SIZES:
+    refuse_size(where, entry, SIZES, REPAIR)
+
+
+def refuse_size(where: str, entry: Mapping[str, Any], sides: Sequence[str], remedy: str = "") -> None:
+    """Refuse the width and height that an image entry lists, if no image has them.
+
+    Args:
+        where: for messages.
+        entry: of the image.
+        sides: which of the two are looked at.
+        remedy: for messages; empty: correct them.
+
+    Raises:
+        DataError: naming the first that is none.
+    """
+    remedy = remedy or "write the image's own width and height, or leave both out"
+    for side in sides:
         if not is_number(entry[side]) or not 1 <= entry[side] < MOST_PIXELS or entry[side] != int(entry[side]):
-            raise DataError(where, f"{side} is {shown(entry[side])}, not a number of pixels", REPAIR)
-    if entry["width"] * entry["height"] >= MOST_PIXELS:
+            raise DataError(where, f"{side} is {shown(entry[side])}, not a number of pixels", remedy)
+    if len(sides) == 2 and entry["width"] * entry["height"] >= MOST_PIXELS:
         size = f"{entry['width']}x{entry['height']}"
-        raise DataError(where, f"its size is {size} pixels, more than any image that is read", REPAIR)
+        raise DataError(where, f"its size is {size} pixels, more than any image that is read", remedy)
 
 
 def _annotations(
@@ -462,7 +479,7 @@ def targets(coco: Listing, keep_empty: bool, masks: bool = False) -> Annotations
     for image in kept:
         for entry in coco.annotations.get(image["id"], ()):
             box = None if entry["iscrowd"] else _clip(entry, image, coco.problems)
-            if box is not None and masks and not entry.get("segmentation"):
+            if box is not None and masks and not _has_mask(entry.get("segmentation")):
                 coco.problems.add(NO_MASK, f"annotation {entry['id']} of {image['file_name']}")
             elif box is not None:
                 rows.append(box)
@@ -479,6 +496,43 @@ def targets(coco: Listing, keep_empty: bool, masks: bool = False) -> Annotations
         categories=np.array(categories, dtype=np.int64),
         segmentations=Segmentations(segmentations) if masks else None,
     )
+
+
+def refuse_untrainable(path: Path, problems: Problems, found: Annotations) -> None:
+    """Refuse a training split without an object to train on.
+
+    Args:
+        path: of the annotations, for messages.
+        problems: what `targets` added to those of the split.
+        found: what it collected.
+
+    Raises:
+        DataError: it has none, or none with a mask where masks are trained.
+    """
+    if len(found.boxes):
+        return
+    if lacking := problems.counts.get(NO_MASK, 0):
+        problem = f"none of its {lacking} objects has a mask, and masks are trained"
+        raise DataError(
+            str(path), problem, "annotate them, or train boxes alone, with a network and data without masks"
+        )
+    raise DataError(str(path), "has no object to train on", "is it the file of a set that was never annotated?")
+
+
+def share_without_masks(problems: Problems, found: Annotations) -> str:
+    """A line where most objects of a training split lack the mask that would be trained; else empty."""
+    lacking = problems.counts.get(NO_MASK, 0)
+    total = lacking + len(found.boxes)
+    if lacking <= total / 2:
+        return ""
+    return f"{lacking} of {total} objects ({100 * lacking / total:.0f} %) have no mask and are not trained"
+
+
+def _has_mask(segmentation: Any) -> bool:
+    """Whether there is something to draw: run lengths, or a polygon of three points or more; damage is found later."""
+    if isinstance(segmentation, list):
+        return any(not isinstance(polygon, list) or len(polygon) >= 6 for polygon in segmentation)
+    return bool(segmentation)
 
 
 def _clip(entry: dict[str, Any], image: dict[str, Any], problems: Problems) -> list[float] | None:

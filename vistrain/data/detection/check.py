@@ -24,8 +24,17 @@ from vistrain.data.base.check import (
 )
 from vistrain.data.base.images import has_several, image_orientation, read_listed_image
 from vistrain.data.base.module import SplitName
-from vistrain.data.coco.reader import Annotations, Listing, Problems, disagreements, examined, targets
-from vistrain.data.detection.mask_check import check_masks
+from vistrain.data.coco.mask_check import check_masks
+from vistrain.data.coco.reader import (
+    Annotations,
+    Listing,
+    Problems,
+    disagreements,
+    examined,
+    refuse_untrainable,
+    share_without_masks,
+    targets,
+)
 from vistrain.data.detection.module import BoxedImages, DetectionData
 from vistrain.errors import DataError
 from vistrain.pictures import bars, class_colours, draw_boxes, draw_masks, grid, histogram
@@ -53,6 +62,7 @@ class SplitReport(SplitFindings):
         image_sizes: `width x height` -> images, the ten most frequent.
         problems: what cleaning skipped or mended.
         turned: photographs with objects that EXIF turns and whose listed size does not tell how they were annotated.
+        without_masks: how many objects are not trained for want of a mask, where that is most of them.
     """
 
     images: int = 0
@@ -67,6 +77,7 @@ class SplitReport(SplitFindings):
     image_sizes: dict[str, int] = field(default_factory=dict)
     problems: Problems = field(default_factory=Problems)
     turned: list[str] = field(default_factory=list)
+    without_masks: str = ""
 
 
 @dataclass
@@ -119,7 +130,9 @@ def check_boxes(data: DetectionData, output: str | Path) -> Report:
         named = {i: classes.get(i, listing.categories[i]) for i in sorted(listing.categories)}
         split = _count(listing, found, named)
         report.splits[name] = split
-        split.refused = [str(fault) for fault in faults] or _refused(data, name, listing, split)
+        split.refused = [str(fault) for fault in faults] or _refused(data, name, listing, found, split)
+        if name == "train":
+            split.without_masks = share_without_masks(listing.problems, found)
         if data.masks and not faults:
             split.refused += check_masks(listing, measured=name != "train")
         if name == "train" and not faults:
@@ -168,12 +181,16 @@ def _count(coco: Listing, found: Annotations, classes: dict[int, str]) -> SplitR
     )
 
 
-def _refused(data: DetectionData, name: SplitName, listing: Listing, split: SplitReport) -> list[str]:
+def _refused(
+    data: DetectionData, name: SplitName, listing: Listing, found: Annotations, split: SplitReport
+) -> list[str]:
     """What a run would refuse of a file in which every entry is right."""
     with_objects = split.images - split.empty_images
-    if name == "train" and not split.objects:
-        remedy = "is it the file of a set that was never annotated?"
-        return [str(DataError(str(listing.path), "has no object to train on", remedy))]
+    if name == "train":
+        try:
+            refuse_untrainable(listing.path, listing.problems, found)
+        except DataError as error:
+            return [str(error)]
     refused = data.refusals(name, with_objects if name == "train" and not data.keep_empty else split.images)
     if name == "val" and split.images and not split.objects:
         problem = "has no object: every number of an evaluation would be -1"
@@ -317,6 +334,7 @@ def _findings(report: Report) -> list[str]:
         lines += refusals(name, split)
         lines += _about_classes(name, split) if name == "train" else []
         lines += [f"[yellow]{name}[/]: {escape(line)}" for line in str(split.problems).split("; ") if line]
+        lines += [f"[yellow]{name}[/]: {split.without_masks}"] if split.without_masks else []
         if split.turned:
             count, first = len(split.turned), escape(", ".join(split.turned[:3]))
             lines.append(

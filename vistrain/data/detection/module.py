@@ -20,7 +20,16 @@ from vistrain.data.base.images import image_size, read_listed_image
 from vistrain.data.base.module import DataModule, SplitName
 from vistrain.data.base.storage import is_folder, refuse_missing
 from vistrain.data.coco.instance_masks import InstanceMasks
-from vistrain.data.coco.reader import Annotations, Listing, Problems, checked, disagreements, targets
+from vistrain.data.coco.reader import (
+    Annotations,
+    Listing,
+    Problems,
+    checked,
+    disagreements,
+    refuse_untrainable,
+    share_without_masks,
+    targets,
+)
 from vistrain.data.detection.collate import Sample, collate
 from vistrain.data.detection.repair import repaired
 from vistrain.data.detection.transforms import DetrAugment, EvalResize, ScaleJitter, SizeRule
@@ -170,8 +179,14 @@ class DetectionData(DataModule):
         return self._labels
 
     def find(self, split: SplitName) -> None:
-        """Reads a split's annotations, and looks whether all its images are there."""
+        """Reads a split's annotations, and looks whether all its images are there, and in training whether there is
+        something to train on."""
         self.dataset(split)
+        if split == "train":
+            found, problems = self._load(split)[0], self.problems[split]
+            refuse_untrainable(self.annotation_file(split), problems, found)
+            if self.rank == 0 and (line := share_without_masks(problems, found)):
+                log.warning("%s: %s", self.annotation_file(split), line)
 
     def dataset(self, split: SplitName) -> BoxedImages:
         """The samples of a split: augmented for `train`, resized for evaluation otherwise."""

@@ -11,13 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from vistrain.data.base.check import Findings
 from vistrain.data.base.collate import Batch, batch_of
 from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.images import read_listed_image
 from vistrain.data.base.module import SplitName, data_root
 from vistrain.data.base.storage import is_folder, refuse_missing
 from vistrain.data.coco.instance_masks import InstanceMasks
-from vistrain.data.coco.reader import Annotations, Listing, disagreements, read_coco, targets
+from vistrain.data.coco.reader import (
+    Annotations,
+    Listing,
+    disagreements,
+    read_coco,
+    refuse_untrainable,
+    share_without_masks,
+    targets,
+)
 from vistrain.data.segmentation.panoptic import JitteredData
 from vistrain.data.segmentation.panoptic_sets import COCO_ROWS
 from vistrain.data.segmentation.segment_transforms import SegmentAugment
@@ -203,7 +212,12 @@ class InstanceFolders(JitteredData):
         """
         where = self.splits[split]
         listing = self.root / where.annotations
-        refuse_missing(self.annotations(split).files, self.root / where.images, listing, self.remedy(split))
+        found, problems = self.annotations(split), self.listed(split).problems
+        refuse_missing(found.files, self.root / where.images, listing, self.remedy(split))
+        if split == "train":
+            refuse_untrainable(listing, problems, found)
+            if self.rank == 0 and (line := share_without_masks(problems, found)):
+                log.warning("%s: %s", listing, line)
 
     def dataset(self, split: SplitName) -> InstanceImages:
         """The samples of a split: augmented for `train`, resized for evaluation otherwise."""
@@ -219,6 +233,12 @@ class InstanceFolders(JitteredData):
     def collate(self) -> Callable[[Sequence[InstanceImage]], Batch]:
         """See `InstanceCollate`."""
         return InstanceCollate(self.preprocessing.size_divisor)
+
+    def check(self, output: str | Path) -> Findings:
+        """See `segmentation.instance_check.check_instances`."""
+        from vistrain.data.segmentation.instance_check import check_instances  # it draws, which training need not load
+
+        return check_instances(self, output)
 
 
 class CocoInstances(InstanceFolders):

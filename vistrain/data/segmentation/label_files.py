@@ -127,15 +127,19 @@ def read_classes(path: Path, first_value: int = 0) -> ClassList:
     rows = [_parts(line) for line in lines if line and not line.startswith("#")]
     if not rows:
         raise DataError(str(path), "names no classes", "write a line for each class")
+    for value, name, colour in rows:
+        _refuse_values(path, () if value is None else (value,))
+        if colour is not None and not all(0 <= c <= 255 for c in colour):
+            raise DataError(
+                str(path), f"{name!r} has the colour {list(colour)}", "give three whole numbers of 0 to 255"
+            )
     for what, part in (("value", 0), ("colour", 2)):
         if len({row[part] is None for row in rows}) > 1:
             bare = next(row[1] for row in rows if row[part] is None)
             raise DataError(str(path), f"{bare!r} has no {what}, other lines have", "give all or none")
     names = tuple(row[1] for row in rows)
     values = tuple(first_value + i if row[0] is None else row[0] for i, row in enumerate(rows))
-    if not 0 <= min(values) <= max(values) < 1 << 31:
-        wrong = next(v for v in values if not 0 <= v < 1 << 31)
-        raise DataError(str(path), f"{wrong} is no value of a label file", "values are whole numbers of 0 or more")
+    _refuse_values(path, values)
     palette = tuple(row[2] for row in rows if row[2] is not None)
     for what, members in (("class", names), ("value", values)):
         twice = next((m for i, m in enumerate(members) if m in members[:i]), None)
@@ -144,10 +148,17 @@ def read_classes(path: Path, first_value: int = 0) -> ClassList:
     return ClassList(names, values, palette)
 
 
+def _refuse_values(path: Path, values: Sequence[int]) -> None:
+    wrong = next((v for v in values if not 0 <= v < 1 << 31), None)
+    if wrong is not None:
+        raise DataError(str(path), f"{wrong} is no value of a label file", "values are whole numbers of 0 or more")
+
+
 def _parts(line: str) -> tuple[int | None, str, RGB | None]:
     """Value, name and colour of a line."""
     apart = r"[\t,;:\s]+"
-    found = re.fullmatch(rf"(?:(\d+){apart})?(.*?)(?:{apart}(\d+){apart}(\d+){apart}(\d+))?", line)
+    number = r"([-+]?\d+)"  # with its sign: a wrong number is one, and no part of the name
+    found = re.fullmatch(rf"(?:{number}{apart})?(.*?)(?:{apart}{number}{apart}{number}{apart}{number})?", line)
     assert found is not None  # anything is a name
     value, name, *colour = found.groups()
     if not name:  # a number alone is a name, too

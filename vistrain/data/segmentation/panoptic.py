@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,7 @@ from vistrain.structures import LabelSpace
 
 log = logging.getLogger(__name__)
 
+LOOKED_AT = 32  # PNGs that a run looks at before it begins
 IGNORED = 255  # of label maps; -1 where there are as many classes
 Targets = Literal["panoptic", "semantic", "instances"]
 
@@ -283,6 +285,7 @@ class PanopticFolders(JitteredData):
         self.targets, self.keep_hidden = targets, keep_hidden
         self._read: dict[PanopticSplit, Segments] = {}
         self._labels: LabelSpace | None = None
+        self._told: set[SplitName] = set()
 
     # ---------------------------------------------------------------- what is listed
 
@@ -294,15 +297,7 @@ class PanopticFolders(JitteredData):
     def labels(self) -> LabelSpace:
         """The classes; may read the training annotations the first time."""
         if self._labels is None:
-            found = self.known() or self.listed("train").categories
-            palette = tuple(c.color for c in found if c.color is not None)
-            self._labels = LabelSpace(
-                tuple(c.name for c in found),
-                tuple(c.id for c in found),
-                ignore_index=IGNORED if len(found) < IGNORED else -1,
-                things=tuple(i for i, c in enumerate(found) if c.thing),
-                palette=palette if len(palette) == len(found) else (),
-            )
+            self._labels = labels_of(self.known() or self.listed("train").categories)
         return self._labels
 
     def listed(self, split: SplitName) -> Segments:
@@ -346,6 +341,45 @@ class PanopticFolders(JitteredData):
         images = [str(pair.image.relative_to(self.root / where.images)) for pair in self.pairs(split)]
         refuse_missing(images, self.root / where.images, listing, self.remedy(split))
         refuse_missing(listed.masks, self.root / where.masks, listing, self.remedy(split))
+        if split == "train":
+            self.refuse_untrainable(listed)
+        if split not in self._told and self.rank == 0:
+            self._told.add(split)
+            self._say_disagreements(split)
+
+    def refuse_untrainable(self, listed: Segments) -> None:
+        """Refuse training annotations without a segment that is a target.
+
+        Raises:
+            DataError: there is none.
+        """
+        things = [c.id for c in listed.categories if c.thing]
+        wanted = np.isin(listed.classes, things) if self.targets == "instances" else np.ones(len(listed.classes), bool)
+        if not (wanted if self.targets == "semantic" else wanted & ~listed.crowds).any():
+            what = "no thing" if self.targets == "instances" else "no segment"
+            problem = f"lists {what} to train on (data.targets={self.targets})"
+            raise DataError(
+                str(self.root / self.splits["train"].annotations), problem, "annotate some, or train other targets"
+            )
+
+    def _say_disagreements(self, split: SplitName) -> None:
+        """Look at some PNGs, spread over all, and say where they and the JSON speak of other segments."""
+        pairs, listed = self.pairs(split), self.listed(split)
+        looked_at = range(0, len(pairs), max(len(pairs) // LOOKED_AT, 1))
+        hidden, strangers, files = 0, 0, []
+        for index in looked_at:
+            numbers = listed.of(index)[0]
+            with suppress(DataError):  # what cannot be read is said when it is needed
+                found, unknown = segment_map(read_numbers(pairs[index].mask), numbers)
+                missing = len(numbers) - int((np.bincount(found.reshape(-1), minlength=len(numbers) + 1)[1:] > 0).sum())
+                hidden, strangers = hidden + missing, strangers + unknown
+                files += [str(pairs[index].mask)] if missing or unknown else []
+        if files:
+            log.warning(
+                "%s: in %d of %d PNGs that were looked at, %d segments of the JSON are missing (they are no targets) and "
+                "%d pixels have a number that the JSON lacks (they are void), such as in %s; `vistrain check` names all",
+                split, len(files), len(looked_at), hidden, strangers, files[0],
+            )  # fmt: skip
 
     # ---------------------------------------------------------------- what a data module is
 
@@ -400,6 +434,18 @@ class PanopticFolders(JitteredData):
         from vistrain.data.segmentation.panoptic_check import check_panoptic  # it draws, which training need not load
 
         return check_panoptic(self, output)
+
+
+def labels_of(classes: Sequence[Category]) -> LabelSpace:
+    """The label space of classes, in their order."""
+    palette = tuple(c.color for c in classes if c.color is not None)
+    return LabelSpace(
+        tuple(c.name for c in classes),
+        tuple(c.id for c in classes),
+        ignore_index=IGNORED if len(classes) < IGNORED else -1,
+        things=tuple(i for i, c in enumerate(classes) if c.thing),
+        palette=palette if len(palette) == len(classes) else (),
+    )
 
 
 def refuse_other_categories(

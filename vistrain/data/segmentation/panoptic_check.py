@@ -27,10 +27,11 @@ from vistrain.data.base.module import SplitName
 from vistrain.data.base.storage import read_json
 from vistrain.data.segmentation.mask_pairs import MaskPair
 from vistrain.data.segmentation.module import sized_image
-from vistrain.data.segmentation.panoptic import PanopticFolders, refuse_other_categories
+from vistrain.data.segmentation.panoptic import PanopticFolders, labels_of, refuse_other_categories
 from vistrain.data.segmentation.panoptic_files import Segments, examined, read_numbers, segment_map
 from vistrain.errors import DataError
 from vistrain.pictures import bars, class_colours, grid, legend, overlaid
+from vistrain.structures import LabelSpace
 from vistrain.writing import whole_file
 
 SAMPLES = 6
@@ -130,6 +131,7 @@ def check_panoptic(data: PanopticFolders, output: str | Path) -> PanopticReport:
     output, report = Path(output), PanopticReport(splits={})
     seen: dict[bytes, list[str]] = {}
     names: list[SplitName] = ["train", "val", "test"]
+    wanted, sound = data.known(), True
     for name in names:
         if name == "test" and data.splits["test"] == data.splits["val"]:
             continue
@@ -143,14 +145,20 @@ def check_panoptic(data: PanopticFolders, output: str | Path) -> PanopticReport:
             continue
         found.refused += [str(fault) for fault in faults]
         found.skipped = {what: count for what, (_, count) in listed.skipped.items()}
-        if not report.classes and name == "train":
-            known = data.known() or listed.categories
-            report.classes, report.things = [c.name for c in known], [c.name for c in known if c.thing]
+        sound = sound and not faults
+        wanted = wanted or listed.categories  # of training
+        if not report.classes:
+            report.classes, report.things = [c.name for c in wanted], [c.name for c in wanted if c.thing]
         try:
-            wanted = data.known() or data.listed("train").categories
             refuse_other_categories(listed.categories, wanted, path, names=not data.known())
         except DataError as error:
-            if str(error) not in found.refused:
+            if sound:  # else the file of training, which may lack a category, is to blame
+                found.refused.append(str(error))
+            sound = False
+        if name == "train" and not found.refused:
+            try:
+                data.refuse_untrainable(listed)
+            except DataError as error:
                 found.refused.append(str(error))
         found.refused += data.refusals(name, len(listed))
         pairs = [
@@ -159,7 +167,8 @@ def check_panoptic(data: PanopticFolders, output: str | Path) -> PanopticReport:
         ]
         for digest, image in _open_all(pairs, listed, name, found):
             seen.setdefault(digest, []).append(f"{name}: {image}")
-        report.pictures += _draw(pairs, listed, data, name, found, output)
+        labels = labels_of(wanted) if sound else None
+        report.pictures += _draw(pairs, listed, labels, name, found, output)
     report.note_copies(seen)
     write_report(report.to_dict(), output)
     return report
@@ -211,22 +220,21 @@ def _look(pair: MaskPair, numbers: np.ndarray) -> _Seen:
 def _draw(
     pairs: list[MaskPair],
     listed: Segments,
-    data: PanopticFolders,
+    labels: LabelSpace | None,
     name: str,
     found: PanopticSplitReport,
     output: Path,
 ) -> list[str]:
-    """Writes a split's pictures; returns their paths."""
+    """Writes a split's pictures, of images where the classes are known; returns their paths."""
     written = []
     if found.class_segments:
         ordered = dict(sorted(found.class_segments.items(), key=lambda item: -item[1])[:40])
         path = output / f"classes-{name}.png"
         written.append(str(bars({n: float(c) for n, c in ordered.items()}, path, f"{name}: segments of each class")))
-    if found.refused or not pairs:
+    if labels is None or not pairs:
         return written
     rows: list[list[np.ndarray]] = []
     captions: list[list[str]] = []
-    labels = data.labels
     colours, names = class_colours(labels), labels.name_of
     for index in np.random.default_rng(0).permutation(len(pairs)).tolist():  # the same ones each time
         pair = pairs[index]

@@ -13,6 +13,7 @@ each image a PNG whose colours are numbers of segments, R + 256 G + 65536 B; 0 i
 | segment that the PNG lacks                        | an empty target; missed in evaluation (panopticapi)       |
 | pixels whose number the JSON lacks                | void                                                      |
 | PNG of another size than the image                | refused                                                   |
+| width or height that no image has                 | refused (where they are listed; they are not needed)      |
 
 `vistrain check` counts them all.
 """
@@ -28,6 +29,7 @@ import numpy as np
 from PIL import Image
 
 from vistrain.data.base.storage import read_json
+from vistrain.data.coco.reader import SIZES, refuse_size
 from vistrain.data.segmentation.label_files import open_label_file
 from vistrain.errors import DataError
 from vistrain.metrics.coco_values import crowd_flag, is_id, shown
@@ -186,6 +188,7 @@ def _images(entries: list[Any], path: Path, faults: list[DataError]) -> dict[int
             key, name = _named(entry, "id", where)
             if key in found:
                 raise DataError(where, f"image id {key} is used twice", "number the images anew")
+            refuse_size(f"{path}: image {key}", entry, [side for side in SIZES if side in entry])
             found[key] = name
         except DataError as fault:
             faults.append(fault)

@@ -9,8 +9,7 @@ from pycocotools import mask as mask_tools
 
 from vistrain.data.coco.reader import Listing
 from vistrain.errors import DataError
-from vistrain.metrics.coco_masks import encode_mask
-from vistrain.metrics.coco_values import is_number
+from vistrain.metrics.coco_masks import drawable, encode_mask
 
 OUTSIDE = "polygon more than a pixel outside the image, cut"
 EMPTY = "mask without a pixel"
@@ -50,7 +49,7 @@ def check_masks(listing: Listing, measured: bool) -> list[str]:
 
 def _note(listing: Listing, item: str, entry: dict[str, Any], image: dict[str, Any], mask: dict[str, Any]) -> None:
     if isinstance(entry["segmentation"], list):
-        usable = [p for p in entry["segmentation"] if len(p) >= 6 and len(p) % 2 == 0 and all(map(is_number, p))]
+        usable = drawable(item, entry["segmentation"])
         points = np.concatenate([np.zeros(0), *(np.asarray(p, np.float64) for p in usable)]).reshape(-1, 2)
         beyond = np.maximum(-points, points - (image["width"], image["height"]))
         if len(points) and beyond.max() > 1:
