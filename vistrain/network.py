@@ -33,6 +33,7 @@ class Network(GuardedContract, nn.Module, abc.ABC):
         sharded_parts: paths of the sub-modules whose repeated blocks are sharded one by one under FSDP2; None:
             `compiled_parts`.
         entrances: methods that a task calls on it, besides `forward`.
+        learns_from: keys of each `target` of a batch that `losses` reads; none: it does not say.
         key_maps: names in its official files; `load_weights` takes the first that a file has.
         class_layers: regular expressions of the tensors whose shape depends on the classes: they keep their first
             values, and are named, when weights for other classes start a run.
@@ -46,6 +47,7 @@ class Network(GuardedContract, nn.Module, abc.ABC):
     compiled_parts: tuple[str, ...] = ("backbone",)
     sharded_parts: tuple[str, ...] | None = None
     entrances: tuple[str, ...] = ("losses", "predict")
+    learns_from: tuple[str, ...] = ()
     key_maps: Sequence[KeyMap] = ()
     class_layers: tuple[str, ...] = ()
     scale_layers: tuple[str, ...] = ()

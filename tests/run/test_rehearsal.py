@@ -75,6 +75,31 @@ def said(changes: list[str]) -> list[str]:
     return list(heard.found)
 
 
+def test_what_a_small_set_makes_too_large_is_said_at_once() -> None:
+    changes = ["data.batch_size=64", "data.per_device=48", "schedule.warmup_steps=9"]
+    (message,) = said(changes)
+    assert message.startswith("data.batch_size: 64 images in a batch, of 16 to train on")
+    assert "data.per_device: 48 at once do not divide 16; schedule.warmup_steps: a warm-up of 9 steps" in message
+    mended = message.partition("these work together: ")[2].split()
+    assert mended == ["data.batch_size=16", "data.per_device=16", "schedule.warmup_steps=0"]
+    assert said(mended) == []
+    with pytest.raises(VistrainError) as refused:
+        run.fit(compose([BASE], [*TINY, *changes], start={"run": {"name": "mine"}}))
+    assert str(refused.value) == message
+
+
+def test_a_run_that_is_never_evaluated_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    assert said(["trainer.check_val_every_n_epoch=50"]) == []
+    assert "nothing is evaluated, and there will be no best.ckpt: the run ends after 8 steps, its first" in caplog.text
+    assert "would come after 200 - lower trainer.check_val_every_n_epoch=50" in caplog.text
+    caplog.clear()
+    assert said(["trainer.limit_val_batches=0"]) == []
+    assert "there will be no best.ckpt: trainer.limit_val_batches=0" in caplog.text
+    caplog.clear()
+    assert said(["trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2"]) == []
+    assert "the last epoch is not evaluated" in caplog.text
+
+
 @pytest.mark.parametrize(("changes", "message"), REFUSED, ids=lambda value: value[0] if isinstance(value, list) else "")
 def test_what_fit_refuses_is_heard_in_a_rehearsal(changes: list[str], message: str) -> None:
     heard = said(changes)

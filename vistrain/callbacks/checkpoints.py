@@ -106,6 +106,7 @@ class Checkpoints(Callback):
         self._io = DurableIO()
         self._saved_step = self._seen_step = -1
         self._unsaved = self._warned = self._before_evaluation = self._low_is_good = False
+        self._evaluated = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make Lightning write durably; remove what a killed run left half-written."""
@@ -140,6 +141,7 @@ class Checkpoints(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was just evaluated."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._evaluated = True
             self._save(trainer, self._value(trainer, as_task(pl_module)))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,7 +150,7 @@ class Checkpoints(Callback):
             self._save(trainer, None)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Try once more what could not be saved.
+        """Try once more what could not be saved; say that there is no best one, if nothing was evaluated.
 
         Raises:
             WeightsError: it still cannot.
@@ -158,6 +160,8 @@ class Checkpoints(Callback):
         if self._unsaved:
             reason = self._io.failure or WeightsError(str(self.folder), "the final state could not be saved")
             raise reason
+        if trainer.is_global_zero and not self._evaluated and not self.best and not internals.is_trial(trainer):
+            log.warning("nothing was evaluated, so there is no best.ckpt: last.ckpt is the end of the run")
 
     def save_last(self, trainer: Trainer) -> None:
         """Renew `last.ckpt`, unless this step's state is saved already."""

@@ -55,6 +55,7 @@ class CascadeMaskRCNN(TwoStageDetector):
         super().__init__(backbone, labels, **base)
         self.assigners = [OverlapAssigner(overlap, overlap) for overlap in overlaps]
         self.stage_weights, self.trains_masks = stage_weights, with_masks
+        self.learns_from = ("labels", "boxes", "masks") if with_masks else ("labels", "boxes")
         facts = {"channels": self.neck.channels[0], "num_classes": labels.num_classes}
         boxes, masks = box_head or self.default_box_head, mask_head or self.default_mask_head
         stages = range(len(overlaps))

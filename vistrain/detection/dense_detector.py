@@ -103,6 +103,7 @@ class DenseDetector(Network):
     default_neck: Factory[nn.Module]
     default_head: Factory[DenseHead]
     key_maps = (MMDET,)
+    learns_from = ("labels", "boxes")
 
     labels: LabelSpace
 

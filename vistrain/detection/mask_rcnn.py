@@ -61,6 +61,7 @@ class TwoStageDetector(Network):
     default_rpn = Factory(RPNHead)
     key_maps = (MMDET,)
     trains_masks = False
+    learns_from = ("labels", "boxes")
 
     labels: LabelSpace
     roi_head: RoIHead
@@ -272,6 +273,7 @@ class MaskRCNN(FasterRCNN):
 
     default_mask_head = Factory(MaskHead)
     trains_masks = True
+    learns_from = ("labels", "boxes", "masks")
 
     def __init__(
         self,

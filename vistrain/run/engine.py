@@ -13,15 +13,16 @@ from lightning.pytorch import seed_everything
 from vistrain import processes
 from vistrain.checkpoints import load_weights
 from vistrain.config import compose, to_yaml, without_pretrained
-from vistrain.errors import ConfigError
+from vistrain.errors import ConfigError, DataError
 from vistrain.run import refusals
 from vistrain.run.continued import Continued
 from vistrain.run.folders import folder_of, run_folder
 from vistrain.run.lock import held
 from vistrain.run.networks import load_checkpoint, load_named, load_whole, refuse_other_classes
-from vistrain.run.parts import build_parts, build_trainer, monitored, say_what_is_not_evaluated, stage_configs
+from vistrain.run.parts import build_parts, build_trainer, monitored, stage_configs
 from vistrain.run.rehearsal import refuse_ahead
 from vistrain.structures import LabelSpace, Preprocessing
+from vistrain.tasks.base.ahead import together
 from vistrain.writing import whole_file
 
 log = logging.getLogger(__name__)
@@ -75,10 +76,14 @@ def _fit_in(folder: Path, config: dict[str, Any], resume: Path | None, allow: Co
     trainer = build_trainer(config, parts, folder, allow)
     for line in said:
         log.info("%s", line)
-    say_what_is_not_evaluated(trainer)
     parts.task.monitored = monitored(config, trainer)
-    with refusals.of_run(parts.task, parts.data, checkpoint):
-        trainer.fit(parts.task, datamodule=parts.data, ckpt_path=str(checkpoint) if checkpoint else None)
+    try:
+        with refusals.of_run(parts.task, parts.data, checkpoint):
+            trainer.fit(parts.task, datamodule=parts.data, ckpt_path=str(checkpoint) if checkpoint else None)
+    except (ConfigError, DataError) as error:
+        if parts.task.began:
+            raise
+        raise together(error, parts.task.schedule, parts.data, trainer) from error
 
 
 def _fit_stages(config: dict[str, Any], resume: Path | None, debug: bool, allow: Collection[str]) -> int:

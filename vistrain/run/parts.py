@@ -32,6 +32,7 @@ from vistrain.run import refusals
 from vistrain.run.networks import build_model, section
 from vistrain.structures import Factory
 from vistrain.tasks import Task
+from vistrain.tasks.base.ahead import together
 from vistrain.tasks.base.parallel import trainer_arguments
 
 log = logging.getLogger(__name__)
@@ -188,7 +189,10 @@ def build_trainer(
             enable_checkpointing=False,
             enable_model_summary=False,
         )
-    trainer.accumulate_grad_batches = parts.data.accumulation(trainer.world_size)
+    try:
+        trainer.accumulate_grad_batches = parts.data.accumulation(trainer.world_size)
+    except ConfigError as error:
+        raise together(error, parts.task.schedule, parts.data, trainer) from None
     return trainer
 
 
@@ -246,12 +250,3 @@ def monitored(config: Mapping[str, Any], trainer: Trainer) -> dict[str, str]:
         for name, node in (config.get("callbacks") or {}).items()
         if isinstance(node, dict) and node.get("monitor") is not None and trainer.limit_val_batches != 0
     }
-
-
-def say_what_is_not_evaluated(trainer: Trainer) -> None:
-    """The last epoch may be the one that nobody looks at."""
-    every, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs
-    if every and epochs is not None and epochs > 0 and trainer.max_steps == -1 and epochs % every:
-        log.warning(
-            "the last epoch is not evaluated: trainer.max_epochs=%d, trainer.check_val_every_n_epoch=%d", epochs, every
-        )

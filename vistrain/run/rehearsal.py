@@ -21,7 +21,7 @@ from vistrain import processes
 from vistrain.callbacks import check_loggers
 from vistrain.config import without_pretrained
 from vistrain.data import DataModule
-from vistrain.errors import VistrainError
+from vistrain.errors import ConfigError, DataError, VistrainError
 from vistrain.internals.lightning import take_in
 from vistrain.network import Network
 from vistrain.run import refusals
@@ -34,11 +34,16 @@ from vistrain.run.parts import (
     data_of,
     monitored,
     parts_of_task,
-    say_what_is_not_evaluated,
     stage_configs,
 )
 from vistrain.structures import LabelSpace
-from vistrain.tasks.base.ahead import refuse_longer_schedule, refuse_missing_numbers
+from vistrain.tasks.base.ahead import (
+    refuse_longer_schedule,
+    refuse_missing_numbers,
+    refuse_other_targets,
+    say_what_is_not_evaluated,
+    together,
+)
 from vistrain.tasks.base.parallel import refuse_to_spread
 
 Made = TypeVar("Made")
@@ -171,7 +176,6 @@ def _network(config: dict[str, Any], labels: LabelSpace, channels: int, allow: C
 def _ask(config: Mapping[str, Any], heard: Refusals, parts: Parts, trainer: Trainer) -> None:
     """What is asked between the first process's start and the first step."""
     task, data = parts.task, parts.data
-    say_what_is_not_evaluated(trainer)
     take_in(trainer, task, data)
     with heard.heard():
         task.evaluators["val"] = task.build_metrics("val")
@@ -182,20 +186,33 @@ def _ask(config: Mapping[str, Any], heard: Refusals, parts: Parts, trainer: Trai
         groups = task.parameter_groups()
         task.optimizer([{**group, "params": list(map(_stand_in, group["params"]))} for group in groups])
     before = len(heard.found)
-    with heard.heard():
+    with heard.heard(), _all_of(parts, trainer):
         data.train_dataloader()
     with heard.heard():
         data.val_dataloader()
     if len(heard.found) > before:
         return
     data.workers = 0  # what comes reads no more than a batch
-    with heard.heard(), refusals.of_run(task, data, None):
+    with heard.heard(), _all_of(parts, trainer), refusals.of_run(task, data, None):
         total, per_epoch = task.length_of_run()
         task.schedule.factor(0, total, per_epoch)
         refuse_longer_schedule(task.schedule, trainer, total, per_epoch)
-    for loader in (data.train_dataloader(), data.val_dataloader()):
+        say_what_is_not_evaluated(trainer, total, per_epoch)
+    training = data.train_dataloader()
+    for loader in (training, data.val_dataloader()):
         with heard.heard(), refusals.of_run(task, data, None):
-            next(iter(loader))
+            batch = next(iter(loader))
+            if loader is training:
+                refuse_other_targets(parts.model, data, batch)
+
+
+@contextmanager
+def _all_of(parts: Parts, trainer: Trainer) -> Iterator[None]:
+    """Inside, what is refused of a small set is refused with all that goes with it."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        raise together(error, parts.task.schedule, parts.data, trainer) from error
 
 
 def _stand_in(parameter: nn.Parameter) -> nn.Parameter:

@@ -75,6 +75,8 @@ class LaneNetwork(Network):
         decoder: from maps to points; CULane's if None.
     """
 
+    learns_from = ("label_map", "exist")
+
     def __init__(self, decoder: LaneDecoder | None = None) -> None:
         super().__init__()
         self.decoder = decoder or LaneDecoder()

@@ -70,6 +70,7 @@ class MaskClassifier(Network):
     default_decoder: Factory[QueryDecoder]
     key_maps = (OFFICIAL,)
     class_layers = (r"^decoder\.class_embed\.",)
+    learns_from = ("labels", "masks")
     measured_size = (512, 512)
 
     labels: LabelSpace

@@ -61,6 +61,7 @@ class SemanticNetwork(Network):
     """
 
     default_loss: Factory[PixelLoss] = Factory(PixelCrossEntropy, over_all=False)
+    learns_from = ("label_map",)
     measured_size = (512, 512)
 
     labels: LabelSpace

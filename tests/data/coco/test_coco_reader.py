@@ -193,7 +193,7 @@ def test_polygons_without_area_are_left_out() -> None:
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), None, "4", True, 10**30])
 def test_coordinates_that_are_no_numbers_are_refused(wrong: Any) -> None:
-    with pytest.raises(DataError, match="here: its polygon has the coordinate .*, not a number"):
+    with pytest.raises(DataError, match=r"here: its polygon has the coordinate .*, not a number"):
         encode_mask("here", [[1, 1, 4, 1, 4, 4], [1, 1, wrong, 1, 4, 4]], 8, 9)
 
 

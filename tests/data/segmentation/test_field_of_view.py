@@ -98,7 +98,12 @@ def test_augmentation_moves_picture_and_classes_alike() -> None:
 
 def test_check_opens_fields_of_view(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     output = tmp_path_factory.mktemp("report")
-    assert DRIVE(root=str(root)).check(output).ok
+    data = DRIVE(root=str(root))
+    assert data.check(output).ok
+    _, drawn = data.drawn("train", data.pairs("train")[0])
+    assert (drawn[BOX][1:] != 255).all()
+    drawn[BOX] = 255
+    assert (drawn == 255).all()  # outside nothing is painted
     Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(root / "test/mask/03_test_mask.gif")
     (root / "test/mask/04_test_mask.gif").write_bytes(b"GI")
     report = DRIVE(root=str(root)).check(output)

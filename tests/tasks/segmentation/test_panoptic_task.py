@@ -13,9 +13,12 @@ from PIL import Image
 from pycocotools import mask as mask_tools
 
 from vistrain.cli import main
+from vistrain.config import compose
 from vistrain.data.segmentation.panoptic_files import read_numbers
+from vistrain.errors import ConfigError
 from vistrain.predictions import InstanceDetections, PanopticMap, Segment, Segmentation
 from vistrain.run.predict import load_predictor
+from vistrain.run.rehearsal import refuse_ahead
 from vistrain.structures import LabelSpace
 from vistrain.tasks.segmentation.segment_pictures import truth_and_segments
 
@@ -112,6 +115,45 @@ def test_test_predict_and_evaluate_agree(
     assert main(["evaluate", "out", "-c", "mine.yaml", "--protocol", "coco_mask"]) == 0
     again = capsys.readouterr().out
     assert again[again.index("coco_mask") :].split("per class")[0].strip() in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["data.targets=instances"], "things alone are trained, but model.outputs gives semantic, panoptic"),
+        (["data.targets=semantic"], "regions of classes are trained, but model.outputs gives panoptic, ins"),
+        (
+            ["data.targets=instances", "model.outputs=[instances]", "metrics=[panoptic]"],
+            "the network gives instances - data.targets=panoptic model.outputs=[instances,panoptic]",
+        ),
+        (
+            ["task.type=tasks.SegmentationTask", "metrics=[miou]", "model.outputs=[panoptic]"],
+            "model.outputs: the network gives panoptic, miou measures semantic",
+        ),
+        (
+            ["model={type: segmentation.SemanticSegmenter, backbone: {name: resnet10t, strides: [4, 8, 16, 32]}, "
+             "head: {type: segmentation.FPNHead}, neck: {type: necks.FPN}}", "metrics=[miou]"],
+            "targets of GeneratedPanoptic hold labels, masks; SemanticSegmenter learns from label_map",
+        ),
+        (
+            ["data={type: data.GeneratedMasks, root: data, train_images: 4, val_images: 2, batch_size: 2}",
+             "model.outputs=[semantic]", "metrics=[miou]"],
+            "MaskClassifier learns from labels, masks - data.regions=true",
+        ),
+        (
+            ["data={type: data.GeneratedMasks, root: data, train_images: 4, val_images: 2, batch_size: 2}",
+             "data.regions=true", "model.outputs=[semantic]", "metrics=[panoptic]"],
+            "metrics: panoptic needs truth that GeneratedMasks has not - it has that of miou",
+        ),
+    ],
+)  # fmt: skip
+def test_targets_outputs_and_metrics_that_do_not_go_together(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, changes: list[str], said: str
+) -> None:
+    monkeypatch.chdir(trained)
+    with pytest.raises(ConfigError) as refused:
+        refuse_ahead(compose(["mine.yaml"], changes))
+    assert said.replace("MaskClassifier", "Mask2Former") in str(refused.value)
 
 
 def test_what_does_not_fit_is_said(

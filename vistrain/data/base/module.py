@@ -227,6 +227,10 @@ class DataModule(Contract, LightningDataModule, ABC):
             DataError: something is missing.
         """
 
+    def remedy_for_targets(self, missing: Sequence[str]) -> str:
+        """What to do where a network learns from keys of a target that this data does not give."""
+        return "take a network for this data, or data for this network (`vistrain list data`, `vistrain list configs`)"
+
     def remedy(self, split: SplitName) -> str:
         """What to do where a split is missing."""
         return f"correct data.root (now {self.root}), or set VISTRAIN_DATA"

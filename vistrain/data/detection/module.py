@@ -259,6 +259,10 @@ class DetectionData(DataModule):
             raise DataError(str(self.annotation_file(split)), f"no image with id {image_id} in split {split!r}")
         return self.folder(split) / data.files[position]
 
+    def remedy_for_targets(self, missing: Sequence[str]) -> str:
+        """See `DataModule`."""
+        return "set data.masks=true" if list(missing) == ["masks"] else super().remedy_for_targets(missing)
+
     def place(self, split: SplitName) -> str:
         """The annotation file: splits may share a folder of images."""
         return str(self.annotation_file(split))

@@ -249,7 +249,7 @@ def counted(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw(
-    pairs: tuple[MaskPair, ...], data: SegmentationData, name: str, found: MaskSplitReport, output: Path
+    pairs: tuple[MaskPair, ...], data: SegmentationData, name: SplitName, found: MaskSplitReport, output: Path
 ) -> list[str]:
     """Writes a split's pictures; returns their paths."""
     written = []
@@ -264,8 +264,7 @@ def _draw(
         pair = pairs[index]
         if len(rows) == SAMPLES or str(pair.mask) in found.bad_files or str(pair.image) in found.bad_files:
             continue
-        label_map = data.rule.read(pair.mask)
-        image = sized_image(pair, label_map.shape)
+        image, label_map = data.drawn(name, pair)
         occurring = set(np.unique(label_map).tolist())
         line = legend(names, colours, [c for c in names if c in occurring], image.shape[1])
         rows.append([image, np.concatenate([overlaid(image, label_map, colours), line])])

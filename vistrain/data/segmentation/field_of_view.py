@@ -4,6 +4,7 @@ size; pixels outside carry no truth."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -294,6 +295,16 @@ class FieldOfViewFolders(MaskFolders):
                     found.bad_files[error.where] = error.problem
         write_report(report.to_dict(), Path(output))
         return report
+
+    def drawn(self, split: SplitName, pair: MaskPair) -> tuple[np.ndarray, np.ndarray]:
+        """See `SegmentationData`; outside the field of view nothing is painted."""
+        image, label_map = read_pair(pair, self.rule)
+        with suppress(DataError):  # what is wrong with a field of view is said elsewhere
+            view = (self.views(split) or {}).get(pair.name)
+            if view is not None:
+                inside = read_view(view, (image.shape[0], image.shape[1]))
+                label_map = np.where(inside, label_map, np.asarray(self.rule.ignored, label_map.dtype))
+        return image, label_map
 
     def dataset(self, split: SplitName) -> MaskedImages:
         """See `SegmentationData`."""

@@ -205,6 +205,10 @@ class SegmentationData(DataModule):
                     log.warning("%s: %d %s left out, such as %s", split, len(files), what, files[0])
         return found.pairs
 
+    def drawn(self, split: SplitName, pair: MaskPair) -> tuple[np.ndarray, np.ndarray]:
+        """Image and class map of a pair as `check` draws them, see `read_pair`."""
+        return read_pair(pair, self.rule)
+
     def find(self, split: SplitName) -> None:
         """Finds the pairs of a split; masks of which one half is read are refused in training, elsewhere a warning.
 
@@ -288,6 +292,15 @@ class SegmentationData(DataModule):
         if self.regions:
             return len(target["labels"])
         return int((target["label_map"] != self.rule.ignored).sum())
+
+    def remedy_for_targets(self, missing: Sequence[str]) -> str:
+        """See `DataModule`."""
+        is_region = "masks" in missing and "boxes" not in missing and not self.regions
+        return (
+            "data.regions=true gives the pixels of each class as a mask"
+            if is_region
+            else super().remedy_for_targets(missing)
+        )
 
     def check(self, output: str | Path) -> Findings:
         """See `segmentation.check.check_masks`."""

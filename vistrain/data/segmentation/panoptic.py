@@ -376,8 +376,8 @@ class PanopticFolders(JitteredData):
                 files += [str(pairs[index].mask)] if missing or unknown else []
         if files:
             log.warning(
-                "%s: in %d of %d PNGs that were looked at, %d segments of the JSON are missing (they are no targets) and "
-                "%d pixels have a number that the JSON lacks (they are void), such as in %s; `vistrain check` names all",
+                "%s: in %d of %d PNGs that were looked at, %d segments of the JSON are missing (no targets), and %d "
+                "pixels have a number that the JSON lacks (void), such as in %s; `vistrain check` names all",
                 split, len(files), len(looked_at), hidden, strangers, files[0],
             )  # fmt: skip
 

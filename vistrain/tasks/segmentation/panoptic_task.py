@@ -19,6 +19,7 @@ from vistrain.metrics import IOU, Metric, Record, protocol
 from vistrain.metrics.panoptic_quality import COUNTS, NAME, PanopticQuality
 from vistrain.predictions import Segmentation
 from vistrain.segmentation.mask_classifier import MaskClassifier
+from vistrain.segmentation.semantic import SemanticNetwork
 from vistrain.structures import LabelSpace
 from vistrain.tasks.base.task import Batch, Cells, picture_of
 from vistrain.tasks.segmentation.analysis import draw_worst, write_table
@@ -33,6 +34,19 @@ WORST = 8
 # What a network must give for the numbers of a protocol.
 MASKS = "coco_mask"
 NEEDED = {NAME: "panoptic", MASKS: "instances", **dict.fromkeys(IOU, "semantic")}
+
+# What a network can learn from data: in words, and outputs.
+TAUGHT_BY = {
+    "panoptic": ("segments", ("panoptic", "instances", "semantic")),
+    "semantic": ("regions of classes", ("semantic",)),
+    "instances": ("things alone", ("instances",)),
+}
+TAUGHT: dict[type, tuple[str, tuple[str, ...]]] = {
+    InstanceFolders: ("objects", ("instances",)),
+    SegmentationData: ("regions of classes", ("semantic",)),
+}
+# Protocols that data has the truth for.
+TRUTHS: dict[type, tuple[str, ...]] = {InstanceFolders: (MASKS,), SegmentationData: tuple(IOU)}
 
 
 class PanopticTask(SegmentationTask):
@@ -49,18 +63,59 @@ class PanopticTask(SegmentationTask):
         """See `Task`.
 
         Raises:
-            ConfigError: the network does not give what a protocol measures.
+            ConfigError: the network does not give what a protocol measures, the data has no truth for it, or (but for a
+                test) trains something else than the network gives.
         """
-        if isinstance(self.model, MaskClassifier):
-            for name in self.metrics:
-                needed = NEEDED.get(name)
-                if needed is not None and needed not in self.model.outputs:
-                    problem = f"{name} measures {needed} predictions, the network gives {', '.join(self.model.outputs)}"
-                    line = f"model.outputs=[{','.join((*self.model.outputs, needed))}]"
-                    raise ConfigError("metrics", problem, line)
-        data: DataModule = self.datamodule
+        if split != "test":
+            self._refuse_outputs()
+        self._refuse_protocols()
+        outputs = self._outputs()
+        for name in self.metrics if outputs else ():
+            needed = NEEDED.get(name)
+            if needed is not None and needed not in outputs:
+                problem = f"{name} measures {needed} predictions, the network gives {', '.join(outputs)}"
+                raise ConfigError("metrics", problem, self._remedy(outputs, needed))
+        data = self.datamodule
         truth = {MASKS: data.ground_truth(cast(Any, split))} if MASKS in self.metrics else {}
         return {n: protocol(n, ground_truth=truth.get(n), labels=self.model.labels) for n in self.metrics}
+
+    def _outputs(self) -> tuple[str, ...]:
+        """What the network predicts; empty: it does not say."""
+        if isinstance(self.model, MaskClassifier):
+            return self.model.outputs
+        return ("semantic",) if isinstance(self.model, SemanticNetwork) else ()
+
+    def _remedy(self, outputs: tuple[str, ...], needed: str) -> str:
+        """The line that makes the network give what a protocol measures; one of one class a pixel cannot."""
+        if not isinstance(self.model, MaskClassifier):
+            return "metrics=[miou]"
+        line, data = f"model.outputs=[{','.join((*outputs, needed))}]", self.datamodule
+        untaught = isinstance(data, PanopticFolders) and needed not in TAUGHT_BY[data.targets][1]
+        return f"data.targets=panoptic {line}" if untaught else line
+
+    def _refuse_outputs(self) -> None:
+        """Refuse outputs that nothing teaches the network."""
+        outputs, data = self._outputs(), self.datamodule
+        what, taught = next((row for kind, row in TAUGHT.items() if isinstance(data, kind)), (None, outputs))
+        where = "data.type"
+        if isinstance(data, PanopticFolders):
+            where, what, taught = "data.targets", *TAUGHT_BY[data.targets]
+        wrong = [output for output in outputs if output not in taught]
+        if wrong:
+            problem = f"{what} are trained, but model.outputs gives {', '.join(wrong)}, too"
+            problem = problem.removesuffix(", too") if len(wrong) == len(outputs) else problem
+            fitting = [name for name, needed in NEEDED.items() if needed in taught]
+            line = f"model.outputs=[{','.join(taught)}] metrics=[{fitting[0]}]"
+            raise ConfigError(where, problem, f"{line}, or data with such targets")
+
+    def _refuse_protocols(self) -> None:
+        """Refuse protocols that the data has no truth for."""
+        data = self.datamodule
+        known = next((row for kind, row in TRUTHS.items() if isinstance(data, kind)), self.metrics)
+        for name in self.metrics:
+            if name not in known and name in NEEDED:
+                problem = f"{name} needs truth that {type(data).__name__} has not"
+                raise ConfigError("metrics", problem, f"it has that of {', '.join(known)}")
 
     def draw_sample(
         self, batch: Batch, index: int, prediction: Segmentation | None, side: int, threshold: float

@@ -8,10 +8,12 @@ from rich.console import RenderableType
 
 from vistrain.data.base.module import DataModule
 from vistrain.errors import ConfigError
+from vistrain.metrics.base import Metric
 from vistrain.metrics.binary_pixels import BinaryPixels
 from vistrain.metrics.mean_iou import IOU, MeanIoU
 from vistrain.metrics.region_overlap import RegionOverlap
 from vistrain.predictions import Segmentation
+from vistrain.segmentation.mask_classifier import MaskClassifier
 from vistrain.structures import LabelSpace
 from vistrain.tasks.base.task import Batch, Cells, Task, picture_of
 from vistrain.tasks.segmentation.analysis import analyse_task, per_class, per_image, write_table
@@ -29,6 +31,17 @@ class SegmentationTask(Task):
 
     predictor = SegmentationPredictor
     protocols = (*IOU, *BinaryPixels.families, *RegionOverlap.families)
+
+    def build_metrics(self, split: str) -> dict[str, Metric]:
+        """See `Task`.
+
+        Raises:
+            ConfigError: the network gives no class maps.
+        """
+        if self.metrics and isinstance(self.model, MaskClassifier) and "semantic" not in self.model.outputs:
+            problem = f"the network gives {', '.join(self.model.outputs)}, {self.metrics[0]} measures semantic"
+            raise ConfigError("model.outputs", problem, "model.outputs=[semantic], or task.type=tasks.PanopticTask")
+        return super().build_metrics(split)
 
     def draw_sample(
         self, batch: Batch, index: int, prediction: Segmentation | None, side: int, threshold: float
