@@ -249,11 +249,16 @@ def test_sixteen_bit_and_grey_files_are_read(tmp_path) -> None:
     assert (model.image[0] == torch.from_numpy((values >> 8).astype(np.uint8))).all()
 
 
-def test_only_damaged_files_is_an_error_and_the_json_says_why(tmp_path) -> None:
+def test_only_damaged_files_is_an_error_and_the_json_says_why(tmp_path, caplog) -> None:
     (tmp_path / "zero.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"zero\.jpg: empty file"):
         predict_files(predictor(), find_images([tmp_path]), tmp_path / "out")
     assert read(tmp_path / "out")["failed"][0]["file"] == "zero.jpg"
+    assert "skipped" not in caplog.text  # the error says it
+    (tmp_path / "one.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"one\.jpg: is one of 2 pictures, none of which can be read"):
+        predict_files(predictor(), find_images([tmp_path / "one.jpg", tmp_path / "zero.jpg"]), tmp_path / "out")
+    assert caplog.text.count("skipped: ") == 2
 
 
 def test_an_input_is_never_replaced(tmp_path) -> None:

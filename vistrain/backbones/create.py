@@ -19,7 +19,7 @@ from torch import nn
 from vistrain.backbones.resnet_keys import DETECTRON2
 from vistrain.backbones.timm_keys import AUTHORS
 from vistrain.checkpoints import load_weights, read_state_dict
-from vistrain.errors import ConfigError, WeightsError, nearest
+from vistrain.errors import ConfigError, WeightsError, first_line, nearest
 
 # timm's arguments that the wrapper decides, and what to write instead.
 _DECIDED = {
@@ -159,14 +159,18 @@ def _build(name: str, arguments: dict[str, Any], pretrained: bool = False) -> tu
 
 
 def _build_pretrained(name: str, arguments: dict[str, Any]) -> tuple[Any, bool]:
+    from vistrain.internals.hub import fetching  # nobody else needs it
+
+    unreachable = ""
     try:
-        return _build(name, arguments, pretrained=True)
+        with fetching() as unreachable:
+            return _build(name, arguments, pretrained=True)
     except OSError as error:  # what downloads fail with, offline and online
         cfg = get_pretrained_cfg(name)
         source = (cfg and (cfg.hf_hub_id or cfg.url)) or name
         raise WeightsError(
             f"pretrained weights of {name}",
-            f"{source} is not in the cache and cannot be downloaded ({str(error).splitlines()[0][:100]})",
+            f"{source} is not in the cache and cannot be downloaded ({unreachable or first_line(error, 100)})",
             "download it where there is a network and set `model.backbone.pretrained` to a file, or to false, which "
             "starts from scratch",
         ) from error

@@ -31,12 +31,14 @@ class Summary:
         entries: the inputs that were looked at, as `predictions.json` has them.
         failed: name and reason of each input that could not be read, or is too large for the memory.
         unwritten: file and reason of each picture that could not be written.
+        alone: whether there is one input.
     """
 
     output: Path
     entries: list[dict[str, Any]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     unwritten: list[tuple[str, str]] = field(default_factory=list)
+    alone: bool = False
 
 
 def load_predictor(
@@ -124,7 +126,7 @@ def predict_files(
     save_pictures: bool = True,
 ) -> Summary:
     """As `predict_paths`, with a predictor and files that are there already."""
-    summary, noun = Summary(output), predictor.noun
+    summary, noun = Summary(output, alone=len(files) == 1), predictor.noun
     targets = predictor.picture_paths(files, output / predictor.pictures) if save_pictures else []
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -142,7 +144,9 @@ def predict_files(
         _write_json(predictor, summary)
     if summary.failed and not summary.entries:
         name, reason = summary.failed[0]
-        raise DataError(name, f"{reason} - and no other {noun} could be read" if len(files) > 1 else reason)
+        raise DataError(
+            name, f"is one of {len(files)} {noun}s, none of which can be read" if len(files) > 1 else reason
+        )
     if summary.unwritten and len(summary.unwritten) == len(summary.entries):
         raise DataError(summary.unwritten[0][0], summary.unwritten[0][1] + ", nor any other picture")
     skipped = f", {len(summary.failed)} {noun}s skipped" if summary.failed else ""
@@ -210,7 +214,8 @@ def _is_of_input(error: BaseException) -> bool:
 
 def _skip(file: InputFile, error: BaseException, summary: Summary) -> None:
     reason = error.problem if isinstance(error, DataError) else "too large for the memory"
-    log.warning("skipped: %s", error if isinstance(error, DataError) else f"{file.name}: {reason}")
+    if not summary.alone:  # else it is what ends the command
+        log.warning("skipped: %s", error if isinstance(error, DataError) else f"{file.name}: {reason}")
     summary.failed.append((file.name, reason))
 
 

@@ -52,9 +52,12 @@ def read_yolo(source: Path, options: Options) -> Export:
     kinds = [_values(row, dimensions) for picture in pictures for row in rows.get(picture.path, [])]
     if not options.pixels:
         _refuse_pixels(source, kinds)
+    read: dict[Path, list[Shape]] = {}  # a picture may be in several splits, and what is wrong with it is said once
     for picture in pictures:
-        shapes = [_shape(row, dimensions, names, options.pixels, notes) for row in rows.get(picture.path, [])]
-        picture.shapes = [shape for shape in shapes if shape is not None]
+        if picture.path not in read:
+            shapes = [_shape(row, dimensions, names, options.pixels, notes) for row in rows.get(picture.path, [])]
+            read[picture.path] = [shape for shape in shapes if shape is not None]
+        picture.shapes = list(read[picture.path])
     return Export(pictures, names, notes, shares=not options.pixels, turned=True)
 
 
@@ -209,7 +212,7 @@ def _rows(pictures: list[Labelled], source: Path, notes: Notes) -> dict[Path, li
     unique = list(dict.fromkeys(picture.path for picture in pictures))
     for path, result in opened(unique, _read_labels, "reading labels"):
         if isinstance(result, DataError):
-            notes.add(f"picture left out: its label file is {result.problem}", path.name)
+            notes.add(f"picture left out: its label file is {result.problem}", _place(path))
             bad.add(path)
             seen.update(_labels_of(path))
         elif result is None:
@@ -219,19 +222,24 @@ def _rows(pictures: list[Labelled], source: Path, notes: Notes) -> dict[Path, li
             seen.add(label)
             found[path] = _numbers_of(label, lines, notes)
             if not found[path] and any(map(str.strip, lines)):
-                notes.add("picture left out: no row of its label file is of finite numbers", path.name)
+                notes.add("picture left out: no row of its label file is of finite numbers", _place(path))
                 bad.add(path)
     if not found and not bad:
         places = " or ".join(map(str, _labels_of(unique[0])))
         raise DataError(str(source), f"none of {len(unique)} pictures has a label file", f"looked for {places}")
     for path in without:
-        notes.add(NO_LABELS, path.name)
+        notes.add(NO_LABELS, _place(path))
     for folder in sorted({label.parent for label in seen if "labels" in label.parts}):
         for extra in sorted(folder.glob("*.txt")):
             if extra not in seen and extra.name not in NAME_FILES:
                 notes.add("label file without a picture, skipped", extra.name)
     pictures[:] = [picture for picture in pictures if picture.path not in bad]
     return found
+
+
+def _place(path: Path) -> str:
+    """A file's name, with the folders that tell splits apart: one name may be in several."""
+    return "/".join(path.parts[-3:])
 
 
 def _read_labels(picture: Path) -> tuple[Path, list[str]] | None:
@@ -242,7 +250,7 @@ def _read_labels(picture: Path) -> tuple[Path, list[str]] | None:
 def _numbers_of(label: Path, lines: list[str], notes: Notes) -> list[Row]:
     rows: dict[str, Row] = {}
     for count, line in enumerate(lines, 1):
-        text, where = " ".join(line.split()), f"{label.name}, line {count}"
+        text, where = " ".join(line.split()), f"{_place(label)}, line {count}"
         values = numbers(text.split())
         if not text:
             continue
