@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as mask_tools
 from rich.console import Console
 from training_tools import TinyData, make_task, make_trainer
 
@@ -240,6 +241,30 @@ def test_the_worst_image_has_the_most_confident_errors() -> None:
     assert [(e.image_id, pytest.approx(e.badness)) for e in worst] == [(12, 1.0), (11, 0.8)]
     assert worst[1].scores.tolist() == pytest.approx([0.9, 0.8])
     assert worst[0].found.tolist() == [False]
+
+
+def test_masks_of_one_box_are_told_apart() -> None:
+    """Two halves of a square along its diagonal: their boxes overlap wholly, their masks hardly."""
+    upper = np.triu(np.ones((20, 20), bool))
+    lower = ~upper
+    lower[0, 0] = lower[-1, -1] = True
+    runs = [mask_tools.encode(np.asfortranarray(mask, np.uint8)) for mask in (upper, lower)]
+    texts = [{**run, "counts": run["counts"].decode()} for run in runs]
+    entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 20, 20], "area": 200, "iscrowd": 0}
+    truth = {
+        "images": [{"id": 1, "height": 20, "width": 20}],
+        "categories": [{"id": 1, "name": "half"}],
+        "annotations": [{**entry, "segmentation": texts[0]}],
+    }
+    record = {"id": 1, "boxes": np.array([[0, 0, 20, 20.0]] * 2), "scores": np.array([0.9, 0.8]),
+              "categories": np.array([1, 1]), "masks": texts[::-1]}  # fmt: skip
+    assert analyse(truth, [record]).errors.kind.tolist() == [0, 1 + KINDS.index("duplicate")]
+    of_masks = analyse(truth, [record], masks=True).errors
+    assert of_masks.kind.tolist() == [1 + KINDS.index("background"), 0]
+    assert of_masks.counts["background"] == 1
+    crowd = {**entry, "id": 2, "iscrowd": 1, "segmentation": texts[1]}
+    excused = analyse({**truth, "annotations": [*truth["annotations"], crowd]}, [record], masks=True)
+    assert excused.errors.kind.tolist() == [-1, 0]
 
 
 def test_ranks_within_groups() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg, model_entrypoint
+from timm.models import adapt_input_conv, get_pretrained_cfg, model_entrypoint
 from torch import nn
 
 from vistrain.backbones.resnet_keys import DETECTRON2
@@ -47,7 +47,8 @@ def create(
     Args:
         name: timm's name, with a tag (`resnet50.tv_in1k`) where it matters which weights are meant.
         pretrained: timm's weights for that name; or a file of weights under timm's, torchvision's, detectron2's or
-            (where timm can convert them) the authors' names.
+            (where timm can convert them) the authors' names. Of colour images, their first convolution is adapted to
+            other `channels` by timm's rule either way: summed for one, repeated and scaled by 3 / C for others.
         args: timm's own arguments.
         channels: of the images.
         num_classes: of the classifier; 0 for none, None for as many as the weights have.
@@ -70,7 +71,7 @@ def create(
         body, flexible = _build_pretrained(name, arguments)
     else:
         body, flexible = _build(name, arguments)
-        _load_file(body, name, Path(pretrained))
+        _load_file(body, name, Path(pretrained), channels)
     if num_classes is not None and getattr(body, "num_classes", num_classes) != num_classes:
         body.reset_classifier(num_classes)
     return body, flexible
@@ -181,7 +182,7 @@ def _build_pretrained(name: str, arguments: dict[str, Any]) -> tuple[Any, bool]:
         raise WeightsError(f"pretrained weights of {name}", problem, remedy) from error
 
 
-def _load_file(body: Any, name: str, path: Path) -> None:
+def _load_file(body: Any, name: str, path: Path, channels: int) -> None:
     """Loads a file of classification weights strictly; its classifier may be of any classes, or absent."""
     weights = read_state_dict(path)
     ours = "backbone.body."  # a classifier that vistrain trained
@@ -189,7 +190,7 @@ def _load_file(body: Any, name: str, path: Path) -> None:
         weights = {key.removeprefix(ours): value for key, value in weights.items() if key.startswith(ours)}
     if DETECTRON2.matches(weights):
         weights = DETECTRON2.apply(weights)
-    weights = convert(weights, body, name, str(path))
+    weights = _for_channels(convert(weights, body, name, str(path)), body, channels)
     classifiers = body.pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     counts = {v.shape[0] for key, v in weights.items() for c in classifiers if key == f"{c}.weight"}
@@ -199,6 +200,15 @@ def _load_file(body: Any, name: str, path: Path) -> None:
         body.reset_classifier(next(iter(counts)))
     class_layers = [rf"^{re.escape(classifier)}\." for classifier in classifiers]
     load_weights(body, weights, class_layers=class_layers, where=str(path))
+
+
+def _for_channels(weights: dict[str, torch.Tensor], body: Any, channels: int) -> dict[str, torch.Tensor]:
+    """Weights of colour images for images of other channels: the first convolutions, by timm's rule."""
+    first = body.pretrained_cfg.get("first_conv") or ()
+    keys = [f"{name}.weight" for name in ((first,) if isinstance(first, str) else first)]
+    found = {key: weights[key] for key in keys if key in weights and weights[key].ndim == 4}
+    adapted = {key: adapt_input_conv(channels, w) for key, w in found.items() if w.shape[1] == 3 != channels}
+    return {**weights, **adapted}
 
 
 def convert(weights: Mapping[str, torch.Tensor], body: Any, name: str, where: str) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """Data modules, data sets, transforms and collation; generated demo data."""
 
+from vistrain.data.base.bands import Bands, MatchedBands
 from vistrain.data.base.images import read_image
 from vistrain.data.base.module import DataModule
 from vistrain.data.base.scenes import Scenes
@@ -46,7 +47,7 @@ from vistrain.data.segmentation.panoptic_generated import GeneratedPanoptic
 from vistrain.data.segmentation.panoptic_sets import ADE20KPanoptic, CityscapesPanoptic, CocoPanoptic
 from vistrain.data.segmentation.rare_classes import RareClasses
 from vistrain.data.segmentation.segment_transforms import SegmentAugment
-from vistrain.data.segmentation.transforms import EvalScale, EvalStretch, MaskAugment
+from vistrain.data.segmentation.transforms import EvalBands, EvalScale, EvalStretch, MaskAugment
 
 __all__ = [
     "ADE20K",
@@ -56,6 +57,7 @@ __all__ = [
     "MNIST",
     "ADE20KPanoptic",
     "AffineAugment",
+    "Bands",
     "Bicubic",
     "COCOStuff",
     "CULane",
@@ -74,6 +76,7 @@ __all__ = [
     "DetrAugment",
     "Digits",
     "EuroSAT",
+    "EvalBands",
     "EvalCrop",
     "EvalResize",
     "EvalScale",
@@ -100,6 +103,7 @@ __all__ = [
     "MaskAugment",
     "MaskFolders",
     "MaskSplit",
+    "MatchedBands",
     "PanopticFolders",
     "PanopticSplit",
     "PascalContext",

@@ -75,6 +75,11 @@ class ErrorSplit:
     target: np.ndarray
     missed: np.ndarray
 
+    def gains(self) -> dict[str, float]:
+        """AP, in points of 100, that mending one kind of error alone adds, under its name with the count."""
+        named = {k: f"{k} ({n})" for k, n in self.counts.items()}
+        return {named.get(k, k.replace("_", " ")): round(100 * gain, 2) for k, gain in self.cost.items()}
+
 
 @dataclass(frozen=True)
 class ImageErrors:
@@ -216,6 +221,7 @@ def analyse(
     score_threshold: float = 0.3,
     max_detections: int = 100,
     iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
+    masks: bool = False,
 ) -> DetectionAnalysis:
     """Curves, confusion matrix and errors of detections.
 
@@ -227,6 +233,7 @@ def analyse(
         score_threshold: least score of detections in the confusion matrix and the images; errors and curves count all.
         max_detections: the best of each image and category that count.
         iou_thresholds: of the curves.
+        masks: whether all overlaps are those of masks, see `flatten`.
 
     Raises:
         DataError: see `flatten`.
@@ -234,7 +241,7 @@ def analyse(
     """
     if not 0 <= background_iou < iou_threshold <= 1:
         raise ConfigError("background_iou", f"{background_iou} is not below iou_threshold {iou_threshold}, in 0..1")
-    flat = flatten(truth, records, max_detections, min(background_iou, *iou_thresholds))
+    flat = flatten(truth, records, max_detections, min(background_iou, *iou_thresholds), masks)
     return DetectionAnalysis(
         flat,
         precision_recall_curves(flat, iou_thresholds),

@@ -8,11 +8,12 @@ numbers; here every detection keeps its fate, which is what error analysis is ab
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as mask_tools
 
 from vistrain.errors import DataError
 from vistrain.metrics.coco_engine import RECALL_THRESHOLDS
@@ -30,11 +31,13 @@ class Boxes:
         image: `[N]` int64, position of the image among the evaluated ones, ascending.
         category: `[N]` int64, position of the category, by ascending id.
         xywh: `[N, 4]` float64 (x, y, width, height) in pixels of the original image.
+        masks: of each the compressed run lengths, where overlaps are those of masks.
     """
 
     image: np.ndarray
     category: np.ndarray
     xywh: np.ndarray
+    masks: tuple[Any, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -89,7 +92,11 @@ class FlatDetections:
 
 
 def flatten(
-    truth: Mapping[str, Any], records: Iterable[Mapping[str, Any]], max_detections: int = 100, least_iou: float = 0.1
+    truth: Mapping[str, Any],
+    records: Iterable[Mapping[str, Any]],
+    max_detections: int = 100,
+    least_iou: float = 0.1,
+    masks: bool = False,
 ) -> FlatDetections:
     """Bring ground truth and records into flat arrays.
 
@@ -99,11 +106,12 @@ def flatten(
             evaluated.
         max_detections: the best of each image and category that count.
         least_iou: pairs that overlap less are left out.
+        masks: whether overlaps are those of masks; records are then those of `CocoMask.update`.
 
     Raises:
         DataError: the ground truth is malformed, or does not list an image that has a record.
     """
-    checked = check_ground_truth(truth)
+    checked = check_ground_truth(truth, masks=masks)
     by_id: dict[int, Mapping[str, Any]] = {}
     for record in records:
         by_id.setdefault(int(record["id"]), record)
@@ -116,7 +124,7 @@ def flatten(
     annotations = [a for a in checked["annotations"] if a["image_id"] in by_id]
     objects = _objects([a for a in annotations if not a["iscrowd"]], image_ids, category_ids)
     crowds = _objects([a for a in annotations if a["iscrowd"]], image_ids, category_ids)
-    found, score = _found([by_id[int(i)] for i in image_ids], category_ids, max_detections)
+    found, score = _found([by_id[int(i)] for i in image_ids], category_ids, max_detections, masks)
     covered = np.zeros(len(found))
     cover = _pairs(found, crowds, 0.0, of_detection=True)
     same = found.category[cover.detection] == crowds.category[cover.object]
@@ -220,10 +228,15 @@ def _objects(annotations: list[dict[str, Any]], image_ids: np.ndarray, category_
     known = np.isin(category, category_ids)
     image, category, xywh = image[known], category[known], xywh[known]
     order = np.argsort(image, kind="stable")
-    return Boxes(np.searchsorted(image_ids, image[order]), np.searchsorted(category_ids, category[order]), xywh[order])
+    runs = [a["segmentation"] for a, kept in zip(annotations, known, strict=True) if kept and "segmentation" in a]
+    masks = tuple(runs[i] for i in order) if len(runs) == len(order) else None
+    places = np.searchsorted(image_ids, image[order]), np.searchsorted(category_ids, category[order])
+    return Boxes(*places, xywh[order], masks)
 
 
-def _found(records: list[Mapping[str, Any]], category_ids: np.ndarray, max_detections: int) -> tuple[Boxes, np.ndarray]:
+def _found(
+    records: list[Mapping[str, Any]], category_ids: np.ndarray, max_detections: int, masks: bool
+) -> tuple[Boxes, np.ndarray]:
     image = np.repeat(np.arange(len(records)), [len(r["scores"]) for r in records])
     score = np.concatenate([np.zeros(0), *(np.asarray(r["scores"], dtype=np.float64) for r in records)])
     category = np.concatenate([np.zeros(0, np.int64), *(np.asarray(r["categories"], np.int64) for r in records)])
@@ -233,7 +246,9 @@ def _found(records: list[Mapping[str, Any]], category_ids: np.ndarray, max_detec
     image, score, xywh = image[order], score[order], xywh[order]
     category = np.searchsorted(category_ids, category[order])
     kept = rank_in_group(image * max(len(category_ids), 1) + category) < max_detections
-    return Boxes(image[kept], category[kept], xywh[kept]), score[kept]
+    runs = [run for r in records for run in r["masks"]] if masks else None
+    chosen = None if runs is None else tuple(runs[i] for i in order[kept])
+    return Boxes(image[kept], category[kept], xywh[kept], chosen), score[kept]
 
 
 def _pairs(found: Boxes, objects: Boxes, least: float, of_detection: bool = False) -> Pairs:
@@ -248,13 +263,31 @@ def _pairs(found: Boxes, objects: Boxes, least: float, of_detection: bool = Fals
         mine = count[start:end]
         detection = np.repeat(np.arange(start, end), mine)
         other = np.arange(len(detection)) + np.repeat(first[start:end] - (total[start:end] - total[start]), mine)
-        pairs = Pairs(detection, other, _overlap(found.xywh[detection], objects.xywh[other], of_detection))
+        if found.masks is None:
+            overlap = _overlap(found.xywh[detection], objects.xywh[other], of_detection)
+        else:
+            overlap = _mask_overlap(found.masks, objects.masks or (), detection, other, of_detection)
+        pairs = Pairs(detection, other, overlap)
         parts.append(pairs.where((pairs.iou >= least) & (pairs.iou > 0)))
         start = end
     if not parts:
         return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     columns = ([vars(p)[name] for p in parts] for name in ("detection", "object", "iou"))
     return Pairs(*(np.concatenate(column) for column in columns))
+
+
+def _mask_overlap(
+    found: Sequence[Any], objects: Sequence[Any], detection: np.ndarray, other: np.ndarray, of_detection: bool
+) -> np.ndarray:
+    """As `_overlap`, of the masks of pairs; detections come in order, each with all objects of its image."""
+    shares = np.zeros(len(detection))
+    ends = np.append(np.flatnonzero(np.diff(detection)) + 1, len(detection))
+    start = 0
+    for end in ends[ends > 0]:
+        truth = [objects[i] for i in other[start:end]]
+        shares[start:end] = mask_tools.iou([found[detection[start]]], truth, [int(of_detection)] * len(truth))[0]
+        start = end
+    return shares
 
 
 def _overlap(a: np.ndarray, b: np.ndarray, of_a: bool) -> np.ndarray:

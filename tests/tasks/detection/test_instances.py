@@ -80,6 +80,7 @@ def test_test_predict_and_evaluate_agree(trained: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(trained)
     words = ["--ckpt", "run/best.ckpt"]
     assert main(["test", *words, "data.workers=0", "--analysis", "analysis"]) == 0
+    assert {"analysis.json", "confusion.png"} <= {p.name for p in Path("analysis/masks").iterdir()}
     said = capsys.readouterr().out
     assert "coco_box, 4 images" in said
     assert "coco_mask, 4 images" in said

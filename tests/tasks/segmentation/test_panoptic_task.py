@@ -84,7 +84,10 @@ def test_test_predict_and_evaluate_agree(
     monkeypatch.chdir(trained)
     assert main(["test", "--ckpt", "run/last.ckpt", "--analysis", "analysis", "data.workers=0"]) == 0
     said = capsys.readouterr().out
-    assert {p.name for p in Path("analysis").iterdir()} == {"per_class.csv", "per_image.csv", "worst.png"}
+    assert {p.name for p in Path("analysis").iterdir()} == {"per_class.csv", "per_image.csv", "worst.png", "instances"}
+    instances = json.loads(Path("analysis/instances/analysis.json").read_text())
+    assert instances["confusion"]["classes"] == ["circle", "background"]
+    assert Path("analysis/instances/confusion.png").is_file()
     (root,) = Path("data").glob("panoptic-*")
     command = ["predict", "--ckpt", "run/last.ckpt", "--input", str(root / "val"), "--output", "out"]
     assert main([*command, "--threshold", "0"]) == 0

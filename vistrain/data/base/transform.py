@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +20,18 @@ class EvalTransform(ABC):
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """`[*S, C]` to `[*T, C]` of the same type: nothing random, and of the image alone."""
 
+    def read(self, source: Any) -> np.ndarray | None:
+        """An input as `__call__` takes it, where images are no photographs; None: they are.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return None
+
+    def picture(self, image: np.ndarray) -> np.ndarray:
+        """What people are shown of such an input, uint8 `[H, W, 3]`."""
+        return image
+
     def to_node(self) -> dict[str, Any]:
         """The config node that `config.builder.build` makes the transform of again: `type` and its fields, plain."""
         cls = type(self)
@@ -29,4 +41,6 @@ class EvalTransform(ABC):
 
 
 def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

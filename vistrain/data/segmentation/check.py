@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from vistrain.data.base.bands import Bands, BandStatistics, described
 from vistrain.data.base.check import (
     Findings,
     SplitFindings,
@@ -53,6 +54,7 @@ class MaskSplitReport(SplitFindings):
         values: all stored values (colours) -> pixels.
         bare: images without a mask.
         lonely: masks without an image.
+        band_mean, band_std: of each of `data.bands.channels`, where images have bands.
     """
 
     images: int = 0
@@ -67,6 +69,8 @@ class MaskSplitReport(SplitFindings):
     values: dict[str, int] = field(default_factory=dict)
     bare: list[str] = field(default_factory=list)
     lonely: list[str] = field(default_factory=list)
+    band_mean: list[float] = field(default_factory=list)
+    band_std: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -116,6 +120,7 @@ class _Seen:
     strangers: dict[str, int]
     digest: bytes
     problem: str
+    bands: BandStatistics | None
 
 
 def check_masks(data: SegmentationData, output: str | Path) -> MaskReport:
@@ -152,11 +157,11 @@ def check_masks(data: SegmentationData, output: str | Path) -> MaskReport:
         if found.bare and data.unpaired == "refuse":
             found.problem = f"{len(found.bare)} images have no mask, such as {found.bare[0]}"
         found.refused += data.refusals(name, found.images)
-        for digest, path in _open_all(pairing.pairs, rule, name, found):
+        for digest, path in _open_all(pairing.pairs, data, name, found):
             seen.setdefault(digest, []).append(f"{name}: {path}")
         report.pictures += _draw(pairing.pairs, data, name, found, output)
     report.note_copies(seen)
-    report.advice = advice(report.splits, rule)
+    report.advice = advice(report.splits, rule) + _of_bands(data.bands, report.splits["train"])
     train = report.splits["train"]
     if total := sum(train.pixels.values()):
         shares = [train.pixels.get(name, 0) / total for name in report.classes]
@@ -166,18 +171,20 @@ def check_masks(data: SegmentationData, output: str | Path) -> MaskReport:
 
 
 def _open_all(
-    pairs: tuple[MaskPair, ...], rule: LabelRule, name: str, found: MaskSplitReport
+    pairs: tuple[MaskPair, ...], data: SegmentationData, name: str, found: MaskSplitReport
 ) -> list[tuple[bytes, str]]:
     """Fill a split's report; returns hashes of the images with their files."""
+    rule, bands = data.rule, BandStatistics()
     kinds, sizes, palettes = Counter[str](), Counter[tuple[int, int]](), set[bytes]()
     pixels, images, values, strangers = Counter[str](), Counter[str](), Counter[str](), dict[str, list[int]]()
     names, hashes, ignored = rule.labels.names, [], 0
-    for pair, seen in opened(pairs, lambda pair: _look(pair, rule), f"opening {name}"):
+    for pair, seen in opened(pairs, lambda pair: _look(pair, rule, data.bands), f"opening {name}"):
         if isinstance(seen, DataError):
             found.bad_files[seen.where] = seen.problem
             continue
         if seen.problem:
             found.bad_files[str(pair.mask)] = seen.problem
+        bands = bands if seen.bands is None else bands + seen.bands
         kinds[seen.kind] += 1
         sizes[seen.size] += 1
         palettes |= {seen.palette} if seen.palette else set()
@@ -191,6 +198,8 @@ def _open_all(
         if seen.ignored and not seen.channels and not seen.strangers:
             found.unlabelled.append(str(pair.mask))
         hashes.append((seen.digest, str(pair.image)))
+    if data.bands is not None and hashes:
+        found.band_mean, found.band_std = bands.mean_and_std()
     found.kinds, found.palettes = dict(kinds), len(palettes)
     found.image_sizes = {f"{w} x {h}": n for (h, w), n in sizes.most_common(10)}
     found.pixels, found.class_images = ({n: counts[n] for n in names if n in counts} for counts in (pixels, images))
@@ -200,7 +209,7 @@ def _open_all(
     return hashes
 
 
-def _look(pair: MaskPair, rule: LabelRule) -> _Seen:
+def _look(pair: MaskPair, rule: LabelRule, bands: Bands | None) -> _Seen:
     """Open a pair.
 
     Raises:
@@ -208,7 +217,7 @@ def _look(pair: MaskPair, rule: LabelRule) -> _Seen:
     """
     image = open_label_file(pair.mask)
     stored = np.array(image.convert("RGB")) if rule.colours else label_values(image, pair.mask)
-    pixels = sized_image(pair, stored.shape[:2])
+    pixels = sized_image(pair, stored.shape[:2], bands)
     kind = "colours" if stored.ndim == 3 else KINDS.get(image.mode, "16 bits" if stored.dtype != np.uint8 else "grey")
     palette = bytes(image.getpalette() or b"") if image.mode == "P" else b""
     values, counts = counted(stored)
@@ -232,7 +241,20 @@ def _look(pair: MaskPair, rule: LabelRule) -> _Seen:
         problem = f"{what} that are no class: {', '.join(list(strangers)[:5])}"
     size, digest = (stored.shape[0], stored.shape[1]), pixel_hash(pixels)
     everything = dict(zip(texts, counts.tolist(), strict=True))
-    return _Seen(kind, palette, size, everything, channels, ignored, strangers, digest, problem)
+    statistics = None if bands is None else BandStatistics.of(pixels)
+    return _Seen(kind, palette, size, everything, channels, ignored, strangers, digest, problem, statistics)
+
+
+def _of_bands(bands: Bands | None, train: MaskSplitReport) -> list[Advice]:
+    """Mean and spread of channels that the config does not state."""
+    if bands is None or not train.band_mean:
+        return []
+    flat = [n for n, std in zip(bands.channels, train.band_std, strict=True) if not std]
+    found = [Advice("train", f"the channels {flat} have one value everywhere", "leave them out", True)] if flat else []
+    if not bands.mean and not flat:
+        line = f"data.bands.mean={described(train.band_mean)} data.bands.std={described(train.band_std)}"
+        found.append(Advice("train", "mean and std of the channels are missing", line, stops=True))
+    return found
 
 
 def counted(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from vistrain.data.base.bands import SUFFIXES as BAND_SUFFIXES
+from vistrain.data.base.bands import Bands
+from vistrain.data.base.images import SUFFIXES
 from vistrain.data.base.module import SplitName
 from vistrain.data.segmentation.label_files import RGB, ClassList, Ignore, LabelRule, read_classes
 from vistrain.data.segmentation.mask_pairs import MaskSplit, Pairing, find_pairs
@@ -28,6 +31,8 @@ class MaskFolders(SegmentationData):
         ignore: stored values that carry no supervision, or `others`: all that no class has.
         palette: a colour for each class: for pictures, and for masks with `colors`; that of the class file if empty.
         colors: whether masks hold colours instead of values.
+        bands: images are multi-band TIFFs or `.npy` arrays, of which these channels count; None: photographs. Colours
+            of bands are not distorted while training, as SSD's distortion is of red, green and blue in 8 bits.
         base: see `SegmentationData`.
 
     Raises:
@@ -45,9 +50,13 @@ class MaskFolders(SegmentationData):
         ignore: Ignore = (255,),
         palette: tuple[RGB, ...] = (),
         colors: bool = False,
+        bands: Bands | None = None,
         **base: Any,
     ) -> None:
         super().__init__(**base)
+        if bands is not None:
+            self.bands, self.channels, self.itemsize = bands, len(bands.channels), 4
+            self.augment = replace(self.augment, color=False)
         if not isinstance(classes, str) and len(set(classes)) < max(len(classes), 1):
             raise ConfigError("data.classes", f"{list(classes)}", "name each class once")
         self.splits: dict[SplitName, MaskSplit] = {"train": train, "val": val, "test": test or val}
@@ -81,5 +90,6 @@ class MaskFolders(SegmentationData):
         """
         where = self.splits[split]
         if where not in self._found:
-            self._found[where] = find_pairs(self.root, where)
+            suffixes = SUFFIXES if self.bands is None else BAND_SUFFIXES
+            self._found[where] = find_pairs(self.root, where, suffixes)
         return self._found[where]

@@ -74,22 +74,27 @@ class Pairing:
             raise DataError(str(self.bare[0].parent), problem, remedy)
 
 
-def find_pairs(root: Path, split: MaskSplit) -> Pairing:
+def find_pairs(root: Path, split: MaskSplit, suffixes: tuple[str, ...] = SUFFIXES) -> Pairing:
     """The pairs of a split.
+
+    Args:
+        root: what the split's folders are relative to.
+        split: where they are.
+        suffixes: of images.
 
     Raises:
         DataError: a folder is missing or empty, two files have one name, or a listed name has no image.
     """
     images, masks = root / split.images, root / split.masks
-    suffixes = (label_files.POLYGONS,) if split.mask_suffix.endswith("_polygons") else label_files.SUFFIXES
-    labels = named_files(masks, suffixes, split.mask_suffix, "masks")
+    of_labels = (label_files.POLYGONS,) if split.mask_suffix.endswith("_polygons") else label_files.SUFFIXES
+    labels = named_files(masks, of_labels, split.mask_suffix, "masks")
     if not labels and (jpegs := named_files(masks, (".jpg", ".jpeg"), split.mask_suffix, "masks")):
         problem = "masks are JPEG, which changes the values of labels"
         raise DataError(str(next(iter(jpegs.values()))), problem, "export them again, as PNG")
     taken = set(labels.values()) if images == masks else set()
-    pictures = named_files(images, SUFFIXES, split.image_suffix, "images", taken)
+    pictures = named_files(images, suffixes, split.image_suffix, "images", taken)
     if split.names is not None:
-        pictures = {name: pictures[name] for name in _listed(root / split.names, pictures)}
+        pictures = {name: pictures[name] for name in _listed(root / split.names, pictures, suffixes)}
         labels = {name: path for name, path in labels.items() if name in pictures}
     for found, folder, suffix, what in (
         (pictures, images, split.image_suffix, "images"),
@@ -125,12 +130,12 @@ def named_files(
     return found
 
 
-def _listed(path: Path, pictures: dict[str, Path]) -> list[str]:
+def _listed(path: Path, pictures: dict[str, Path], suffixes: tuple[str, ...]) -> list[str]:
     """The pictures that a file lists."""
     lines = [line.split()[0] for line in read_text(path, what="list of names").splitlines() if line.strip()]
     found = []
     for line in lines:
-        parts = Path(line).with_suffix("").parts if Path(line).suffix.lower() in SUFFIXES else Path(line).parts
+        parts = Path(line).with_suffix("").parts if Path(line).suffix.lower() in suffixes else Path(line).parts
         ends = ["/".join(parts[i:]) for i in range(len(parts))]
         name = next((end for end in ends if end in pictures), None)
         if name is None:

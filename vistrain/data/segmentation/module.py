@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from vistrain.data.base.bands import Bands, MatchedBands
 from vistrain.data.base.check import Findings
 from vistrain.data.base.collate import Batch, batch_of
 from vistrain.data.base.dataset import SampleSet
@@ -23,7 +24,7 @@ from vistrain.data.segmentation.label_files import LabelRule
 from vistrain.data.segmentation.mask_advice import half_read
 from vistrain.data.segmentation.mask_pairs import MaskPair, Pairing
 from vistrain.data.segmentation.rare_classes import RareClasses, class_pixels
-from vistrain.data.segmentation.transforms import EvalScale, MaskAugment
+from vistrain.data.segmentation.transforms import EvalBands, EvalScale, MaskAugment
 from vistrain.errors import DataError
 from vistrain.structures import LabelSpace
 
@@ -35,7 +36,7 @@ class MaskedImage:
     """One image on its way to a batch.
 
     Attributes:
-        image: uint8 `[h, w, 3]`, RGB.
+        image: uint8 `[h, w, 3]`, RGB; of bands float32 `[h, w, C]`.
         label_map: `[h, w]` class channels while training; in evaluation `[H, W]`, of the original image.
         id: its name.
         original_size: H, W in pixels before any transform.
@@ -59,6 +60,7 @@ class MaskedImages(SampleSet):
         instances: see `SegmentationData.instances`; looked at in evaluation.
         rare: how often each image is drawn for each class `[N, K]`, and the pixels of the class that a crop should
             have; None: crops are drawn as they come.
+        bands: of images of other channels than red, green and blue, for the network; None: of photographs.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class MaskedImages(SampleSet):
         transform: MaskAugment | EvalScale,
         instances: Callable[[MaskPair], np.ndarray] | None = None,
         rare: tuple[np.ndarray, int] | None = None,
+        bands: MatchedBands | None = None,
     ) -> None:
         self.pairs, self.rule, self.transform, self.instances, self.rare = pairs, rule, transform, instances, rare
+        self.bands = bands
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -81,11 +85,12 @@ class MaskedImages(SampleSet):
             DataError: see `read_pair`.
         """
         pair = self.pairs[index]
-        image, label_map = read_pair(pair, self.rule)
+        image, label_map = read_pair(pair, self.rule, self.bands)
         size = image.shape[0], image.shape[1]
         if isinstance(self.transform, MaskAugment):
             wanted = self._wanted(index, seed)
-            return MaskedImage(*self.transform(image, label_map, self.rule.ignored, seed, wanted), pair.name, size)
+            image, label_map = self.transform(image, label_map, self.rule.ignored, seed, wanted)
+            return MaskedImage(image if self.bands is None else self.bands(image), label_map, pair.name, size)
         instances = None if self.instances is None else self.instances(pair)
         return MaskedImage(self.transform(image), label_map, pair.name, size, instances)
 
@@ -101,30 +106,30 @@ class MaskedImages(SampleSet):
         return str(self.pairs[index].image)
 
 
-def read_pair(pair: MaskPair, rule: LabelRule) -> tuple[np.ndarray, np.ndarray]:
+def read_pair(pair: MaskPair, rule: LabelRule, bands: Bands | None = None) -> tuple[np.ndarray, np.ndarray]:
     """An image and its class channels.
 
     A photograph is turned as its EXIF block says where only that gives it the size of its mask: masks are drawn on what
     people see.
 
     Returns:
-        uint8 `[H, W, 3]`, and `[H, W]` of the rule's type.
+        uint8 `[H, W, 3]`, or what `Bands.read` gives; and `[H, W]` of the rule's type.
 
     Raises:
         DataError: a file cannot be read, the mask has another size, or a value that is no class.
     """
     label_map = rule.read(pair.mask)
-    return sized_image(pair, label_map.shape), label_map
+    return sized_image(pair, label_map.shape, bands), label_map
 
 
-def sized_image(pair: MaskPair, size: tuple[int, ...]) -> np.ndarray:
+def sized_image(pair: MaskPair, size: tuple[int, ...], bands: Bands | None = None) -> np.ndarray:
     """The image of a pair whose mask has this height and width.
 
     Raises:
         DataError: it has another size, whichever way it is turned, or cannot be read.
     """
-    image = read_image(pair.image, apply_exif=False)
-    if image.shape[:2] != size and image.shape[1::-1] == size:
+    image = read_image(pair.image, apply_exif=False) if bands is None else bands.read(pair.image)
+    if bands is None and image.shape[:2] != size and image.shape[1::-1] == size:
         image = read_image(pair.image, apply_exif=True)
     if image.shape[:2] != size:
         problem = f"the mask is {size[1]}x{size[0]} pixels, its image {image.shape[1]}x{image.shape[0]}"
@@ -136,6 +141,9 @@ def sized_image(pair: MaskPair, size: tuple[int, ...]) -> np.ndarray:
 class SegmentationData(DataModule):
     """Base of the sets of images with class maps: a subclass says which files, in `pairing`, and what their values are,
     in `rule`.
+
+    Attributes:
+        bands: which channels images have where they are no photographs.
 
     Args:
         batch_size: see `DataModule`.
@@ -151,6 +159,8 @@ class SegmentationData(DataModule):
     Raises:
         ConfigError: a number is not positive.
     """
+
+    bands: Bands | None = None
 
     def __init__(
         self,
@@ -206,18 +216,22 @@ class SegmentationData(DataModule):
         return found.pairs
 
     def drawn(self, split: SplitName, pair: MaskPair) -> tuple[np.ndarray, np.ndarray]:
-        """Image and class map of a pair as `check` draws them, see `read_pair`."""
-        return read_pair(pair, self.rule)
+        """Image and class map of a pair as `check` draws them, see `read_pair`; of bands three are shown."""
+        image, label_map = read_pair(pair, self.rule, self.bands)
+        return image if self.bands is None else self.bands.picture(image), label_map
 
     def find(self, split: SplitName) -> None:
         """Finds the pairs of a split; masks of which one half is read are refused in training, elsewhere a warning.
 
         Raises:
             DataError: see `pairs` and `mask_advice.half_read`.
+            ConfigError: nothing is known of the values of bands.
         """
         problem = half_read([pair.mask for pair in self.pairs(split)], self.rule)
         if problem is not None and split == "train":
             raise problem
+        if self.bands is not None:
+            self.bands.refuse_unknown()
         if problem is not None and self.rank == 0:
             log.warning("%s", problem)
 
@@ -228,8 +242,8 @@ class SegmentationData(DataModule):
             if self.rare_classes is not None:
                 least = round(self.rare_classes.least_pixels * self.rare_classes.crop_share)
                 rare = self._drawn(self.rare_classes), least
-            return MaskedImages(self.pairs(split), self.rule, self.augment, rare=rare)
-        return MaskedImages(self.pairs(split), self.rule, self.eval_transform, self.instances)
+            return MaskedImages(self.pairs(split), self.rule, self.augment, rare=rare, bands=self._matched)
+        return MaskedImages(self.pairs(split), self.rule, self.eval_transform, self.instances, bands=self._matched)
 
     def training_sampler(self, length: int) -> ResumableSampler:
         """See `DataModule`; with `rare_classes` images are drawn by their classes."""
@@ -252,8 +266,19 @@ class SegmentationData(DataModule):
 
     @property
     def eval_transform(self) -> EvalScale:
-        """The evaluation resize."""
+        """The evaluation resize.
+
+        Raises:
+            ConfigError: see `Bands.matched`.
+        """
+        if (bands := self._matched) is not None:
+            return EvalBands(self.eval_scale, self.eval_multiple, bands=bands)
         return EvalScale(self.eval_scale, self.eval_multiple)
+
+    @property
+    def _matched(self) -> MatchedBands | None:
+        """The bands as the network's weights expect them."""
+        return None if self.bands is None else self.bands.matched(self.preprocessing)
 
     def largest(self, split: SplitName) -> tuple[int, int]:
         """Upper bounds of the short and the long side of a split's images in a batch, in pixels."""
@@ -263,7 +288,8 @@ class SegmentationData(DataModule):
         else:
             bounds, factor = self.eval_scale, 1.0
         if bounds is None:
-            sizes = [image_size(pair.image) for pair in self.pairs(split)]
+            size_of = image_size if self.bands is None else self.bands.size
+            sizes = [size_of(pair.image) for pair in self.pairs(split)]
             bounds = max(map(min, sizes)), max(map(max, sizes))
         return round(min(bounds) * factor), round(max(bounds) * factor)
 
@@ -285,7 +311,9 @@ class SegmentationData(DataModule):
     def collate(self) -> Callable[[Sequence[MaskedImage]], Batch]:
         """See `collate_masks`."""
         ignored = self.rule.ignored if self.regions else None
-        return functools.partial(collate_masks, size_divisor=self.preprocessing.size_divisor, regions=ignored)
+        shown = () if self.bands is None else self.bands.places
+        divisor = self.preprocessing.size_divisor
+        return functools.partial(collate_masks, size_divisor=divisor, regions=ignored, shown=shown)
 
     def count_targets(self, target: Mapping[str, Any]) -> int:
         """The labelled pixels of an image; with `regions`, its masks."""
@@ -309,18 +337,21 @@ class SegmentationData(DataModule):
         return check_masks(self, output)
 
 
-def collate_masks(samples: Sequence[MaskedImage], size_divisor: int = 1, regions: int | None = None) -> Batch:
+def collate_masks(
+    samples: Sequence[MaskedImage], size_divisor: int = 1, regions: int | None = None, shown: Sequence[int] = ()
+) -> Batch:
     """Pads images bottom and right with zeros to a common size and stacks them; class maps stay as they are.
 
     Args:
         samples: at least one.
         size_divisor: height and width of the batch are rounded up to multiples of it.
         regions: the ignored label, if the pixels of each other one are wanted as a mask.
+        shown: which channels pictures show as red, green and blue, or which one in grey; empty: the first ones.
 
     Returns:
-        `image` uint8 `[B, 3, H, W]`, `size` and `original_size` int64 `[B, 2]`, `id` list of str, `target` list of
-        dicts with `label_map`, see `MaskedImage`; and with `regions`, where that has the image's size, `labels` int64
-        `[N]` and `masks` bool `[N, h, w]`.
+        `image` uint8 `[B, 3, H, W]` (of bands float32 `[B, C, H, W]`, and `shown`), `size` and `original_size` int64
+        `[B, 2]`, `id` list of str, `target` list of dicts with `label_map`, see `MaskedImage`; and with `regions`,
+        where that has the image's size, `labels` int64 `[N]` and `masks` bool `[N, h, w]`.
     """
     targets = [{"label_map": torch.from_numpy(sample.label_map)} for sample in samples]
     for target, sample in zip(targets, samples, strict=True):
@@ -332,4 +363,5 @@ def collate_masks(samples: Sequence[MaskedImage], size_divisor: int = 1, regions
             values = values[values != regions]
             target |= {"labels": values.long(), "masks": target["label_map"] == values[:, None, None]}
     sizes, ids = [sample.original_size for sample in samples], [sample.id for sample in samples]
-    return batch_of([sample.image for sample in samples], sizes, ids, targets, size_divisor)
+    batch = batch_of([sample.image for sample in samples], sizes, ids, targets, size_divisor)
+    return {**batch, "shown": tuple(shown)} if shown else batch

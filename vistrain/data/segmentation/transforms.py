@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from vistrain.data.base.bands import MatchedBands
 from vistrain.data.base.transform import EvalTransform
-from vistrain.errors import ConfigError
+from vistrain.errors import ConfigError, DataError
 
 CROPS = 10  # that are drawn again while one class fills them
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32, (0.5, 1.5), (0.5, 1.5), 18  # of SSD's photometric distortion
+ONE_BAND = MatchedBands((0,), (0.0,), (1.0,), to_mean=(0.0,), to_std=(1.0,))  # grey as it is
 LEVELS = np.arange(256, dtype=np.float64)
 
 
@@ -51,6 +55,42 @@ class EvalScale(EvalTransform):
         if self.scale is not None:
             height, width = scaled_size(height, width, self.scale)
         return -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple
+
+
+@dataclass(frozen=True)
+class EvalBands(EvalScale):
+    """The evaluation resize of images of any channels, which are then brought to what the network's weights expect.
+
+    Args:
+        bands: which channels, and what is known of them.
+        base: see `EvalScale`; bands are never resized by Pillow's filter.
+
+    Raises:
+        ConfigError: Pillow's filter is asked for.
+    """
+
+    bands: MatchedBands = ONE_BAND
+
+    def __post_init__(self) -> None:
+        """Check."""
+        if self.antialias:
+            raise ConfigError("antialias", "Pillow resizes no bands", "leave it out")
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """`[H, W, C]`, as `Bands.read` gives it, to float32 `[h, w, C]`."""
+        return self.bands(super().__call__(image))
+
+    def read(self, source: Any) -> np.ndarray:
+        """The channels of a file, see `Bands.read`; or of an array of these channels alone, see `Bands.given`."""
+        if isinstance(source, np.ndarray):
+            return self.bands.given(source)
+        if not isinstance(source, str | Path):
+            raise DataError("image", f"a {type(source).__name__} has no bands", "give a path, or an array [H, W, C]")
+        return self.bands.read(source)
+
+    def picture(self, image: np.ndarray) -> np.ndarray:
+        """See `Bands.picture`."""
+        return self.bands.picture(image)
 
 
 @dataclass(frozen=True)
@@ -123,7 +163,7 @@ class MaskAugment:
         """One version of an image; the same for a seed wherever it is made.
 
         Args:
-            image: uint8 `[H, W, 3]`.
+            image: uint8 `[H, W, 3]`; without `color` of any channels and any type that OpenCV resizes.
             label_map: `[H, W]`, uint8 or int16.
             ignored: label without supervision.
             seed: decides all that is random.
@@ -131,7 +171,7 @@ class MaskAugment:
                 at the most.
 
         Returns:
-            Both, `[h, w, 3]` and `[h, w]`, of `crop`'s size or smaller.
+            Both, `[h, w, C]` and `[h, w]`, of `crop`'s size or smaller.
         """
         draw = np.random.default_rng(seed)
         image, label_map = self._rescaled(image, label_map, draw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -13,6 +14,7 @@ import torch
 
 from vistrain.config.builder import build
 from vistrain.contract import Contract, constructor
+from vistrain.data.base import bands
 from vistrain.data.base.collate import batch_of
 from vistrain.data.base.module import DataModule
 from vistrain.data.base.transform import EvalTransform
@@ -21,7 +23,7 @@ from vistrain.errors import DataError
 from vistrain.network import Network
 from vistrain.structures import LabelSpace, Preprocessing
 from vistrain.tasks.base.given import kind_of, read_picture
-from vistrain.tasks.base.inputs import InputFile, find_images, picture_paths, save_picture
+from vistrain.tasks.base.inputs import InputFile, find_files, find_images, picture_paths, save_picture
 from vistrain.tasks.base.options import checked
 
 Result = TypeVar("Result")
@@ -215,12 +217,18 @@ class ImagePredictor(Predictor[Result]):
 
     @classmethod
     def find(cls, inputs: Sequence[str | Path], output: Path) -> list[InputFile]:
-        """See `Predictor`."""
-        return find_images(inputs, exclude=output / cls.pictures)
+        """See `Predictor`; where there is no picture, `.npy` arrays."""
+        try:
+            return find_images(inputs, exclude=output / cls.pictures)
+        except DataError:
+            with contextlib.suppress(DataError):
+                return find_files(inputs, (bands.ARRAY,), exclude=output / cls.pictures)
+            raise
 
     def read(self, source: Any) -> np.ndarray:
-        """uint8 `[H, W, 3]`; see `Predictor`."""
-        return read_picture(source)
+        """uint8 `[H, W, 3]`, or what the evaluation transform reads; see `Predictor`."""
+        found = None if self.transform is None else self.transform.read(source)
+        return read_picture(source) if found is None else found
 
     def describe(self, image: np.ndarray, result: Result) -> dict[str, Any]:
         """`width` and `height` of the upright picture, in pixels."""
@@ -232,7 +240,8 @@ class ImagePredictor(Predictor[Result]):
 
     def write_picture(self, file: InputFile, image: np.ndarray, result: Result, target: Path) -> None:
         """See `Predictor`."""
-        save_picture(self.draw(image, result), target)
+        shown = image if self.transform is None else self.transform.picture(image)
+        save_picture(self.draw(shown, result), target)
 
     @abstractmethod
     def draw(self, image: np.ndarray, result: Result) -> np.ndarray:

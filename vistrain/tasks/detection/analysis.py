@@ -20,6 +20,7 @@ from vistrain.data.base.module import DataModule, SplitName
 from vistrain.data.detection.module import DetectionData
 from vistrain.errors import DataError, VistrainError
 from vistrain.metrics import Record
+from vistrain.metrics.coco import CocoMask
 from vistrain.metrics.detection_errors import KINDS, DetectionAnalysis, ImageErrors, analyse
 from vistrain.tasks.base.task import Task, as_task
 from vistrain.tasks.detection.pictures import judged_boxes, precision_recall
@@ -83,6 +84,7 @@ def analyse_records(
     score_threshold: float = 0.3,
     iou_threshold: float = 0.5,
     worst: int = 8,
+    masks: bool = False,
 ) -> DetectionAnalysis:
     """Analyse what an evaluation recorded, and write it.
 
@@ -92,6 +94,7 @@ def analyse_records(
         folder, read_image, worst: see `write_analysis`.
         score_threshold: least score of detections in the confusion matrix and the pictures.
         iou_threshold: from which on a box is in the right place.
+        masks: whether masks overlap, instead of boxes; records are then those of `metrics.CocoMask.update`.
 
     Returns:
         The analysis; a Rich console prints it.
@@ -99,13 +102,14 @@ def analyse_records(
     Raises:
         DataError: a file cannot be written.
     """
-    analysis = analyse(truth, records, iou_threshold=iou_threshold, score_threshold=score_threshold)
+    analysis = analyse(truth, records, iou_threshold=iou_threshold, score_threshold=score_threshold, masks=masks)
     write_analysis(analysis, folder, read_image, worst)
     return analysis
 
 
 def analyse_task(task: Task, folder: Path, **options: Any) -> None:
-    """Analyse and print what a task recorded in its latest evaluation of the test split.
+    """Analyse and print what a task recorded in its latest evaluation of the test split; where it measured masks, by
+    these as well, in the folder `masks` of it.
 
     Args:
         task: its records are on rank 0.
@@ -121,7 +125,10 @@ def analyse_task(task: Task, folder: Path, **options: Any) -> None:
         return
     data = task.datamodule
     truth = data.ground_truth("test")
-    Console().print(analyse_records(truth, records, folder, set_reader(truth, data, "test"), **options))
+    reader = set_reader(truth, data, "test")
+    Console().print(analyse_records(truth, records, folder, reader, **options))
+    if found := task.records.get(CocoMask.frozen):
+        Console().print(analyse_records(truth, found, folder / "masks", reader, masks=True, **options))
     log.info("analysis: %s", folder)
 
 
@@ -191,10 +198,8 @@ def image_reader(truth: Mapping[str, Any], images: Path, exif: str = "auto") -> 
 
 def _draw_costs(analysis: DetectionAnalysis, png: Path) -> None:
     errors = analysis.errors
-    names = {k: f"{k} ({n})" for k, n in errors.counts.items()}
-    gains = {names.get(k, k.replace("_", " ")): round(100 * gain, 2) for k, gain in errors.cost.items()}
     title = f"AP at IoU {analysis.iou_threshold:g}: {100 * errors.ap:.1f}; mending one kind of error alone adds"
-    pictures.bars(gains, png, title, "AP, in points of 100")
+    pictures.bars(errors.gains(), png, title, "AP, in points of 100")
 
 
 def _draw_worst(

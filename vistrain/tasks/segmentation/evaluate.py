@@ -41,7 +41,9 @@ def evaluate_masks(predictions: Path, data: DataModule, name: str = "miou") -> I
     folder = own if own.is_dir() else predictions
     metric, records = protocol(name, labels=data.labels), []
     for pair in data.pairs("test"):
-        files = [folder / f"{pair.name}{suffix}" for suffix in SUFFIXES]
+        # By the pair's name; or by the image's, as `vistrain predict` calls them: with the suffix, but of JPEG and PNG.
+        called = (pair.name, *(str(Path(pair.name).with_name(n)) for n in (pair.image.stem, pair.image.name)))
+        files = [folder / f"{one}{suffix}" for one in called for suffix in SUFFIXES]
         file = next((f for f in (*files, *(folder / f.name for f in files)) if f.is_file()), None)
         if file is None:
             raise DataError(str(pair.image), f"has no prediction in {folder}", f"call it {pair.name}.png")

@@ -22,7 +22,8 @@ from vistrain.segmentation.mask_classifier import MaskClassifier
 from vistrain.segmentation.semantic import SemanticNetwork
 from vistrain.structures import LabelSpace
 from vistrain.tasks.base.task import Batch, Cells, picture_of
-from vistrain.tasks.segmentation.analysis import draw_worst, write_table
+from vistrain.tasks.segmentation.analysis import WORST, draw_worst, write_table
+from vistrain.tasks.segmentation.instance_analysis import analyse_instances
 from vistrain.tasks.segmentation.panoptic_evaluate import evaluate_instances, evaluate_panoptic
 from vistrain.tasks.segmentation.panoptic_predictor import PanopticPredictor
 from vistrain.tasks.segmentation.segment_pictures import truth_and_segments
@@ -30,7 +31,6 @@ from vistrain.tasks.segmentation.task import SegmentationTask
 
 log = logging.getLogger(__name__)
 
-WORST = 8
 # What a network must give for the numbers of a protocol.
 MASKS = "coco_mask"
 NEEDED = {NAME: "panoptic", MASKS: "instances", **dict.fromkeys(IOU, "semantic")}
@@ -135,8 +135,13 @@ class PanopticTask(SegmentationTask):
         super().write_predictions(path)
 
     def analyse(self, folder: Path) -> None:
-        """Write `per_class.csv`, `per_image.csv` and the worst images of the latest test, truth beside prediction."""
+        """Write `per_class.csv`, `per_image.csv` and the worst images of the latest test, truth beside prediction; of
+        instances what `instance_analysis` does, in the folder `instances` where there are segments, too."""
         metric = self.evaluators["test"].get(NAME)
+        if MASKS in self.records:
+            analyse_instances(self, self.records[MASKS], folder / "instances" if metric is not None else folder)
+            if metric is None and not set(self.records) & set(IOU):
+                return
         if not isinstance(metric, PanopticQuality):
             super().analyse(folder)
             return
