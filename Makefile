@@ -4,7 +4,9 @@ VENV   ?= .venv
 RUN    ?= runs/demo
 OLDEST ?= .venv-oldest
 BIN    := $(VENV)/bin
-# Two worker processes of one thread each: most tests are too small to keep two threads busy.
+# Two worker processes of one thread each: most tests are too small to keep two threads busy. Bytecode is kept also where
+# the surroundings ask for none: the workers, and every process that a test starts, would compile all sources again.
+ALONE  := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 TESTS  := -m pytest -n 2 --dist worksteal
 
 .PHONY: help install install-oldest demo test test-fast test-oldest lint format index leaves clean
@@ -40,13 +42,13 @@ demo: install ## train a small detector, evaluate it, draw what it finds (about 
 	@echo "  curves           $(RUN)/curves.png"
 
 test: lint ## ruff, mypy, import contracts, all tests
-	OMP_NUM_THREADS=1 $(BIN)/python $(TESTS)
+	$(ALONE) $(BIN)/python $(TESTS)
 
 test-fast: install ## the tests that are not marked slow
-	OMP_NUM_THREADS=1 $(BIN)/python $(TESTS) -m "not slow"
+	$(ALONE) $(BIN)/python $(TESTS) -m "not slow"
 
 test-oldest: install-oldest ## the same tests with the oldest versions that pyproject.toml allows
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(TESTS) -m "not slow"
+	$(ALONE) $(OLDEST)/bin/python $(TESTS) -m "not slow"
 
 lint: install ## ruff (lint, format), mypy, import contracts
 	$(BIN)/ruff check .

@@ -30,15 +30,20 @@ def difference(printed: float, found: float) -> float:
     return max(printed - unit / 2 - found, found - printed - unit, 0.0) / printed
 
 
+def count(name: str) -> tuple[float, float]:
+    """A variant's parameters and multiply-adds, at the size and in the form that its authors' numbers are of."""
+    row = published(name)
+    return counted(name, row.size, row.fused, **row.counted)
+
+
 def differences(row: Published, parameters: float, gmacs: float) -> float:
     """The larger of those of parameters and multiply-adds."""
     return max(difference(row.parameters, parameters), difference(row.gmacs, gmacs) if row.gmacs else 0.0)
 
 
-def line(name: str) -> str:
-    """A variant's row of the table."""
+def line(name: str, parameters: float, gmacs: float) -> str:
+    """A variant's row of the table, with what was counted of it."""
     row = published(name)
-    parameters, gmacs = counted(name, row.size, row.fused, **row.counted)
     of = " merged" * row.fused + "".join(f" `{key}: {str(value).lower()}`" for key, value in row.counted.items())
     share = differences(row, parameters, gmacs)
     note = f"{share:.1%}" + (f": {row.why}" if row.why else "")
@@ -51,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; end with 1 if the page is not up to date")
     arguments = parser.parse_args(argv)
-    lines = "".join(line(name) for name in ours())
+    lines = "".join(line(name, *count(name)) for name in ours())
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)
     written = before + BEGIN + HEAD + lines + END + rest.split(END)[1]

@@ -102,12 +102,11 @@ def code(source: str) -> str:
 
 def build(composed: dict[str, Any]) -> Any:
     """The network of a composed config, in evaluation mode, on the meta device."""
-    import torch
-
     from vistrain import run
     from vistrain.data import DataModule
+    from vistrain.devices import on_meta
 
-    with torch.device("meta"):
+    with on_meta():
         data = config.build(composed["data"], DataModule, {}, "data")
         return run.build_model(config.without_pretrained(composed), data.labels, data.channels).eval()
 

@@ -301,14 +301,14 @@ def describe_parameter(parameter: inspect.Parameter) -> dict[str, Any]:
 def our_backbones() -> dict[str, dict[str, Any]]:
     """Paper, size, strides and published accuracy of every variant that is registered here."""
     import timm
-    import torch
 
     from vistrain.backbones.sizes import takes_any_size
     from vistrain.backbones.staged import ours, published
+    from vistrain.devices import on_meta
 
     found: dict[str, dict[str, Any]] = {}
     for name in ours():
-        with torch.device("meta"):
+        with on_meta():
             model = timm.create_model(name)
         row = published(name)
         found[name] = {

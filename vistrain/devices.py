@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vistrain.errors import ConfigError
+
+_INIT = nn.init
+_FILL: frozenset[Callable[..., Any]] = frozenset((
+    _INIT.uniform_, _INIT.normal_, _INIT.trunc_normal_, _INIT.constant_, _INIT.kaiming_uniform_, _INIT.kaiming_normal_,
+    *(getattr(Tensor, f"{name}_") for name in ("uniform", "normal", "zero", "fill", "erfinv", "mul", "add", "clamp")),
+))  # fmt: skip
+
+
+class _Unfilled(TorchFunctionMode):
+    """Writing numbers into meta tensors, which hold none, does nothing."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func in _FILL:
+            tensor = args[0] if args else named.get("tensor")  # `nn.init` hands it over by name
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                return tensor
+        return func(*args, **named)
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Networks that are built in here have parameters without storage, and no time goes into initialising them.
+
+    `torch.device("meta")` alone works out every step of an initialisation for tensors that hold nothing, which takes
+    most of the time of a build.
+    """
+    with torch.device("meta"), _Unfilled():
+        yield
 
 
 def choose_device(name: str) -> torch.device:

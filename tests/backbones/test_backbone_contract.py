@@ -11,10 +11,9 @@ import timm
 from backbone_contract import CASES, CHECKS, Case, check_export, check_onnx
 
 from vistrain.backbones.staged import ours, published
-from vistrain.run.profile import counted
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from backbone_sizes import LARGEST, PAGE, differences, line
+from backbone_sizes import LARGEST, PAGE, count, differences, line
 
 SLOW = {check_export, check_onnx}
 
@@ -32,6 +31,9 @@ def smallest() -> set[str]:
     return set(found.values())
 
 
+OURS, SMALLEST = ours(), smallest()
+
+
 @pytest.mark.parametrize(
     "check",
     [pytest.param(check, marks=[pytest.mark.slow] * (check in SLOW)) for check in CHECKS],
@@ -43,13 +45,12 @@ def test_contract(case: Case, check: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in smallest())) for name in ours()]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in SMALLEST)) for name in OURS]
 )
 def test_published_size(name: str) -> None:
-    row, written = published(name), line(name)
-    parameters, gmacs = counted(name, row.size, row.fused, **row.counted)
-    assert (differences(row, parameters, gmacs) > LARGEST) == bool(row.why)
-    assert written in PAGE.read_text(), "run `python tools/backbone_sizes.py`"
+    row, found = published(name), count(name)
+    assert (differences(row, *found) > LARGEST) == bool(row.why)
+    assert line(name, *found) in PAGE.read_text(), "run `python tools/backbone_sizes.py`"
 
 
 def test_every_family_has_a_case() -> None:

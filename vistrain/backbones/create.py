@@ -19,6 +19,7 @@ from torch import nn
 from vistrain.backbones.resnet_keys import DETECTRON2
 from vistrain.backbones.timm_keys import AUTHORS
 from vistrain.checkpoints import load_weights, read_state_dict
+from vistrain.devices import on_meta
 from vistrain.errors import ConfigError, WeightsError, first_line, nearest
 
 # timm's arguments that the wrapper decides, and what to write instead.
@@ -103,7 +104,7 @@ def _check_args(name: str, args: Mapping[str, Any]) -> None:
     # An argument that nothing can know: if even that is accepted, the family swallows whatever it is given. If it is
     # refused, the refusal names the first (or every) unknown argument, and a wrong one of the user's comes before it.
     try:
-        with torch.device("meta"):
+        with on_meta():
             swallowing = timm.create_model(name, num_classes=0, **args, **{_CANARY: 0})
     except TypeError as error:
         unknown = [key for key in args if re.search(rf"'{re.escape(key)}'", str(error))]

@@ -117,12 +117,11 @@ def _print_config(config: dict[str, Any], full: bool, allow: Sequence[str]) -> i
         check_plain(config)
         sys.stdout.write(to_yaml(config))
         return 0
-    import torch
-
     from vistrain import run
+    from vistrain.devices import on_meta
 
     # On the meta device nothing is allocated, so there is nothing to load weights into.
-    with torch.device("meta"):
+    with on_meta():
         parts = run.build_parts(without_pretrained(config), allow)
     labels, count = parts.data.labels, sum(p.numel() for p in parts.model.parameters())
     facts = {

@@ -27,7 +27,7 @@ from vistrain.backbones.timm_model import TimmModel
 from vistrain.config import without_pretrained
 from vistrain.config.builder import build
 from vistrain.data import DataModule
-from vistrain.devices import choose_device
+from vistrain.devices import choose_device, on_meta
 from vistrain.errors import ConfigError
 from vistrain.network import Network
 from vistrain.run import build_model
@@ -113,7 +113,7 @@ def profile_backbone(name: str, size: int | Sequence[int] | None = None, **optio
         body: nn.Module = TimmModel(name, labels).body
         return body
 
-    with torch.device("meta"):
+    with on_meta():
         whole = TimmModel(name, labels)
     wanted = whole.preprocessing.test_size or whole.preprocessing.input_size or (224, 224)
     return profile(make, name, sides(size, wanted), check=whole.check_size, **options)
@@ -139,7 +139,7 @@ def profile_config(
     def make() -> Network:
         return build_model(plain, data.labels, data.channels, allow)
 
-    with torch.device("meta"):
+    with on_meta():
         model = make()
     name = (config.get("run") or {}).get("name") or str(config["model"].get("type"))
     size = sides(size, model.measured_size)
@@ -179,7 +179,7 @@ def profile(
         raise ConfigError("profile", "batch and size are 1 or more, repeats 0 or more", "correct the option")
     if check is not None:
         _check(check, size)
-    with torch.device("meta"):
+    with on_meta():
         fake = make().eval()
     names, parameters = part_names(fake), [(p.numel(), p.requires_grad) for p in fake.parameters()]
     with _saying_sizes(name, size):
@@ -248,8 +248,9 @@ def counted(name: str, size: int, fused: bool = False, **arguments: Any) -> tupl
         fused: count what is left when layers have been merged.
         arguments: of the model.
     """
-    with torch.device("meta"):
+    with on_meta():
         model: Any = timm.create_model(name, **arguments).eval().requires_grad_(False)
+    with torch.device("meta"):
         model = model.fuse() if fused else model
         with by_definition(model), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 3, size, size))

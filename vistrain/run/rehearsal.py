@@ -21,6 +21,7 @@ from vistrain import processes
 from vistrain.callbacks import check_loggers
 from vistrain.config import without_pretrained
 from vistrain.data import DataModule
+from vistrain.devices import on_meta
 from vistrain.errors import ConfigError, DataError, VistrainError
 from vistrain.internals.lightning import take_in
 from vistrain.network import Network
@@ -166,7 +167,7 @@ def _rehearse(config: dict[str, Any], heard: Refusals, data: DataModule | None, 
 def _network(config: dict[str, Any], labels: LabelSpace, channels: int, allow: Collection[str]) -> Network:
     """The network: in memory if weights go into it, else of the sizes alone."""
     weights = config.get("run", {}).get("weights")
-    with nullcontext() if weights else torch.device("meta"):
+    with nullcontext() if weights else on_meta():
         model = build_model(without_pretrained(config), labels, channels, allow)
     if weights:
         load_named(model, weights)

@@ -230,13 +230,12 @@ def reproduce(
 
 def _refuse_untrained(config: Mapping[str, Any], allow: Collection[str]) -> None:
     """A network that has weights needs the published ones."""
-    import torch
-
     from vistrain import run
+    from vistrain.devices import on_meta
 
     has_weights = "backbone" in config.get("model", {})
     if not has_weights:
-        with torch.device("meta"):
+        with on_meta():
             has_weights = next(run.build_parts(config, allow).model.parameters(), None) is not None
     if has_weights:
         reference = config["reference"]
