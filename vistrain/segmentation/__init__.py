@@ -7,6 +7,7 @@ from vistrain.segmentation.espnet import ESPNet, ESPNetC
 from vistrain.segmentation.fcn import FCNHead
 from vistrain.segmentation.lane_network import LaneDecoder
 from vistrain.segmentation.mask2former import Mask2Former, MaskedDecoder
+from vistrain.segmentation.multi_scale_attention import MultiScaleAttention
 from vistrain.segmentation.pem import PEM, PEMDecoder, PEMPixelDecoder
 from vistrain.segmentation.pixel_decoder import DeformablePixelDecoder
 from vistrain.segmentation.scnn import SCNN
@@ -32,6 +33,7 @@ __all__ = [
     "LaneDecoder",
     "Mask2Former",
     "MaskedDecoder",
+    "MultiScaleAttention",
     "PEMDecoder",
     "PEMPixelDecoder",
     "SegFormerHead",
