@@ -14,7 +14,9 @@ from vistrain.segmentation.scnn import SCNN
 from vistrain.segmentation.segformer import SegFormerHead
 from vistrain.segmentation.semantic import SemanticSegmenter
 from vistrain.segmentation.semantic_fpn import FPNHead
+from vistrain.segmentation.unet import UNet2d, UNet3d
 from vistrain.segmentation.upernet import UPerHead
+from vistrain.segmentation.volume import SliceNetwork, Slices, VolumeNetwork, VolumeSegmenter
 from vistrain.segmentation.vwformer import VWCityHead, VWHead
 from vistrain.segmentation.wnet import WNet
 
@@ -38,8 +40,14 @@ __all__ = [
     "PEMPixelDecoder",
     "SegFormerHead",
     "SemanticSegmenter",
+    "SliceNetwork",
+    "Slices",
+    "UNet2d",
+    "UNet3d",
     "UPerHead",
     "VWCityHead",
     "VWHead",
+    "VolumeNetwork",
+    "VolumeSegmenter",
     "WNet",
 ]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.checkpoints import KeyMap
-from vistrain.errors import ConfigError, DataError
+from vistrain.errors import ConfigError
 from vistrain.layers.conv import resize
 from vistrain.layers.padding import Normalize
 from vistrain.losses.class_maps import PixelCrossEntropy, PixelLoss, refuse_other_weights
@@ -31,6 +31,7 @@ from vistrain.segmentation.inference import (
     sliding_bands,
     sliding_class_map,
 )
+from vistrain.segmentation.targets import label_maps
 from vistrain.structures import Factory, LabelSpace, Preprocessing
 
 IGNORED = 255  # where a label space does not say otherwise
@@ -143,28 +144,7 @@ class SemanticNetwork(Network):
         Raises:
             DataError: see `losses`.
         """
-        padded = batch["image"].shape[2:]
-        maps = []
-        for index, (target, size) in enumerate(zip(batch["target"], batch["size"].tolist(), strict=True)):
-            labels = target["label_map"]
-            name = str(batch["id"][index]) if "id" in batch else f"image {index} of the batch"
-            if list(labels.shape) != size:
-                raise DataError(name, f"its label map has the size {list(labels.shape)}, the image {size}")
-            labels = labels.long()
-            classes = self.labels.num_classes
-            if labels.device.type == "cpu":
-                wrong = labels[((labels < 0) | (labels >= classes)) & (labels != self.ignore_index)]
-                if len(wrong):
-                    raise DataError(
-                        name,
-                        f"label {int(wrong[0])}, but there are {classes} classes",
-                        f"labels are 0 to {classes - 1}, or {self.ignore_index} to be ignored",
-                    )
-            border = [
-                x for side, whole in zip(reversed(size), reversed(padded), strict=True) for x in (0, whole - side)
-            ]
-            maps.append(F.pad(labels, border, value=self.ignore_index))
-        return torch.stack(maps)
+        return label_maps(batch, self.labels.num_classes, self.ignore_index)
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Any]) -> list[Segmentation]:
