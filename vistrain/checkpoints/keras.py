@@ -28,6 +28,8 @@ class KerasMap(KeyMap):
 
     Numbers need not start at 0: they count all layers that a program made. Kernels are turned into torch's order.
 
+    `rules` are applied to our names.
+
     Args:
         layers: of each kind (`conv3d`) the paths of our modules, in the order in which the authors make theirs.
         own: `(kind, tensor in the file, our name)` where a layer of the authors' own has tensors that Keras names so.
@@ -56,12 +58,13 @@ class KerasMap(KeyMap):
                 raise WeightsError(self.name, problem, "is the config the one that these weights were trained with?")
         order = {kind: {n: i for i, n in enumerate(sorted(there))} for kind, there in numbers.items()}
         names = {(kind, theirs): ours for kind, theirs, ours in self.own}
-        return {
+        ours = {
             f"{paths[kind][order[kind][number]]}.{names.get((kind, tensor), _TENSORS.get(tensor, tensor))}": (
                 LAYOUTS["flax_kernel"](state_dict[key]) if tensor == "kernel" else state_dict[key]
             )
             for key, kind, number, tensor in found
         }
+        return super().apply(ours)
 
 
 def creation_order(network: nn.Module, kinds: Mapping[str, type[nn.Module]]) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -1,5 +1,6 @@
 """Segmentation networks, one file per paper. Pure torch."""
 
+from vistrain.segmentation.agunet import AGUNet, DAUNet
 from vistrain.segmentation.bevanet import BEVANet
 from vistrain.segmentation.daformer import DAFormerHead
 from vistrain.segmentation.eco_m2f import ECOMask2Former, GatedPixelDecoder
@@ -23,8 +24,10 @@ from vistrain.segmentation.wnet import WNet
 __all__ = [
     "PEM",
     "SCNN",
+    "AGUNet",
     "BEVANet",
     "DAFormerHead",
+    "DAUNet",
     "DeformablePixelDecoder",
     "ECOMask2Former",
     "ESPNet",

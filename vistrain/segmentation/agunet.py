@@ -1,21 +1,25 @@
 """AGUNet and DAUNet: Meningioma segmentation in T1-weighted MRI leveraging global context and attention mechanisms
 (Bouget et al. 2021, arXiv 2101.07715).
 
-Authors' code: github.com/dbouget/mri_brain_tumor_segmentation, commit 7af4e77, BSD-2-Clause, in Keras; its weights load by
-the order in which layers were made (`checkpoints.KerasMap`).
+Authors' code: github.com/dbouget/mri_brain_tumor_segmentation, commit 7af4e77, BSD-2-Clause, in Keras; its weights load
+by the order in which layers were made (`checkpoints.KerasMap`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import abc
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.checkpoints.keras import KerasMap, creation_order
+from vistrain.errors import ConfigError
 from vistrain.segmentation.dual_attention import ChannelAttention, PositionAttention
+from vistrain.segmentation.volume import VolumeNetwork
 
 EPS = 1e-3  # Keras's, of batch norms
 LEAST = 4  # an axis of no more cells is not halved
@@ -107,8 +111,8 @@ class GatedStage(nn.Module):
         self.enlarge, self.norm = Enlarge(coarse, fine), nn.BatchNorm3d(fine, EPS)
         self.gate, self.block = Gate(fine), Block(2 * fine, fine)
 
-    def forward(self, x: Tensor, skip: Tensor, steps: Steps) -> Tensor:
-        """`[B, N, *S]` and `[B, M, *S * steps]` -> `[B, M, *S * steps]`."""
+    def forward(self, x: Tensor, skip: Tensor, steps: Steps, bottom: Tensor) -> Tensor:
+        """`[B, N, *S]` and `[B, M, *S * steps]` -> `[B, M, *S * steps]`; the bottom's map plays no part."""
         x = self.norm(self.enlarge(x, steps)).relu()
         return self.block(torch.cat((x, self.gate(x, skip)), 1))
 
@@ -161,37 +165,66 @@ class DualAttention(nn.Module):
         return self.project(self.position_block(self.position(x)) + self.channel_block(self.channel(x)))
 
 
-class AttentionUNet(nn.Module):
+class AttentionUNet(VolumeNetwork):
     """What both networks share: the encoder, with or without a pyramid of the image, and a classifier at each level.
 
-    Modules stand in the order in which the authors make theirs.
+    Modules stand in the order in which the authors make theirs: that is how their files name weights.
 
     Args:
-        channels: of the image.
-        num_classes: K.
+        in_channels, out_channels: C and K.
         widths: channels of each level, fine to coarse.
-        pyramid: the image itself, reduced by averages, enters at every level.
-        deep_supervision: in training logits of all levels of the decoder.
+        pyramid: the image itself, reduced by averages, enters at every level (multi-scale input in the paper).
+        deep: every level of the decoder is trained (deep supervision).
+
+    Raises:
+        ConfigError: less than two levels.
     """
 
+    kinds: Mapping[str, type[nn.Module]] = {
+        "conv3d": nn.Conv3d,
+        "conv3d_transpose": Enlarge,
+        "batch_normalization": nn.BatchNorm3d,
+    }
+
     def __init__(
-        self, channels: int, num_classes: int, widths: Sequence[int], pyramid: bool, deep_supervision: bool
+        self,
+        in_channels: int,
+        out_channels: int,
+        widths: tuple[int, ...] = (16, 32, 128, 256, 256),
+        pyramid: bool = True,
+        deep: bool = True,
     ) -> None:
         super().__init__()
-        self.deep_supervision = deep_supervision
-        self.encoder = nn.ModuleList([EncoderStage(channels, channels, widths[0], False)])
-        self.encoder.extend(EncoderStage(channels, a, b, pyramid) for a, b in pairwise(widths[:-1]))
+        if len(widths) < 2:
+            raise ConfigError("model.network.widths", f"{list(widths)}", "write two levels at least")
+        self.deep = deep
+        self.encoder = nn.ModuleList([EncoderStage(in_channels, in_channels, widths[0], False)])
+        self.encoder.extend(EncoderStage(in_channels, a, b, pyramid) for a, b in pairwise(widths[:-1]))
         self.coarsest = Block(widths[-2], widths[-1])
         self.bottom = self._bottom(widths[-1])
         self.decoder = nn.ModuleList(self._stage(b, a, widths[-1]) for a, b in reversed(list(pairwise(widths))))
-        used = widths[-2::-1] if deep_supervision else widths[:1]
-        self.heads = nn.ModuleList(nn.Conv3d(width, num_classes, 1) for width in used)
+        used = widths[-2::-1] if deep else widths[:1]
+        self.heads = nn.ModuleList(nn.Conv3d(width, out_channels, 1) for width in used)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):  # Keras's start
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        side = 2 ** (len(widths) - 1)
+        self.divisors = (side, side, side)
+        self.class_layers = (r"^heads\.",)
+        gammas = tuple((kind, "gamma", "gamma") for kind in ("pam", "cam"))
+        layers = creation_order(self, self.kinds)
+        self.key_maps = (KerasMap("Keras", r"(^|/)conv3d(_\d+)?/", layers=layers, own=gammas),)
 
     def _bottom(self, dim: int) -> nn.Module:
+        """What the coarsest map `[B, dim, *S]` goes through."""
         return nn.Identity()
 
+    @abc.abstractmethod
     def _stage(self, coarse: int, fine: int, bottom: int) -> nn.Module:
-        return GatedStage(coarse, fine)
+        """A stage of the decoder, called with the map from below, the skip connection, the steps between them and the
+        coarsest map."""
 
     def levels(self, images: Tensor) -> list[Tensor]:
         """Images `[B, C, D, H, W]` -> logits `[B, K, *S]`, the finest first, of all levels that have a classifier."""
@@ -203,59 +236,46 @@ class AttentionUNet(nn.Module):
         x = bottom = self.bottom(self.coarsest(x))
         decoded = []
         for stage, skip, step in zip(self.decoder, reversed(skips), reversed(steps), strict=True):
-            x = self._decode(stage, x, skip, step, bottom)
+            x = stage(x, skip, step, bottom)
             decoded.append(x)
         found = [head(y) for head, y in zip(self.heads, decoded[-len(self.heads) :], strict=True)]
         return found[::-1]
 
-    def _decode(self, stage: nn.Module, x: Tensor, skip: Tensor, step: Steps, bottom: Tensor) -> Tensor:
-        return stage(x, skip, step)
-
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
-        """Images `[B, C, D, H, W]`, sides multiples of 2^(levels - 1).
-
-        Returns:
-            logits `[B, K, D, H, W]`; while training with deep supervision those of all levels, the finest first.
-        """
+        """See `VolumeNetwork`."""
         found = self.levels(images)
-        return found if self.training and self.deep_supervision else found[0]
+        return found if self.training and self.deep else found[0]
 
 
 class AGUNet(AttentionUNet):
-    """Attention-gated U-Net.
+    """Attention-gated U-Net: what comes from below decides which voxels of a skip connection pass.
 
     Args:
         base: see `AttentionUNet`.
     """
+
+    def _stage(self, coarse: int, fine: int, bottom: int) -> nn.Module:
+        return GatedStage(coarse, fine)
 
 
 class DAUNet(AttentionUNet):
-    """U-Net with dual attention at the bottom.
+    """U-Net with position and channel attention at the bottom, whose map may guide every level of the decoder.
 
     Args:
-        guided: the attention map is enlarged for each level of the decoder.
+        guided: it does.
         base: see `AttentionUNet`.
     """
 
-    def __init__(self, *args, guided: bool = False, **base) -> None:
+    kinds: Mapping[str, type[nn.Module]] = {
+        **AttentionUNet.kinds, "pam": PositionAttention, "cam": ChannelAttention,
+    }  # fmt: skip
+
+    def __init__(self, in_channels: int, out_channels: int, guided: bool = False, **base: Any) -> None:
         self.guided = guided
-        super().__init__(*args, **base)
-        
+        super().__init__(in_channels, out_channels, **base)
+
     def _bottom(self, dim: int) -> nn.Module:
         return DualAttention(dim)
 
     def _stage(self, coarse: int, fine: int, bottom: int) -> nn.Module:
         return GuidedStage(coarse, fine, bottom if self.guided else 0)
-
-    def _decode(self, stage: nn.Module, x: Tensor, skip: Tensor, step: Steps, bottom: Tensor) -> Tensor:
-        return stage(x, skip, step, bottom)
-
-
-def keras_map(network: nn.Module) -> KerasMap:
-    """The authors' names of either network's weights, whatever module holds it."""
-    kinds = {
-        "conv3d": nn.Conv3d, "conv3d_transpose": Enlarge, "batch_normalization": nn.BatchNorm3d,
-        "pam": PositionAttention, "cam": ChannelAttention,
-    }  # fmt: skip
-    gammas = (("pam", "gamma", "gamma"), ("cam", "gamma", "gamma"))
-    return KerasMap("Keras", r"^(.*/)?conv3d(_\d+)?/", layers=creation_order(network, kinds), own=gammas)
