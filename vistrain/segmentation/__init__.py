@@ -1,6 +1,7 @@
 """Segmentation networks, one file per paper. Pure torch."""
 
 from vistrain.segmentation.agunet import AGUNet, DAUNet
+from vistrain.segmentation.attention_block import AttentionBlock
 from vistrain.segmentation.bevanet import BEVANet
 from vistrain.segmentation.daformer import DAFormerHead
 from vistrain.segmentation.eco_m2f import ECOMask2Former, GatedPixelDecoder
@@ -15,7 +16,9 @@ from vistrain.segmentation.scnn import SCNN
 from vistrain.segmentation.segformer import SegFormerHead
 from vistrain.segmentation.semantic import SemanticSegmenter
 from vistrain.segmentation.semantic_fpn import FPNHead
+from vistrain.segmentation.slice_encoder import SliceEncoder
 from vistrain.segmentation.unet import UNet2d, UNet3d
+from vistrain.segmentation.unet_head import UNetHead
 from vistrain.segmentation.upernet import UPerHead
 from vistrain.segmentation.volume import SliceNetwork, Slices, VolumeNetwork, VolumeSegmenter
 from vistrain.segmentation.vwformer import VWCityHead, VWHead
@@ -25,6 +28,7 @@ __all__ = [
     "PEM",
     "SCNN",
     "AGUNet",
+    "AttentionBlock",
     "BEVANet",
     "DAFormerHead",
     "DAUNet",
@@ -43,10 +47,12 @@ __all__ = [
     "PEMPixelDecoder",
     "SegFormerHead",
     "SemanticSegmenter",
+    "SliceEncoder",
     "SliceNetwork",
     "Slices",
     "UNet2d",
     "UNet3d",
+    "UNetHead",
     "UPerHead",
     "VWCityHead",
     "VWHead",

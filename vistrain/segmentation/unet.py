@@ -2,7 +2,8 @@
 al. 2016, arXiv 1606.06650), built as nnU-Net builds it (Isensee et al. 2021, arXiv 1904.08128; residual encoder: 2024,
 arXiv 2404.09556): strided convolutions, instance norm, leaky ReLU, transposed convolutions, logits at every level.
 
-Written from the papers; no code, and so no licence, is behind it, and no names of others' checkpoints are followed.
+Written from the papers. Authors' code: github.com/MIC-DKFZ/dynamic-network-architectures 0.4.4, Apache-2.0, whose names
+load (`PlainConvUNet`, `ResidualEncoderUNet`).
 """
 
 from __future__ import annotations
@@ -13,13 +14,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.checkpoints import KeyMap
 from vistrain.errors import ConfigError
+from vistrain.segmentation.attention_block import AttentionBlock
 from vistrain.segmentation.volume import SliceNetwork, VolumeNetwork
+from vistrain.structures import Factory
 
 CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 Sides = tuple[int, ...]
+NNUNET = KeyMap(
+    "nnU-Net",
+    r"^decoder\.seg_layers\.",
+    drop=(r"\.all_modules\.", r"^decoder\.encoder\."),  # the same tensors once more
+    rules=(
+        (r"^encoder\.stem\.convs\.0\.", "body.stem."),
+        (r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.conv1\.", r"body.encoder.\1.\2.convs.0."),
+        (r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.conv2\.", r"body.encoder.\1.\2.convs.1."),
+        (r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.skip\.\d\.", r"body.encoder.\1.\2.shortcut."),
+        (r"^encoder\.stages\.(\d+)\.0\.convs\.(\d+)\.", r"body.encoder.\1.\2."),
+        (r"^decoder\.stages\.(\d+)\.convs\.(\d+)\.", r"body.decoder.\1.\2."),
+        (r"^decoder\.transpconvs\.", "body.up."),
+        (r"^decoder\.seg_layers\.", "body.heads."),
+        (r"\.conv\.(weight|bias)$", r".0.\1"),
+        (r"\.norm\.(weight|bias)$", r".1.\1"),
+    ),
+)
 
 
 class ConvNorm(nn.Sequential):
@@ -30,14 +51,21 @@ class ConvNorm(nn.Sequential):
         kernel: sides, odd; their number is that of the axes.
         stride: along each axis.
         activated: whether the ReLU is there.
+        bias: of the convolution.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: Sides, stride: Sides, activated: bool = True
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Sides,
+        stride: Sides,
+        activated: bool = True,
+        bias: bool = True,
     ) -> None:
         axes, padding = len(kernel), tuple(side // 2 for side in kernel)
         super().__init__(
-            CONVOLUTION[axes](in_channels, out_channels, kernel, stride, padding),
+            CONVOLUTION[axes](in_channels, out_channels, kernel, stride, padding, bias=bias),
             NORM[axes](out_channels, affine=True),
             *([nn.LeakyReLU(0.01, inplace=True)] if activated else []),
         )
@@ -59,8 +87,9 @@ class ResidualUnit(nn.Module):
             ConvNorm(out_channels, out_channels, kernel, ones, activated=False),
         )
         self.stride = stride
-        same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else ConvNorm(in_channels, out_channels, ones, ones, activated=False)
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.shortcut = ConvNorm(in_channels, out_channels, ones, ones, activated=False, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, N, *S]` -> `[B, M, *S / stride]`."""
@@ -80,11 +109,15 @@ class UNetBody(nn.Module):
         strides: of each level along each axis; those of the first are 1 as a rule.
         kernels: sides of the convolutions of each level.
         depths: convolutions (or residual units) of each level of the encoder.
-        residual: residual units in the encoder.
+        decoder_depth: convolutions of each level of the decoder.
+        residual: residual units in the encoder, after a convolution.
         deep: give logits of all levels but the coarsest while training.
+        attention: unbuilt, see `AttentionBlock`; stands at the end of some levels of the encoder.
+        attended: these levels, from 0, the finest; the coarsest if there are none.
+        patch: sides of what the network is built for, for operators that must know them.
 
     Raises:
-        ConfigError: there are not as many numbers as levels.
+        ConfigError: there are not as many numbers as levels, or attention is wanted on a level that is not there.
     """
 
     def __init__(
@@ -95,8 +128,12 @@ class UNetBody(nn.Module):
         strides: Sequence[Sides],
         kernels: Sequence[Sides],
         depths: Sequence[int],
+        decoder_depth: int,
         residual: bool,
         deep: bool,
+        attention: Factory[AttentionBlock] | None,
+        attended: Sequence[int],
+        patch: Sides,
     ) -> None:
         super().__init__()
         counts = {"strides": len(strides), "kernels": len(kernels), "depths": len(depths)}
@@ -108,6 +145,9 @@ class UNetBody(nn.Module):
         self.encoder, self.up, self.decoder, self.heads = (nn.ModuleList() for _ in range(4))
         channels, axes = in_channels, len(kernels[0])
         ones = (1,) * axes
+        self.stem: nn.Module = nn.Identity()
+        if residual:
+            self.stem, channels = ConvNorm(in_channels, widths[0], kernels[0], ones), widths[0]
         for width, stride, kernel, depth in zip(widths, strides, kernels, depths, strict=True):
             unit = ResidualUnit if residual else ConvNorm
             first = unit(channels, width, kernel, tuple(stride))
@@ -117,18 +157,36 @@ class UNetBody(nn.Module):
             below, width, stride = widths[level + 1], widths[level], tuple(strides[level + 1])
             self.up.append(TRANSPOSED[axes](below, width, stride, stride))
             kernel = kernels[level]
-            self.decoder.append(
-                nn.Sequential(ConvNorm(2 * width, width, kernel, ones), ConvNorm(width, width, kernel, ones))
-            )
+            inputs = (2 * width, *((width,) * (decoder_depth - 1)))
+            self.decoder.append(nn.Sequential(*(ConvNorm(n, width, kernel, ones) for n in inputs)))
             self.heads.append(CONVOLUTION[axes](width, out_channels, 1))
         for module in self.modules():
             if isinstance(module, nn.modules.conv._ConvNd):
                 nn.init.kaiming_normal_(module.weight, a=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if attention is not None:  # operators keep the start that they give themselves
+            self._attend(attention, attended or (len(widths) - 1,), widths, strides, patch)
+
+    def _attend(
+        self,
+        attention: Factory[AttentionBlock],
+        attended: Sequence[int],
+        widths: Sequence[int],
+        strides: Sequence[Sides],
+        patch: Sides,
+    ) -> None:
+        if not set(attended) <= set(range(len(widths))):
+            problem = f"{list(attended)}, and there are {len(widths)} levels"
+            raise ConfigError("model.network.attended", problem, f"levels are 0, the finest, to {len(widths) - 1}")
+        for layer, level in enumerate(sorted(set(attended))):
+            grid = tuple(max(1, side // by) for side, by in zip(patch, _divisors(strides[: level + 1]), strict=True))
+            block = attention(dim=widths[level], grid=grid, layer=layer, layers=len(set(attended)))
+            self.encoder[level].append(block)
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """Images `[B, C, *S]` -> logits `[B, K, *S]`; see `VolumeNetwork`."""
+        images = self.stem(images)
         maps = []
         for stage in self.encoder:
             images = stage(images)
@@ -158,8 +216,12 @@ class UNet3d(VolumeNetwork):
         strides: depth, height and width of each level's first step; None: 1, and 2 along all axes for the others.
         kernels: depth, height and width of the convolutions of each level; None: 3 along all axes.
         depths: convolutions (residual units) of each level of the encoder; None: 2, or as residual 1, 3, 4, 6, 6, ...
-        residual: residual units in the encoder.
+        decoder_depth: convolutions of each level of the decoder; None: 2, or as residual 1.
+        residual: residual units in the encoder, after a convolution.
         deep: logits of all levels but the coarsest are trained.
+        attention: a block at the end of some levels of the encoder; None: none.
+        attended: these levels, from 0, the finest; empty: the coarsest.
+        patch: sides of what the network is built for, for operators that must know them.
     """
 
     def __init__(
@@ -170,18 +232,23 @@ class UNet3d(VolumeNetwork):
         strides: tuple[tuple[int, int, int], ...] | None = None,
         kernels: tuple[tuple[int, int, int], ...] | None = None,
         depths: tuple[int, ...] | None = None,
+        decoder_depth: int | None = None,
         residual: bool = False,
         deep: bool = True,
+        attention: Factory[AttentionBlock] | None = None,
+        attended: tuple[int, ...] = (),
+        patch: tuple[int, int, int] = (128, 128, 128),
     ) -> None:
         super().__init__()
         levels = len(widths)
         steps = tuple(strides or ((1, 1, 1), *(((2, 2, 2),) * (levels - 1))))
         sides = tuple(kernels or ((3, 3, 3),) * levels)
-        self.body = UNetBody(
-            in_channels, out_channels, widths, steps, sides, depths or _depths(levels, residual), residual, deep
-        )
+        of_encoder, of_decoder = depths or _depths(levels, residual), decoder_depth or (1 if residual else 2)
+        form = (of_encoder, of_decoder, residual, deep, attention, attended, patch)
+        self.body = UNetBody(in_channels, out_channels, widths, steps, sides, *form)
         d, h, w = _divisors(steps)
         self.divisors, self.class_layers = (d, h, w), (r"^body\.heads\.",)
+        self.key_maps = (NNUNET,)
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """See `VolumeNetwork`."""
@@ -192,8 +259,8 @@ class UNet2d(SliceNetwork):
     """A U-Net for slices.
 
     Args:
-        in_channels, out_channels, widths, depths, residual, deep: see `UNet3d`.
-        strides, kernels: as there, of height and width.
+        in_channels, out_channels, widths, depths, decoder_depth, residual, deep, attention, attended: see `UNet3d`.
+        strides, kernels, patch: as there, of height and width.
     """
 
     def __init__(
@@ -204,18 +271,23 @@ class UNet2d(SliceNetwork):
         strides: tuple[tuple[int, int], ...] | None = None,
         kernels: tuple[tuple[int, int], ...] | None = None,
         depths: tuple[int, ...] | None = None,
+        decoder_depth: int | None = None,
         residual: bool = False,
         deep: bool = True,
+        attention: Factory[AttentionBlock] | None = None,
+        attended: tuple[int, ...] = (),
+        patch: tuple[int, int] = (256, 256),
     ) -> None:
         super().__init__()
         levels = len(widths)
         steps = tuple(strides or ((1, 1), *(((2, 2),) * (levels - 1))))
         sides = tuple(kernels or ((3, 3),) * levels)
-        self.body = UNetBody(
-            in_channels, out_channels, widths, steps, sides, depths or _depths(levels, residual), residual, deep
-        )
+        of_encoder, of_decoder = depths or _depths(levels, residual), decoder_depth or (1 if residual else 2)
+        form = (of_encoder, of_decoder, residual, deep, attention, attended, patch)
+        self.body = UNetBody(in_channels, out_channels, widths, steps, sides, *form)
         h, w = _divisors(steps)
         self.divisors, self.class_layers = (h, w), (r"^body\.heads\.",)
+        self.key_maps = (NNUNET,)
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """See `SliceNetwork`."""
