@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ from parity.models import contiguous
 
 from vistrain.attention.choice import operators
 from vistrain.backbones import Backbone
-from vistrain.checkpoints import load_weights
-from vistrain.errors import ConfigError
+from vistrain.checkpoints import load_weights, with_channels
+from vistrain.errors import ConfigError, WeightsError
+from vistrain.run.networks import load_named, load_whole
 from vistrain.segmentation import (
     AGUNet,
     AttentionBlock,
     DAUNet,
+    FCNHead,
     MultiScaleAttention,
     SemanticSegmenter,
     SliceEncoder,
@@ -194,3 +197,61 @@ def test_guided_attention_trains_on_images_of_any_size() -> None:
     assert [tuple(x.semantic.shape) for x in model.eval().predict(batch)] == [(80, 112), (40, 56)]
     with pytest.raises(ConfigError, match=r"strides.*3 maps"):
         MultiScaleAttention(Backbone("resnet10t", strides=(4, 8, 16)), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("network", "adapted"),
+    [
+        (Factory(AGUNet, widths=(4, 6, 8)), ["encoder.0.block.0.weight", "encoder.1.pyramid.weight"]),
+        (Factory(UNet3d, widths=(4, 8)), ["body.encoder.0.0.0.weight"]),
+        (Factory(UNet3d, widths=(4, 8), residual=True), ["body.stem.0.weight"]),
+        (Factory(Slices, network=Factory(UNet2d, widths=(4, 8))), ["network.body.encoder.0.0.0.weight"]),
+    ],
+)
+def test_weights_for_other_channels_and_classes_start_a_run(network: Factory[Any], adapted: list[str]) -> None:
+    """Of one channel repeated on four, the adapted network finds what the first did, up to its class layers."""
+    torch.manual_seed(0)
+    one, four = (VolumeSegmenter(contiguous(k), network, channels=c) for k, c in ((2, 1), (3, 4)))
+    report = load_named(four, dict(one.state_dict()))
+    assert [change.name for change in report.adapted] == [f"network.{name}" for name in adapted]
+    assert "1 channels of the file repeated to 4" in str(report)
+    assert report.left_out
+    assert all(re.search(r"heads\.\d+\.(weight|bias)$", item.name) for item in report.left_out)
+    same = VolumeSegmenter(contiguous(2), network, channels=4)
+    load_named(same, dict(one.state_dict()))
+    images = torch.randn(1, 1, 8, 8, 8)
+    with torch.no_grad():
+        expected, found = (model.eval()(x) for model, x in ((one, images), (same, images.expand(-1, 4, -1, -1, -1))))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    back = VolumeSegmenter(contiguous(2), network, channels=1)
+    load_named(back, dict(same.state_dict()))
+    for name, value in back.state_dict().items():
+        torch.testing.assert_close(value, one.state_dict()[name])
+
+
+def test_nothing_is_adapted_where_nothing_will_be_trained() -> None:
+    network = Factory(UNet3d, widths=(4, 8))
+    one, two = (VolumeSegmenter(contiguous(2), network, channels=c) for c in (1, 2))
+    with pytest.raises(WeightsError, match=r"for other image channels.*2 channels of the file summed to 1"):
+        load_whole(one, dict(two.state_dict()))
+
+
+@pytest.mark.parametrize(("old", "new"), [(3, 4), (4, 3), (1, 5), (5, 1), (2, 3)])
+def test_first_layers_for_other_channels_keep_what_grey_images_give(old: int, new: int) -> None:
+    for axes, convolve in ((2, torch.nn.functional.conv2d), (3, torch.nn.functional.conv3d)):
+        weight = torch.randn(4, old, *[3] * axes, dtype=torch.float64)
+        adapted = with_channels(weight, new)
+        grey = torch.randn(1, 1, *[5] * axes, dtype=torch.float64)
+        before, after = (convolve(grey.expand(-1, w.shape[1], *[-1] * axes), w) for w in (weight, adapted))
+        torch.testing.assert_close(after, before)
+
+
+def test_a_backbone_says_which_layer_sees_the_image() -> None:
+    head = Factory(FCNHead, embed_dim=8, stride=4)
+    three, four = (
+        SemanticSegmenter(Backbone("resnet10t", strides=(4,), image_channels=c), CLASSES, head) for c in (3, 4)
+    )
+    report = load_named(four, dict(three.state_dict()))
+    assert [str(change) for change in report.adapted] == [
+        "backbone.body.conv1.0.weight: 3 channels of the file repeated to 4"
+    ]

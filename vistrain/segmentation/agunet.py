@@ -75,8 +75,8 @@ class Enlarge(nn.ConvTranspose3d):
         full = F.conv_transpose3d(
             x, self.weight, self.bias, steps, [1 if step == 1 else 0 for step in steps], [max(0, s - 3) for s in steps]
         )
-        sides = [side * step for side, step in zip(x.shape[2:], steps, strict=True)]
-        return full[(..., *(slice(side) for side in sides))]
+        d, h, w = (side * step for side, step in zip(x.shape[2:], steps, strict=True))
+        return full[..., :d, :h, :w]
 
 
 class Gate(nn.Module):
@@ -213,6 +213,7 @@ class AttentionUNet(VolumeNetwork):
         side = 2 ** (len(widths) - 1)
         self.divisors = (side, side, side)
         self.class_layers = (r"^heads\.",)
+        self.input_layers = (r"^encoder\.0\.block\.0\.weight$", r"^encoder\.\d+\.pyramid\.weight$")
         gammas = tuple((kind, "gamma", "gamma") for kind in ("pam", "cam"))
         layers = creation_order(self, self.kinds)
         self.key_maps = (KerasMap("Keras", r"(^|/)conv3d(_\d+)?/", layers=layers, own=gammas),)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.backbones import Backbone, DenseBackbone
-from vistrain.checkpoints import KeyMap
+from vistrain.checkpoints import KeyMap, under
 from vistrain.errors import ConfigError
 from vistrain.layers.conv import resize
 from vistrain.segmentation.dual_attention import ChannelAttention, PositionAttention
@@ -178,6 +178,7 @@ class MultiScaleAttention(SemanticNetwork):
         )
         self.stages = nn.ModuleList(GuidedStage(embed_dim) for _ in range(2))
         self.classify = nn.ModuleList(nn.Conv2d(embed_dim, labels.num_classes, 1) for _ in range(2 * LEVELS))
+        self.input_layers = under("backbone.", backbone.input_layers)
         self.key_maps = (KeyMap("official", r"^semanticModule_1_1\.", tuple(_rules()), drop=_UNUSED),)
 
     def findings(self, images: Tensor) -> Findings:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.backbones import Backbone, DenseBackbone
-from vistrain.checkpoints import KeyMap
+from vistrain.checkpoints import KeyMap, under
 from vistrain.errors import ConfigError
 from vistrain.layers.conv import resize
 from vistrain.layers.padding import Normalize
@@ -321,6 +321,7 @@ class SemanticSegmenter(SemanticNetwork):
             self.auxiliary_head = auxiliary(**facts)
         self.auxiliary_weight = auxiliary_weight
         self.key_maps = tuple(_key_maps(backbone, self.decode_head))
+        self.input_layers = under("backbone.", backbone.input_layers)
 
     def maps(self, images: Tensor) -> Sequence[Tensor]:
         """Normalised images `[B, C, H, W]` -> what the heads see."""

@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from vistrain.backbones import Backbone
+from vistrain.checkpoints import under
 from vistrain.layers.conv import resize
 from vistrain.segmentation.head import DecodeHead
 from vistrain.segmentation.volume import SliceNetwork
@@ -34,7 +35,8 @@ class SliceEncoder(SliceNetwork):
         self.decode_head = head(**facts, num_classes=out_channels)
         side = math.lcm(self.backbone.preprocessing.size_divisor, *self.backbone.strides)
         self.divisors = (side, side)
-        self.class_layers = (r"decode_head\.conv_seg\.",)
+        self.class_layers = (r"^decode_head\.conv_seg\.",)
+        self.input_layers = under("backbone.", self.backbone.input_layers)
 
     def forward(self, images: Tensor) -> Tensor:
         """See `SliceNetwork`."""

@@ -9,6 +9,7 @@ load (`PlainConvUNet`, `ResidualEncoderUNet`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,11 @@ from vistrain.segmentation.attention_block import AttentionBlock
 from vistrain.segmentation.volume import SliceNetwork, VolumeNetwork
 from vistrain.structures import Factory
 
-CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
-TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+CONVOLUTION: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 Sides = tuple[int, ...]
+INPUTS = (r"^body\.stem\.0\.weight$", r"^body\.encoder\.0\.0\.0\.weight$")  # of the residual one, and the plain
 NNUNET = KeyMap(
     "nnU-Net",
     r"^decoder\.seg_layers\.",
@@ -182,7 +184,7 @@ class UNetBody(nn.Module):
         for layer, level in enumerate(sorted(set(attended))):
             grid = tuple(max(1, side // by) for side, by in zip(patch, _divisors(strides[: level + 1]), strict=True))
             block = attention(dim=widths[level], grid=grid, layer=layer, layers=len(set(attended)))
-            self.encoder[level].append(block)
+            self.encoder[level] = nn.Sequential(*self.encoder[level].children(), block)
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """Images `[B, C, *S]` -> logits `[B, K, *S]`; see `VolumeNetwork`."""
@@ -248,7 +250,7 @@ class UNet3d(VolumeNetwork):
         self.body = UNetBody(in_channels, out_channels, widths, steps, sides, *form)
         d, h, w = _divisors(steps)
         self.divisors, self.class_layers = (d, h, w), (r"^body\.heads\.",)
-        self.key_maps = (NNUNET,)
+        self.key_maps, self.input_layers = (NNUNET,), INPUTS
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """See `VolumeNetwork`."""
@@ -287,7 +289,7 @@ class UNet2d(SliceNetwork):
         self.body = UNetBody(in_channels, out_channels, widths, steps, sides, *form)
         h, w = _divisors(steps)
         self.divisors, self.class_layers = (h, w), (r"^body\.heads\.",)
-        self.key_maps = (NNUNET,)
+        self.key_maps, self.input_layers = (NNUNET,), INPUTS
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """See `SliceNetwork`."""

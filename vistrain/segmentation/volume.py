@@ -1,7 +1,7 @@
 """Segmentation of volumes: what every network that gives voxels a class gets around it.
 
-A network for volumes is a `VolumeNetwork`: images in, logits out, and nothing else. Labels, regions, losses, windows and
-mirror images are the same for all of them, and stand here.
+A network for volumes is a `VolumeNetwork`: images in, logits out, and nothing else. Labels, regions, losses, windows
+and mirror images are the same for all of them, and stand here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vistrain.checkpoints import KeyMap
+from vistrain.checkpoints import KeyMap, under
 from vistrain.errors import ConfigError
 from vistrain.losses.class_maps import PixelCrossEntropy, PixelLoss, refuse_other_weights
 from vistrain.losses.dice import PixelDice, PixelLosses
@@ -35,17 +35,19 @@ class VolumeNetwork(nn.Module, abc.ABC):
     """Base of networks for volumes, which are built with the channels of the images and the number of outputs.
 
     Args of every subclass, by these names: `in_channels` (C) and `out_channels` (K). A network for other channels or
-    classes differs from it in the tensors of `stem` and `class_layers` alone.
+    classes differs from it in the tensors of `input_layers` and `class_layers` alone.
 
     Attributes:
         divisors: whole numbers that the sides of what it is given must be multiples of, along depth, height and width.
         key_maps: names in its official files, as in `Network`.
-        class_layers: regular expressions of the tensors whose shape depends on K, as in `Network`.
+        class_layers, input_layers: regular expressions of the tensors whose shape depends on K, and of those whose
+            second axis is C, as in `Network`; they begin with `^`.
     """
 
     divisors: tuple[int, int, int] = (1, 1, 1)
     key_maps: Sequence[KeyMap] = ()
     class_layers: tuple[str, ...] = ()
+    input_layers: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
@@ -70,7 +72,8 @@ class Slices(VolumeNetwork):
         self.network = network(in_channels=in_channels, out_channels=out_channels)
         self.divisors = (1, *self.network.divisors)
         self.key_maps = inside("network.", self.network.key_maps)
-        self.class_layers = self.network.class_layers
+        self.class_layers = under("network.", self.network.class_layers)
+        self.input_layers = under("network.", self.network.input_layers)
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """See `VolumeNetwork`."""
@@ -86,12 +89,13 @@ class SliceNetwork(nn.Module, abc.ABC):
 
     Attributes:
         divisors: whole numbers that the sides of what it is given must be multiples of, along height and width.
-        key_maps, class_layers: as in `VolumeNetwork`.
+        key_maps, class_layers, input_layers: as in `VolumeNetwork`.
     """
 
     divisors: tuple[int, int] = (1, 1)
     key_maps: Sequence[KeyMap] = ()
     class_layers: tuple[str, ...] = ()
+    input_layers: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
@@ -177,7 +181,8 @@ class VolumeSegmenter(Network):
         if window is not None:
             self.check_size(*window)
         self.key_maps = inside("network.", self.network.key_maps)
-        self.class_layers = tuple(self.network.class_layers)
+        self.class_layers = under("network.", self.network.class_layers)
+        self.input_layers = under("network.", self.network.input_layers)
 
     def check_size(self, *size: int) -> None:
         """See `Network`: sides are multiples of the network's `divisors`."""
