@@ -1,7 +1,7 @@
 """Segmentation of volumes: what every network that gives voxels a class gets around it.
 
-A network for volumes is a `VolumeNetwork`: images in, logits out, and nothing else. Labels, regions, losses, windows and
-mirror images are the same for all of them, and stand here.
+A network for volumes is a `VolumeNetwork`: images in, logits out, and nothing else. Labels, regions, losses, windows
+and mirror images are the same for all of them, and stand here.
 """
 
 from __future__ import annotations
