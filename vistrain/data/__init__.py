@@ -47,6 +47,11 @@ from vistrain.data.segmentation.panoptic_sets import ADE20KPanoptic, CityscapesP
 from vistrain.data.segmentation.rare_classes import RareClasses
 from vistrain.data.segmentation.segment_transforms import SegmentAugment
 from vistrain.data.segmentation.transforms import EvalScale, EvalStretch, MaskAugment
+from vistrain.data.volumes.generated import GeneratedTumours
+from vistrain.data.volumes.module import VolumeData
+from vistrain.data.volumes.preparation import VolumePreparation
+from vistrain.data.volumes.sets import BraTS, VolumeFolders, VolumeList
+from vistrain.data.volumes.transforms import VolumeAugment
 
 __all__ = [
     "ADE20K",
@@ -57,6 +62,7 @@ __all__ = [
     "ADE20KPanoptic",
     "AffineAugment",
     "Bicubic",
+    "BraTS",
     "COCOStuff",
     "CULane",
     "CamVid",
@@ -88,6 +94,7 @@ __all__ = [
     "GeneratedPatterns",
     "GeneratedShapes",
     "GeneratedTextures",
+    "GeneratedTumours",
     "ImageAugment",
     "ImageFolder",
     "ImageList",
@@ -113,6 +120,11 @@ __all__ = [
     "SegmentationData",
     "TuSimple",
     "ViewSplit",
+    "VolumeAugment",
+    "VolumeData",
+    "VolumeFolders",
+    "VolumeList",
+    "VolumePreparation",
     "collate",
     "read_image",
 ]
