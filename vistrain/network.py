@@ -38,6 +38,8 @@ class Network(GuardedContract, nn.Module, abc.ABC):
         class_layers: regular expressions of the tensors whose shape depends on the classes: they keep their first
             values, and are named, when weights for other classes start a run.
         scale_layers: the same for tensors that depend on a factor of enlargement.
+        input_layers: the same for weights whose second axis is the image's channels, and nothing else of which depends
+            on them: weights for other channels are adapted, and named, when they start a run.
         measured_size: sides of the image, pixels, that multiply-adds are counted for unless another is asked for.
     """
 
@@ -51,6 +53,7 @@ class Network(GuardedContract, nn.Module, abc.ABC):
     key_maps: Sequence[KeyMap] = ()
     class_layers: tuple[str, ...] = ()
     scale_layers: tuple[str, ...] = ()
+    input_layers: tuple[str, ...] = ()
     measured_size: tuple[int, ...] = (800, 1280)
 
     @abc.abstractmethod

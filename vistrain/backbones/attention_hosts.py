@@ -68,13 +68,14 @@ class HostBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, H, W, C]` -> `[B, H, W, C]`; maps are padded, and kept in float32, where the operator needs it.
+        """`[B, *S, C]` -> `[B, *S, C]`, S of as many axes as the operator takes; maps are padded, and kept in float32,
+        where it needs that.
 
         Raises:
             DataError: the operator takes no such map, naming those that it takes.
         """
-        size = (x.shape[1], x.shape[2])
-        x = x + self.drop_path(attend(self.attn, self.norm1(x).flatten(1, 2), size).unflatten(1, size))
+        size = tuple(x.shape[1:-1])
+        x = x + self.drop_path(attend(self.attn, self.norm1(x).flatten(1, -2), size).unflatten(1, size))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 

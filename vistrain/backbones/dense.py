@@ -21,6 +21,7 @@ class DenseBackbone(GuardedContract, nn.Module, abc.ABC):
         wanted_strides: as they were asked for, where a model has fewer (a plain ViT has one); empty: `strides`.
         preprocessing: how images must be prepared for its weights.
         key_maps: names that it has inside others' dense networks; the first that a file has is meant.
+        input_layers: as in `Network`, of its own names.
     """
 
     strides: tuple[int, ...]
@@ -28,6 +29,7 @@ class DenseBackbone(GuardedContract, nn.Module, abc.ABC):
     wanted_strides: tuple[int, ...] = ()
     preprocessing: Preprocessing = Preprocessing()
     key_maps: Sequence[KeyMap] = ()
+    input_layers: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,6 +34,12 @@ def fixed_size(body: Body) -> tuple[int, int]:
 def no_weight_decay(body: Body) -> set[str]:
     """Names of parameters that the model's authors exempt from weight decay (position tables, tokens)."""
     return set(body.no_weight_decay()) if hasattr(body, "no_weight_decay") else set()
+
+
+def input_layers(body: Body) -> tuple[str, ...]:
+    """`Network.input_layers` of what holds it as `body`, by its default cfg; none if that does not say."""
+    named = body.pretrained_cfg.get("first_conv") or ()
+    return tuple(rf"^body\.{re.escape(name)}\.weight$" for name in ((named,) if isinstance(named, str) else named))
 
 
 def layers(body: Body) -> tuple[dict[str, int], int] | None:

@@ -32,6 +32,7 @@ class TimmModel(nn.Module):
     Attributes:
         body: the timm model.
         classifiers: names of its classification layers; distilled models have two.
+        input_layers: as in `Network`, of its own names.
         preprocessing: how images must be prepared for these weights, and at which size they are evaluated.
         num_features: C of `features`.
         knows_classes: whether the classifier came with the weights.
@@ -65,6 +66,7 @@ class TimmModel(nn.Module):
             body.reset_classifier(labels.num_classes)
         self.body: Any = body
         self.classifiers = _classifiers(body, name)
+        self.input_layers = timm_body.input_layers(body)
         self.num_features = int(getattr(body, "head_hidden_size", None) or body.num_features)
         self.preprocessing = _preprocessing(body, image_channels)
         if trainable_blocks is not None:

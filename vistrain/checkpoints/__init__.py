@@ -1,11 +1,22 @@
 """Safe reading, strict loading, durable writing of checkpoints; a paper's key table lives in the paper's own file."""
 
 from vistrain.checkpoints.keymap import KeyMap
-from vistrain.checkpoints.loading import LeftOut, LoadReport, find_state_dict, load_weights, merged, read_state_dict
+from vistrain.checkpoints.loading import (
+    Adapted,
+    LeftOut,
+    LoadReport,
+    find_state_dict,
+    load_weights,
+    merged,
+    read_state_dict,
+    under,
+    with_channels,
+)
 from vistrain.checkpoints.reading import load_file
 from vistrain.checkpoints.saving import save_durably
 
 __all__ = [
+    "Adapted",
     "KeyMap",
     "LeftOut",
     "LoadReport",
@@ -15,4 +26,6 @@ __all__ = [
     "merged",
     "read_state_dict",
     "save_durably",
+    "under",
+    "with_channels",
 ]

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # `ema_state_dict` is missing on purpose: its hook swaps the two before saving, `state_dict` holds the average.
 _WRAPPERS = (
     *("params_ema", "model_ema", "ema_model", "state_dict_ema", "ema"),
-    *("state_dict", "model", "model_state_dict", "params", "net", "network", "module", "weights"),
+    *("state_dict", "model", "model_state_dict", "params", "net", "network", "network_weights", "module", "weights"),
 )
 EXPANDED = 2**26  # bytes of a tensor that repeats a few values
 _SHOWN = 4  # names listed per kind of disagreement before a count follows
@@ -47,6 +47,24 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class Adapted:
+    """A first layer's weight that was loaded for another number of image channels, see `with_channels`.
+
+    Attributes:
+        name: our parameter name.
+        file_channels, model_channels: of the images.
+    """
+
+    name: str
+    file_channels: int
+    model_channels: int
+
+    def __str__(self) -> str:
+        how = "repeated" if self.model_channels > self.file_channels else "summed"
+        return f"{self.name}: {self.file_channels} channels of the file {how} to {self.model_channels}"
+
+
+@dataclass(frozen=True)
 class LoadReport:
     """What `load_weights` did.
 
@@ -56,6 +74,7 @@ class LoadReport:
         key_map: name of the key map that was recognised; None if the names were ours already.
         loaded: number of tensors loaded.
         left_out: class and scale layers that kept their initial values, or are in the file alone.
+        adapted: first layers that were changed to the model's number of image channels.
     """
 
     source: str
@@ -63,6 +82,7 @@ class LoadReport:
     key_map: str | None
     loaded: int
     left_out: tuple[LeftOut, ...] = ()
+    adapted: tuple[Adapted, ...] = ()
 
     def __str__(self) -> str:
         text = f"{self.source}: {self.loaded} tensors"
@@ -70,6 +90,8 @@ class LoadReport:
         text += f", {self.key_map} names" if self.key_map else ""
         for item in self.left_out:
             text += f"\n  left out {item}"
+        for change in self.adapted:
+            text += f"\n  adapted {change}"
         return text
 
 
@@ -80,6 +102,7 @@ def load_weights(
     key_maps: Sequence[KeyMap] = (),
     class_layers: Sequence[str] = (),
     scale_layers: Sequence[str] = (),
+    input_layers: Sequence[str] = (),
     where: str = "",
 ) -> LoadReport:
     """Loads weights strictly: every tensor of the model comes from the file, every tensor of the file is used.
@@ -87,7 +110,8 @@ def load_weights(
     Three things are excused. Parameters that match `class_layers` and whose shape differs keep their initial values,
     since a network for other classes is still a good start; so do those that match `scale_layers`, which may even be
     missing on either side, since enlarging four times takes more layers than twice. `num_batches_tracked` may be absent
-    on either side: frozen and older batch norms do not count batches.
+    on either side: frozen and older batch norms do not count batches. Weights of `input_layers` for images of another
+    number of channels are adapted, see `with_channels`.
 
     Args:
         model: receives the weights in place.
@@ -96,6 +120,7 @@ def load_weights(
         class_layers: regular expressions (`re.search`) of parameters whose shape depends on the number of classes.
         scale_layers: the same of layers whose shape or number depends on the scale of enlargement; the file must have
             some of them.
+        input_layers: the same of the layers that see the image itself, whose second axis is its channels.
         where: what messages call the source; default its path, or `state dict`.
 
     Returns:
@@ -117,6 +142,7 @@ def load_weights(
     except WeightsError as error:
         raise WeightsError(where, f"{error.where} names: {error.problem}", error.remedy) from error
 
+    weights, adapted = _with_our_channels(weights, own, input_layers)
     left_out, problems = _compare(weights, own, class_layers, scale_layers)
     if problems:
         naming = f"{recognised.name} names" if recognised else "names of vistrain"
@@ -132,9 +158,39 @@ def load_weights(
         raise WeightsError(where, "; ".join(wrong), remedy)
     complete = {name: weights[name] if name in weights and name not in skipped else own[name] for name in own}
     model.load_state_dict(complete)
-    report = LoadReport(where, picked, recognised.name if recognised else None, len(own.keys() - skipped), left_out)
+    name = recognised.name if recognised else None
+    report = LoadReport(where, picked, name, len(own.keys() - skipped), left_out, adapted)
     log.info("%s", report)
     return report
+
+
+def with_channels(weight: Tensor, channels: int) -> Tensor:
+    """A first layer's weight for images of another number of channels.
+
+    Channel i of the new ones takes the weights of channel i modulo the old number, in equal shares where several take
+    the same; fewer new channels take sums: old channel i goes to i modulo the new number. Either way an image whose
+    channels are all equal gives what it gave.
+
+    Args:
+        weight: `[out, in, *kernel]`, of any number of axes.
+        channels: wanted.
+
+    Returns:
+        `[out, channels, *kernel]`.
+    """
+    old = weight.shape[1]
+    if channels > old:
+        source = torch.arange(channels, device=weight.device) % old
+        shares = torch.bincount(source, minlength=old).to(weight.dtype)[source]
+        return weight[:, source] / shares.view(1, -1, *[1] * (weight.ndim - 2))
+    target = torch.arange(old, device=weight.device) % channels
+    new = weight.new_zeros((weight.shape[0], channels, *weight.shape[2:]))
+    return new.index_add_(1, target, weight)
+
+
+def under(prefix: str, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Regular expressions of a module's names (`^head\\.`) for what holds it under a prefix (`network.`)."""
+    return tuple(rf"^{re.escape(prefix)}{pattern.removeprefix('^')}" for pattern in patterns)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -226,6 +282,24 @@ def _strip_prefixes(state_dict: dict[str, Tensor], own: Mapping[str, Tensor]) ->
         if all(key.startswith(prefix) for key in state_dict) and not any(key.startswith(prefix) for key in own):
             state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
     return state_dict
+
+
+def _with_our_channels(
+    weights: dict[str, Tensor], own: Mapping[str, Tensor], input_layers: Sequence[str]
+) -> tuple[dict[str, Tensor], tuple[Adapted, ...]]:
+    """Weights with `input_layers` changed to the model's channels where that is all in which they differ."""
+    adapted, changed = [], dict(weights)
+    for name, value in weights.items():
+        here = own.get(name)
+        if here is None or not value.is_floating_point() or value.ndim < 2 or here.ndim != value.ndim:
+            continue
+        theirs, ours = (list(x.shape) for x in (value, here))
+        if theirs[1] in (0, ours[1]) or theirs[:1] + theirs[2:] != ours[:1] + ours[2:]:
+            continue
+        if any(re.search(pattern, name) for pattern in input_layers):
+            changed[name] = with_channels(value, ours[1])
+            adapted.append(Adapted(name, theirs[1], ours[1]))
+    return changed, tuple(adapted)
 
 
 def _compare(

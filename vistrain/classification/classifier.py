@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.backbones.timm_model import TimmModel
-from vistrain.checkpoints import KeyMap
+from vistrain.checkpoints import KeyMap, under
 from vistrain.classification.augment import BatchAugment
 from vistrain.classification.distillation import Distillation
 from vistrain.errors import ConfigError
@@ -77,6 +77,7 @@ class Classifier(Network):
         self.probe_norm = nn.BatchNorm1d(backbone.num_features, eps=1e-6, affine=False) if probe_norm else None
         self.key_maps = (TimmNames(backbone),)
         self.class_layers = tuple(rf"^backbone\.body\.{re.escape(name)}\." for name in backbone.classifiers)
+        self.input_layers = under("backbone.", backbone.input_layers)
         if distillation is not None:
             backbone.learn_from_teachers()
 

@@ -48,6 +48,11 @@ from vistrain.data.segmentation.panoptic_sets import ADE20KPanoptic, CityscapesP
 from vistrain.data.segmentation.rare_classes import RareClasses
 from vistrain.data.segmentation.segment_transforms import SegmentAugment
 from vistrain.data.segmentation.transforms import EvalBands, EvalScale, EvalStretch, MaskAugment
+from vistrain.data.volumes.generated import GeneratedTumours
+from vistrain.data.volumes.module import VolumeData
+from vistrain.data.volumes.preparation import VolumePreparation
+from vistrain.data.volumes.sets import BraTS, VolumeFolders, VolumeList
+from vistrain.data.volumes.transforms import VolumeAugment
 
 __all__ = [
     "ADE20K",
@@ -59,6 +64,7 @@ __all__ = [
     "AffineAugment",
     "Bands",
     "Bicubic",
+    "BraTS",
     "COCOStuff",
     "CULane",
     "CamVid",
@@ -91,6 +97,7 @@ __all__ = [
     "GeneratedPatterns",
     "GeneratedShapes",
     "GeneratedTextures",
+    "GeneratedTumours",
     "ImageAugment",
     "ImageFolder",
     "ImageList",
@@ -117,6 +124,11 @@ __all__ = [
     "SegmentationData",
     "TuSimple",
     "ViewSplit",
+    "VolumeAugment",
+    "VolumeData",
+    "VolumeFolders",
+    "VolumeList",
+    "VolumePreparation",
     "collate",
     "read_image",
 ]

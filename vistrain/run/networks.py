@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vistrain.checkpoints import load_file, load_weights
-from vistrain.checkpoints.loading import LeftOut
+from vistrain.checkpoints.loading import LoadReport
 from vistrain.checkpoints.schema import PREFIX, check_network
 from vistrain.config import without_pretrained
 from vistrain.config.builder import build, class_named
@@ -122,35 +122,39 @@ def load_official(
     return model.eval(), facts
 
 
-def load_named(model: Network, weights: str | Path) -> tuple[LeftOut, ...]:
-    """Load a file under any of the network's namings; what depends on the classes or the scale may keep its own values.
+def load_named(model: Network, weights: str | Path) -> LoadReport:
+    """Load a file under any of the network's namings; what depends on the classes or the scale may keep its own values,
+    and first layers for other image channels are adapted.
 
     Returns:
-        What was left out.
+        What was loaded, left out and adapted.
 
     Raises:
         WeightsError: the file cannot be read, or does not fit.
     """
-    report = load_weights(
+    return load_weights(
         model,
         weights,
         key_maps=model.key_maps,
         class_layers=model.class_layers,
         scale_layers=model.scale_layers,
+        input_layers=model.input_layers,
     )
-    return report.left_out
 
 
 def load_whole(model: Network, weights: str | Path) -> None:
-    """As `load_named`, where nothing may be left out, since nothing will be trained.
+    """As `load_named`, where nothing may be left out or adapted, since nothing will be trained.
 
     Raises:
-        WeightsError: something was left out, too.
+        WeightsError: something was, too.
     """
-    if left_out := load_named(model, weights):
+    report = load_named(model, weights)
+    remedy = "take the config that it was trained with, or fine-tune with run.weights"
+    if report.left_out:
         what = "another scale" if model.scale_layers else "other classes"
-        remedy = "take the config that it was trained with, or fine-tune with run.weights"
-        raise WeightsError(str(weights), f"is for {what}: {left_out[0]}", remedy)
+        raise WeightsError(str(weights), f"is for {what}: {report.left_out[0]}", remedy)
+    if report.adapted:
+        raise WeightsError(str(weights), f"is for other image channels: {report.adapted[0]}", remedy)
 
 
 def refuse_other_classes(path: Path, trained: LabelSpace, data: LabelSpace) -> None:

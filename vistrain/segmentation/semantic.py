@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.backbones import Backbone, DenseBackbone
-from vistrain.checkpoints import KeyMap
-from vistrain.errors import ConfigError, DataError
+from vistrain.checkpoints import KeyMap, under
+from vistrain.errors import ConfigError
 from vistrain.layers.conv import resize
 from vistrain.layers.padding import Normalize
 from vistrain.losses.class_maps import PixelCrossEntropy, PixelLoss, refuse_other_weights
@@ -31,6 +31,7 @@ from vistrain.segmentation.inference import (
     sliding_bands,
     sliding_class_map,
 )
+from vistrain.segmentation.targets import label_maps
 from vistrain.structures import Factory, LabelSpace, Preprocessing
 
 IGNORED = 255  # where a label space does not say otherwise
@@ -144,28 +145,7 @@ class SemanticNetwork(Network):
         Raises:
             DataError: see `losses`.
         """
-        padded = batch["image"].shape[2:]
-        maps = []
-        for index, (target, size) in enumerate(zip(batch["target"], batch["size"].tolist(), strict=True)):
-            labels = target["label_map"]
-            name = str(batch["id"][index]) if "id" in batch else f"image {index} of the batch"
-            if list(labels.shape) != size:
-                raise DataError(name, f"its label map has the size {list(labels.shape)}, the image {size}")
-            labels = labels.long()
-            classes = self.labels.num_classes
-            if labels.device.type == "cpu":
-                wrong = labels[((labels < 0) | (labels >= classes)) & (labels != self.ignore_index)]
-                if len(wrong):
-                    raise DataError(
-                        name,
-                        f"label {int(wrong[0])}, but there are {classes} classes",
-                        f"labels are 0 to {classes - 1}, or {self.ignore_index} to be ignored",
-                    )
-            border = [
-                x for side, whole in zip(reversed(size), reversed(padded), strict=True) for x in (0, whole - side)
-            ]
-            maps.append(F.pad(labels, border, value=self.ignore_index))
-        return torch.stack(maps)
+        return label_maps(batch, self.labels.num_classes, self.ignore_index)
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Any]) -> list[Segmentation]:
@@ -342,6 +322,7 @@ class SemanticSegmenter(SemanticNetwork):
             self.auxiliary_head = auxiliary(**facts)
         self.auxiliary_weight = auxiliary_weight
         self.key_maps = tuple(_key_maps(backbone, self.decode_head))
+        self.input_layers = under("backbone.", backbone.input_layers)
 
     def maps(self, images: Tensor) -> Sequence[Tensor]:
         """Normalised images `[B, C, H, W]` -> what the heads see."""

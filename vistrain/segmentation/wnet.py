@@ -112,6 +112,7 @@ class WNet(SemanticNetwork):
     """
 
     class_layers = (r"^unet\d\.final\.", r"^unet2\.first\.")
+    input_layers = (r"^unet1\.first\.(shortcut|block)\.0\.weight$",)
     sets_itself = ("preprocessing",)
 
     def __init__(

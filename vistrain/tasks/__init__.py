@@ -8,6 +8,7 @@ from vistrain.tasks.restoration.task import RestorationTask
 from vistrain.tasks.segmentation.lanes import LaneTask
 from vistrain.tasks.segmentation.panoptic_task import PanopticTask
 from vistrain.tasks.segmentation.task import SegmentationTask
+from vistrain.tasks.volumes.task import VolumeTask
 
 __all__ = [
     "ClassificationTask",
@@ -19,4 +20,5 @@ __all__ = [
     "RestorationTask",
     "SegmentationTask",
     "Task",
+    "VolumeTask",
 ]

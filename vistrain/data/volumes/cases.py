@@ -1,0 +1,345 @@
+"""Which files are a case: folder layouts and lists, folds by patient, and what does not pair up."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vistrain.data.base.storage import read_text
+from vistrain.data.volumes.nifti import CONVERTERS, SUFFIXES, refuse_other_kinds, stem_of
+from vistrain.errors import DataError, nearest
+
+# What the challenges called the same modality over the years, without regard to case; and what is no modality.
+WORDS = {
+    "flair": ("flair", "t2f"),
+    "t1": ("t1", "t1n"),
+    "t1ce": ("t1ce", "t1c", "t1gd"),
+    "t2": ("t2", "t2w"),
+}
+TRUTH = ("seg", "segmentation", "label", "ot")
+BRAIN = ("brainmask", "mask", "brain")
+ENDING = re.compile(r"^(?:(?P<case>.*?)[_-])?(?P<word>[A-Za-z0-9]+)$")
+NUMBERED = re.compile(r"^(?P<case>.+)_(?P<number>\d{4})$")  # nnU-Net's: CASE_0000.nii.gz
+TIMED = re.compile(r"^(?P<patient>BraTS-[A-Za-z]+-\d+)-\d{3}$")  # BraTS 2023: patient, and point in time
+
+
+@dataclass(frozen=True)
+class Case:
+    """The files of one case.
+
+    Attributes:
+        id: its name.
+        images: one for each modality, or one whose fourth axis has them all.
+        label: its label map, or None.
+        brain: a mask of what intensities are measured on, or None.
+        patient: whose cases stay together when folds are made.
+        fold: where a list says it, else None.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+    brain: Path | None = None
+    patient: str = ""
+    fold: int | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (*self.images, *(file for file in (self.label, self.brain) if file is not None))
+
+
+@dataclass
+class CaseList:
+    """What a set holds.
+
+    Attributes:
+        cases: those with images and a label, by id.
+        bare: images without a label.
+        lonely: labels without an image, and their files.
+        problems: what a run would refuse: cases that are there twice, modalities that are missing.
+    """
+
+    cases: list[Case] = field(default_factory=list)
+    bare: list[str] = field(default_factory=list)
+    lonely: dict[str, Path] = field(default_factory=dict)
+    problems: list[DataError] = field(default_factory=list)
+
+
+def folds_of(cases: Sequence[Case], folds: int) -> list[int]:
+    """The fold of each case: the one that its list says, or patients in a fixed random order, dealt one by one.
+
+    Args:
+        cases: in any order; the folds depend on the patients' names alone.
+        folds: how many.
+
+    Raises:
+        DataError: a patient is in two folds, some cases have one and others none, or there are fewer patients than
+            folds.
+    """
+    said = [case for case in cases if case.fold is not None]
+    if said and len(said) < len(cases):
+        without = next(case for case in cases if case.fold is None)
+        raise DataError(
+            without.id, f"has no fold, and {len(said)} other cases have one", "give every case one, or none"
+        )
+    patients = sorted({case.patient or case.id for case in cases})
+    if said:
+        of_patient: dict[str, Case] = {}
+        for case in cases:
+            first = of_patient.setdefault(case.patient or case.id, case)
+            if first.fold != case.fold:
+                problem = f"is in fold {case.fold}, and {first.id} of the same patient in fold {first.fold}"
+                raise DataError(case.id, problem, "a patient's cases stay together")
+        return [int(case.fold or 0) for case in cases]
+    if len(patients) < folds:
+        raise DataError("data.folds", f"{folds} folds of {len(patients)} patients", f"at most {len(patients)}")
+    order = np.random.default_rng(12345).permutation(len(patients))
+    fold = {patients[p]: place % folds for place, p in enumerate(order.tolist())}
+    return [fold[case.patient or case.id] for case in cases]
+
+
+# -------------------------------------------------------------------- nnU-Net's and the Decathlon's folders
+
+
+def read_dataset_json(root: Path) -> dict[str, Any]:
+    """The content of `dataset.json`.
+
+    Raises:
+        DataError: it is missing, or no JSON object.
+    """
+    return _json_object(
+        root / "dataset.json", "the Decathlon's and nnU-Net's folders have one: name and value of the classes"
+    )
+
+
+def decathlon_cases(root: Path, about: Mapping[str, Any]) -> CaseList:
+    """The cases of `imagesTr` and `labelsTr`, of all files that are there; those that `dataset.json` lists besides.
+
+    Images are called as their labels are, or, of several modalities, so with `_0000`, `_0001`, ... at the end.
+
+    Args:
+        root: of the set.
+        about: see `read_dataset_json`.
+
+    Raises:
+        DataError: a folder is missing, or holds other kinds of files alone.
+    """
+    count = len(modalities_of(about))
+    found = CaseList()
+    images: dict[str, dict[int, Path]] = {}
+    for path in nifti_files(root / "imagesTr"):
+        stem = stem_of(path)
+        match = NUMBERED.match(stem)
+        key, number = (match["case"], int(match["number"])) if match else (stem, 0)
+        if number in images.setdefault(key, {}):
+            found.problems.append(
+                DataError(key, f"is there twice: {images[key][number].name} and {path.name}", "remove one")
+            )
+        images[key][number] = path
+    labels: dict[str, Path] = {}
+    for path in nifti_files(root / "labelsTr"):
+        if stem_of(path) in labels:
+            found.problems.append(DataError(stem_of(path), "has two label files", "remove one"))
+        labels[stem_of(path)] = path
+    listed = [
+        stem_of(str(entry.get("label", entry) if isinstance(entry, dict) else entry))
+        for entry in about.get("training", [])
+    ]
+    for name in sorted({name for name in listed if listed.count(name) > 1}):
+        found.problems.append(
+            DataError(name, f"is listed {listed.count(name)} times in dataset.json", "remove all but one")
+        )
+    for name in sorted(set(listed) - {*images, *labels}):
+        found.problems.append(
+            DataError(name, "is listed in dataset.json, and has neither image nor label", "remove or copy it")
+        )
+    for key in sorted({*images, *labels}):
+        if key not in labels:
+            found.bare.append(key)
+        elif key not in images:
+            found.lonely[key] = labels[key]
+        else:
+            numbers = sorted(images[key])
+            if numbers != list(range(count)) and numbers != [0]:
+                missing = sorted(set(range(count)) - set(numbers))
+                problem = (
+                    f"has no modality {', '.join(f'_{n:04d}' for n in missing)}"
+                    if missing
+                    else f"has {len(numbers)} modalities"
+                )
+                found.problems.append(DataError(key, problem, f"dataset.json names {count}"))
+                continue
+            found.cases.append(Case(key, tuple(images[key][n] for n in numbers), labels[key], None, key))
+    return found
+
+
+def modalities_of(about: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the modalities in `dataset.json`: `modality` (Decathlon, nnU-Net 1) or `channel_names` (nnU-Net 2)."""
+    names = about.get("channel_names") or about.get("modality") or {"0": "image"}
+    return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
+def nifti_files(folder: Path) -> list[Path]:
+    """The NIfTI files of a folder by name, without hidden ones.
+
+    Raises:
+        DataError: there is no such folder, or it holds none; other formats are named with a converter.
+    """
+    if not folder.is_dir():
+        raise DataError(str(folder), "no such folder", "correct data.root")
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    found = [path for path in files if path.name.lower().endswith(SUFFIXES)]
+    if not found:
+        for path in files:
+            if any(path.name.lower().removesuffix(".gz").endswith(kind) for kind in CONVERTERS):
+                refuse_other_kinds(path)
+        raise DataError(str(folder), "holds no .nii or .nii.gz file", "correct data.root")
+    return found
+
+
+# -------------------------------------------------------------------- BraTS's folders
+
+
+def modality_of(path: Path) -> tuple[str, str]:
+    """The case and the modality that a file's name says: `BraTS20_1_flair.nii.gz`, `BraTS-GLI-1-000-t2f.nii.gz`, or
+    `flair.nii.gz` in the folder of the case. Modalities by their names in `WORDS`; `seg` is the truth, `brain` a mask;
+    others as they stand, lower case."""
+    match = ENDING.match(stem_of(path))
+    if match is None:
+        return path.parent.name, stem_of(path).lower()
+    word = match["word"].lower()
+    known = next((name for name, words in WORDS.items() if word in words), word)
+    known = "seg" if word in TRUTH else "brain" if word in BRAIN else known
+    return match["case"] or path.parent.name, known
+
+
+def brats_cases(root: Path, modalities: Sequence[str]) -> CaseList:
+    """A folder for each case, at any depth, as the challenges of 2018 to 2023 give them out, or with plain names.
+
+    Args:
+        root: of the set.
+        modalities: that each case needs, names of `WORDS` or any last word of a file's name.
+
+    Raises:
+        DataError: there is no such folder, or no case in it.
+    """
+    if not root.is_dir():
+        raise DataError(str(root), "no such folder", "correct data.root")
+    found, folders = CaseList(), dict[Path, dict[str, list[Path]]]()
+    other: Path | None = None
+    for path in sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        if path.name.lower().endswith(SUFFIXES):
+            folders.setdefault(path.parent, {}).setdefault(modality_of(path)[1], []).append(path)
+        elif other is None and any(path.name.lower().endswith(kind) for kind in CONVERTERS):
+            other = path
+    if not folders:
+        if other is not None:
+            refuse_other_kinds(other)
+        raise DataError(str(root), "holds no .nii or .nii.gz file", "correct data.root")
+    seen: dict[str, Path] = {}
+    for folder, files in folders.items():
+        name = folder.name
+        if name in seen:
+            found.problems.append(DataError(name, f"is there twice: {seen[name]} and {folder}", "remove one"))
+            continue
+        seen[name] = folder
+        twice = [word for word in (*modalities, "seg", "brain") if len(files.get(word, ())) > 1]
+        missing = [word for word in modalities if word not in files]
+        if twice:
+            names = ", ".join(path.name for path in files[twice[0]])
+            found.problems.append(DataError(name, f"has several files for {twice[0]}: {names}", "keep one of them"))
+        elif len(missing) == len(modalities) and "seg" in files:
+            found.lonely[name] = files["seg"][0]
+        elif missing:
+            there = ", ".join(sorted(files))
+            problem = f"has no {', '.join(missing)}, but {there}"
+            found.problems.append(DataError(name, problem, "copy it, or name the others alone in data.modalities"))
+        elif "seg" not in files:
+            found.bare.append(name)
+        else:
+            timed = TIMED.match(name)
+            brain = files.get("brain", [None])[0]
+            images = tuple(files[word][0] for word in modalities)
+            found.cases.append(Case(name, images, files["seg"][0], brain, timed["patient"] if timed else name))
+    return found
+
+
+# -------------------------------------------------------------------- lists
+
+
+def listed_cases(file: Path, modalities: Sequence[str]) -> CaseList:
+    """The cases of a CSV file, or of a JSON list of objects: `case`, a column for each modality, `label`, and if wanted
+    `brain` (a mask), `patient` and `fold`. Paths are relative to the list.
+
+    Raises:
+        DataError: it cannot be read, a column is missing or unknown, or a fold is no number.
+    """
+    text = read_text(file)
+    if file.suffix.lower() == ".json":
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(str(file), f"is no JSON (line {error.lineno}: {error.msg})") from error
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise DataError(str(file), "is no list of objects", 'write [{"case": "a", "image": "a.nii.gz", ...}, ...]')
+    else:
+        rows = list(csv.DictReader(io.StringIO(text)))
+    needed, known = ("case", *modalities, "label"), ("case", *modalities, "label", "brain", "patient", "fold")
+    for row in rows:
+        for name in row:
+            if name not in known:
+                raise DataError(str(file), f"unknown column {name!r}", nearest(str(name), known))
+    found, seen = CaseList(), set[str]()
+    for number, row in enumerate(rows, 1):
+        values = {name: str(value).strip() for name, value in row.items() if value is not None and str(value).strip()}
+        name = values.get("case", f"row {number}")
+        missing = [column for column in needed if column not in values]
+        if name in seen:
+            found.problems.append(DataError(name, f"is listed twice in {file.name}", "remove one of the lines"))
+            continue
+        seen.add(name)
+        if missing == ["label"]:
+            found.bare.append(name)
+        elif missing:
+            found.problems.append(DataError(name, f"has no {', '.join(missing)} in {file.name}", "write it"))
+        else:
+            fold = values.get("fold")
+            if fold is not None and not fold.isdigit():
+                raise DataError(f"{file}: {name}", f"fold {fold!r} is no number", "folds are 0, 1, 2, ...")
+            images = tuple(file.parent / values[modality] for modality in modalities)
+            brain = file.parent / values["brain"] if "brain" in values else None
+            label, patient = file.parent / values["label"], values.get("patient", name)
+            found.cases.append(Case(name, images, label, brain, patient, None if fold is None else int(fold)))
+    return found
+
+
+def _json_object(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        found = json.loads(read_text(path, remedy))
+    except json.JSONDecodeError as error:
+        raise DataError(str(path), f"is no JSON (line {error.lineno}: {error.msg})") from error
+    if not isinstance(found, dict):
+        raise DataError(str(path), "is no JSON object", remedy)
+    return found
+
+
+def refuse_missing(cases: Iterable[Case]) -> None:
+    """Refuse cases of which a file is not there, or is of another kind.
+
+    Raises:
+        DataError: naming the first.
+    """
+    for case in cases:
+        for file in case.files:
+            refuse_other_kinds(file)
+            if not file.is_file():
+                raise DataError(case.id, f"{file} is not there", "correct its name")

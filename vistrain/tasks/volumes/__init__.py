@@ -1,0 +1,1 @@
+"""Segmentation of volumes: the task, its predictor, its pictures, and measuring files."""

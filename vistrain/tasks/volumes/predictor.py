@@ -1,0 +1,291 @@
+"""NIfTI volumes in, label maps in the same voxels out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from vistrain import pictures
+from vistrain.data.volumes.cases import NUMBERED, TRUTH, WORDS, Case, modality_of
+from vistrain.data.volumes.labels import VoxelLabels
+from vistrain.data.volumes.nifti import SUFFIXES, Geometry, refuse_other_kinds, stem_of, write_volume
+from vistrain.data.volumes.preparation import VolumePreparation
+from vistrain.data.volumes.prepared import read_images, read_truth
+from vistrain.errors import ConfigError, DataError
+from vistrain.network import Network
+from vistrain.segmentation.volume import VolumeSegmenter
+from vistrain.structures import LabelSpace
+from vistrain.tasks.base.inputs import InputFile, find_files, save_picture
+from vistrain.tasks.base.predictor import Predictor
+from vistrain.tasks.volumes.pictures import montage
+
+LABELS_AND_MASKS = ("seg", "brain")
+
+
+@dataclass
+class Volume:
+    """The images of a case, as a network's predictor takes them.
+
+    Attributes:
+        images: float32 `[C, z, y, x]` as measured, C modalities in the network's order.
+        geometry: where the voxels are; what is written has it again.
+        brain: mask of what intensities are measured on, bool `[z, y, x]`, or None.
+        name: for messages.
+    """
+
+    images: np.ndarray
+    geometry: Geometry
+    brain: np.ndarray | None = None
+    name: str = "volume"
+
+
+@dataclass
+class VolumeResult:
+    """What was found in a case.
+
+    Attributes:
+        classes: `[z, y, x]`, class channels.
+        probabilities: float16 `[K, z, y, x]` of classes or regions, where they were asked for.
+    """
+
+    classes: np.ndarray
+    probabilities: np.ndarray | None = None
+
+
+class VolumePredictor(Predictor[VolumeResult]):
+    """NIfTI files in, the class channel of each of their voxels out.
+
+    An input is a file, or the first one of several modalities, which lie beside it and are called alike: `CASE_0000`,
+    `CASE_0001`, ..., or `CASE_flair`, `CASE_t1ce`, ... (or `flair`, `t1ce`, ... in the folder of a case). Labels and
+    masks are no inputs; a mask called `brainmask` is used.
+
+    Of files, `pictures/labels/` holds NIfTI label maps with the affine, the axes and the type of the input and the
+    values of the training data, and `pictures/montages/` three planes of each.
+
+    Args:
+        model: a network that classifies voxels.
+        device, base: see `Predictor`.
+        probabilities: also write that of each class or region, float32 NIfTI, into `pictures/probabilities/`.
+        mirror: mean over mirror images along all axes; by default what the config says.
+        overlap: of windows, as a share of their sides; by default the network's own.
+        window_batch: windows at a time; by default the network's own.
+        truth: folder of label maps called as the inputs are: montages show them beside the prediction.
+
+    Raises:
+        ConfigError: a value is out of its range, or the network takes no windows.
+    """
+
+    noun = "volume"
+    label_maps: ClassVar[str] = "labels"
+    montages: ClassVar[str] = "montages"
+    shares: ClassVar[str] = "probabilities"
+
+    def __init__(
+        self,
+        model: Network,
+        device: str = "auto",
+        *,
+        probabilities: bool = False,
+        mirror: bool | None = None,
+        overlap: float | None = None,
+        window_batch: int | None = None,
+        truth: str | None = None,
+        **base: Any,
+    ) -> None:
+        super().__init__(model, device, **base)
+        if not isinstance(model, VolumeSegmenter):
+            raise ConfigError("model.type", f"{type(model).__name__} does not classify voxels")
+        if not isinstance(self.transform, VolumePreparation):
+            raise ConfigError("data.type", "no data of volumes, so nothing says how they reach the network")
+        if overlap is not None and not 0 <= overlap < 1:
+            raise ConfigError("--overlap", f"{overlap}", "a share of a window's side: from 0 to below 1")
+        if window_batch is not None and window_batch < 1:
+            raise ConfigError("--window-batch", f"{window_batch}", "use 1 or more")
+        self.segmenter, self.preparation = model, self.transform
+        self.probabilities, self.truth, self._folder = probabilities, truth, Path()
+        if mirror is not None:
+            model.mirror = (0, 1, 2) if mirror else ()
+        model.overlap = model.overlap if overlap is None else overlap
+        model.window_batch = window_batch or model.window_batch
+
+    # ---------------------------------------------------------------- inputs
+
+    @classmethod
+    def find(cls, inputs: Sequence[str | Path], output: Path) -> list[InputFile]:
+        """The first file of each case, see the class; its name is the case's."""
+        for given in inputs:
+            if Path(given).is_file():
+                refuse_other_kinds(given)
+        groups: dict[tuple[Path, str], list[InputFile]] = {}
+        for file in find_files(inputs, SUFFIXES, cls.noun, output / cls.pictures):
+            case, word = _case_of(file.path)
+            if word not in LABELS_AND_MASKS:
+                groups.setdefault((file.path.parent, case), []).append(file)
+        if not groups:
+            raise DataError(str(inputs[0]), "holds labels or masks alone", "give the images")
+        found = []
+        for (_, case), files in groups.items():
+            first = files[0]
+            # Alone it is called as its file is; several have the name that they share.
+            folder = first.name.rpartition("/")[0]
+            name = first.name if len(files) == 1 else "/".join(p for p in (folder, f"{case}{_suffix(first.path)}") if p)
+            found.append(InputFile(first.path, name))
+        return found
+
+    def read(self, source: Any) -> Volume:
+        """A case by one of its files; or a `Volume`.
+
+        Raises:
+            DataError: a file cannot be read, a modality is missing, or the input is of another kind.
+        """
+        if isinstance(source, Volume):
+            return source
+        if not isinstance(source, str | os.PathLike):
+            problem = f"a volume is a NIfTI file or a Volume, not {type(source).__name__}"
+            raise DataError("input", problem, "give a path, or Volume(images, geometry)")
+        path = Path(source)
+        refuse_other_kinds(path)
+        names = self.preparation.modalities
+        case, _ = _case_of(path)
+        files, brain = self._siblings(path, names)
+        images, geometry, mask = read_images(Case(case, files, None, brain), len(names))
+        return Volume(images, geometry, mask, case)
+
+    def _siblings(self, path: Path, names: Sequence[str]) -> tuple[tuple[Path, ...], Path | None]:
+        """The file of each modality, and a mask of the brain."""
+        case, _ = _case_of(path)
+        beside: dict[str, Path] = {}
+        for other in sorted(path.parent.iterdir()) if path.parent.is_dir() else ():
+            if other.name.lower().endswith(SUFFIXES) and not other.name.startswith("."):
+                own, word = _case_of(other)
+                if own == case:
+                    beside.setdefault(word, other)
+        brain = beside.get("brain")
+        if len(names) == 1:
+            return (path,), brain
+        numbers = [f"{index:04d}" for index in range(len(names))]
+        for wanted in (numbers, list(names)):
+            if all(word in beside for word in wanted):
+                return tuple(beside[word] for word in wanted), brain
+        if not set(beside) & {*numbers, *names}:
+            return (path,), brain  # a fourth axis may hold all of them
+        wanted = numbers if NUMBERED.match(stem_of(path)) else list(names)
+        missing = ", ".join(word for word in wanted if word not in beside)
+        raise DataError(case, f"has no {missing} beside {path.name}", f"the network takes {', '.join(names)}")
+
+    # ---------------------------------------------------------------- results
+
+    @torch.inference_mode()
+    def run(self, inputs: Sequence[Volume]) -> list[VolumeResult]:
+        """Classes of several cases, one after the other, in their own voxels."""
+        return [self._found(volume) for volume in inputs]
+
+    def _found(self, volume: Volume) -> VolumeResult:
+        sides = volume.images.shape[1:]
+        image, box = self.preparation.prepared(volume.images, volume.geometry.spacing, volume.brain)
+        batch = {
+            "image": torch.from_numpy(image)[None],
+            "size": torch.tensor([image.shape[1:]]),
+            "original_size": torch.tensor([sides]),
+            "box": torch.tensor([box]),
+        }
+        if not self.probabilities:
+            (found,) = self.segmenter.predict(batch)
+            assert found.semantic is not None
+            return VolumeResult(found.semantic.cpu().numpy())
+        (shares,) = self.segmenter.case_probabilities(batch)
+        classes = self.segmenter.plane_classes(shares, threshold=0.5)
+        return VolumeResult(classes.to(torch.uint8).cpu().numpy(), shares.cpu().numpy())
+
+    def describe(self, image: Volume, result: VolumeResult) -> dict[str, Any]:
+        """Sides of the file in voxels and mm, and how many millilitres each class but the first has."""
+        geometry = image.geometry
+        counts = np.bincount(result.classes.ravel(), minlength=self.labels.num_classes)
+        cubic = float(np.prod(geometry.spacing)) / 1000
+        names = self.labels.name_of
+        return {
+            "voxels": list(geometry.shape),
+            "spacing": [round(float(x), 6) for x in np.linalg.norm(geometry.affine[:3, :3], axis=0)],
+            "orientation": geometry.orientation,
+            "ml": {names[c]: round(float(n) * cubic, 3) for c, n in enumerate(counts.tolist()) if c in names and c},
+        }
+
+    def picture_paths(self, files: Sequence[InputFile], folder: Path) -> list[Path]:
+        """See `Predictor`: the label maps."""
+        self._folder = folder
+        paths = [folder / self.label_maps / file.name for file in files]
+        inputs = {os.path.realpath(file.path) for file in files}
+        for path in paths:
+            if paths.count(path) > 1 or os.path.realpath(path) in inputs:
+                raise DataError(
+                    str(path), "would replace an input, or another case's labels", "choose another --output"
+                )
+        return paths
+
+    def write_picture(self, file: InputFile, image: Volume, result: VolumeResult, target: Path) -> None:
+        """See `Predictor` and the class."""
+        stored = np.array([self.labels.category_of.get(c, 0) for c in range(self.labels.num_classes)])[result.classes]
+        write_volume(target, stored, image.geometry)
+        name = target.relative_to(self._folder / self.label_maps)
+        stem = name.with_name(stem_of(name))
+        if result.probabilities is not None:
+            regions = [region for region, _ in self.labels.regions or ()]
+            names = regions if self.segmenter.painted else self.labels.names
+            for label, share in zip(names, result.probabilities, strict=True):
+                path = self._folder / self.shares / stem.with_name(f"{stem.name}_{label}{_suffix(name)}")
+                write_volume(path, share.astype(np.float32), image.geometry, "float32")
+        maps = {"prediction": result.classes}
+        if self.truth is not None:
+            maps = {"truth": self._true(Path(self.truth), file, image), **maps}
+        cells = montage(image.images[0], maps, image.geometry.spacing, self.labels)
+        shown = pictures.grid([[picture] for picture in cells.values()], [[caption or name.name] for caption in cells])
+        save_picture(shown, self._folder / self.montages / stem.with_name(f"{stem.name}.png"))
+
+    def _true(self, folder: Path, file: InputFile, image: Volume) -> np.ndarray:
+        """The truth of an input.
+
+        Raises:
+            DataError: there is none, or it lies elsewhere.
+        """
+        stem, parent = stem_of(file.name), Path(file.name).parent
+        names = [f"{base}{suffix}" for base in (stem, f"{stem}_seg", f"{stem}-seg", "seg") for suffix in SUFFIXES]
+        places = [folder, folder / parent, folder / stem]
+        path = next((place / name for place in places for name in names if (place / name).is_file()), None)
+        if path is None:
+            raise DataError(file.name, f"has no truth in {folder}", f"call it {stem}.nii.gz")
+        return read_truth(Case(stem, (file.path,), path), image.geometry, labels_of(self.labels))
+
+    def sentence(self, entries: Sequence[Mapping[str, Any]]) -> str:
+        """The mean volume of each class."""
+        names = list(entries[0]["ml"]) if entries else []
+        means = [f"{name} {np.mean([entry['ml'][name] for entry in entries]):.1f} ml" for name in names]
+        return ", ".join(means[:4]) + (" on average" if means else "")
+
+    def header(self) -> dict[str, Any]:
+        """The classes, and the values that label maps have for them."""
+        return {"classes": [{"value": v, "name": n} for v, n in zip(self.labels.ids, self.labels.names, strict=True)]}
+
+
+def labels_of(space: LabelSpace) -> VoxelLabels:
+    """The values in label files, from what a checkpoint carries."""
+    return VoxelLabels(dict(zip(space.names, space.ids, strict=True)))
+
+
+def _case_of(path: Path) -> tuple[str, str]:
+    """The case, and which of its files this is: a number, a modality, `seg`, `brain`, or nothing known."""
+    match = NUMBERED.match(stem_of(path))
+    if match:
+        return match["case"], match["number"]
+    case, word = modality_of(path)
+    known = word in WORDS or word in LABELS_AND_MASKS or word in TRUTH
+    return (case, word) if known else (stem_of(path), "")
+
+
+def _suffix(path: Path) -> str:
+    return ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
