@@ -16,6 +16,7 @@ Memory is what a step needs on top of the model.
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from typing import Any
 
 import timm
 import torch
-from benchmarking import alternate, machine, peak_mib, write
+from benchmarking import allocated_mib, alternate, machine, ratio, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,7 +41,7 @@ from vistrain.backbones.cswin import CSWinBlock
 from vistrain.backbones.favit import FactorizationAttention, WindowedKeys
 from vistrain.backbones.lsnet import LSConv
 from vistrain.backbones.spartan import CMixer
-from vistrain.layers.windows import relative_position_bias, window_merge, window_partition
+from vistrain.layers.windows import relative_position_bias
 from vistrain.run.profile import counted
 
 NEIGHBOUR = "swin_tiny_patch4_window7_224"
@@ -217,20 +218,37 @@ def plain_factorization(module: FactorizationAttention, x: Tensor, size: tuple[i
 
 
 def plain_varied(module: VariedSizeWindowAttention, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Keys and values sampled one after the other, logits written out; maps that windows tile."""
-    grid, heads = x.unflatten(1, size), module.num_heads
-    qkv = module.qkv(grid).unflatten(-1, (3, heads, -1))
-    places = module._places(grid, size).flatten(0, 1)
-    sampled = []
-    for part in (qkv[:, :, :, 1], qkv[:, :, :, 2]):
-        image = part.permute(0, 3, 4, 1, 2).reshape(-1, part.shape[-1], *size)
-        found = F.grid_sample(image, places, padding_mode="zeros", align_corners=True)
-        sampled.append(window_partition(found.view(len(x), -1, *size).permute(0, 2, 3, 1).contiguous(), module.window))
-    q = window_partition(qkv[:, :, :, 0].flatten(3), module.window)
-    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, *sampled))
-    logits = q * module.scale @ k.mT + relative_position_bias(module.relative_position_bias_table, module.index)
-    mixed = (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
-    return module.proj(window_merge(mixed, module.window, size)).flatten(1, 2)
+    """1x1 convolutions, keys and values sampled one after the other, logits written out; maps that windows tile."""
+    heads, (h, w), (rows, columns) = module.num_heads, module.window, size
+    counts = (rows // h, columns // w)
+    grid = x.mT.reshape(*x.mT.shape[:2], *size)
+
+    def conv(layer: nn.Linear, maps: Tensor) -> Tensor:
+        return F.conv2d(maps, layer.weight[:, :, None, None], layer.bias)
+
+    mean = F.leaky_relu(F.avg_pool2d(grid, module.window))
+    offsets, scales = (
+        conv(layer, mean).view(-1, 2, counts[0], 1, counts[1], 1)
+        for layer in (module.sampling_offsets, module.sampling_scales)
+    )
+    offsets = torch.stack((offsets[:, 0] / counts[1], offsets[:, 1] / counts[0]), 1)
+    sides = [torch.linspace(-1, 1, side) for side in (columns, rows)]
+    steps = [(torch.arange(n) - (n - 1) / 2) * (2 / (side - 1)) for n, side in ((w, columns), (h, rows))]
+    base = torch.stack(torch.meshgrid(*sides, indexing="xy")).view(2, counts[0], h, counts[1], w)
+    inside = torch.stack(torch.meshgrid(*steps, indexing="xy")).view(2, 1, h, 1, w)
+    places = (base + inside * scales + offsets).permute(0, 2, 3, 4, 5, 1).reshape(-1, *size, 2)
+    qkv = conv(module.qkv, grid).unflatten(1, (3, heads, -1)).transpose(0, 1).flatten(0, 2)
+    q, k, v = qkv.chunk(3)
+    k, v = (F.grid_sample(part, places, padding_mode="zeros", align_corners=True) for part in (k, v))
+
+    def cut(maps: Tensor) -> Tensor:
+        maps = maps.reshape(len(x), heads, -1, counts[0], h, counts[1], w)
+        return maps.permute(0, 3, 5, 1, 4, 6, 2).reshape(-1, heads, h * w, maps.shape[2])
+
+    q, k, v = cut(q), cut(k), cut(v)
+    logits = q @ k.mT * module.scale + relative_position_bias(module.relative_position_bias_table, module.index)
+    mixed = (logits.softmax(-1) @ v).view(len(x), *counts, heads, h, w, -1).permute(0, 3, 6, 1, 4, 2, 5)
+    return conv(module.proj, mixed.reshape(len(x), -1, *size)).flatten(2).mT
 
 
 def plain_cmixer(module: CMixer, x: Tensor) -> Tensor:
@@ -296,8 +314,8 @@ def operators(
         maps.append((f"AttNet-T2 stage {i + 1}", ATConv(dim), plain_atconv, dim, 56 // 2**i))
     for i, dim in enumerate((128, 256, 320)):
         maps.append((f"AFFNet stage {i + 2}", AdaptiveFrequencyFilter(dim), plain_filter, dim, 28 // 2**i))
-    for i, (dim, ratio) in enumerate(((32, 4), (64, 4), (128, 2), (256, 2))):
-        maps.append((f"SpaRTAN-S stage {i + 1}", CMixer(dim, ratio, i > 1), plain_cmixer, dim, 64 // 2**i))
+    for i, (dim, expand) in enumerate(((32, 4), (64, 4), (128, 2), (256, 2))):
+        maps.append((f"SpaRTAN-S stage {i + 1}", CMixer(dim, expand, i > 1), plain_cmixer, dim, 64 // 2**i))
     for name, module, plain, dim, side in maps:
         x = torch.randn(batch, dim, side, side)
         found[name] = (module.eval(), module, partial(plain, module), x)
@@ -332,12 +350,10 @@ def measure_operators(batch: int, repeats: int, only: list[str] | None = None) -
         results[name] = {}
         for kind, run in zip(KINDS, (infer, step), strict=True):
             sides = {"ours": partial(run, ours), "plain": partial(run, plain)}
-            times = alternate(sides, repeats, clock=clock())
-            results[name][kind] = min(times["plain"]) / min(times["ours"])
-        more = torch.cat([x] * 4)  # above what the allocator rounds to
-        needed = [peak_mib(partial(step, compute, x=more)) for compute in (plain, ours)]
+            results[name][kind] = ratio(alternate(sides, repeats, clock=clock()), "plain", "ours")
+        needed = [allocated_mib(partial(step, compute)) for compute in (plain, ours)]
         results[name]["memory"] = needed[0] / needed[1]
-        print(f"{name:28}" + "".join(f"  {kind} {ratio:.2f}x" for kind, ratio in results[name].items()), flush=True)
+        print(f"{name:28}" + "".join(f"  {kind} {times:.2f}x" for kind, times in results[name].items()), flush=True)
     return results
 
 
@@ -358,7 +374,11 @@ def operators_table(found: dict[str, dict[str, float]]) -> str:
 
 
 def measure_models(names: list[str], batch: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Images per second of forward and training step, and the memory of a step; the last row is Swin-T's."""
+    """Images per second of forward and training step, and the memory of a step; the last row is Swin-T's.
+
+    Swin-T takes its turn after each run of each model: what else the machine does hits both alike, and the median of
+    their ratios is what counts. Speeds are these ratios times Swin-T's median.
+    """
     results: dict[str, dict[str, float]] = {}
     images = torch.randn(batch, 3, 224, 224)
 
@@ -370,24 +390,21 @@ def measure_models(names: list[str], batch: int, repeats: int) -> dict[str, dict
         with torch.no_grad():
             model.eval()(images)
 
-    for name in (*names, NEIGHBOUR):
+    swin, of_swin = timm.create_model(NEIGHBOUR), {kind: [] for kind in KINDS}
+    for name in names:
         model = timm.create_model(name)
-        row = {"gmacs": counted(name, 224)[1], "peak_mb": peak_mib(partial(step, model))}
+        results[name] = row = {"gmacs": counted(name, 224)[1], "peak_mb": allocated_mib(partial(step, model))}
         for kind, run in zip(KINDS, (infer, step), strict=True):
-            times = alternate({name: partial(run, model)}, repeats, clock=clock())
-            row[f"{kind} images/s"] = batch / min(times[name])
-        results[name] = row
+            times = alternate({name: partial(run, model), NEIGHBOUR: partial(run, swin)}, repeats, 0, clock())
+            row[f"{kind} / Swin-T's"] = ratio(times, NEIGHBOUR, name)
+            of_swin[kind] += times[NEIGHBOUR]
         print(f"{name:20}" + "".join(f"  {key} {value:.2f}" for key, value in row.items()), flush=True)
-    return compared(results)
-
-
-def compared(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """The same with each row beside Swin-T's: speed by speed, and by the share of multiply-adds."""
-    swin = results[NEIGHBOUR]
+    results[NEIGHBOUR] = {"gmacs": counted(NEIGHBOUR, 224)[1], "peak_mb": allocated_mib(partial(step, swin))}
     for row in results.values():
-        for kind in KINDS:
-            row[f"{kind} / Swin-T's"] = row[f"{kind} images/s"] / swin[f"{kind} images/s"]
-            row[f"{kind}, times its share"] = swin["gmacs"] / row["gmacs"] / row[f"{kind} / Swin-T's"]
+        for kind, seconds in of_swin.items():
+            speed = row.setdefault(f"{kind} / Swin-T's", 1.0)
+            row[f"{kind} images/s"] = speed * batch / statistics.median(seconds)
+            row[f"{kind}, times its share"] = results[NEIGHBOUR]["gmacs"] / row["gmacs"] / speed
     return results
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -87,6 +88,25 @@ def serve(turn: Callable[..., float]) -> None:
 def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
     """Median seconds of each side."""
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def ratio(times: Mapping[str, list[float]], of: str, to: str) -> float:
+    """Median ratio of two sides of `alternate`, turn by turn: what slows a turn down slows both."""
+    return statistics.median(one / other for one, other in zip(times[of], times[to], strict=True))
+
+
+def allocated_mib(run: Callable[[], object]) -> float:
+    """MiB that torch has allocated at once on a CPU during a run, beyond what it had before it.
+
+    Exact whatever else the machine does, where `peak_mib` reads pages of the whole process; the scratch memory of
+    libraries is not in it. After a run before it, so that gradients and tables are there.
+    """
+    run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as found:
+        run()
+    events = found.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate(change for _, change in changes)) / 2**20
 
 
 def peak_mib(run: Callable[[], object]) -> float:

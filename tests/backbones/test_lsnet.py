@@ -1,4 +1,4 @@
-"""LSNet's aggregation is its formula on maps of every size, small ones too, which it computes in another way."""
+"""LSNet's aggregation is its formula on maps of every size, and its gradients are those of the formula."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vistrain.backbones.lsnet import SMALL, small_kernel_aggregation
+from vistrain.backbones.lsnet import small_kernel_aggregation
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (7, 7), (9, 11)])
@@ -22,5 +22,12 @@ def test_weighted_sums_of_neighbours(size: tuple[int, int]) -> None:
                 torch.testing.assert_close(out[:, channel, row, column], wanted)
 
 
-def test_both_ways_are_tried() -> None:
-    assert 7 * 7 <= SMALL < 9 * 11
+@pytest.mark.parametrize("size", [(1, 2), (3, 2)])
+def test_gradients(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, *size, dtype=torch.float64, requires_grad=True)
+    kernels = torch.randn(1, 2, 9, *size, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(small_kernel_aggregation, (x, kernels))
+    with torch.no_grad():  # what evaluates takes another way than what trains
+        evaluated = small_kernel_aggregation(x, kernels)
+    torch.testing.assert_close(small_kernel_aggregation(x, kernels).detach(), evaluated)

@@ -97,17 +97,18 @@ class AdaptiveFrequencyFilter(nn.Module):
         """`[B, C, H, W]` -> `[B, C, H, W]`, what came in included."""
         spectrum = torch.fft.rfft2(x.float(), norm="ortho")  # transforms know no half precision
         blocks = self.w1.shape[1]
-        parts = [part.unflatten(1, (blocks, -1)) for part in (spectrum.real, spectrum.imag)]
-        mask = torch.cat(parts, 2).flatten(3)  # [B, blocks, 2 D, h w]
-        mask = self._linear(F.silu(self._linear(mask, self.w1, self.b1)), self.w2, self.b2)
-        mask = F.softshrink(mask, self.threshold).float()
-        mask = torch.complex(*mask.chunk(2, 2)).flatten(1, 2).view_as(spectrum)
+        parts = [part.unflatten(1, (blocks, -1)).permute(1, 2, 0, 3, 4) for part in (spectrum.real, spectrum.imag)]
+        mask = torch.cat(parts, 1)  # [blocks, 2 D, B, h, w]: weights of a block are multiplied once for all images
+        shape = mask.shape[2:]
+        mask = self._linear(F.silu(self._linear(mask.flatten(2), self.w1, self.b1)), self.w2, self.b2)
+        mask = F.softshrink(mask, self.threshold).float().unflatten(2, shape)
+        mask = torch.complex(*mask.chunk(2, 1)).permute(2, 0, 1, 3, 4).flatten(1, 2)
         filtered = torch.fft.irfft2(spectrum * mask, (x.shape[2], x.shape[3]), norm="ortho")
         return filtered.to(x.dtype) + x
 
     @staticmethod
     def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """A complex linear layer of blocks as one product: `[B, blocks, 2 D, N]`, real parts first -> the same."""
+        """A complex linear layer of blocks as one product: `[blocks, 2 D, N]`, real parts first -> the same."""
         real, imaginary = weight.mT
         whole = torch.cat((torch.cat((real, -imaginary), 2), torch.cat((imaginary, real), 2)), 1)
         return whole @ x + torch.cat(tuple(bias), 1)[..., None]

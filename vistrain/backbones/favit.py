@@ -31,7 +31,7 @@ from vistrain.backbones.staged import (
 from vistrain.checkpoints import KeyMap
 from vistrain.errors import DataError
 from vistrain.layers.mlp import ConvMlp
-from vistrain.layers.padding import extend
+from vistrain.layers.padding import mirrored
 
 # Authors' names -> ours. Theirs count stages from 1.
 AUTHORS = KeyMap(
@@ -102,15 +102,26 @@ class WindowedKeys(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, C, H, W]` -> keys and values `[B, heads, 49, C / heads]`. Maps are mirrored until windows tile them."""
-        extent = self.dilation * (WINDOW - 1) + 1
-        x = extend(x, -x.shape[2] % extent, -x.shape[3] % extent)
-        windows = F.unfold(x, WINDOW, self.dilation, stride=extent)  # [B, C * 49, P]: no cell twice
-        windows = windows.unflatten(1, (self.num_heads, -1, WINDOW**2)).permute(0, 1, 3, 4, 2)
-        count, head = windows.shape[3:]
-        pooled = windows.flatten(3).unflatten(3, (head, count)).mean(-1)
+        x = x.permute(0, 2, 3, 1)
+        for axis in (1, 2):
+            x = self._seen(x, axis)
+        rows, columns = x.shape[1] // WINDOW, x.shape[2] // WINDOW
+        head = x.shape[3] // self.num_heads
+        cut = x.reshape(-1, rows, WINDOW, columns, WINDOW, self.num_heads, head).permute(0, 5, 2, 4, 1, 3, 6)
+        # Runs of as many as there are windows, in the flattened (window, channel) axis
+        pooled = cut.flatten(2, 3).flatten(3).unflatten(3, (-1, rows * columns)).mean(-1)
         k, v = self.kv(self.fc(pooled)).chunk(2, -1)
         grid = v.mT.flatten(1, 2).unflatten(2, (WINDOW, WINDOW))
         return k, v + self.local(grid).flatten(2).unflatten(1, (self.num_heads, -1)).mT
+
+    def _seen(self, x: Tensor, axis: int) -> Tensor:
+        """The cells along an axis that windows see, window by window: no other one of a mirror image is ever made."""
+        side, extent = x.shape[axis], self.dilation * (WINDOW - 1) + 1
+        if not torch.compiler.is_compiling() and self.dilation == 1 and side % extent == 0:
+            return x  # all of them; a graph for any size shall not depend on it
+        starts = torch.arange(0, side, extent, device=x.device)
+        places = starts[:, None] + torch.arange(0, extent, self.dilation, device=x.device)
+        return x.index_select(axis, mirrored(places.flatten(), side))
 
 
 class FactorizationAttention(nn.Module):

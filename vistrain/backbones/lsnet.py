@@ -70,9 +70,6 @@ def checkpoint_filter_fn(weights: dict[str, Any], model: nn.Module) -> dict[str,
     return state
 
 
-SMALL = 64  # cells of a map
-
-
 def small_kernel_aggregation(x: Tensor, kernels: Tensor) -> Tensor:
     """Weighted sums of 3x3 cells around each, zeros beyond the border (section 3.2, equation 5).
 
@@ -84,16 +81,51 @@ def small_kernel_aggregation(x: Tensor, kernels: Tensor) -> Tensor:
         `[B, C, H, W]`.
     """
     height, width = x.shape[2:]
-    if height * width <= SMALL:  # a copy of few cells costs less than nine steps
-        near = F.unfold(x, 3, padding=1).unflatten(1, (-1, kernels.shape[1], 9))
-        return (near * kernels.flatten(3)[:, None]).sum(3).flatten(1, 2).unflatten(2, (height, width))
-    cells = F.pad(x, (1, 1, 1, 1)).unflatten(1, (-1, kernels.shape[1]))
-    out = cells[..., :height, :width] * kernels[:, None, :, 0]
-    for k in range(1, 9):
-        row, column = divmod(k, 3)
-        shifted = cells[..., row : row + height, column : column + width]
-        out = torch.addcmul(out, shifted, kernels[:, None, :, k])
-    return out.flatten(1, 2)
+    dtype = torch.promote_types(x.dtype, kernels.dtype)
+    # Rows of two more cells stand one after the other, so that each of the nine neighbours is a whole map, moved:
+    # long runs in memory however small the map is. What the two more cells of kernels come to is cut off.
+    cells = F.pad(x.to(dtype), (1, 1, 1, 2)).unflatten(1, (-1, kernels.shape[1])).flatten(3)
+    kernels = F.pad(kernels.to(dtype), (0, 2)).flatten(3)[:, None]
+    if torch.is_grad_enabled() and (cells.requires_grad or kernels.requires_grad):
+        out: Tensor = _SumOfShifted.apply(cells, kernels, width + 2)
+    else:
+        out = _sum_of_shifted(cells, kernels, width + 2)
+    return out.flatten(1, 2).unflatten(2, (height, width + 2))[..., :width].contiguous()
+
+
+def _shifted(cells: Tensor, row: int, length: int) -> list[Tensor]:
+    """`[..., L]`, rows of so many cells -> the nine neighbours of the first cells, each `[..., length]`."""
+    return [cells[..., start : start + length] for y in range(3) for start in range(y * row, y * row + 3)]
+
+
+def _sum_of_shifted(cells: Tensor, kernels: Tensor, row: int) -> Tensor:
+    """`[B, R, G, L]` and `[B, 1, G, 9, N]` -> `[B, R, G, N]`."""
+    first, *others = _shifted(cells, row, kernels.shape[-1])
+    out = first * kernels[:, :, :, 0]
+    for k, shifted in enumerate(others, 1):
+        out.addcmul_(shifted, kernels[:, :, :, k])
+    return out
+
+
+class _SumOfShifted(torch.autograd.Function):
+    """The same, with gradients that are summed in place: torch's own pad and add a map for each of nine slices."""
+
+    @staticmethod
+    def forward(ctx: Any, cells: Tensor, kernels: Tensor, row: int) -> Tensor:
+        ctx.save_for_backward(cells, kernels)
+        ctx.row = row
+        return _sum_of_shifted(cells, kernels, row)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        cells, kernels = ctx.saved_tensors
+        of_cells, products, of_kernels = torch.zeros_like(cells), torch.empty_like(gradient), []
+        parts = (_shifted(maps, ctx.row, kernels.shape[-1]) for maps in (cells, of_cells))
+        for k, (shifted, of_shifted) in enumerate(zip(*parts, strict=True)):
+            of_shifted.addcmul_(gradient, kernels[:, :, :, k])
+            of_kernels.append(torch.mul(gradient, shifted, out=products).sum(1, keepdim=True))
+        return of_cells, torch.stack(of_kernels, 3), None
 
 
 class PooledBatchNorm(nn.BatchNorm1d):

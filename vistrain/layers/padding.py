@@ -63,19 +63,30 @@ def extend(images: Tensor, *extra: int, mode: EdgeMode = "reflect") -> Tensor:
         return F.pad(images, [n for more in reversed(extra) for n in (0, more)])
     for dim, more in enumerate(extra, start=-len(extra)):
         if more > 0:
-            images = images.index_select(dim, _mirrored(images.shape[dim], more, mode, images.device))
+            length = images.shape[dim]
+            places = torch.arange(length + more, device=images.device)
+            images = images.index_select(
+                dim, places.clamp(max=length - 1) if mode == "edge" else mirrored(places, length, mode == "symmetric")
+            )
     return images
 
 
-def _mirrored(length: int, extra: int, mode: str, device: torch.device) -> Tensor:
-    """`[length + extra]` indices into 0..length-1."""
-    place = torch.arange(length + extra, device=device)
-    if mode == "edge" or length == 1:
-        return place.clamp(max=length - 1)
-    twice = int(mode == "symmetric")  # whether the edge pixel is there twice
-    period = 2 * length - 2 + 2 * twice
-    place = place % period
-    return torch.where(place < length, place, period - place - twice)
+def mirrored(places: Tensor, length: int, twice: bool = False) -> Tensor:
+    """Which cell stands where, if an axis is mirrored at its end, and that again where it ends.
+
+    Args:
+        places: int64, from 0 on.
+        length: cells of the axis.
+        twice: whether the last and the first cell are there twice (NumPy's `symmetric`), and not once (`reflect`).
+
+    Returns:
+        Like `places`, from 0 to `length - 1`.
+    """
+    if length == 1:
+        return torch.zeros_like(places)
+    period = 2 * length - 2 + 2 * int(twice)
+    places = places % period
+    return torch.where(places < length, places, period - places - int(twice))
 
 
 class Normalize(nn.Module):
