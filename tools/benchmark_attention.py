@@ -296,10 +296,10 @@ def measure_plain(arguments: argparse.Namespace) -> int:
 
 RECIPE = """A pyramid of two stages of a block, widths 32 and 64, heads of 16, on images of 32x32: maps of 8x8 and 4x4.
 The 8x8 digits inside scikit-learn, enlarged (1438 to learn from, 359 to test); generated gratings of five directions
-and two periods in noise (1500 and 500). 150 steps of 64 images, AdamW, learning rate 2e-3 with a cosine and 15 steps of
+and two periods in noise (1500 and 500). 250 steps of 64 images, AdamW, learning rate 2e-3 with a cosine and 15 steps of
 warm-up, weight decay 0.05, shifts by up to an eighth of the side. Seeds are of weights and order. A run ends after 45 s
 of processor time."""
-STEPS, BATCH, SECONDS = 150, 64, 45.0
+STEPS, BATCH, SECONDS = 250, 64, 45.0
 # Arguments for maps of 8x8, for the operators that have them
 SMALL = {"window_size": 4, "kernel_size": 3, "block_size": 4, "halo_size": 1, "n_win": 4, "agent_num": 16}
 SMALL |= {"local_window": 16}
@@ -317,7 +317,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def gratings() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same, generated: `[n, 3, 32, 32]`, a grating of any phase and colour in noise twice as strong."""
+    """The same, generated: `[n, 3, 32, 32]`, a grating of any phase and colour in stronger noise."""
     generator, found = torch.Generator().manual_seed(0), []
     grid = torch.arange(32.0)
     for count in (1500, 500):
@@ -326,7 +326,7 @@ def gratings() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         phase = 2 * math.pi * torch.rand(count, 1, 1, generator=generator)
         wave = torch.sin(2 * math.pi * (grid * angle.cos() + grid[:, None] * angle.sin()) / period + phase)
         colour = torch.randn(count, 3, 1, 1, generator=generator)
-        found += [wave[:, None] * colour / 2 + torch.randn(count, 3, 32, 32, generator=generator), labels]
+        found += [0.7 * wave[:, None] * colour + torch.randn(count, 3, 32, 32, generator=generator), labels]
     return found[0], found[1], found[2], found[3]
 
 

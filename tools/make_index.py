@@ -243,6 +243,8 @@ def describe_class(cls: type, kind: str, path: str = "") -> dict[str, Any]:
     entry["parameters"] = {name: describe_parameter(p) for name, p in own.items()}
     if kind == "attention":
         entry["operator"] = describe_operator(cls)
+    if kind == "modules":
+        entry["module"] = describe_module(cls)
     return entry | (options_of_task(cls) if kind == "task" else {})
 
 
@@ -257,6 +259,15 @@ def describe_operator(cls: Any) -> dict[str, Any]:
     known = [name for name, operator in choice.names().items() if operator is cls and name != cls.__name__]
     kept = ("growth", "sizes", "padding")
     return {"names": known, **{name: v for name, v in own.items() if name in kept or v != usual[name]}}
+
+
+def describe_module(cls: Any) -> dict[str, Any]:
+    """What a module of convolutional hosts says of itself, and the names that hosts know it by."""
+    from vistrain.modules.base import MODULES
+
+    known = [name for name, module in MODULES.names().items() if module is cls and name != cls.__name__]
+    said = {name: getattr(cls, name) for name in ("formula", "cost", "place", "sizes", "oddities")}
+    return {"names": known, **{name: value for name, value in said.items() if value}}
 
 
 def options_of_task(task: Any) -> dict[str, Any]:

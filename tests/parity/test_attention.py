@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from parity import fixtures
 from vistrain.attention import (
     AgentAttention,
+    AxialAttention,
     HyenaAttention,
     LightningAttention,
     ReducedAgentAttention,
@@ -147,3 +149,20 @@ def test_selective_dense_attention(name: str) -> None:
     module.load_state_dict(fixture["state_dict"], strict=True)
     assert sum(p.numel() for p in module.parameters()) == 207_387
     same(module(fixture["inputs"][0]), fixture["outputs"][0])
+
+
+@pytest.mark.parametrize("name", found("axial_attention_lucidrains", "axial_*"))
+@torch.no_grad()
+def test_axial(name: str) -> None:
+    fixture = fixtures.load(name)
+    given = fixture["constructor"]
+    sums = given.get("sum_axial_out", True)
+    module = AxialAttention(given["dim"], given["heads"], given["num_dimensions"], sums)
+    # Theirs wraps each line's attention in a permutation
+    lines = re.compile(r"^axial_attentions\.(\d+)\.fn\.")
+    state = {lines.sub(r"lines.\1.", key): value for key, value in fixture["state_dict"].items()}
+    module.load_state_dict(state, strict=True)
+    x = fixture["inputs"][0].movedim(given["dim_index"], -1)
+    size = tuple(x.shape[1:-1])
+    out = module(x.flatten(1, -2), size).unflatten(1, size)
+    same(out.movedim(-1, given["dim_index"]), fixture["outputs"][0])

@@ -32,6 +32,7 @@ from vistrain.backbones.staged import (
 )
 from vistrain.checkpoints import KeyMap
 from vistrain.layers.norms import LayerNorm2d
+from vistrain.layers.position import resized_positions
 
 # Authors' names -> ours: theirs count stages from 1.
 AUTHORS = KeyMap(
@@ -82,14 +83,7 @@ class Embedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, in_chans, H, W]` -> `[B, C, h, w]`."""
         x = self.proj(x)
-        return x if self.pos_embed is None else x + _positions(self.pos_embed, (x.shape[2], x.shape[3]))
-
-
-def _positions(table: Tensor, size: tuple[int, int]) -> Tensor:
-    """`[1, G * G, C]` -> `[1, C, H, W]`."""
-    side = round(table.shape[1] ** 0.5)
-    maps = table.mT.unflatten(2, (side, side))
-    return maps if size == (side, side) else F.interpolate(maps, size, mode="bilinear", align_corners=False)
+        return x if self.pos_embed is None else x + resized_positions(self.pos_embed, (x.shape[2], x.shape[3]))
 
 
 class SOFTBlock(nn.Module):
@@ -184,7 +178,7 @@ class ClassStage(Stage):
         """`[B, C, H, W]` -> the class's token as a map of one cell, `[B, C', 1, 1]`, and the map `[B, C', H', W']`."""
         x = self.downsample(x)
         size = (x.shape[2], x.shape[3])
-        x = (x + _positions(self.pos_embed[:, 1:], size)).flatten(2).mT
+        x = (x + resized_positions(self.pos_embed[:, 1:], size)).flatten(2).mT
         x = torch.cat(((self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1), x), 1)
         for block in self.blocks:
             again = self.grad_checkpointing and torch.is_grad_enabled()

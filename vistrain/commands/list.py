@@ -13,6 +13,7 @@ examples:
   vistrain list configs
   vistrain list backbones 'cswin*'
   vistrain list attention
+  vistrain list modules
   vistrain list optimizers
 """
 

@@ -19,6 +19,7 @@ KINDS: dict[str, str | None] = {
     "models": "model",
     "backbones": None,
     "attention": "attention",
+    "modules": "modules",
     "datasets": "dataset",
     "tasks": "task",
     "optimizers": "optimizer",
@@ -78,7 +79,9 @@ def _rows(kind: str) -> dict[str, Sequence[str]]:
     kinds = {KINDS[kind]} if KINDS[kind] else others
     entries = {n: e for n, e in classes.items() if e["kind"] in kinds}
     if kind == "attention":
-        return {_operator_name(e): _operator_row(n, e) for n, e in sorted(entries.items())}
+        return {_shortest(e["operator"]): _operator_row(n, e) for n, e in sorted(entries.items())}
+    if kind == "modules":
+        return {_shortest(e["module"]): _module_row(n, e) for n, e in sorted(entries.items())}
     return {n: [e.get("paper", ""), e["doc"]] if kind == "models" else [e["doc"]] for n, e in entries.items()}
 
 
@@ -99,14 +102,19 @@ def _backbone_row(entry: dict[str, Any] | None, leaf: dict[str, Any] | None, tag
     return [str(entry["paper"]), f"{entry['parameters'] / 1e6:.1f} M", gmacs, top1, strides, sizes, listed]
 
 
-def _operator_name(entry: dict[str, Any]) -> str:
-    """The shortest name that a host network knows an operator by."""
-    return min(entry["operator"]["names"], key=lambda name: (len(name), name))
+def _shortest(said: dict[str, Any]) -> str:
+    """The shortest name that a host network knows a part by."""
+    return min(said["names"], key=lambda name: (len(name), name))
 
 
 def _operator_row(name: str, entry: dict[str, Any]) -> list[str]:
     said = entry["operator"]
     return [name, entry.get("paper", ""), f"O({said['growth']})", said["sizes"], said["formula"]]
+
+
+def _module_row(name: str, entry: dict[str, Any]) -> list[str]:
+    said = entry["module"]
+    return [name, entry.get("paper", ""), said["place"], said["sizes"], said["formula"]]
 
 
 def _leaves() -> dict[str, dict[str, Any]]:
@@ -149,8 +157,10 @@ def explanation(name: str) -> str:
     short = index.canonical(name)
     by_bare_name = {n.rpartition(".")[2]: n for n in classes}
     short = by_bare_name.get(short, short)
-    operators = {o: n for n, e in classes.items() if e["kind"] == "attention" for o in e["operator"]["names"]}
-    short = operators.get(short.removeprefix("attention."), short) if short not in classes else short
+    part = {"attention": "operator", "modules": "module"}  # what they say of themselves, by kind
+    operators = {o: n for n, e in classes.items() if e["kind"] in part for o in e[part[e["kind"]]]["names"]}
+    room, _, last = short.rpartition(".")
+    short = operators.get(last, short) if short not in classes and room in ("", *part) else short
     if short in classes:
         return _explain_class(short, classes[short])
     config = name.removeprefix("vistrain:").removesuffix(".yaml").removeprefix("configs/")
@@ -169,6 +179,8 @@ def _explain_class(name: str, entry: dict[str, Any]) -> str:
     lines += [textwrap.indent(doc, "  "), ""]
     if entry["kind"] == "attention":
         lines += [table(_facts_of_operator(entry["operator"]), "  ")]
+    if entry["kind"] == "modules":
+        lines += [table(_facts_of_module(entry["module"]), "  ")]
     lines += ["  parameters:", _parameter_table(entry).rstrip("\n")]
     docs = (source_code.parameter_doc(entry["path"], key) for key in entry["parameters"] if _inherited(entry, key))
     inherited = list(dict.fromkeys(text for text in docs if text))
@@ -193,6 +205,13 @@ def _facts_of_operator(said: dict[str, Any]) -> list[list[str]]:
         "training": said.get("needs", ""),
         "oddities": said.get("oddities", ""),
     }
+    return [[name, value] for name, value in facts.items() if value]
+
+
+def _facts_of_module(said: dict[str, Any]) -> list[list[str]]:
+    """What a module of convolutional hosts says of itself, a line for each."""
+    facts = {"names": ", ".join(said["names"]), **{key: said.get(key, "") for key in ("formula", "cost", "place")}}
+    facts |= {"maps": said["sizes"], "oddities": said.get("oddities", "")}
     return [[name, value] for name, value in facts.items() if value]
 
 

@@ -1,4 +1,4 @@
-"""Sine position encodings, of feature maps and of coordinates (Vaswani et al., 2017; DETR, appendix A.4)."""
+"""Sine position encodings, of feature maps and of coordinates (Vaswani et al., 2017; DETR, appendix A.4); tables."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def sine_embedding(x: Tensor, features: int, temperature: float = 10000.0) -> Tensor:
@@ -85,3 +86,10 @@ class SinePositionEncoding(nn.Module):
         if self.normalize:
             positions = (positions + self.offset) / (extent + self.eps) * self.scale
         return sine_embedding(positions[..., None], self.features, self.temperatures[axis])
+
+
+def resized_positions(table: Tensor, size: tuple[int, int]) -> Tensor:
+    """A table of learnt positions of a square map, `[1, G * G, C]`, as a map of any size, `[1, C, H, W]`: bilinear."""
+    side = round(table.shape[1] ** 0.5)
+    maps = table.mT.unflatten(2, (side, side))
+    return maps if size == (side, side) else F.interpolate(maps, size, mode="bilinear", align_corners=False)

@@ -1,0 +1,175 @@
+"""Parts of host networks by name, with their arguments checked: attention operators, modules of convolutional ones."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from vistrain.contract import constructor
+from vistrain.errors import ConfigError, nearest
+
+Part = TypeVar("Part")
+Choice = str | type | Mapping[str, Any]  # a mapping: `name`, and the part's arguments
+
+
+@dataclass(frozen=True)
+class Chosen(Generic[Part]):
+    """A part and what a user says of its arguments, checked.
+
+    Attributes:
+        cls: of the part.
+        arguments: of its constructor.
+    """
+
+    cls: type[Part]
+    arguments: Mapping[str, Any]
+
+    def made(self, facts: Mapping[str, Any], where: str) -> Part:
+        """The part for one block of a host.
+
+        Args:
+            facts: what the host gives; the constructor gets those that it takes.
+            where: dotted key, for messages.
+
+        Raises:
+            ConfigError: it cannot be made so.
+        """
+        taken = constructor(self.cls)[0]
+        given = {name: value for name, value in facts.items() if name in taken}
+        try:
+            return self.cls(**{**given, **self.arguments})
+        except ConfigError as error:
+            place = f"{where}_args.{error.where}" if error.where else where  # the part itself is what does not fit
+            raise ConfigError(place, f"{self.cls.__name__}: {error.problem}", error.remedy) from error
+
+
+@dataclass(frozen=True)
+class NamedParts(Generic[Part]):
+    """The parts that stand in a room, one or several in a file, and how they are called.
+
+    Attributes:
+        room: package whose `__all__` has them.
+        base: of their classes.
+        what: one of them, in words.
+        listed: the word of `vistrain list` that lists them.
+        facts: the parameters of a class that the host gives, and nobody else.
+        suffix: what short names leave out of a class.
+    """
+
+    room: str
+    base: type[Part]
+    what: str
+    listed: str
+    facts: Callable[[type[Part]], Collection[str]]
+    suffix: str = ""
+
+    def classes(self) -> dict[str, type[Part]]:
+        """All of the room by class name."""
+        return _classes(self.room, self.base)
+
+    def names(self) -> dict[str, type[Part]]:
+        """What a part may be called -> its class.
+
+        Its class (`ShiftedWindowAttention`), the same in short (`shifted_window`), and its file (`window`): of a file
+        with several the one that is called like it, else the first.
+        """
+        return _names(self)
+
+    def short_name(self, cls: type) -> str:
+        """`ShiftedWindowAttention` -> `shifted_window`."""
+        stem = cls.__name__.removesuffix(self.suffix) or cls.__name__
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", stem).lower()
+
+    def choose(
+        self,
+        chosen: Choice | Sequence[Choice | None] | None,
+        arguments: Mapping[str, Any] | None,
+        stages: int,
+        where: str,
+    ) -> list[Chosen[Part] | None]:
+        """The part of each stage.
+
+        Args:
+            chosen: one for all stages, or one for each: a name (see `names`), a class, or a mapping with `name` and
+                arguments of that part; None for none.
+            arguments: of every part.
+            stages: how many there are.
+            where: dotted key, for messages.
+
+        Raises:
+            ConfigError: a name or an argument does not exist, or there are not as many as stages.
+        """
+        if chosen is None or isinstance(chosen, str | type | Mapping):
+            return [self._one(chosen, arguments or {}, where)] * stages
+        if not isinstance(chosen, Sequence):
+            raise ConfigError(where, f"{chosen!r} names no {self._word}", "write a name, or one for each stage")
+        if len(chosen) != stages:
+            problem = f"{len(chosen)} {self._word}s for {stages} stages"
+            raise ConfigError(where, problem, "write one, or one for each stage")
+        return [self._one(choice, arguments or {}, f"{where}[{i}]") for i, choice in enumerate(chosen)]
+
+    @property
+    def _word(self) -> str:
+        return self.what.rpartition(" ")[2]
+
+    def _one(self, choice: Choice | None, arguments: Mapping[str, Any], where: str) -> Chosen[Part] | None:
+        own = {}
+        if choice is None:
+            return None
+        if isinstance(choice, Mapping):
+            own = {str(key): value for key, value in choice.items() if key != "name"}
+            if "name" not in choice:
+                remedy = f"it names the {self._word}; the other keys are its arguments"
+                raise ConfigError(where, "`name` is missing", remedy)
+            choice = choice["name"]
+        if isinstance(choice, str):
+            if choice not in self.names():
+                raise ConfigError(where, f"no {self.what} {choice!r}", nearest(choice, self._offered(choice), count=2))
+            cls = self.names()[choice]
+        elif isinstance(choice, type) and issubclass(choice, self.base):
+            cls = choice
+        else:
+            raise ConfigError(where, f"{choice!r} is no {self.what}", f"see `vistrain list {self.listed}`")
+        places = {**dict.fromkeys(arguments, f"{where.partition('[')[0]}_args"), **dict.fromkeys(own, where)}
+        return Chosen(cls, {k: self._checked(cls, k, v, places[k]) for k, v in {**arguments, **own}.items()})
+
+    def _offered(self, written: str) -> list[str]:
+        """The names in the form of what was written: classes, or short names and files."""
+        return [name for name in self.names() if (name in self.classes()) == written[:1].isupper()]
+
+    def _checked(self, cls: type[Part], key: str, value: Any, where: str) -> Any:
+        parameters, hints = constructor(cls)
+        facts = self.facts(cls)
+        if key in facts:
+            raise ConfigError(f"{where}.{key}", "is not set by hand", "the network gives it; remove the key")
+        if key not in parameters:
+            known = [name for name in parameters if name not in facts]
+            raise ConfigError(f"{where}.{key}", f"{cls.__name__} has no such argument", nearest(key, known))
+        from vistrain.config.builder import check_value  # networks load without OmegaConf, where nobody chooses parts
+
+        return check_value(value, hints.get(key, Any), f"{where}.{key}")
+
+
+@functools.cache
+def _classes(room: str, base: type[Part]) -> dict[str, type[Part]]:
+    module = importlib.import_module(room)
+    found = {name: vars(module)[name] for name in sorted(module.__all__)}
+    return {name: cls for name, cls in found.items() if isinstance(cls, type) and issubclass(cls, base)}
+
+
+@functools.cache
+def _names(parts: NamedParts[Part]) -> dict[str, type[Part]]:
+    short = {parts.short_name(cls): cls for cls in parts.classes().values()}
+    files: dict[str, type[Part]] = {}
+    for cls in sorted(parts.classes().values(), key=_place):
+        files.setdefault(cls.__module__.rpartition(".")[2], cls)
+    return {**files, **short, **parts.classes()}
+
+
+def _place(cls: type) -> tuple[str, int]:
+    """Where a class stands: its file, and its place in it."""
+    return cls.__module__, list(vars(importlib.import_module(cls.__module__))).index(cls.__name__)
