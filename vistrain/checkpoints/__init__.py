@@ -1,7 +1,15 @@
 """Safe reading, strict loading, durable writing of checkpoints; a paper's key table lives in the paper's own file."""
 
 from vistrain.checkpoints.keymap import KeyMap
-from vistrain.checkpoints.loading import LeftOut, LoadReport, find_state_dict, load_weights, merged, read_state_dict
+from vistrain.checkpoints.loading import (
+    LeftOut,
+    LoadReport,
+    find_state_dict,
+    load_weights,
+    merged,
+    read_state_dict,
+    state_dict_in,
+)
 from vistrain.checkpoints.reading import load_file
 from vistrain.checkpoints.saving import save_durably
 
@@ -15,4 +23,5 @@ __all__ = [
     "merged",
     "read_state_dict",
     "save_durably",
+    "state_dict_in",
 ]

@@ -10,6 +10,7 @@ from vistrain.data.classification.imagenet import ImageNet
 from vistrain.data.classification.module import ClassificationData
 from vistrain.data.classification.sets import CIFAR10, CIFAR100, MNIST, Digits, EuroSAT, FashionMNIST
 from vistrain.data.classification.transforms import EvalCrop, ImageAugment
+from vistrain.data.classification.unlabelled import UnlabelledFolder
 from vistrain.data.detection.coco2017 import Coco2017
 from vistrain.data.detection.coco_sets import CocoDetection, CocoSplit
 from vistrain.data.detection.collate import Sample, collate
@@ -112,6 +113,7 @@ __all__ = [
     "SegmentAugment",
     "SegmentationData",
     "TuSimple",
+    "UnlabelledFolder",
     "ViewSplit",
     "collate",
     "read_image",
