@@ -19,6 +19,7 @@ from vistrain.commands import (
     doctor,
     evaluate,
     explain,
+    export,
     fit,
     import_data,
     predict,
@@ -31,7 +32,10 @@ from vistrain.commands import list as list_
 from vistrain.errors import ConfigError, VistrainError, nearest
 from vistrain.internals.argparse import commands_of, options_of
 
-COMMANDS = (fit, test, reproduce, predict, evaluate, check, import_data, profile, list_, explain, doctor, completion)
+COMMANDS = (
+    *(fit, test, reproduce, predict, evaluate, check, import_data, profile),
+    *(list_, explain, export, doctor, completion),
+)
 DESCRIPTION = "Trains, evaluates and reproduces dense-vision models."
 EXAMPLES = """\
 start here:

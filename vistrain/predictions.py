@@ -133,3 +133,23 @@ class Restored:
     """
 
     image: Tensor
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a network that was shown a part of an image makes of the rest.
+
+    Attributes:
+        loss: what its training minimises, of this image, by the names of its losses; low is good.
+        hidden: `[h, w]` bool, the patches that it was not shown; None where it sees the whole image.
+        image: `[C, H, W]` float32, brightest pixel 1, the image with the hidden part made up; None where no pixels are
+            predicted.
+        shown: `[C, H, W]`, what it was shown, where that is not the image without its hidden patches.
+        truth: `[C, H, W]`, where the image that it was shown is not what it is compared with.
+    """
+
+    loss: dict[str, float]
+    hidden: Tensor | None = None
+    image: Tensor | None = None
+    shown: Tensor | None = None
+    truth: Tensor | None = None

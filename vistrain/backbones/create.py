@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -13,14 +15,21 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 from timm.models import adapt_input_conv, get_pretrained_cfg, model_entrypoint
-from torch import nn
+from timm.models.beit import Beit
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 
 from vistrain.backbones.resnet_keys import DETECTRON2
 from vistrain.backbones.timm_keys import AUTHORS
-from vistrain.checkpoints import load_weights, read_state_dict
+from vistrain.checkpoints import load_file, load_weights, state_dict_in
 from vistrain.devices import on_meta
 from vistrain.errors import ConfigError, WeightsError, first_line, nearest
+
+log = logging.getLogger(__name__)
+
+OURS = "backbone.body."  # before the names of a backbone in the checkpoints of all networks
 
 # timm's arguments that the wrapper decides, and what to write instead.
 _DECIDED = {
@@ -184,14 +193,25 @@ def _build_pretrained(name: str, arguments: dict[str, Any]) -> tuple[Any, bool]:
 
 
 def _load_file(body: Any, name: str, path: Path, channels: int) -> None:
-    """Loads a file of classification weights strictly; its classifier may be of any classes, or absent."""
-    weights = read_state_dict(path)
-    ours = "backbone.body."  # a classifier that vistrain trained
-    if any(key.startswith(ours) for key in weights):
-        weights = {key.removeprefix(ours): value for key, value in weights.items() if key.startswith(ours)}
+    """Loads a file of classification weights strictly, or the backbone of any network's checkpoint; the classifier may
+    be of any classes, or absent, and tables of positions for images of another size."""
+    content = load_file(path)
+    weights = state_dict_in(content, str(path))
+    weights = _backbone_of(weights, path)
     if DETECTRON2.matches(weights):
         weights = DETECTRON2.apply(weights)
-    weights = _for_channels(convert(weights, body, name, str(path)), body, channels)
+    for key_map in AUTHORS:
+        weights = key_map.apply(weights) if key_map.matches(weights) else weights
+    weights, table = dict(weights), None
+    if type(body) in (VisionTransformer, Beit):
+        table = _resized_table(weights.pop("pos_embed", None), body, _grid_of(content), path)
+    weights = convert(weights, body, name, str(path)) | ({} if table is None else {"pos_embed": table})
+    weights = _for_channels(weights, body, channels)
+    own = body.state_dict()
+    if not weights.keys() & own.keys():
+        few = ", ".join(list(weights)[:4])
+        raise WeightsError(str(path), f"has no weights of {name}; it holds {few or 'nothing'}", "is it a backbone's?")
+    weights = _other_norm(weights, own, path)
     classifiers = body.pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     counts = {v.shape[0] for key, v in weights.items() for c in classifiers if key == f"{c}.weight"}
@@ -210,6 +230,69 @@ def _for_channels(weights: dict[str, torch.Tensor], body: Any, channels: int) ->
     found = {key: weights[key] for key in keys if key in weights and weights[key].ndim == 4}
     adapted = {key: adapt_input_conv(channels, w) for key, w in found.items() if w.shape[1] == 3 != channels}
     return {**weights, **adapted}
+
+
+def _backbone_of(weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
+    """The backbone's part of what a run of ours trained, under its own names; other files as they are."""
+    found = {key.removeprefix(OURS): value for key, value in weights.items() if key.startswith(OURS)}
+    if not found:
+        return weights
+    others = dict.fromkeys(".".join(key.split(".")[:1]) for key in weights if not key.startswith(OURS))
+    if others:
+        count = len(weights) - len(found)
+        log.info("%s: the backbone alone; left out %d tensors of %s", path, count, ", ".join(others))
+    return found
+
+
+def _grid_of(content: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Rows and columns of the patches that a checkpoint of ours was trained for, where its config says it."""
+    node: Any = content.get("vistrain")
+    for key in ("config", "model", "backbone", "args", "img_size"):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    sides = (node, node) if isinstance(node, int) else tuple(node or ())
+    return (sides[0], sides[1]) if len(sides) == 2 and all(isinstance(side, int) for side in sides) else None
+
+
+def _resized_table(table: Tensor | None, body: Any, size: tuple[int, int] | None, path: Path) -> Tensor | None:
+    """A table of positions `[1, P + N, D]` for the patches of a plain ViT.
+
+    Args:
+        table: as the file has it; None has none.
+        body: the ViT.
+        size: of the images that it is for, pixels, if the file says it; square, if not.
+        path: the file.
+    """
+    own = body.pos_embed
+    if table is None or own is None or table.ndim != 3:
+        return table
+    prefix = own.shape[1] - body.patch_embed.num_patches
+    count, new = table.shape[1] - prefix, tuple(body.patch_embed.grid_size)
+    side = math.isqrt(max(count, 0))
+    old = (side, side)
+    if size is not None:  # patches may have another size here, but have its proportions
+        old = next(
+            ((h, count // h) for h in range(1, count + 1) if count % h == 0 and h * size[1] == count // h * size[0]),
+            old,
+        )
+    if old == new or old[0] * old[1] != count:
+        return table
+    log.info("%s: the table of positions is resized from %dx%d to %dx%d patches", path, *old, *new)
+    resized: Tensor = resample_abs_pos_embed(table, new_size=list(new), old_size=list(old), num_prefix_tokens=prefix)
+    return resized
+
+
+def _other_norm(weights: dict[str, Tensor], own: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Weights for a ViT that is pooled otherwise than the file's: its last norm, which then has another name, starts
+    anew, as in MAE's fine-tuning."""
+    for there, here in (("norm.", "fc_norm."), ("fc_norm.", "norm.")):
+        names = [key for key in weights if key.startswith(there)]
+        if names and not any(key.startswith(there) for key in own) and not any(key.startswith(here) for key in weights):
+            log.info(
+                "%s: left out %s: tokens are pooled otherwise here, and %s starts anew", path, there[:-1], here[:-1]
+            )
+            kept = {key: value for key, value in weights.items() if key not in names}
+            return kept | {key: value for key, value in own.items() if key.startswith(here)}
+    return weights
 
 
 def convert(weights: Mapping[str, torch.Tensor], body: Any, name: str, where: str) -> dict[str, torch.Tensor]:

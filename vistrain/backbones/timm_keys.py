@@ -1,7 +1,7 @@
 """Names of authors' weights that timm has the model for, but no converter.
 
 The authors' codes: EfficientViT (arXiv 2305.07027), microsoft/Cream, MIT; SHViT (arXiv 2401.16456), ysj9909/SHViT, MIT;
-CrossViT (arXiv 2103.14899), IBM/CrossViT, Apache-2.0. Only their names of weights are here.
+CrossViT (arXiv 2103.14899), IBM/CrossViT, Apache-2.0; MAE (arXiv 2111.06377), facebookresearch/mae, CC BY-NC 4.0. Only their names of weights are here.
 """
 
 from __future__ import annotations
@@ -61,4 +61,26 @@ CROSSVIT = KeyMap(
     rules=((r"^(cls_token|pos_embed)\.(\d)$", r"\1_\2"),),
 )
 
-AUTHORS = (EFFICIENTVIT, SHVIT, CROSSVIT)
+# facebookresearch/mae, models_mae.py, and what is built upon it (HPM, LUT): the encoder has timm's names. MaskAlign
+# (OpenDriveLab/maskalign) has heads instead of a decoder.
+MAE_ENCODER = KeyMap(
+    name="MAE",
+    marker=r"^(decoder_blocks\.\d+\.norm1|distill_heads\.\d+)\.",
+    drop=(r"^decoder_", r"^mask_token$", r"^head\.\d+\.", r"^predictor\.", r"^distill_"),
+)
+# Sara-Ahmed/GMML, main.py: a network of two parts.
+GMML_ENCODER = KeyMap(
+    name="GMML",
+    marker=r"^head_recons\.",
+    rules=((r"^backbone\.", ""),),
+    drop=(r"^head_recons\.",),
+)
+# Atten4Vis/CAE: a BEiT with a table of positions.
+CAE_ENCODER = KeyMap(
+    name="CAE",
+    marker=r"^regresser\.",
+    rules=((r"^encoder\.", ""),),
+    drop=(r"^(?!encoder\.)",),
+)
+
+AUTHORS = (EFFICIENTVIT, SHVIT, CROSSVIT, MAE_ENCODER, GMML_ENCODER, CAE_ENCODER)

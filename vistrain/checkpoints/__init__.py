@@ -9,6 +9,7 @@ from vistrain.checkpoints.loading import (
     load_weights,
     merged,
     read_state_dict,
+    state_dict_in,
     under,
     with_channels,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "merged",
     "read_state_dict",
     "save_durably",
+    "state_dict_in",
     "under",
     "with_channels",
 ]

@@ -199,7 +199,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file cannot be read, or holds no state dict.
     """
-    return _strip_prefixes(find_state_dict(load_file(path), str(path))[0], {})
+    return state_dict_in(load_file(path), str(path))
+
+
+def state_dict_in(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
+    """As `read_state_dict`, of what a file holds.
+
+    Raises:
+        WeightsError: there is no state dict in it.
+    """
+    return _strip_prefixes(find_state_dict(content, where)[0], {})
 
 
 def merged(paths: Sequence[str | Path]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from vistrain.data.classification.imagenet import ImageNet
 from vistrain.data.classification.module import ClassificationData
 from vistrain.data.classification.sets import CIFAR10, CIFAR100, MNIST, Digits, EuroSAT, FashionMNIST
 from vistrain.data.classification.transforms import EvalCrop, ImageAugment
+from vistrain.data.classification.unlabelled import UnlabelledFolder
 from vistrain.data.detection.coco2017 import Coco2017
 from vistrain.data.detection.coco_sets import CocoDetection, CocoSplit
 from vistrain.data.detection.collate import Sample, collate
@@ -123,6 +124,7 @@ __all__ = [
     "SegmentAugment",
     "SegmentationData",
     "TuSimple",
+    "UnlabelledFolder",
     "ViewSplit",
     "VolumeAugment",
     "VolumeData",

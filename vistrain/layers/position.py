@@ -1,4 +1,7 @@
-"""Sine position encodings, of feature maps and of coordinates (Vaswani et al., 2017; DETR, appendix A.4); tables."""
+"""Sine position encodings, of feature maps and of coordinates (Vaswani et al., 2017; DETR, appendix A.4); tables.
+
+The table of a grid is written from MAE's description: the authors' code is CC BY-NC 4.0, and nothing of it is here.
+"""
 
 from __future__ import annotations
 
@@ -93,3 +96,27 @@ def resized_positions(table: Tensor, size: tuple[int, int]) -> Tensor:
     side = round(table.shape[1] ** 0.5)
     maps = table.mT.unflatten(2, (side, side))
     return maps if size == (side, side) else F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+def grid_table(size: tuple[int, int], features: int) -> Tensor:
+    """The fixed position table of a grid of patches: sines, then cosines, of the columns, and the same of the rows.
+
+    Of MAE (arXiv 2111.06377, appendix A.1), whose table has the columns in its first half.
+
+    Args:
+        size: rows and columns.
+        features: channels, a multiple of four.
+
+    Returns:
+        `[rows * columns, features]` float32, row by row.
+    """
+    waves = 10000.0 ** -(torch.arange(features // 4, dtype=torch.float64) / (features / 4))
+
+    def axis(count: int) -> Tensor:
+        angles = torch.arange(count, dtype=torch.float64)[:, None] * waves
+        return torch.cat((angles.sin(), angles.cos()), 1)
+
+    rows, columns = size
+    across = axis(columns)[None].expand(rows, -1, -1)
+    down = axis(rows)[:, None].expand(-1, columns, -1)
+    return torch.cat((across, down), 2).flatten(0, 1).float()

@@ -18,6 +18,8 @@ from vistrain.metrics.lane_metrics import CULaneF1, TuSimpleAccuracy
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
 from vistrain.metrics.panoptic_quality import PanopticQuality
+from vistrain.metrics.probe_accuracy import ProbeAccuracy
+from vistrain.metrics.reconstruction_loss import ReconstructionLoss
 from vistrain.metrics.region_overlap import REGIONS, RegionOverlap
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
@@ -36,6 +38,8 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "panoptic": PanopticQuality,
     "culane": CULaneF1,
     "tusimple": TuSimpleAccuracy,
+    "reconstruction": ReconstructionLoss,
+    "probes": ProbeAccuracy,
 }
 
 METRICS: tuple[type[Metric], ...] = (
@@ -53,6 +57,8 @@ METRICS: tuple[type[Metric], ...] = (
     PanopticQuality,
     CULaneF1,
     TuSimpleAccuracy,
+    ReconstructionLoss,
+    ProbeAccuracy,
 )
 
 __all__ = [
@@ -73,6 +79,8 @@ __all__ = [
     "Metric",
     "MultiLabel",
     "PanopticQuality",
+    "ProbeAccuracy",
+    "ReconstructionLoss",
     "Record",
     "RegionOverlap",
     "TuSimpleAccuracy",

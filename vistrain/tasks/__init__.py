@@ -4,6 +4,7 @@ from vistrain.tasks.base.task import Task
 from vistrain.tasks.classification.task import ClassificationTask, NeighbourTask
 from vistrain.tasks.detection.analysis import ErrorAnalysis
 from vistrain.tasks.detection.task import DetectionTask
+from vistrain.tasks.pretraining.task import PretrainingTask
 from vistrain.tasks.restoration.task import RestorationTask
 from vistrain.tasks.segmentation.lanes import LaneTask
 from vistrain.tasks.segmentation.panoptic_task import PanopticTask
@@ -17,6 +18,7 @@ __all__ = [
     "LaneTask",
     "NeighbourTask",
     "PanopticTask",
+    "PretrainingTask",
     "RestorationTask",
     "SegmentationTask",
     "Task",

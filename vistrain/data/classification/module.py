@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from vistrain.data.base.check import Findings
-from vistrain.data.base.collate import Batch, batch_of
+from vistrain.data.base.collate import Batch, batch_of, stack_padded
 from vistrain.data.base.dataset import SampleSet
-from vistrain.data.base.module import DataModule, SplitName
+from vistrain.data.base.module import DataModule, SplitName, refuse_below
 from vistrain.data.classification.sources import Split
 from vistrain.data.classification.transforms import EvalCrop, ImageAugment
 from vistrain.errors import ConfigError, DataError
@@ -33,12 +33,14 @@ class LabelledImage:
         id: its index in the split.
         original_size: height, width in pixels before any transform.
         labels: its classes.
+        views: further versions of it, each `[H, W, 3]`.
     """
 
     image: np.ndarray
     id: int
     original_size: tuple[int, int]
     labels: tuple[int, ...]
+    views: tuple[np.ndarray, ...] = ()
 
 
 class LabelledImages(SampleSet):
@@ -49,6 +51,7 @@ class LabelledImages(SampleSet):
         transform: augmentation, or the evaluation crop.
         size: of the augmented images.
         mean: of the model's normalisation.
+        views: how many times each image is augmented.
     """
 
     def __init__(
@@ -57,8 +60,10 @@ class LabelledImages(SampleSet):
         transform: ImageAugment | EvalCrop,
         size: tuple[int, int] = FALLBACK,
         mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+        views: int = 1,
     ) -> None:
         self.split, self.transform, self.size, self.mean = split, transform, size, mean
+        self.views = views
 
     def __len__(self) -> int:
         return len(self.split)
@@ -70,11 +75,15 @@ class LabelledImages(SampleSet):
             DataError: its image cannot be read.
         """
         encoded = self.split.source.open(index)
+        views: tuple[np.ndarray, ...] = ()
         if isinstance(self.transform, ImageAugment):
             image = self.transform.apply(encoded, self.size, self.mean, seed)
+            if self.views > 1:
+                seeds = np.random.SeedSequence(seed).generate_state(self.views - 1, np.uint64).tolist()
+                views = tuple(self.transform.apply(encoded, self.size, self.mean, other) for other in seeds)
         else:
             image = self.transform(encoded.decode())
-        return LabelledImage(image, index, encoded.size, self.split.of(index))
+        return LabelledImage(image, index, encoded.size, self.split.of(index), views)
 
     def where(self, index: int) -> str:
         """The file of an image (of all images, where one file holds them)."""
@@ -92,6 +101,7 @@ class ClassificationData(DataModule):
         interpolation: of the evaluation resize; that of the weights if None.
         augment: training augmentation; crops and flips if None.
         repeats: repeated augmentation, versions of each image in an epoch that is no longer for it.
+        views: versions of each training image in its batch, for methods that compare them.
         base: see `DataModule`.
 
     Attributes:
@@ -113,13 +123,16 @@ class ClassificationData(DataModule):
         interpolation: Filter | None = None,
         augment: ImageAugment | None = None,
         repeats: int = 1,
+        views: int = 1,
         **base: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, **base)
+        refuse_below(1, views=views)
         if repeats < 1:
             raise ConfigError("repeats", f"{repeats} is too small", "1 turns repeated augmentation off")
         self.image_size, self.eval_size = _pair(image_size, "image_size"), _pair(eval_size, "eval_size")
         self.crop_pct, self.interpolation, self.repeats = crop_pct, interpolation, repeats
+        self.views = views
         self.augment = ImageAugment() if augment is None else augment
         self._splits: dict[SplitName, Split] = {}
 
@@ -148,7 +161,7 @@ class ClassificationData(DataModule):
         """The samples of a split: augmented for `train`, cropped for evaluation otherwise."""
         if split != "train":
             return LabelledImages(self.split(split), self.eval_transform)
-        return LabelledImages(self.split(split), self.augment, self.train_size, self.preprocessing.mean)
+        return LabelledImages(self.split(split), self.augment, self.train_size, self.preprocessing.mean, self.views)
 
     def plain_train_dataset(self) -> LabelledImages:
         """The training images under the evaluation crop, for neighbours and features."""
@@ -212,7 +225,8 @@ def collate_images(samples: Sequence[LabelledImage], multi_label: int | None = N
 
     Returns:
         `image` uint8 `[B, 3, H, W]`, `size` and `original_size` int64 `[B, 2]`, `id` list of int, `labels` int64 `[B]`
-        (with `multi_label` 0 and 1, `[B, K]`), `target` list of dicts with `labels`, a tuple of int.
+        (with `multi_label` 0 and 1, `[B, K]`), `target` list of dicts with `labels`, a tuple of int; where there are
+        several views, all but the first as `views` uint8 `[V - 1, B, 3, H, W]`.
     """
     if multi_label is None:
         labels = torch.tensor([s.labels[0] for s in samples], dtype=torch.int64)
@@ -220,8 +234,16 @@ def collate_images(samples: Sequence[LabelledImage], multi_label: int | None = N
         labels = torch.zeros(len(samples), multi_label, dtype=torch.int64)
         for row, sample in zip(labels, samples, strict=True):
             row[list(sample.labels)] = 1
+    return {**collate_pictures(samples), "labels": labels}
+
+
+def collate_pictures(samples: Sequence[LabelledImage]) -> Batch:
+    """As `collate_images`, without `labels`."""
     images, sizes, ids = zip(*((s.image, s.original_size, s.id) for s in samples), strict=True)
-    return {**batch_of(images, sizes, ids, [{"labels": s.labels} for s in samples]), "labels": labels}
+    batch = batch_of(images, sizes, ids, [{"labels": s.labels} for s in samples])
+    if samples[0].views:
+        batch["views"] = torch.stack([stack_padded(view)[0] for view in zip(*(s.views for s in samples), strict=True)])
+    return batch
 
 
 def _pair(size: int | tuple[int, int] | None, name: str) -> tuple[int, int] | None:

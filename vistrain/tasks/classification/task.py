@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
 from vistrain.classification import Classifier
+from vistrain.classification.probes import vote
 from vistrain.data.classification.module import ClassificationData
-from vistrain.errors import ConfigError, VistrainError
+from vistrain.errors import ConfigError
 from vistrain.network import Network
 from vistrain.pictures import confusion
 from vistrain.predictions import ClassScores
 from vistrain.structures import Factory, LabelSpace
+from vistrain.tasks.base.encoded import encoded
 from vistrain.tasks.base.task import Batch, Cells, Task, picture_of
 from vistrain.tasks.classification.predictor import ClassificationPredictor
 from vistrain.writing import whole_file
@@ -164,18 +165,7 @@ class NeighbourTask(ClassificationTask):
     @torch.no_grad()
     def _encode(self) -> tuple[Tensor, Tensor]:
         data = cast(ClassificationData, self.datamodule)
-        workers = data.workers if data.workers is not None else 0
-        loader = DataLoader(
-            data.plain_train_dataset(), data.eval_batch_size, collate_fn=data.collate_function(), num_workers=workers
-        )
-        features, labels = [], []
-        for batch in loader:
-            if isinstance(batch, VistrainError):
-                raise batch
-            moved = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-            features.append(self._features(moved))
-            labels.append(moved["labels"])
-        return torch.cat(features), torch.cat(labels)
+        return encoded(data, data.plain_train_dataset(), self.device, self._features)
 
     def _features(self, batch: Batch) -> Tensor:
         return nn.functional.normalize(self._network.features(batch).float(), dim=-1)
@@ -183,28 +173,6 @@ class NeighbourTask(ClassificationTask):
     @property
     def _network(self) -> Classifier:
         return cast(Classifier, self.model)
-
-
-def vote(
-    features: Tensor, bank: Tensor, labels: Tensor, num_classes: int, neighbours: int, temperature: float
-) -> Tensor:
-    """Class shares of the nearest neighbours' votes.
-
-    Args:
-        features: `[B, F]`, of length 1.
-        bank: `[N, F]`, of length 1.
-        labels: `[N]` int64.
-        num_classes: K.
-        neighbours: how many vote; all, if there are fewer.
-        temperature: weights are exp(similarity / temperature).
-
-    Returns:
-        `[B, K]`, sums of 1.
-    """
-    near = (features @ bank.T).topk(min(neighbours, len(bank)), dim=1)
-    weights = (near.values / temperature).softmax(1)
-    shares = features.new_zeros(len(features), num_classes)
-    return shares.scatter_add_(1, labels[near.indices], weights)
 
 
 def most_confused(counts: np.ndarray, most: int) -> list[int]:

@@ -1,0 +1,1 @@
+"""Networks that learn from images without labels: the task and its predictor."""
