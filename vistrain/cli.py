@@ -15,6 +15,7 @@ from typing import Any
 from vistrain import __version__, processes, streams
 from vistrain.commands import (
     check,
+    compare,
     completion,
     doctor,
     evaluate,
@@ -23,6 +24,7 @@ from vistrain.commands import (
     import_data,
     predict,
     profile,
+    report,
     reproduce,
     task_options,
     test,
@@ -31,7 +33,10 @@ from vistrain.commands import list as list_
 from vistrain.errors import ConfigError, VistrainError, nearest
 from vistrain.internals.argparse import commands_of, options_of
 
-COMMANDS = (fit, test, reproduce, predict, evaluate, check, import_data, profile, list_, explain, doctor, completion)
+COMMANDS = (
+    fit, test, reproduce, predict, evaluate, report, compare, check, import_data, profile, list_, explain, doctor,
+    completion,
+)  # fmt: skip
 DESCRIPTION = "Trains, evaluates and reproduces dense-vision models."
 EXAMPLES = """\
 start here:
