@@ -15,6 +15,7 @@ from typing import Any
 from vistrain import __version__, processes, streams
 from vistrain.commands import (
     check,
+    compare,
     completion,
     doctor,
     evaluate,
@@ -24,6 +25,7 @@ from vistrain.commands import (
     import_data,
     predict,
     profile,
+    report,
     reproduce,
     task_options,
     test,
@@ -33,7 +35,7 @@ from vistrain.errors import ConfigError, VistrainError, nearest
 from vistrain.internals.argparse import commands_of, options_of
 
 COMMANDS = (
-    *(fit, test, reproduce, predict, evaluate, check, import_data, profile),
+    *(fit, test, reproduce, predict, evaluate, report, compare, check, import_data, profile),
     *(list_, explain, export, doctor, completion),
 )
 DESCRIPTION = "Trains, evaluates and reproduces dense-vision models."

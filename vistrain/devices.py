@@ -80,3 +80,12 @@ def upload(
     if device.type == "cuda" and not torch.compiler.is_compiling():
         host = host.pin_memory()  # else the copy would wait
     return host.to(device, dtype, non_blocking=True)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that an accelerator gave out to this process so far, else the most that was resident of it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

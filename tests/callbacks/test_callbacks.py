@@ -352,7 +352,7 @@ def test_pictures_show_images_from_all_over_the_set(
         return [("", np.zeros((8, 8, 3), np.uint8))]
 
     task.draw_sample = draw
-    trainer = make_trainer(tmp_path, [RunFolder(images=images)], logger=False)
+    trainer = make_trainer(tmp_path, [RunFolder(images=images, extremes=False)], logger=False)
     trainer.test(task, datamodule=TinyData(eval_batch_size=per_batch), verbose=False)
     assert drawn == shown
 
@@ -368,7 +368,9 @@ def test_the_first_batch_is_not_drawn_again_and_pictures_never_stop_a_run(
     assert not (tmp_path / "first_batch.png").exists()
     trainer = make_trainer(tmp_path / "test", [RunFolder()], logger=False)
     trainer.test(make_task(), datamodule=TinyData(), verbose=False)
-    assert sorted(p.name for p in (tmp_path / "test").rglob("*.*")) == ["predictions.json", "test.png"]
+    assert sorted(p.name for p in (tmp_path / "test").rglob("*.*")) == [
+        "best.png", "predictions.json", "summary.json", "test.png", "worst.png",
+    ]  # fmt: skip
 
 
 # -------------------------------------------------------------------- NaN

@@ -51,9 +51,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_run_folder_tells_the_whole_story(finished: Path) -> None:
-    expected = {"config.yaml", "environment.json", "metrics.csv", "curves.png", "first_batch.png"}
+    expected = {"config.yaml", "environment.json", "metrics.csv", "curves.png", "first_batch.png", "summary.json"}
+    expected |= {"report.html", "report.md"}
     assert expected | {"last.ckpt", "best.ckpt", "eval"} <= {path.name for path in finished.iterdir()}
-    assert len(list((finished / "eval").glob("*.png"))) == 2
+    assert len(list((finished / "eval").glob("epoch_*.png"))) == 2
+    assert {path.name for path in (finished / "eval").iterdir()} >= {"worst.png", "best.png"}
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["steps"] == 4
+    assert summary["seconds"] > 0
+    assert summary["samples"]["val"] == 6
 
 
 def test_a_resumed_run_continues_its_metrics(finished: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vistrain.attention.base import paths_of
 from vistrain.data.base.module import refuse_below
+from vistrain.devices import peak_memory
 from vistrain.internals import lightning as internals
 from vistrain.processes import load_average, resident_memory
 from vistrain.tasks.base.task import as_task
@@ -300,12 +301,6 @@ def duration(seconds: float) -> str:
 
 def memory(device: torch.device) -> str:
     """What the run holds: the most that the accelerator gave out so far, else the resident memory of this process."""
-    if device.type == "cuda":
-        used = torch.cuda.max_memory_reserved(device)
-    elif (resident := resident_memory()) is not None:
-        used = resident
-    else:
-        import resource  # not on Windows, where this function then has nothing to say
-
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    resident = None if device.type == "cuda" else resident_memory()
+    used = peak_memory(device) if resident is None else resident
     return f"{used / 2**30:.2f} GiB"

@@ -4,7 +4,7 @@ All draw without a display.
 """
 
 from vistrain.pictures.boxes import class_colours, draw_boxes, stable_colour
-from vistrain.pictures.charts import bars, confusion, curves, histogram
+from vistrain.pictures.charts import bars, confusion, curves, curves_together, histogram
 from vistrain.pictures.grids import fitted, grid
 from vistrain.pictures.lines import draw_lanes
 from vistrain.pictures.overlays import coloured, draw_masks, legend, overlaid
@@ -15,6 +15,7 @@ __all__ = [
     "coloured",
     "confusion",
     "curves",
+    "curves_together",
     "draw_boxes",
     "draw_lanes",
     "draw_masks",

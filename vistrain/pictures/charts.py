@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,42 @@ def curves(metrics_csv: str | Path, png: str | Path, lower_is_better: Collection
     for place in axes[len(panels) :]:
         place.set_visible(False)
     return save_figure(figure, png)
+
+
+def curves_together(runs: Mapping[str, str | Path], png: str | Path) -> Path | None:
+    """Draw the same numbers of several runs over each other: the loss, and each number of their evaluations.
+
+    Args:
+        runs: name -> its `metrics.csv`.
+        png: written whole or not at all.
+
+    Returns:
+        `png`, or None when no number is of two runs (nothing is written then).
+
+    Raises:
+        DataError: a CSV is missing or the picture cannot be written.
+    """
+    read = {name: _read(path)[0] for name, path in runs.items()}
+    counts = Counter(column for series in read.values() for column in series)
+    shared = [name for name, count in counts.items() if count > 1 and (name == "train/loss" or name.startswith("val/"))]
+    if not shared:
+        return None
+    columns = min(len(shared), 2 if len(shared) <= 4 else 3)
+    figure, axes = new_figure(5.6 * columns, 3.6 * -(-len(shared) // columns), -(-len(shared) // columns), columns)
+    for place, column in zip(axes, shared, strict=False):
+        lines = {name: series[column] for name, series in read.items() if column in series}
+        for i, name in enumerate(read):
+            if name in lines:
+                y = _smoothed(lines[name].y) if len(lines[name].y) >= SMOOTH_FROM else lines[name].y
+                marker = "o" if len(y) < 30 else ""
+                colour, label = PALETTE[i % len(PALETTE)], readable(name)
+                place.plot(lines[name].x, y, color=colour, label=label, linewidth=1.6, marker=marker, markersize=3)
+        place.set_title(column, fontsize=11, loc="left")
+        place.set_xlabel("step")
+        place.legend(fontsize=7.5, frameon=False)
+    for place in axes[len(shared) :]:
+        place.set_visible(False)
+    return save_figure(figure, png, [readable(name) for name in runs])
 
 
 def bars(values: Mapping[str, float], png: str | Path, title: str = "", xlabel: str = "") -> Path:

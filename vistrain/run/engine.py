@@ -13,7 +13,7 @@ from lightning.pytorch import seed_everything
 from vistrain import processes
 from vistrain.checkpoints import load_weights
 from vistrain.config import compose, to_yaml, without_pretrained
-from vistrain.errors import ConfigError, DataError
+from vistrain.errors import ConfigError, DataError, VistrainError
 from vistrain.run import refusals
 from vistrain.run.continued import Continued
 from vistrain.run.folders import folder_of, run_folder
@@ -21,6 +21,7 @@ from vistrain.run.lock import held
 from vistrain.run.networks import load_checkpoint, load_named, load_whole, refuse_other_classes
 from vistrain.run.parts import build_parts, build_trainer, monitored, stage_configs
 from vistrain.run.rehearsal import refuse_ahead
+from vistrain.run.report import write_report
 from vistrain.structures import LabelSpace, Preprocessing
 from vistrain.tasks.base.ahead import together
 from vistrain.writing import whole_file
@@ -84,6 +85,18 @@ def _fit_in(folder: Path, config: dict[str, Any], resume: Path | None, allow: Co
         if parts.task.began:
             raise
         raise together(error, parts.task.schedule, parts.data, trainer) from error
+    if trainer.is_global_zero:
+        _report(folder)
+
+
+def _report(folder: Path) -> None:
+    """The run's page; without it the run is poorer, not broken."""
+    try:
+        page, _ = write_report(folder)
+    except VistrainError as error:
+        log.warning("the report could not be written: %s", error)
+    else:
+        log.info("report: %s", page)
 
 
 def _fit_stages(config: dict[str, Any], resume: Path | None, debug: bool, allow: Collection[str]) -> int:
@@ -162,10 +175,14 @@ def test(
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         record = {"checkpoint": str(checkpoint or weights), "metrics": config.get("metrics"), "numbers": numbers}
-        record["images"] = {"from": parts.data.place("test"), "of": len(parts.data.watched["test"])}
+        images = {"from": parts.data.place("test"), "of": len(parts.data.watched["test"])}
+        record["images"] = {**images, "digest": parts.task.tested.digest}
         if not numbers:
             log.warning("no number was computed: the config names no metrics")
         record |= parts.task.facts_of_test()
+        record["halves"] = parts.task.tested.halves
         with whole_file(folder / "test.json") as path:
             path.write_text(json.dumps(record, indent=2) + "\n")
+        if checkpoint is not None and (folder / "config.yaml").is_file():
+            _report(folder)
     return numbers

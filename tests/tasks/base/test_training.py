@@ -24,9 +24,10 @@ from vistrain.errors import ConfigError, VistrainError
 from vistrain.optim import Cosine
 from vistrain.structures import Factory, Preprocessing
 from vistrain.tasks import DetectionTask
+from vistrain.tasks.base.looks import picture_of
 from vistrain.tasks.base.parallel import Gatherer, merge
 from vistrain.tasks.base.predictor import evaluation_transform
-from vistrain.tasks.base.task import Task, picture_of
+from vistrain.tasks.base.task import Task
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

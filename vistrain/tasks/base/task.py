@@ -28,8 +28,8 @@ from vistrain.contract import Contract
 from vistrain.data.base.module import DataModule
 from vistrain.errors import ConfigError
 from vistrain.internals import lightning as internals
-from vistrain.layers.padding import to_unit
 from vistrain.metrics import PROTOCOLS, Metric, Record, Unit, protocol
+from vistrain.metrics.halves import Tested
 from vistrain.network import Network
 from vistrain.optim import Constant, ParameterGroups, Schedule
 from vistrain.optim.settled import asked_of, names_of, regroup, settle
@@ -42,6 +42,7 @@ from vistrain.tasks.base.ahead import (
     refuse_other_targets,
     say_what_is_not_evaluated,
 )
+from vistrain.tasks.base.looks import picture_of
 from vistrain.tasks.base.parallel import Gatherer, same_statistics, spread
 from vistrain.tasks.base.predictor import Predictor
 
@@ -83,6 +84,7 @@ class Task(Contract, LightningModule):
         evaluators: split -> the metrics of an evaluation by protocol name.
         numbers: the numbers of the latest evaluation, the same on every process.
         units: what they are measured in, by the same names.
+        tested: on rank 0 after a test, on which samples it was, and how much its numbers depend on them.
         monitored: dotted key of a callback -> the number that it waits for; refused where no metric gives it.
         began: whether training has begun; what fails before that is the config's or the checkpoint's.
         sync_batchnorm: while training on several accelerators, batch norms use the statistics of all.
@@ -97,6 +99,7 @@ class Task(Contract, LightningModule):
     evaluators: dict[str, dict[str, Metric]]
     numbers: dict[str, float]
     units: dict[str, Unit]
+    tested: Tested
     analysis_folder: Path | None
     sync_batchnorm: bool
     began: bool
@@ -126,17 +129,15 @@ class Task(Contract, LightningModule):
         self.checkpoint_facts = {}
         self.losses = {}
         self._operators: list[AttentionOperator] = []
-        self._total_steps: float = 1
-        self.records, self.evaluators = {}, {}
-        self.numbers, self.units = {}, {}
-        self.analysis_folder, self.sync_batchnorm = None, False
+        self.monitored, self._total_steps = {}, 1.0
+        self.records, self.evaluators, self.numbers, self.units, self.tested = {}, {}, {}, {}, Tested()
+        self.analysis_folder, self.sync_batchnorm, self.began = None, False, False
         self._collected: dict[str, list[Record]] = {}
         self._gatherer: Gatherer | None = None
         self._to_log: list[dict[str, Tensor]] = []
         self._logged_rate, self._stepped = 0.0, False
-        self.began, self.monitored = False, {}
-        self._fitting = False  # whether the data's targets were compared with what the network learns from
-        self._failing: set[type] = set()  # loggers whose latest numbers could not be written
+        self._fitting = False  # whether the data\'s targets were compared with what the network learns from
+        self._failing: set[type] = set()  # loggers that could not write
         self._asked: list[dict[str, Any]] = []  # the optimizer's numbers as the config gives them
         self._samples_then: int | None = None  # of the training set, where a run goes on within an epoch
 
@@ -382,7 +383,7 @@ class Task(Contract, LightningModule):
         """Predict, and keep each metric's records.
 
         Returns:
-            `{"predictions": one per image}`, for callbacks that draw them.
+            `{"predictions": one per image, "records": by protocol, one per image}`, for callbacks that look at them.
         """
         return self._evaluate(batch, "val")
 
@@ -392,7 +393,7 @@ class Task(Contract, LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Gather, compute, log."""
-        if not self.trainer.sanity_checking:  # a few batches for the sake of errors, not for numbers
+        if not self.trainer.sanity_checking:  # a few batches for errors' sake
             self._finish("val")
 
     def on_test_epoch_end(self) -> None:
@@ -412,21 +413,24 @@ class Task(Contract, LightningModule):
         return self.model.predict(batch)
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Any]:
-        predictions = self.predictions(batch, split)
-        for name, metric in self.evaluators[split].items():
-            self._collected[name].extend(metric.update(batch["id"], predictions, batch["target"]))
-        return {"predictions": predictions}
+        found, metrics = self.predictions(batch, split), self.evaluators[split]
+        records = {name: metric.update(batch["id"], found, batch["target"]) for name, metric in metrics.items()}
+        for name, new in records.items():
+            self._collected[name].extend(new)
+        return {"predictions": found, "records": records}
 
     def _finish(self, split: str) -> None:
         if self._gatherer is None:
             self._gatherer = Gatherer(self.global_rank, self.trainer.world_size)
         numbers: dict[str, float] = {}
-        self.units = {}
+        self.units, self.tested = {}, Tested()
         for name, metric in self.evaluators[split].items():
             records = self._gatherer.gather(self._collected.pop(name))
             with self._gatherer.from_rank_zero() as computed:
                 if records is not None:
                     self.records[name] = records
+                    if split == "test":
+                        self.tested.add(f"{split}/", metric, records)
                     computed.update(metric.compute(records))
             numbers |= {f"{split}/{key}": float(value) for key, value in computed.items()}
             self.units |= {f"{split}/{key}": metric.unit(key) for key in computed}
@@ -480,35 +484,10 @@ class Task(Contract, LightningModule):
         # Lightning knows one way to resume a loader, through its own state; ours resumes through the sampler.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
         if progress["world_size"] != self.trainer.world_size:
-            log.warning(
-                "resuming on %d processes what ran on %d: the data continues at the right sample, but results will not "
-                "be equal to the bit",
-                self.trainer.world_size,
-                progress["world_size"],
-            )
+            said = "resuming on %d processes what ran on %d: results will not be equal to the bit"
+            log.warning(said, self.trainer.world_size, progress["world_size"])
 
 
 def as_task(module: LightningModule) -> Task:
     """What callbacks are given is a Task: they are made for no other module."""
     return cast(Task, module)
-
-
-def picture_of(batch: Batch, index: int) -> np.ndarray:
-    """The image of a sample without its padding, to look at.
-
-    Args:
-        batch: `image` `[B, C, *S]` and `size` `[B, len(S)]`; and `shown`, where others than the first three channels
-            are red, green and blue.
-        index: of the sample.
-
-    Returns:
-        uint8 `[H, W, 3]`: three channels, or the first one in grey; of a volume the middle slice.
-    """
-    sides = [slice(side) for side in batch["size"][index].tolist()]
-    image = batch["image"][(index, slice(None), *sides)].detach()
-    while image.ndim > 3:
-        image = image[:, image.shape[1] // 2]
-    image = image[list(batch["shown"])] if "shown" in batch else image
-    image = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    values = (to_unit(image.cpu()).clamp(0, 1) * 255).round().to(torch.uint8)
-    return np.ascontiguousarray(values.permute(1, 2, 0).numpy())

@@ -22,7 +22,8 @@ from vistrain.pictures import confusion
 from vistrain.predictions import ClassScores
 from vistrain.structures import Factory, LabelSpace
 from vistrain.tasks.base.encoded import encoded
-from vistrain.tasks.base.task import Batch, Cells, Task, picture_of
+from vistrain.tasks.base.looks import picture_of
+from vistrain.tasks.base.task import Batch, Cells, Task
 from vistrain.tasks.classification.predictor import ClassificationPredictor
 from vistrain.writing import whole_file
 

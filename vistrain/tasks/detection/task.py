@@ -18,7 +18,8 @@ from vistrain.metrics.coco import write_predictions
 from vistrain.network import Network
 from vistrain.predictions import Detections
 from vistrain.structures import Factory
-from vistrain.tasks.base.task import Batch, Cells, Task, picture_of
+from vistrain.tasks.base.looks import picture_of
+from vistrain.tasks.base.task import Batch, Cells, Task
 from vistrain.tasks.detection.analysis import analyse_records, analyse_task, image_reader, set_reader
 from vistrain.tasks.detection.evaluate import evaluations, read_records
 from vistrain.tasks.detection.pictures import truth_and_prediction

@@ -20,7 +20,8 @@ from vistrain.predictions import ClassScores, Reconstruction
 from vistrain.pretraining import Pretrainer
 from vistrain.structures import Factory
 from vistrain.tasks.base.encoded import encoded
-from vistrain.tasks.base.task import Batch, Cells, Task, picture_of
+from vistrain.tasks.base.looks import picture_of
+from vistrain.tasks.base.task import Batch, Cells, Task
 from vistrain.tasks.pretraining.pictures import cells
 from vistrain.tasks.pretraining.predictor import ReconstructionPredictor
 

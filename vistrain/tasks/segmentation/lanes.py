@@ -24,8 +24,9 @@ from vistrain.pictures import draw_lanes
 from vistrain.predictions import LaneMaps
 from vistrain.segmentation.lane_network import LaneNetwork
 from vistrain.tasks.base.inputs import InputFile, picture_paths
+from vistrain.tasks.base.looks import picture_of
 from vistrain.tasks.base.predictor import ImagePredictor
-from vistrain.tasks.base.task import Batch, Cells, Task, picture_of
+from vistrain.tasks.base.task import Batch, Cells, Task
 from vistrain.tasks.segmentation.analysis import write_table
 from vistrain.writing import whole_file
 

@@ -15,7 +15,8 @@ from vistrain.metrics.region_overlap import RegionOverlap
 from vistrain.predictions import Segmentation
 from vistrain.segmentation.mask_classifier import MaskClassifier
 from vistrain.structures import LabelSpace
-from vistrain.tasks.base.task import Batch, Cells, Task, picture_of
+from vistrain.tasks.base.looks import picture_of
+from vistrain.tasks.base.task import Batch, Cells, Task
 from vistrain.tasks.segmentation.analysis import analyse_task, per_class, per_image, write_table
 from vistrain.tasks.segmentation.evaluate import evaluate_masks
 from vistrain.tasks.segmentation.pictures import truth_and_prediction
