@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 from parity.models import FourMaps, TinyBackbone, contiguous
 
+from vistrain.attention.choice import choose
 from vistrain.attention.window import WindowAttention
+from vistrain.backbones.create import create
+from vistrain.config.builder import build
 from vistrain.data import MaskFolders, MaskSplit
 from vistrain.data.segmentation.label_files import read_classes
 from vistrain.errors import ConfigError, DataError
@@ -55,6 +58,39 @@ def test_numbers_that_mean_nothing(made: Callable[[], Any], said: str) -> None:
     with pytest.raises(ConfigError) as refused:
         made()
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        (
+            "agent",
+            {"agent_num": -1},
+            "attention_args.agent_num: -1 is too small - give a whole number of 1 or more",
+        ),
+        ("nat", {"kernel_size": 0}, "args.attention_args.kernel_size: 0 is too small"),
+        ("window", {"attn_drop": 1.5}, "args.attention_args.attn_drop: 1.5 is no share that is dropped"),
+        ("window", {"qk_scale": -2.0}, "args.attention_args.qk_scale: -2 is negative"),
+        ("cosine", {"pretrain_grid": -1}, "args.attention_args.pretrain_grid"),
+    ],
+)
+def test_operators_values_that_mean_nothing(name: str, arguments: dict[str, Any], said: str) -> None:
+    name = {"nat": "NeighborhoodAttention", "cosine": "CosineAttention"}.get(name, name)
+    with pytest.raises(ConfigError) as refused:
+        choose(name, arguments, 1)
+    assert said in str(refused.value)
+
+
+def test_a_part_is_refused_at_the_key_that_is_to_blame() -> None:
+    """Words of other libraries stand behind the key, and what its default is."""
+    node = {"type": "segmentation.MaskedDecoder", "ffn_dim": -3, "num_layers": 1}
+    factory = build(node, Factory[MaskedDecoder], where="model.decoder")
+    with pytest.raises(ConfigError) as refused:
+        classifier(decoder=factory)
+    assert str(refused.value).startswith("model.decoder.ffn_dim: MaskedDecoder cannot be made with -3: ")
+    assert "its default, 2048, can be" in str(refused.value)
+    with pytest.raises(ConfigError, match=r"args\.layers: .*resnet18 cannot be built with"):
+        create("resnet18", False, {"layers": [1]}, 3)
 
 
 def test_values_that_no_label_file_holds(tmp_path: Path) -> None:

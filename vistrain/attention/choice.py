@@ -9,11 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from vistrain.attention.base import AttentionOperator, Size
 from vistrain.contract import constructor
-from vistrain.errors import ConfigError, nearest
+from vistrain.errors import ConfigError, first_line, nearest, to_blame
 
 FACTS = ("dim", "grid", "layer", "layers")  # what a host gives, and nobody else; a user may say num_heads
+OF_EITHER_SIGN = ("shift",)  # numbers that are added
+ZERO_FOR_NONE = ("side_dwconv",)  # counts of which 0 leaves something out
 Operator = str | type[AttentionOperator]
 Choice = Operator | Mapping[str, Any]  # a mapping: `name`, and the operator's arguments
 
@@ -85,6 +89,15 @@ class ChosenOperator:
             raise ConfigError(
                 f"{where}_args.{error.where}", f"{self.cls.__name__}: {error.problem}", error.remedy
             ) from error
+        except (ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
+            with torch.device("meta"):
+                name = to_blame(lambda rest: self.cls(**{**given, **rest}), self.arguments, self.arguments)
+            if not name:
+                raise
+            problem = f"{self.cls.__name__} cannot be made with {self.arguments[name]!r}: {first_line(error)}"
+            default = taken[name].default
+            remedy = f"leave it out ({default!r}), or give a value of that kind"
+            raise ConfigError(f"{where}_args.{name}", problem, remedy) from error
 
 
 def choose(
@@ -146,4 +159,23 @@ def _checked(cls: type[AttentionOperator], key: str, value: Any, where: str) -> 
         raise ConfigError(f"{where}.{key}", f"{cls.__name__} has no such argument", nearest(key, known))
     from vistrain.config.builder import check_value  # networks load without OmegaConf, where nobody chooses operators
 
-    return check_value(value, hints.get(key, Any), f"{where}.{key}")
+    checked = check_value(value, hints.get(key, Any), f"{where}.{key}")
+    _refuse_meaningless(checked, key, parameters[key].default, f"{where}.{key}")
+    return checked
+
+
+def _refuse_meaningless(value: Any, key: str, usual: Any, where: str) -> None:
+    """Refuse counts and sides below 1 (or 0, where that is the default or stands for none), and no shares.
+
+    Raises:
+        ConfigError: the value is no such number.
+    """
+    if isinstance(value, float) and key.endswith("drop") and not 0 <= value < 1:
+        raise ConfigError(where, f"{value:g} is no share that is dropped", "give a number from 0 to below 1")
+    if isinstance(value, float) and value < 0 and key not in OF_EITHER_SIGN:
+        raise ConfigError(where, f"{value:g} is negative", "give a number of 0 or more")
+    if isinstance(value, int) and not isinstance(value, bool) and not isinstance(usual, float):
+        is_none = key in ZERO_FOR_NONE or (isinstance(usual, int) and usual <= 0)
+        least = 0 if is_none else 1
+        if value < least:
+            raise ConfigError(where, f"{value} is too small", f"give a whole number of {least} or more")

@@ -21,7 +21,7 @@ from typing import Any
 from vistrain.config import index
 from vistrain.config.values import shown
 from vistrain.contract import constructor
-from vistrain.errors import ConfigError, VistrainError, first_line, nearest, origin
+from vistrain.errors import ConfigError, VistrainError, first_line, nearest, origin, to_blame
 from vistrain.structures import Channels, Factory, LabelSpace
 
 ALLOWED_PACKAGES = frozenset({"vistrain", "torch", "torchvision", "timm", "lightning"})
@@ -104,7 +104,8 @@ class _Builder:
     def part(self, node: dict[str, Any], expected: tuple[type, ...], where: str, given: Mapping[str, object]) -> Any:
         cls = self.class_of(node, expected, where)
         arguments = self.arguments(cls, node, where, given)
-        with refusals(cls, where, arguments.keys() - given.keys()):
+        own = {key: value for key, value in arguments.items() if key not in given}
+        with refusals(cls, where, own, lambda rest: cls(**{**rest, **given})):
             return cls(**arguments)
 
     def factory(self, node: dict[str, Any], expected: tuple[type, ...], where: str) -> Factory[Any]:
@@ -215,13 +216,19 @@ class _PartFactory(Factory[Any]):
 
     def __call__(self, *args: Any, **facts: Any) -> Any:
         arguments = self.rebuild()
-        with refusals(self.target, self.where, arguments):
+        own = {key: value for key, value in arguments.items() if key not in facts}
+        with refusals(self.target, self.where, own, lambda rest: self.target(*args, **{**rest, **facts})):
             return self.target(*args, **{**arguments, **facts})
 
 
 @contextmanager
-def refusals(cls: Callable[..., Any], where: str, arguments: Collection[str]) -> Iterator[None]:
-    """Inside, a class is called; what it refuses becomes an error of the node, in one line.
+def refusals(
+    cls: Callable[..., Any],
+    where: str,
+    arguments: Collection[str],
+    make: Callable[[Mapping[str, Any]], object] | None = None,
+) -> Iterator[None]:
+    """Inside, a class is called; what it refuses becomes an error of the node, or of the one key to blame, in one line.
 
     What a value leads to lies in other libraries, or in arithmetic: they raise, or ours raises `ValueError`. All else
     is a bug and keeps its traceback, and so does all that is wrong in a class of a package that had to be allowed.
@@ -229,7 +236,8 @@ def refusals(cls: Callable[..., Any], where: str, arguments: Collection[str]) ->
     Args:
         cls: that is called.
         where: dotted key of its node.
-        arguments: names of those that the config gives.
+        arguments: names of those that the config gives; a mapping where their values are known.
+        make: calls it with other ones than these, to find which is to blame; asked of parts of networks.
 
     Raises:
         ConfigError: it refused them.
@@ -244,13 +252,40 @@ def refusals(cls: Callable[..., Any], where: str, arguments: Collection[str]) ->
     except ImportError:
         raise
     except Exception as error:
+        kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
         by_ours = origin(error) == "vistrain"
         if cls.__module__.partition(".")[0] not in ALLOWED_PACKAGES or (by_ours and not isinstance(error, OF_VALUES)):
             error.add_note(f"while building {where} ({cls.__module__}.{cls.__qualname__})")
             raise
-        kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
+        key = _to_blame(cls, arguments, make)
+        if key and isinstance(arguments, Mapping):
+            problem = f"{cls.__name__} cannot be made with {shown(arguments[key])}: {kind}{first_line(error)}"
+            raise ConfigError(f"{where}.{key}", problem, _allowed(cls, where, key)) from error
         problem = f"{cls.__name__} cannot be made of these values: {kind}{first_line(error)}"
         raise ConfigError(where, problem, f"`vistrain explain {where}` tells what it takes") from error
+
+
+def _to_blame(
+    cls: Callable[..., Any], arguments: Collection[str], make: Callable[[Mapping[str, Any]], object] | None
+) -> str:
+    """The key of a network's part without which it can be made; empty: not one alone, or it is no such part."""
+    torch = sys.modules.get("torch")
+    if make is None or torch is None or not isinstance(arguments, Mapping):
+        return ""
+    if not (isinstance(cls, type) and issubclass(cls, torch.nn.Module)):
+        return ""
+    if cls.__module__.partition(".")[0] not in ALLOWED_PACKAGES:
+        return ""
+    with torch.device("meta"):  # sizes alone
+        return to_blame(make, arguments, list(arguments))
+
+
+def _allowed(cls: type, where: str, key: str) -> str:
+    """What may stand at a key, in words."""
+    parameter = signature(cls)[0].get(key)
+    known = parameter is not None and isinstance(parameter.default, int | float | str | tuple | list | None)
+    default = f"its default, {shown(parameter.default)}, can be; " if known and parameter is not None else ""
+    return f"{default}`vistrain explain {where}.{key}` tells what it takes"
 
 
 def signature(cls: type) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
