@@ -17,7 +17,8 @@ from vistrain.data import MaskFolders, MaskSplit
 from vistrain.data.segmentation.label_files import read_classes
 from vistrain.errors import ConfigError, DataError
 from vistrain.losses import MaskCriterion, PixelCrossEntropy, PixelFocal, PixelLosses
-from vistrain.segmentation import Mask2Former, MaskedDecoder, SemanticSegmenter, UPerHead
+from vistrain.segmentation import BEVANet, Mask2Former, MaskedDecoder, SemanticSegmenter, UPerHead, WNet
+from vistrain.segmentation.head import DecodeHead
 from vistrain.structures import Factory, Preprocessing
 from vistrain.tasks.segmentation.evaluate import evaluate_masks
 
@@ -51,6 +52,12 @@ def classifier(**arguments: Any) -> Mask2Former:
             "model.decoder.num_queries: 0 is too small",
         ),
         (lambda: classifier(decoder=Factory(MaskedDecoder, num_heads=5)), "channels are not divisible by 5 heads"),
+        (lambda: classifier(size_divisor=0), "model.size_divisor: 0 is too small"),
+        (lambda: segmenter(window_batch=0), "model.window_batch: 0 is too small"),
+        (lambda: BEVANet(contiguous(3), blocks=(2,)), "model.blocks: [2] - 5 numbers above 0"),
+        (lambda: WNet(contiguous(3), widths=()), "model.widths: [] - the channels of each level"),
+        (lambda: MaskCriterion(oversample_ratio=0.0), "model.criterion.oversample_ratio: 0.0 is not 1 or more"),
+        (lambda: MaskCriterion(importance_ratio=7.0), "model.criterion.importance_ratio: 7.0 is not in 0..1"),
         (lambda: WindowAttention(8, window_size=0), "window_size: 0 is too small"),
     ],
 )
@@ -83,12 +90,14 @@ def test_operators_values_that_mean_nothing(name: str, arguments: dict[str, Any]
 
 def test_a_part_is_refused_at_the_key_that_is_to_blame() -> None:
     """Words of other libraries stand behind the key, and what its default is."""
-    node = {"type": "segmentation.MaskedDecoder", "ffn_dim": -3, "num_layers": 1}
-    factory = build(node, Factory[MaskedDecoder], where="model.decoder")
+    head = build({"type": "segmentation.UPerHead", "dropout": 7.0}, Factory[DecodeHead], where="model.head")
     with pytest.raises(ConfigError) as refused:
-        classifier(decoder=factory)
-    assert str(refused.value).startswith("model.decoder.ffn_dim: MaskedDecoder cannot be made with -3: ")
-    assert "its default, 2048, can be" in str(refused.value)
+        SemanticSegmenter(backbone(), contiguous(3), head)
+    assert str(refused.value).startswith("model.head.dropout: UPerHead cannot be made with 7.0: ")
+    assert "its default, 0.1, can be" in str(refused.value)
+    head = build({"type": "segmentation.UPerHead", "num_classes": 5}, Factory[DecodeHead], where="model.head")
+    with pytest.raises(ConfigError, match=r"model\.head\.num_classes: is not set by hand"):
+        SemanticSegmenter(backbone(), contiguous(3), head)
     with pytest.raises(ConfigError, match=r"args\.layers: .*resnet18 cannot be built with"):
         create("resnet18", False, {"layers": [1]}, 3)
 

@@ -110,7 +110,8 @@ class _Builder:
 
     def factory(self, node: dict[str, Any], expected: tuple[type, ...], where: str) -> Factory[Any]:
         cls = self.class_of(node, expected, where)
-        return _PartFactory(cls, where, functools.partial(self.arguments, cls, node, where, None))
+        written = tuple(key for key in node if key != "type")
+        return _PartFactory(cls, where, written, functools.partial(self.arguments, cls, node, where, None))
 
     def class_of(self, node: dict[str, Any], expected: tuple[type, ...], where: str) -> type:
         name = node.get("type")
@@ -179,6 +180,8 @@ class _Builder:
             if key not in keyword and not is_open:
                 raise index.unknown_key(where, str(key), keyword, _is_ours(cls))
             arguments[key] = self.value(value, hints.get(key, Any), path)
+            if key in keyword and _is_layer(cls):
+                _refuse_negative(arguments[key], keyword[key].default, path)
         for name, parameter in keyword.items():
             if given is not None and name not in arguments and parameter.default is parameter.empty:
                 remedy = "the data set must say it" if name in facts else f"{cls.__name__} needs it"
@@ -210,12 +213,19 @@ class _Builder:
 class _PartFactory(Factory[Any]):
     """A checked, unbuilt part. Parts inside it are built anew at each call, so that two calls share no weights."""
 
-    def __init__(self, target: type, where: str, rebuild: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, target: type, where: str, written: Collection[str], rebuild: Callable[[], dict[str, Any]]
+    ) -> None:
         super().__init__(target, **rebuild())
-        self.where, self.rebuild = where, rebuild
+        self.where, self.written, self.rebuild = where, written, rebuild
 
     def __call__(self, *args: Any, **facts: Any) -> Any:
         arguments = self.rebuild()
+        needed = {key for key, p in signature(self.target)[0].items() if p.default is p.empty}
+        twice = [key for key in self.written if key in facts and key in needed]  # it would be lost without a word
+        if twice:
+            remedy = f"it follows from what {self.target.__name__} stands in; remove the key"
+            raise ConfigError(f"{self.where}.{twice[0]}", "is not set by hand", remedy)
         own = {key: value for key, value in arguments.items() if key not in facts}
         with refusals(self.target, self.where, own, lambda rest: self.target(*args, **{**rest, **facts})):
             return self.target(*args, **{**arguments, **facts})
@@ -263,6 +273,22 @@ def refusals(
             raise ConfigError(f"{where}.{key}", problem, _allowed(cls, where, key)) from error
         problem = f"{cls.__name__} cannot be made of these values: {kind}{first_line(error)}"
         raise ConfigError(where, problem, f"`vistrain explain {where}` tells what it takes") from error
+
+
+def _is_layer(cls: type) -> bool:
+    """Whether a class is a part of networks of ours; torch is loaded where one is."""
+    torch = sys.modules.get("torch")
+    return _is_ours(cls) and torch is not None and issubclass(cls, torch.nn.Module)
+
+
+def _refuse_negative(value: Any, usual: Any, where: str) -> None:
+    """Refuse a negative count or side.
+
+    Raises:
+        ConfigError: it is one, where the default is none.
+    """
+    if type(value) is int and type(usual) is int and value < 0 <= usual:
+        raise ConfigError(where, f"{value} is negative", f"give a whole number such as its default, {usual}")
 
 
 def _to_blame(
