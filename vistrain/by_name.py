@@ -9,9 +9,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from vistrain.contract import constructor
-from vistrain.errors import ConfigError, nearest
+import torch
 
+from vistrain.contract import constructor
+from vistrain.errors import ConfigError, first_line, nearest, to_blame
+
+OF_EITHER_SIGN = ("shift",)  # numbers that are added
+ZERO_FOR_NONE = ("side_dwconv",)  # counts of which 0 leaves something out
 Part = TypeVar("Part")
 Choice = str | type | Mapping[str, Any]  # a mapping: `name`, and the part's arguments
 
@@ -45,6 +49,14 @@ class Chosen(Generic[Part]):
         except ConfigError as error:
             place = f"{where}_args.{error.where}" if error.where else where  # the part itself is what does not fit
             raise ConfigError(place, f"{self.cls.__name__}: {error.problem}", error.remedy) from error
+        except (ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
+            with torch.device("meta"):
+                name = to_blame(lambda rest: self.cls(**{**given, **rest}), self.arguments, self.arguments)
+            if not name:
+                raise
+            problem = f"{self.cls.__name__} cannot be made with {self.arguments[name]!r}: {first_line(error)}"
+            remedy = f"leave it out ({taken[name].default!r}), or give a value of that kind"
+            raise ConfigError(f"{where}_args.{name}", problem, remedy) from error
 
 
 @dataclass(frozen=True)
@@ -151,7 +163,26 @@ class NamedParts(Generic[Part]):
             raise ConfigError(f"{where}.{key}", f"{cls.__name__} has no such argument", nearest(key, known))
         from vistrain.config.builder import check_value  # networks load without OmegaConf, where nobody chooses parts
 
-        return check_value(value, hints.get(key, Any), f"{where}.{key}")
+        checked = check_value(value, hints.get(key, Any), f"{where}.{key}")
+        _refuse_meaningless(checked, key, parameters[key].default, f"{where}.{key}")
+        return checked
+
+
+def _refuse_meaningless(value: Any, key: str, usual: Any, where: str) -> None:
+    """Refuse counts and sides below 1 (or 0, where that is the default or stands for none), and no shares.
+
+    Raises:
+        ConfigError: the value is no such number.
+    """
+    if isinstance(value, float) and key.endswith("drop") and not 0 <= value < 1:
+        raise ConfigError(where, f"{value:g} is no share that is dropped", "give a number from 0 to below 1")
+    if isinstance(value, float) and value < 0 and key not in OF_EITHER_SIGN:
+        raise ConfigError(where, f"{value:g} is negative", "give a number of 0 or more")
+    if isinstance(value, int) and not isinstance(value, bool) and not isinstance(usual, float):
+        is_none = key in ZERO_FOR_NONE or (isinstance(usual, int) and usual <= 0)
+        least = 0 if is_none else 1
+        if value < least:
+            raise ConfigError(where, f"{value} is too small", f"give a whole number of {least} or more")
 
 
 @functools.cache

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 
 class VistrainError(Exception):
@@ -54,6 +55,23 @@ def first_line(error: BaseException, most: int = 200) -> str:
     """What an error says, on one line: its first one, or the name of its kind."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:most].rstrip(" .:")
+
+
+def to_blame(make: Callable[[Mapping[str, Any]], object], arguments: Mapping[str, Any], among: Iterable[str]) -> str:
+    """The argument without which something can be made that cannot be made with it; empty: there is none.
+
+    Args:
+        make: called with all arguments but one at a time.
+        arguments: with which it fails.
+        among: names of those that may be to blame.
+    """
+    for name in among:
+        try:
+            make({key: value for key, value in arguments.items() if key != name})
+        except Exception:  # it is not this one alone
+            continue
+        return name
+    return ""
 
 
 def nearest(

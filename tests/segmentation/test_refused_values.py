@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 from parity.models import FourMaps, TinyBackbone, contiguous
 
+from vistrain.attention.choice import choose
 from vistrain.attention.window import WindowAttention
+from vistrain.backbones.create import create
+from vistrain.config.builder import build
 from vistrain.data import MaskFolders, MaskSplit
 from vistrain.data.segmentation.label_files import read_classes
 from vistrain.errors import ConfigError, DataError
 from vistrain.losses import MaskCriterion, PixelCrossEntropy, PixelFocal, PixelLosses
-from vistrain.segmentation import Mask2Former, MaskedDecoder, SemanticSegmenter, UPerHead
+from vistrain.segmentation import BEVANet, Mask2Former, MaskedDecoder, SemanticSegmenter, UPerHead, WNet
+from vistrain.segmentation.head import DecodeHead
 from vistrain.structures import Factory, Preprocessing
 from vistrain.tasks.segmentation.evaluate import evaluate_masks
 
@@ -48,6 +52,12 @@ def classifier(**arguments: Any) -> Mask2Former:
             "model.decoder.num_queries: 0 is too small",
         ),
         (lambda: classifier(decoder=Factory(MaskedDecoder, num_heads=5)), "channels are not divisible by 5 heads"),
+        (lambda: classifier(size_divisor=0), "model.size_divisor: 0 is too small"),
+        (lambda: segmenter(window_batch=0), "model.window_batch: 0 is too small"),
+        (lambda: BEVANet(contiguous(3), blocks=(2,)), "model.blocks: [2] - 5 numbers above 0"),
+        (lambda: WNet(contiguous(3), widths=()), "model.widths: [] - the channels of each level"),
+        (lambda: MaskCriterion(oversample_ratio=0.0), "model.criterion.oversample_ratio: 0.0 is not 1 or more"),
+        (lambda: MaskCriterion(importance_ratio=7.0), "model.criterion.importance_ratio: 7.0 is not in 0..1"),
         (lambda: WindowAttention(8, window_size=0), "window_size: 0 is too small"),
     ],
 )
@@ -55,6 +65,41 @@ def test_numbers_that_mean_nothing(made: Callable[[], Any], said: str) -> None:
     with pytest.raises(ConfigError) as refused:
         made()
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        (
+            "agent",
+            {"agent_num": -1},
+            "attention_args.agent_num: -1 is too small - give a whole number of 1 or more",
+        ),
+        ("nat", {"kernel_size": 0}, "args.attention_args.kernel_size: 0 is too small"),
+        ("window", {"attn_drop": 1.5}, "args.attention_args.attn_drop: 1.5 is no share that is dropped"),
+        ("window", {"qk_scale": -2.0}, "args.attention_args.qk_scale: -2 is negative"),
+        ("cosine", {"pretrain_grid": -1}, "args.attention_args.pretrain_grid"),
+    ],
+)
+def test_operators_values_that_mean_nothing(name: str, arguments: dict[str, Any], said: str) -> None:
+    name = {"nat": "NeighborhoodAttention", "cosine": "CosineAttention"}.get(name, name)
+    with pytest.raises(ConfigError) as refused:
+        choose(name, arguments, 1)
+    assert said in str(refused.value)
+
+
+def test_a_part_is_refused_at_the_key_that_is_to_blame() -> None:
+    """Words of other libraries stand behind the key, and what its default is."""
+    head = build({"type": "segmentation.UPerHead", "dropout": 7.0}, Factory[DecodeHead], where="model.head")
+    with pytest.raises(ConfigError) as refused:
+        SemanticSegmenter(backbone(), contiguous(3), head)
+    assert str(refused.value).startswith("model.head.dropout: UPerHead cannot be made with 7.0: ")
+    assert "its default, 0.1, can be" in str(refused.value)
+    head = build({"type": "segmentation.UPerHead", "num_classes": 5}, Factory[DecodeHead], where="model.head")
+    with pytest.raises(ConfigError, match=r"model\.head\.num_classes: is not set by hand"):
+        SemanticSegmenter(backbone(), contiguous(3), head)
+    with pytest.raises(ConfigError, match=r"args\.layers: .*resnet18 cannot be built with"):
+        create("resnet18", False, {"layers": [1]}, 3)
 
 
 def test_values_that_no_label_file_holds(tmp_path: Path) -> None:

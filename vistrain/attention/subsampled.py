@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vistrain.attention.base import Size
 from vistrain.attention.multi_head import MultiHeadAttention
+from vistrain.errors import ConfigError
 
 
 class SubsampledAttention(MultiHeadAttention):
@@ -46,6 +47,8 @@ class SubsampledAttention(MultiHeadAttention):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__(dim, num_heads, qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop)
+        if not 0 < share <= 1:
+            raise ConfigError("share", f"{share:g} is no share of the pairs", "give a number above 0 and up to 1")
         self.share, self.reach, self.dense_after = share, reach, dense_after
         self.dense = False
 

@@ -25,7 +25,7 @@ from vistrain.backbones.resnet_keys import DETECTRON2
 from vistrain.backbones.timm_keys import AUTHORS
 from vistrain.checkpoints import load_file, load_weights, state_dict_in
 from vistrain.devices import on_meta
-from vistrain.errors import ConfigError, WeightsError, first_line, nearest
+from vistrain.errors import ConfigError, VistrainError, WeightsError, first_line, nearest, to_blame
 
 log = logging.getLogger(__name__)
 
@@ -158,15 +158,28 @@ def _build(name: str, arguments: dict[str, Any], pretrained: bool = False) -> tu
         except TypeError as error:
             if any(f"'{key}'" in str(error) for key in flexible):
                 continue  # not an argument of this family; it says so before it has built anything
-            raise ConfigError("args", f"timm cannot build {name} with {arguments}: {error}") from error
+            raise _refused(name, {**flexible, **arguments}, error) from error
         except OSError:  # a download that failed, and in some versions of its library a ValueError too
             raise
-        except (AssertionError, LookupError, ValueError) as error:
-            if not arguments.keys() - {"num_classes"}:
+        except VistrainError:
+            raise
+        except (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, ValueError) as error:
+            if not arguments.keys() - {"num_classes"} or (pretrained and isinstance(error, RuntimeError)):
                 raise
-            raise ConfigError("args", f"timm cannot build {name} with {arguments}: {error}") from error
+            raise _refused(name, {**flexible, **arguments}, error) from error
         return body, bool(flexible)
     raise AssertionError("the last way asks for nothing")
+
+
+def _refused(name: str, arguments: Mapping[str, Any], error: Exception) -> ConfigError:
+    """What timm says of arguments, at the one that is to blame."""
+    own = [key for key in arguments if key not in _DECIDED and not any(key in flexible for flexible in _FLEXIBLE)]
+    with torch.device("meta"):
+        key = to_blame(lambda rest: timm.create_model(name, **rest), arguments, own)
+    if not key:
+        return ConfigError("args", f"timm cannot build {name} with {dict(arguments)}: {first_line(error)}")
+    problem = f"{name} cannot be built with {arguments[key]!r}: {first_line(error)}"
+    return ConfigError(f"args.{key}", problem, "leave it out, or give a value of the kind that it has there")
 
 
 def _build_pretrained(name: str, arguments: dict[str, Any]) -> tuple[Any, bool]:

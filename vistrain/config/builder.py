@@ -21,7 +21,7 @@ from typing import Any
 from vistrain.config import index
 from vistrain.config.values import shown
 from vistrain.contract import constructor
-from vistrain.errors import ConfigError, VistrainError, first_line, nearest, origin
+from vistrain.errors import ConfigError, VistrainError, first_line, nearest, origin, to_blame
 from vistrain.structures import Channels, Factory, LabelSpace
 
 ALLOWED_PACKAGES = frozenset({"vistrain", "torch", "torchvision", "timm", "lightning"})
@@ -104,12 +104,14 @@ class _Builder:
     def part(self, node: dict[str, Any], expected: tuple[type, ...], where: str, given: Mapping[str, object]) -> Any:
         cls = self.class_of(node, expected, where)
         arguments = self.arguments(cls, node, where, given)
-        with refusals(cls, where, arguments.keys() - given.keys()):
+        own = {key: value for key, value in arguments.items() if key not in given}
+        with refusals(cls, where, own, lambda rest: cls(**{**rest, **given})):
             return cls(**arguments)
 
     def factory(self, node: dict[str, Any], expected: tuple[type, ...], where: str) -> Factory[Any]:
         cls = self.class_of(node, expected, where)
-        return _PartFactory(cls, where, functools.partial(self.arguments, cls, node, where, None))
+        written = tuple(key for key in node if key != "type")
+        return _PartFactory(cls, where, written, functools.partial(self.arguments, cls, node, where, None))
 
     def class_of(self, node: dict[str, Any], expected: tuple[type, ...], where: str) -> type:
         name = node.get("type")
@@ -178,6 +180,8 @@ class _Builder:
             if key not in keyword and not is_open:
                 raise index.unknown_key(where, str(key), keyword, _is_ours(cls))
             arguments[key] = self.value(value, hints.get(key, Any), path)
+            if key in keyword and _is_layer(cls):
+                _refuse_negative(arguments[key], keyword[key].default, path)
         for name, parameter in keyword.items():
             if given is not None and name not in arguments and parameter.default is parameter.empty:
                 remedy = "the data set must say it" if name in facts else f"{cls.__name__} needs it"
@@ -209,19 +213,32 @@ class _Builder:
 class _PartFactory(Factory[Any]):
     """A checked, unbuilt part. Parts inside it are built anew at each call, so that two calls share no weights."""
 
-    def __init__(self, target: type, where: str, rebuild: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, target: type, where: str, written: Collection[str], rebuild: Callable[[], dict[str, Any]]
+    ) -> None:
         super().__init__(target, **rebuild())
-        self.where, self.rebuild = where, rebuild
+        self.where, self.written, self.rebuild = where, written, rebuild
 
     def __call__(self, *args: Any, **facts: Any) -> Any:
         arguments = self.rebuild()
-        with refusals(self.target, self.where, arguments):
+        needed = {key for key, p in signature(self.target)[0].items() if p.default is p.empty}
+        twice = [key for key in self.written if key in facts and key in needed]  # it would be lost without a word
+        if twice:
+            remedy = f"it follows from what {self.target.__name__} stands in; remove the key"
+            raise ConfigError(f"{self.where}.{twice[0]}", "is not set by hand", remedy)
+        own = {key: value for key, value in arguments.items() if key not in facts}
+        with refusals(self.target, self.where, own, lambda rest: self.target(*args, **{**rest, **facts})):
             return self.target(*args, **{**arguments, **facts})
 
 
 @contextmanager
-def refusals(cls: Callable[..., Any], where: str, arguments: Collection[str]) -> Iterator[None]:
-    """Inside, a class is called; what it refuses becomes an error of the node, in one line.
+def refusals(
+    cls: Callable[..., Any],
+    where: str,
+    arguments: Collection[str],
+    make: Callable[[Mapping[str, Any]], object] | None = None,
+) -> Iterator[None]:
+    """Inside, a class is called; what it refuses becomes an error of the node, or of the one key to blame, in one line.
 
     What a value leads to lies in other libraries, or in arithmetic: they raise, or ours raises `ValueError`. All else
     is a bug and keeps its traceback, and so does all that is wrong in a class of a package that had to be allowed.
@@ -229,7 +246,8 @@ def refusals(cls: Callable[..., Any], where: str, arguments: Collection[str]) ->
     Args:
         cls: that is called.
         where: dotted key of its node.
-        arguments: names of those that the config gives.
+        arguments: names of those that the config gives; a mapping where their values are known.
+        make: calls it with other ones than these, to find which is to blame; asked of parts of networks.
 
     Raises:
         ConfigError: it refused them.
@@ -244,13 +262,56 @@ def refusals(cls: Callable[..., Any], where: str, arguments: Collection[str]) ->
     except ImportError:
         raise
     except Exception as error:
+        kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
         by_ours = origin(error) == "vistrain"
         if cls.__module__.partition(".")[0] not in ALLOWED_PACKAGES or (by_ours and not isinstance(error, OF_VALUES)):
             error.add_note(f"while building {where} ({cls.__module__}.{cls.__qualname__})")
             raise
-        kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
+        key = _to_blame(cls, arguments, make)
+        if key and isinstance(arguments, Mapping):
+            problem = f"{cls.__name__} cannot be made with {shown(arguments[key])}: {kind}{first_line(error)}"
+            raise ConfigError(f"{where}.{key}", problem, _allowed(cls, where, key)) from error
         problem = f"{cls.__name__} cannot be made of these values: {kind}{first_line(error)}"
         raise ConfigError(where, problem, f"`vistrain explain {where}` tells what it takes") from error
+
+
+def _is_layer(cls: type) -> bool:
+    """Whether a class is a part of networks of ours; torch is loaded where one is."""
+    torch = sys.modules.get("torch")
+    return _is_ours(cls) and torch is not None and issubclass(cls, torch.nn.Module)
+
+
+def _refuse_negative(value: Any, usual: Any, where: str) -> None:
+    """Refuse a negative count or side.
+
+    Raises:
+        ConfigError: it is one, where the default is none.
+    """
+    if type(value) is int and type(usual) is int and value < 0 <= usual:
+        raise ConfigError(where, f"{value} is negative", f"give a whole number such as its default, {usual}")
+
+
+def _to_blame(
+    cls: Callable[..., Any], arguments: Collection[str], make: Callable[[Mapping[str, Any]], object] | None
+) -> str:
+    """The key of a network's part without which it can be made; empty: not one alone, or it is no such part."""
+    torch = sys.modules.get("torch")
+    if make is None or torch is None or not isinstance(arguments, Mapping):
+        return ""
+    if not (isinstance(cls, type) and issubclass(cls, torch.nn.Module)):
+        return ""
+    if cls.__module__.partition(".")[0] not in ALLOWED_PACKAGES:
+        return ""
+    with torch.device("meta"):  # sizes alone
+        return to_blame(make, arguments, list(arguments))
+
+
+def _allowed(cls: type, where: str, key: str) -> str:
+    """What may stand at a key, in words."""
+    parameter = signature(cls)[0].get(key)
+    known = parameter is not None and isinstance(parameter.default, int | float | str | tuple | list | None)
+    default = f"its default, {shown(parameter.default)}, can be; " if known and parameter is not None else ""
+    return f"{default}`vistrain explain {where}.{key}` tells what it takes"
 
 
 def signature(cls: type) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 
-from vistrain.errors import first_line
-
 __all__ = ["fetching"]
 
 PATIENCE = 5.0  # seconds, for an answer of the hub
@@ -44,5 +42,5 @@ def _unreachable() -> str:
     try:
         get_session().head(constants.ENDPOINT, timeout=PATIENCE)
     except Exception as error:  # its client's library is another one from version to version
-        return f"{constants.ENDPOINT} does not answer: {first_line(error, 100)}"
+        return f"{constants.ENDPOINT} does not answer: {(str(error).splitlines() or [type(error).__name__])[0][:100]}"
     return ""

@@ -89,6 +89,10 @@ class MaskCriterion:
     ) -> None:
         if num_points < 1:
             raise ConfigError("model.criterion.num_points", f"{num_points} is too small", "use 1 or more")
+        if oversample_ratio < 1:
+            raise ConfigError("model.criterion.oversample_ratio", f"{oversample_ratio} is not 1 or more")
+        if not 0 <= importance_ratio <= 1:
+            raise ConfigError("model.criterion.importance_ratio", f"{importance_ratio} is not in 0..1")
         self.class_weight, self.mask_weight, self.dice_weight = class_weight, mask_weight, dice_weight
         self.no_object_weight, self.num_points = no_object_weight, num_points
         self.num_candidates = int(num_points * oversample_ratio)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.checkpoints import KeyMap
+from vistrain.errors import ConfigError
 from vistrain.layers.conv import resize
 from vistrain.losses.class_maps import OhemCrossEntropy, PixelCrossEntropy
 from vistrain.segmentation.bevanet_parts import (
@@ -71,6 +72,9 @@ class BEVANet(SemanticNetwork):
         channels: Channels = Channels(3),  # noqa: B008 - an int
         **base: Any,
     ) -> None:
+        for name, given, count in (("expand", expand, 3), ("blocks", blocks, 5)):
+            if len(given) < count or min(given) <= 0:
+                raise ConfigError(f"model.{name}", f"{list(given)}", f"{count} numbers above 0, one for each stage")
         known = Preprocessing()
         if channels != 3:
             known = Preprocessing(mean=(0.5,) * channels, std=(0.25,) * channels)

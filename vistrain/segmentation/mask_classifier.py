@@ -96,6 +96,8 @@ class MaskClassifier(Network):
         for name, share in (("object_threshold", object_threshold), ("overlap_threshold", overlap_threshold)):
             if not 0 <= share <= 1:
                 raise ConfigError(f"model.{name}", f"{share} is not in 0..1")
+        if size_divisor < 1:
+            raise ConfigError("model.size_divisor", f"{size_divisor} is too small", "use 1 or more")
         if detections_per_image < 1:
             raise ConfigError("model.detections_per_image", f"{detections_per_image} is too small", "use 1 or more")
         self.labels, self.outputs = labels, tuple(outputs)

@@ -91,6 +91,8 @@ class SemanticNetwork(Network):
         self.window, self.window_stride, self.window_batch = window, window_stride or window, window_batch
         self.window_merge, self.scales, self.flip = window_merge, tuple(scales), flip
         refuse_other_weights(self.criterion, labels.num_classes)
+        if window_batch < 1:
+            raise ConfigError("model.window_batch", f"{window_batch} is too small", "use 1 or more")
         if not scales or not 0 < min(scales) <= max(scales) <= MOST_SCALE:
             raise ConfigError(
                 "model.scales", f"{list(scales)}", f"numbers above 0 and at most {MOST_SCALE:g}, at least one"

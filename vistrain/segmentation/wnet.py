@@ -131,6 +131,8 @@ class WNet(SemanticNetwork):
             raise ConfigError(
                 "data.labels", f"{labels.num_classes} classes", "W-Net takes background and something else"
             )
+        if not widths or min(widths) < 1:
+            raise ConfigError("model.widths", f"{list(widths)}", "the channels of each level, 1 or more")
         plain = Preprocessing((0.0,) * channels, (1.0,) * channels, size_divisor=2 ** (len(widths) - 1))
         super().__init__(labels, plain, **base)
         self.outputs = 1 if labels.num_classes == 2 else labels.num_classes

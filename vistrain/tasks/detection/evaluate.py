@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vistrain.data.base.storage import read_json
+from vistrain.data.coco.kinds import refuse_other_kind
 from vistrain.data.coco.reader import read_coco
+from vistrain.errors import DataError
 from vistrain.metrics.coco import CocoBox, CocoMask, CocoResult, evaluate_records, records_of
 
 log = logging.getLogger(__name__)
@@ -30,16 +32,32 @@ def read_records(
     Raises:
         DataError: a file is missing or malformed, or results are for images that the annotations do not list.
     """
-    predictions = Path(predictions)
-    predictions = predictions / "predictions.json" if predictions.is_dir() else predictions
+    predictions, remedy = Path(predictions), "give COCO results, or what `vistrain predict` wrote with a detector"
+    if predictions.is_dir():
+        if not (predictions / "predictions.json").is_file():
+            refuse_other_kind(predictions, "objects", remedy)
+            raise DataError(str(predictions), "holds no predictions.json", remedy)
+        predictions = predictions / "predictions.json"
+    elif predictions.suffix != ".json":
+        refuse_other_kind(predictions, "objects", remedy)
     if truth is None:
         truth = read_coco(annotations, files=False).ground_truth()
-    content = read_json(predictions)
+    content = read_json(predictions, remedy)
+    if isinstance(content, dict) and not _has_detections(content):
+        refuse_other_kind(predictions, "objects", remedy)
     threshold = content.get("threshold") if isinstance(content, dict) else None
     if isinstance(threshold, int | float) and threshold > 0:
         remedy = "`vistrain predict --threshold 0` keeps all, as `vistrain test` does"
         log.warning("%s: detections of score >= %g alone, and AP is of those: %s", predictions, threshold, remedy)
     return records_of(content, truth, str(predictions), str(annotations))
+
+
+def _has_detections(content: dict[str, Any]) -> bool:
+    """Whether it is a `predictions.json` of objects, or of nothing."""
+    images = content.get("images")
+    if "annotations" in content:
+        return False
+    return isinstance(images, list) and all(isinstance(image, dict) and "detections" in image for image in images)
 
 
 def evaluations(truth: dict[str, Any], records: list[dict[str, Any]]) -> list[CocoResult]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from vistrain.data.base.module import DataModule
+from vistrain.data.coco.kinds import refuse_other_kind
 from vistrain.data.segmentation.label_files import SUFFIXES
 from vistrain.data.segmentation.module import SegmentationData
 from vistrain.errors import ConfigError, DataError
@@ -33,11 +34,13 @@ def evaluate_masks(predictions: Path, data: DataModule, name: str = "miou") -> I
         raise ConfigError("data.type", f"{type(data).__name__} has no class maps")
     if name not in IOU:
         raise ConfigError("--protocol", f"{name!r} is none for class maps", f"use {', '.join(IOU)}")
-    if not predictions.is_dir():
-        remedy = "give one of label files, or what `vistrain predict` wrote"
-        raise DataError(str(predictions), "is no folder of predictions", remedy)
-    data.prepare_data()
     own = predictions / SegmentationPredictor.pictures / SegmentationPredictor.masks
+    if not own.is_dir():
+        remedy = "give a folder of label files, or what `vistrain predict` wrote with a network for class maps"
+        refuse_other_kind(predictions, "class maps", remedy)
+        if not predictions.is_dir():
+            raise DataError(str(predictions), "is no folder of predictions", remedy)
+    data.prepare_data()
     folder = own if own.is_dir() else predictions
     metric, records = protocol(name, labels=data.labels), []
     for pair in data.pairs("test"):

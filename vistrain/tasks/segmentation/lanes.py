@@ -14,6 +14,7 @@ from rich.console import RenderableType
 
 from vistrain.data.base.module import DataModule
 from vistrain.data.base.storage import files_below, is_folder
+from vistrain.data.coco.kinds import refuse_other_kind
 from vistrain.data.segmentation.lane_files import LINES, json_line_of, lines_text, read_json_lines, read_lines
 from vistrain.data.segmentation.lanes import LaneData
 from vistrain.errors import ConfigError, DataError
@@ -183,13 +184,16 @@ def evaluate_lanes(predictions: Path, data: LaneData, name: str) -> RenderableTy
 def _read_all(predictions: Path, names: Sequence[str]) -> dict[str, Lanes]:
     """The predicted lanes of images, by their names; folders that all names begin with may be missing in those of the
     predictions."""
+    remedy = "give a folder of NAME.lines.txt, TuSimple's JSON lines, or what `vistrain predict` wrote of lanes"
+    own = predictions / LanePredictor.pictures / LanePredictor.lanes
+    if not own.is_dir():
+        refuse_other_kind(predictions, "lanes", remedy)
     if predictions.is_file():
         found: dict[str, Lanes] = {_bare(entry.name): entry.points() for entry in read_json_lines(predictions)}
     else:
-        own = predictions / LanePredictor.pictures / LanePredictor.lanes
         folder = own if own.is_dir() else predictions
         if not is_folder(folder):
-            raise DataError(str(folder), "no such file or folder")
+            raise DataError(str(folder), "no such file or folder", remedy)
         files = [file for file in files_below(folder) if file.endswith(LINES)]
         found = {file.removesuffix(LINES): read_lines(folder / file) for file in files}
     shared = os.path.commonpath([os.path.dirname(name) for name in names])

@@ -10,6 +10,7 @@ import torch
 
 from vistrain.data.base.module import DataModule
 from vistrain.data.base.storage import read_json
+from vistrain.data.coco.kinds import refuse_other_kind
 from vistrain.data.segmentation.panoptic import PanopticFolders
 from vistrain.data.segmentation.panoptic_files import Segments, examined, read_numbers, segment_map
 from vistrain.errors import DataError
@@ -73,18 +74,41 @@ def evaluate_instances(predictions: Path, data: DataModule) -> CocoResult:
         DataError: the file is missing or damaged, or names images that are not in the split.
     """
     data.prepare_data()
+    remedy = "give COCO results with masks, or the output of `vistrain predict`"
     file = predictions / "coco_results.json" if predictions.is_dir() else predictions
-    content = read_json(file, "give COCO results with masks, or the output of `vistrain predict`", "results")
+    if not file.is_file():
+        refuse_other_kind(predictions, "instances", remedy)
+        raise DataError(
+            str(predictions), "holds no coco_results.json" if predictions.is_dir() else "no such file", remedy
+        )
+    content: Any = read_json(file, remedy, "results") if file.suffix == ".json" else None
+    if not isinstance(content, list) and not _has_detections(content):
+        refuse_other_kind(file, "instances", remedy)
+        content = read_json(file, remedy, "results")
     truth, records = records_of(content, data.ground_truth("test"), str(file), "the test split")
     return evaluate_records(truth, records, metric=CocoMask)
+
+
+def _has_detections(content: Any) -> bool:
+    """Whether it is a `predictions.json` of objects."""
+    images = content.get("images") if isinstance(content, Mapping) else None
+    return isinstance(images, list) and any(isinstance(image, Mapping) and "detections" in image for image in images)
 
 
 def _predicted(predictions: Path, data: PanopticFolders) -> tuple[Segments, Path]:
     """What a file of results lists, with the truth's categories where it names none, and the folder of its PNGs."""
     inside = predictions / PanopticPredictor.pictures / f"{PanopticPredictor.segments}.json"
+    remedy = "give a panoptic JSON file, or what `vistrain predict` wrote with a network for segments"
     if predictions.is_dir():
-        predictions = inside if inside.is_file() else predictions.with_name(f"{predictions.name}.json")
-    content: Any = read_json(predictions, "give a panoptic JSON file, or the output of `vistrain predict`", "results")
+        beside = predictions.with_name(f"{predictions.name}.json")
+        if not inside.is_file() and not beside.is_file():
+            refuse_other_kind(predictions, "segments", f"{remedy}; instances are evaluated with --protocol coco_mask")
+            raise DataError(str(predictions), "holds no segments, and no JSON file of its name is beside it", remedy)
+        predictions = inside if inside.is_file() else beside
+    content: Any = read_json(predictions, remedy, "results") if predictions.suffix == ".json" else None
+    if not isinstance(content, Mapping) or not _has_segments(content):
+        refuse_other_kind(predictions, "segments", f"{remedy}; instances are evaluated with --protocol coco_mask")
+        content = read_json(predictions, remedy, "results")
     if isinstance(content, Mapping) and "categories" not in content:
         categories = [{"id": c.id, "name": c.name, "isthing": int(c.thing)} for c in data.listed("test").categories]
         content = {**content, "categories": categories}
@@ -95,6 +119,13 @@ def _predicted(predictions: Path, data: PanopticFolders) -> tuple[Segments, Path
     if unknown:
         raise DataError(str(predictions), f"category {unknown[0]} is none of the data's", "are they of this set?")
     return found, predictions.with_suffix("")
+
+
+def _has_segments(content: Mapping[str, Any]) -> bool:
+    """Whether annotations are those of segments, as far as the first one says it."""
+    annotated = content.get("annotations")
+    first = annotated[0] if isinstance(annotated, list) and annotated else None
+    return not isinstance(first, Mapping) or "segments_info" in first
 
 
 def _places(found: Segments) -> dict[str, int]:

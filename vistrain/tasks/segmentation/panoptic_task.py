@@ -173,7 +173,7 @@ class PanopticTask(SegmentationTask):
             DataError: a file is missing, cannot be read, or does not fit its truth.
         """
         if data is None or isinstance(data, SegmentationData):
-            return super().evaluate_file(predictions, data, protocol=protocol)
+            return super().evaluate_file(predictions, data, protocol="miou" if protocol == NAME else protocol)
         if protocol == MASKS or isinstance(data, InstanceFolders):
             return evaluate_instances(predictions, data)
         if protocol != NAME:
