@@ -15,9 +15,9 @@ from pycocotools import mask as mask_tools
 
 from vistrain.checkpoints import load_file
 from vistrain.cli import main
-from vistrain.detection.seams import joined
 from vistrain.errors import ConfigError
 from vistrain.layers.packed_masks import PackedMasks
+from vistrain.layers.seams import joined
 from vistrain.metrics import CocoMask
 from vistrain.predictions import Detections, InstanceDetections
 from vistrain.run.predict import load_predictor
