@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_runs import rows, trained_folder
 from PIL import Image
 
 from vistrain.cli import main
@@ -46,17 +46,7 @@ run: {folder: run}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("segmentation")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        (folder / "mine.yaml").write_text(CONFIG)
-        assert main(["fit", "-c", "mine.yaml"]) == 0
-    return folder
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return trained_folder(tmp_path_factory, "segmentation", CONFIG)
 
 
 def test_a_run_leaves_numbers_and_pictures(trained):

@@ -11,9 +11,9 @@ import torch
 
 from vistrain.data.base.images import read_listed_image
 from vistrain.data.coco.reader import read_coco
+from vistrain.detection.seams import joined
 from vistrain.errors import ConfigError, DataError
 from vistrain.layers.packed_masks import PackedMasks
-from vistrain.layers.seams import joined
 from vistrain.layers.tiling import tiles_of
 from vistrain.metrics.coco_files import SIDES, FileNames, write_results
 from vistrain.metrics.coco_masks import encoded_masks, mask_area

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from vistrain.data.segmentation.panoptic_files import write_numbers
+from vistrain.detection.seams import joined
 from vistrain.errors import ConfigError
 from vistrain.layers.packed_masks import PackedMasks
-from vistrain.layers.seams import joined
 from vistrain.layers.tiling import tiles_of
 from vistrain.metrics.coco_files import write_results
 from vistrain.metrics.coco_masks import encoded_masks
