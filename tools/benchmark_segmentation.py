@@ -94,6 +94,20 @@ SEGFORMER_RULES = (
     (r"batch_norm\.", "linear_fuse.bn."),
     (r"classifier\.", "linear_pred."),
 )
+MIT_RULES = (
+    (r"^segformer\.stages\.0\.patch_embeddings\.", "backbone.body.stem."),
+    (r"^segformer\.stages\.(\d)\.patch_embeddings\.", r"backbone.body.stages.\1.downsample."),
+    (r"^segformer\.", "backbone.body."),
+    (r"(stem|downsample)\.layer_norm\.", r"\1.norm."),
+    (r"(stages\.\d)\.layer_norm\.", r"\1.norm."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.q_proj\.", ".attn.q."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.attention\.sequence_reduction\.sequence_reduction\.", ".attn.sr."),
+    (r"\.attention\.sequence_reduction\.layer_norm\.", ".attn.norm."),
+    (r"\.dwconv\.dwconv\.", ".dwconv."),
+)
 JOINED = (("attention.{}_proj.", "attn.qkv."), ("self_attn.{}_proj.", "self_attn.in_proj_"))
 UNUSED = ("backbone.swin.layernorm.", "criterion.")
 
@@ -162,15 +176,16 @@ class Side(abc.ABC):
 
 
 class Ours(Side):
-    """A network of ours; class maps are compared at the image's size.
+    """A network of ours; class maps are compared at the image's size, or as they are.
 
     Args:
         model: it.
         batch: see `images`.
+        coarse: whether the other side gives class maps as they are.
     """
 
-    def __init__(self, model: Any, batch: dict[str, Any]) -> None:
-        self.model, self.batch = model, batch
+    def __init__(self, model: Any, batch: dict[str, Any], coarse: bool = False) -> None:
+        self.model, self.batch, self.coarse = model, batch, coarse
         self.normalised, _ = model.normalize(batch["image"], batch["size"])
 
     def outputs(self) -> tuple[Tensor, ...]:
@@ -178,7 +193,7 @@ class Ours(Side):
         out = self.model(self.normalised)
         if isinstance(self.model, Mask2Former):
             return out["pred_logits"], out["pred_masks"]
-        return (resize(out, (SIDE, SIDE)),)
+        return (out if self.coarse else resize(out, (SIDE, SIDE)),)
 
     def loss(self) -> Tensor:
         """See `Side`."""
@@ -289,6 +304,24 @@ def segformer_head(batch: int) -> dict[str, Side]:
     return {"transformers": Head(theirs, maps), "ours": Head(ours, maps)}
 
 
+def segformer(batch: int) -> dict[str, Side]:
+    """SegFormer-B0."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    plain = {"classifier_dropout_prob": 0.0, "drop_path_rate": 0.0, "num_labels": CLASSES}
+    theirs = shaken(SegformerForSemanticSegmentation(SegformerConfig(**plain)))
+    backbone = Backbone("mit_b0", strides=(4, 8, 16, 32), args={"drop_path_rate": 0.0})
+    head = Factory(SegFormerHead, embed_dim=256, dropout=0.0)
+    ours = SemanticSegmenter(backbone, LABELS, head, loss=PixelCrossEntropy(over_all=False))
+    heads = [(rf"^decode_head\.{pattern}", f"decode_head.{name}") for pattern, name in SEGFORMER_RULES]
+    state = converted(theirs.state_dict(), MIT_RULES, heads)
+    for key in [key for key in state if ".attention.k_proj." in key]:
+        both_parts = [state.pop(key), state.pop(key.replace("k_proj", "v_proj"))]
+        state[key.replace("attention.k_proj", "attn.kv")] = torch.cat(both_parts)
+    ours.load_state_dict(state)
+    return both(ours, theirs, batch)
+
+
 def swin() -> Backbone:
     """Swin-T as dense predictors have it."""
     return Backbone(
@@ -298,13 +331,14 @@ def swin() -> Backbone:
 
 def both(ours: Any, theirs: nn.Module, batch: int) -> dict[str, Side]:
     """Both sides on one batch."""
-    side = Ours(ours, images(batch))
+    side = Ours(ours, images(batch), type(theirs).__name__.startswith("Segformer"))
     return {"transformers": Theirs(theirs, side.batch, side.normalised), "ours": side}
 
 
 MODELS: dict[str, Callable[[int], dict[str, Side]]] = {
     "upernet": upernet,
     "mask2former": mask2former,
+    "segformer": segformer,
     "segformer_head": segformer_head,
 }
 # Largest difference of the loss; Mask2Former's is on points that each side draws.

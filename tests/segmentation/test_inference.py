@@ -116,6 +116,12 @@ def test_predictions_are_those_of_the_long_way(window: tuple[int, int] | None, d
     logits = F.interpolate(model.image_logits(batch)[0][None], original, mode="bilinear")[0]
     assert (model.predict(batch)[0].semantic == logits.argmax(0)).float().mean() > 0.999
     torch.testing.assert_close(model.image_probabilities(batch)[0], logits.softmax(0), rtol=0, atol=1e-5)
+    tiles, seen = torch.full((5, *original), -1.0), torch.zeros(original)
+    for rows, columns, tile in model.probability_tiles(batch):
+        tiles[:, rows, columns] = tile
+        seen[rows, columns] += 1
+    assert bool((seen == 1).all())
+    torch.testing.assert_close(tiles, logits.softmax(0), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [None, (32, 32)])

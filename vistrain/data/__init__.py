@@ -16,6 +16,7 @@ from vistrain.data.detection.coco2017 import Coco2017
 from vistrain.data.detection.coco_sets import CocoDetection, CocoSplit
 from vistrain.data.detection.collate import Sample, collate
 from vistrain.data.detection.module import DetectionData
+from vistrain.data.detection.pidray import PIDray
 from vistrain.data.detection.shapes import GeneratedShapes
 from vistrain.data.detection.transforms import DetrAugment, EvalResize, ScaleJitter
 from vistrain.data.restoration.degradations import Bicubic, Chain, GaussianNoise, Jpeg
@@ -30,7 +31,7 @@ from vistrain.data.segmentation.field_of_view import (
 )
 from vistrain.data.segmentation.generated import GeneratedMasks
 from vistrain.data.segmentation.generated_lanes import GeneratedLanes
-from vistrain.data.segmentation.instances import CocoInstances, InstanceFolders, InstanceSplit
+from vistrain.data.segmentation.instances import CocoInstances, InstanceFolders, InstanceSplit, PIDrayInstances
 from vistrain.data.segmentation.known_sets import (
     ADE20K,
     CamVid,
@@ -112,6 +113,8 @@ __all__ = [
     "MaskFolders",
     "MaskSplit",
     "MatchedBands",
+    "PIDray",
+    "PIDrayInstances",
     "PanopticFolders",
     "PanopticSplit",
     "PascalContext",

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from vistrain.layers.packed_masks import PackedMasks
+from vistrain.layers.tiling import Rectangle
 from vistrain.predictions import Detections, InstanceDetections
 
-Rectangle = tuple[int, int, int, int]  # top, left, bottom, right; the last two exclusive
 Part = tuple[int, int, np.ndarray]
 
 

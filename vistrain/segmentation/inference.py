@@ -130,10 +130,17 @@ def probabilities(views: Sequence[View]) -> Tensor:
     """Mean probabilities `[K, H, W]` of views of one image, as `best_classes` compares them."""
     height, width = len(views[0].rows), len(views[0].columns)
     found = views[0].logits.new_empty(len(views[0].logits), height, width)
-    for rows, columns in _tiles(len(found), height, width, found.device):
-        scores = _scores(views, rows, columns)
-        found[:, rows, columns] = (scores.softmax(1) if len(views) == 1 else scores / len(views)).movedim(1, 0)
+    for rows, columns, tile in probability_tiles(views):
+        found[:, rows, columns] = tile
     return found
+
+
+def probability_tiles(views: Sequence[View]) -> Iterator[tuple[slice, slice, Tensor]]:
+    """`probabilities` in parts: rows, columns, and `[K, h, w]` float32."""
+    height, width = len(views[0].rows), len(views[0].columns)
+    for rows, columns in _tiles(len(views[0].logits), height, width, views[0].logits.device):
+        scores = _scores(views, rows, columns)
+        yield rows, columns, (scores.softmax(1) if len(views) == 1 else scores / len(views)).movedim(1, 0)
 
 
 def _tiles(classes: int, height: int, width: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
@@ -165,7 +172,14 @@ def _scores(views: Sequence[View], rows: slice, columns: slice) -> Tensor:
 def sliding_class_map(
     bands: Iterator[Tensor], size: tuple[int, int], original: tuple[int, int], align_corners: bool = False
 ) -> Tensor:
-    """The classes of an image from its rows of logits, which are forgotten as soon as they have been used.
+    """The classes of an image from its rows of logits: `[H, W]` int64. See `sliding_views`."""
+    return torch.cat([best_classes([view]) for _, view in sliding_views(bands, size, original, align_corners)])
+
+
+def sliding_views(
+    bands: Iterator[Tensor], size: tuple[int, int], original: tuple[int, int], align_corners: bool = False
+) -> Iterator[tuple[int, View]]:
+    """An image from its rows of logits, which are forgotten as soon as they have been used.
 
     Args:
         bands: `[K, n, w]` each, from the top down, as `sliding_bands` gives them.
@@ -173,23 +187,22 @@ def sliding_class_map(
         original: (H, W) wanted.
         align_corners: of the interpolation to it.
 
-    Returns:
-        `[H, W]` int64.
+    Yields:
+        The first row of a part of the wanted image, and the part, over its whole width; from the top down.
     """
     rows, columns = (Axis.resized(old, new, align_corners) for old, new in zip(size, original, strict=True))
     taps = rows.weights.shape[1]
-    held, top, done, found = None, 0, 0, []
+    held, top, done = None, 0, 0
     for band in bands:
         held = band if held is None else torch.cat((held, band), 1)
         there = top + held.shape[1]
         ready = int((rows.start + taps <= there).sum())  # starts ascend
         if ready > done:
             part = Axis(rows.start[done:ready] - top, rows.weights[done:ready], held.shape[1])
-            found.append(best_classes([View(held, part, columns)]))
+            yield done, View(held, part, columns)
             done = ready
         needed = int(rows.start[done]) if done < len(rows) else there
         held, top = held[:, needed - top :], needed
-    return torch.cat(found)
 
 
 def enlarged(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> Iterator[Tensor]:

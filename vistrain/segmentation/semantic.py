@@ -28,8 +28,10 @@ from vistrain.segmentation.inference import (
     View,
     best_classes,
     probabilities,
+    probability_tiles,
     sliding_bands,
     sliding_class_map,
+    sliding_views,
 )
 from vistrain.segmentation.targets import label_maps
 from vistrain.structures import Factory, LabelSpace, Preprocessing
@@ -177,6 +179,25 @@ class SemanticNetwork(Network):
         images, _ = self.normalize(batch["image"], batch["size"])
         views = self._views(images, batch["size"].tolist(), batch["original_size"].tolist())
         return [probabilities(of_image) for of_image in views]
+
+    @torch.no_grad()
+    def probability_tiles(self, batch: Mapping[str, Any]) -> Iterator[tuple[slice, slice, Tensor]]:
+        """`image_probabilities` of a batch of one image in parts: rows, columns, and `[K, h, w]` float32, whose arg-max
+        is what `predict` gives. What all parts together fill is never held: of windows the rows of one window's height.
+
+        Args:
+            batch: see `predict`.
+        """
+        images, _ = self.normalize(batch["image"], batch["size"])
+        (size,), (original,) = batch["size"].tolist(), batch["original_size"].tolist()
+        if self.window is None or self.scales != (1.0,) or self.flip:
+            for views in self._views(images, [size], [original]):
+                yield from probability_tiles(views)
+            return
+        bands = self._bands(images[0, :, : size[0], : size[1]])
+        for top, view in sliding_views(bands, tuple(size), tuple(original), self.align_corners):
+            for rows, columns, tile in probability_tiles([view]):
+                yield slice(top + rows.start, top + rows.stop), columns, tile
 
     @torch.no_grad()
     def image_logits(self, batch: Mapping[str, Any]) -> list[Tensor]:

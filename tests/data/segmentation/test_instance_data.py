@@ -11,7 +11,16 @@ import torch
 from PIL import Image
 from pycocotools import mask as mask_tools
 
-from vistrain.data import CocoInstances, CocoPanoptic, InstanceFolders, InstanceSplit, SegmentAugment
+from vistrain.data import (
+    CocoInstances,
+    CocoPanoptic,
+    InstanceFolders,
+    InstanceSplit,
+    PIDray,
+    PIDrayInstances,
+    SegmentAugment,
+)
+from vistrain.data.coco import pidray
 from vistrain.errors import DataError
 from vistrain.metrics import protocol
 from vistrain.predictions import InstanceDetections, Segmentation
@@ -129,3 +138,23 @@ def test_coco_has_one_truth_in_two_files() -> None:
     assert mask_tools.area(made["annotations"][0]["segmentation"]) == made["annotations"][0]["area"]
     batch = instances.collate([instances.dataset("train").sample(0, 1)])
     assert batch["image"].shape == (1, 3, 1024, 1024)
+
+
+def test_pidray_is_read_as_it_is_given_out(tmp_path: Path) -> None:
+    folders(tmp_path)
+    content = json.loads((tmp_path / "x.json").read_text())
+    content["categories"] = [{"id": i, "name": name} for i, name in zip(pidray.IDS, pidray.NAMES, strict=True)]
+    for folder, name in (("train", "xray_train"), ("hard", "xray_test_hard")):
+        (tmp_path / "pidray" / folder).mkdir(parents=True)
+        Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / f"pidray/{folder}/a.png")
+        (tmp_path / "pidray/annotations").mkdir(exist_ok=True)
+        (tmp_path / f"pidray/annotations/{name}.json").write_text(json.dumps(content))
+    of_masks = PIDrayInstances(root=str(tmp_path), subset="hard")
+    of_boxes = PIDray(root=str(tmp_path), subset="hard", masks=True)
+    for data in (of_masks, of_boxes):
+        data.setup("fit")
+        assert (data.labels.names[6], data.labels.ids[6]) == ("Gun", 7)
+        assert len(data.ground_truth("val")["annotations"]) == 3
+    assert of_masks.collate([of_masks.dataset("val").sample(0)])["target"][0]["labels"].tolist() == [6, 6]
+    with pytest.raises(DataError, match=r"(easy|xray_test_easy).*pidray"):
+        PIDrayInstances(root=str(tmp_path)).setup("fit")

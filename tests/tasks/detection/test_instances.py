@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_runs import assert_resumed_is_undisturbed, rows, trained_folder
 from PIL import Image
 from pycocotools import mask as mask_tools
 
-from vistrain.checkpoints import load_file
 from vistrain.cli import main
 from vistrain.detection.seams import joined
 from vistrain.errors import ConfigError
@@ -49,17 +48,7 @@ run: {folder: run}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("instances")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        (folder / "mine.yaml").write_text(CONFIG)
-        assert main(["fit", "-c", "mine.yaml"]) == 0
-    return folder
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return trained_folder(tmp_path_factory, "instances", CONFIG)
 
 
 def test_a_run_trains_and_measures_masks(trained: Path) -> None:
@@ -70,10 +59,7 @@ def test_a_run_trains_and_measures_masks(trained: Path) -> None:
 
 def test_a_run_that_is_resumed_ends_with_the_same_bits(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained)
-    assert main(["fit", "-c", "mine.yaml", "trainer.max_epochs=1", "run.folder=again"]) == 0
-    assert main(["fit", "--resume", "again", "trainer.max_epochs=2"]) == 0
-    whole, resumed = (load_file(Path(f) / "last.ckpt")["state_dict"] for f in ("run", "again"))
-    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert_resumed_is_undisturbed(1, 2)
 
 
 def test_test_predict_and_evaluate_agree(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

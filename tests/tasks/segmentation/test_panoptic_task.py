@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_runs import assert_resumed_is_undisturbed, rows, trained_folder
 from PIL import Image
 from pycocotools import mask as mask_tools
 
@@ -52,17 +52,7 @@ run: {folder: run}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("panoptic")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        (folder / "mine.yaml").write_text(CONFIG)
-        assert main(["fit", "-c", "mine.yaml"]) == 0
-    return folder
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return trained_folder(tmp_path_factory, "panoptic", CONFIG)
 
 
 def test_a_run_leaves_numbers_and_pictures(trained: Path) -> None:
@@ -188,10 +178,7 @@ def test_what_does_not_fit_is_said(
 @pytest.mark.slow
 def test_a_run_that_goes_on_is_the_undisturbed_one(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained)
-    assert main(["fit", "-c", "mine.yaml", "trainer.max_epochs=2", "run.folder=halves"]) == 0
-    assert main(["fit", "--resume", "halves", "trainer.max_epochs=4"]) == 0
-    whole, halves = (torch.load(Path(f) / "last.ckpt", weights_only=True)["state_dict"] for f in ("run", "halves"))
-    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+    assert_resumed_is_undisturbed(2, 4)
 
 
 def test_an_array_is_predicted(trained: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_runs import rows, trained_folder
 from PIL import Image
 
 from vistrain.cli import main
@@ -16,7 +16,7 @@ from vistrain.data.segmentation.label_files import read_label_file
 from vistrain.errors import ConfigError
 from vistrain.pictures import coloured, legend, overlaid
 from vistrain.predictions import Segmentation
-from vistrain.run.predict import load_predictor
+from vistrain.run.predict import load_predictor, predict_paths
 from vistrain.structures import LabelSpace
 from vistrain.tasks.segmentation.pictures import truth_and_prediction
 from vistrain.tasks.segmentation.predictor import SegmentationPredictor, write_label_file
@@ -46,17 +46,7 @@ run: {folder: run}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("segmentation")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        (folder / "mine.yaml").write_text(CONFIG)
-        assert main(["fit", "-c", "mine.yaml"]) == 0
-    return folder
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return trained_folder(tmp_path_factory, "segmentation", CONFIG)
 
 
 def test_a_run_leaves_numbers_and_pictures(trained):
@@ -113,6 +103,23 @@ def test_windows_agree_with_the_whole_where_one_window_is_enough(trained, monkey
     for wrong in ({"window": 32, "stride": 64}, {"stride": 8}, {"window": -1}, {"opacity": 2.0}, {"scales": [0.0]}):
         with pytest.raises(ConfigError, match=r"--(window|stride|opacity|scales)"):
             load_predictor("run/best.ckpt", "cpu", **wrong)
+
+
+def test_probabilities_are_written_on_request(trained, monkeypatch, tmp_path):
+    monkeypatch.chdir(trained)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "in/a.png")
+    for kind, window in (("float16", 32), ("uint8", None)):
+        options = {"window": window, "stride": 16 if window else None, "probabilities": kind}
+        predict_paths("run/best.ckpt", tmp_path / "in", tmp_path / kind, device="cpu", **options)
+        found = np.load(tmp_path / kind / "pictures/probabilities/a.npy")
+        assert (found.shape, found.dtype) == ((3, 48, 64), np.dtype(kind))
+        share = found.astype(np.float64) / (255 if kind == "uint8" else 1)
+        np.testing.assert_allclose(share.sum(0), 1, atol=0.01)
+        classes = load_predictor("run/best.ckpt", "cpu", window=window, stride=options["stride"]).predict(pixels)
+        chosen = np.take_along_axis(share, classes[None], 0)[0]
+        assert (chosen >= share.max(0) - 0.005).all()
 
 
 LABELS = LabelSpace(("road", "sky"), (3, 300), ignore_index=255, palette=((255, 0, 0), (0, 0, 255)))

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -24,13 +23,13 @@ from vistrain.data.base.check import (
     write_report,
 )
 from vistrain.data.base.module import SplitName
+from vistrain.data.base.report import shuffled, split_table, write_samples
 from vistrain.data.segmentation.label_files import LabelRule, label_values, open_label_file
 from vistrain.data.segmentation.mask_advice import Advice, advice
 from vistrain.data.segmentation.mask_pairs import MaskPair
 from vistrain.data.segmentation.module import SegmentationData, sized_image
 from vistrain.errors import DataError
-from vistrain.pictures import bars, class_colours, grid, legend, overlaid
-from vistrain.writing import whole_file
+from vistrain.pictures import bars, class_colours, legend, overlaid
 
 SAMPLES = 6
 MOST_VALUES = 4096  # different ones of a file that are counted; more are no classes
@@ -282,7 +281,7 @@ def _draw(
     rows: list[list[np.ndarray]] = []
     captions: list[list[str]] = []
     colours, names = class_colours(data.labels), data.labels.name_of
-    for index in np.random.default_rng(0).permutation(len(pairs)).tolist():  # the same ones each time
+    for index in shuffled(len(pairs)):
         pair = pairs[index]
         if len(rows) == SAMPLES or str(pair.mask) in found.bad_files or str(pair.image) in found.bad_files:
             continue
@@ -291,18 +290,11 @@ def _draw(
         line = legend(names, colours, [c for c in names if c in occurring], image.shape[1])
         rows.append([image, np.concatenate([overlaid(image, label_map, colours), line])])
         captions.append([pair.name, "classes"])
-    if rows:
-        with whole_file(output / f"samples-{name}.png") as partial:
-            Image.fromarray(grid(rows, captions)).save(partial, format="png")
-        written.append(str(output / f"samples-{name}.png"))
-    return written
+    return written + write_samples(rows, captions, output, name)
 
 
 def _summary(report: MaskReport) -> Table:
-    table = Table(title=f"{len(report.classes)} classes", title_justify="left")
-    table.add_column("")
-    for name in report.splits:
-        table.add_column(name, justify="right")
+    title = f"{len(report.classes)} classes"
     splits = report.splits.values()
     rows: dict[str, list[str]] = {
         "images with masks": [f"{s.images:,}" for s in splits],
@@ -311,9 +303,7 @@ def _summary(report: MaskReport) -> Table:
         "masks": [", ".join(s.kinds) or "-" for s in splits],
         "ignored pixels, %": [f"{100 * s.ignored:.1f}" for s in splits],
     }
-    for title, cells in rows.items():
-        table.add_row(title, *cells)
-    table.add_section()
+    table = split_table(title, report.splits, rows)
     for name in report.classes:
         cells = []
         for split in splits:

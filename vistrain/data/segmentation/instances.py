@@ -18,6 +18,7 @@ from vistrain.data.base.images import read_listed_image
 from vistrain.data.base.module import SplitName, data_root
 from vistrain.data.base.storage import is_folder, refuse_missing
 from vistrain.data.coco.instance_masks import InstanceMasks
+from vistrain.data.coco.pidray import IDS, NAMES, REMEDY, Subset, pidray_files, pidray_folder
 from vistrain.data.coco.reader import (
     Annotations,
     Listing,
@@ -263,3 +264,28 @@ class CocoInstances(InstanceFolders):
         """The 80 classes; needs no file."""
         rows = (row.split("\t") for row in COCO_ROWS)
         return {int(key): name for key, kind, name in rows if kind == "thing"}
+
+
+class PIDrayInstances(InstanceFolders):
+    """PIDray (arXiv 2108.07020) for networks that classify masks: 12 classes of prohibited items in X-ray pictures.
+
+    Args:
+        root: folder that holds `pidray/` (or is it), with `train/`, `easy/`, `hard/`, `hidden/` and `annotations/`;
+            `VISTRAIN_DATA` or `data/` if None.
+        subset: of the test pictures that is evaluated; papers print all three, and their mean.
+        base: see `InstanceFolders`.
+    """
+
+    sets_itself = ("train", "val", "test")
+
+    def __init__(self, root: str | None = None, subset: Subset = "easy", **base: Any) -> None:
+        train, val = (InstanceSplit(*pidray_files(part)) for part in (None, subset))
+        super().__init__(train=train, val=val, root=str(pidray_folder(root)), **base)
+
+    def known(self) -> dict[int, str]:
+        """The 12 classes; needs no file."""
+        return dict(zip(IDS, NAMES, strict=True))
+
+    def remedy(self, split: SplitName) -> str:
+        """Where to put what is downloaded."""
+        return f"{REMEDY} {self.root}/ (or point VISTRAIN_DATA or data.root at the folder with pidray/)"

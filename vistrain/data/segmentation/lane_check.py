@@ -7,18 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from vistrain.data.base.check import Findings, SplitFindings, opened, pixel_hash, refusals, shown, write_report
 from vistrain.data.base.images import read_image
 from vistrain.data.base.module import SplitName
+from vistrain.data.base.report import shuffled, write_samples
 from vistrain.data.segmentation.lane_files import LaneEntry, place_lanes
 from vistrain.data.segmentation.lanes import LaneData, lane_map, lanes_there
 from vistrain.errors import DataError
-from vistrain.pictures import draw_lanes, grid
-from vistrain.writing import whole_file
+from vistrain.pictures import draw_lanes
 
 SAMPLES = 6
 
@@ -161,7 +160,7 @@ def _look(entry: LaneEntry, data: LaneData, training: bool) -> _Seen:
 def _draw(entries: list[LaneEntry], data: LaneData, name: str, found: LaneSplitReport, output: Path) -> list[str]:
     """Writes a split's picture; returns its path."""
     rows, captions = list[list[np.ndarray]](), list[list[str]]()
-    for index in np.random.default_rng(0).permutation(len(entries)).tolist():  # the same ones each time
+    for index in shuffled(len(entries)):
         entry = entries[index]
         if len(rows) == SAMPLES or {str(p) for p in (entry.image, entry.mask, entry.lines)} & set(found.bad_files):
             continue
@@ -174,8 +173,4 @@ def _draw(entries: list[LaneEntry], data: LaneData, name: str, found: LaneSplitR
             places = place_lanes(entry.points(), image.shape[1], image.shape[0], data.num_lanes)
             rows.append([draw_lanes(image, [lane if lane is not None else np.zeros((0, 2)) for lane in places])])
         captions.append([f"{entry.name} {entry.category}".strip()])
-    if not rows:
-        return []
-    with whole_file(output / f"samples-{name}.png") as partial:
-        Image.fromarray(grid(rows, captions)).save(partial, format="png")
-    return [str(output / f"samples-{name}.png")]
+    return write_samples(rows, captions, output, name)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -24,15 +23,15 @@ from vistrain.data.base.check import (
     write_report,
 )
 from vistrain.data.base.module import SplitName
+from vistrain.data.base.report import shuffled, split_table, write_samples
 from vistrain.data.base.storage import read_json
 from vistrain.data.segmentation.mask_pairs import MaskPair
 from vistrain.data.segmentation.module import sized_image
 from vistrain.data.segmentation.panoptic import PanopticFolders, labels_of, refuse_other_categories
 from vistrain.data.segmentation.panoptic_files import Segments, examined, read_numbers, segment_map
 from vistrain.errors import DataError
-from vistrain.pictures import bars, class_colours, grid, legend, overlaid
+from vistrain.pictures import bars, class_colours, legend, overlaid
 from vistrain.structures import LabelSpace
-from vistrain.writing import whole_file
 
 SAMPLES = 6
 
@@ -236,7 +235,7 @@ def _draw(
     rows: list[list[np.ndarray]] = []
     captions: list[list[str]] = []
     colours, names = class_colours(labels), labels.name_of
-    for index in np.random.default_rng(0).permutation(len(pairs)).tolist():  # the same ones each time
+    for index in shuffled(len(pairs)):
         pair = pairs[index]
         if len(rows) == SAMPLES or str(pair.mask) in found.bad_files or str(pair.image) in found.bad_files:
             continue
@@ -253,20 +252,12 @@ def _draw(
         line = legend(names, colours, [c for c in names if c in occurring], image.shape[1])
         rows.append([image, np.concatenate([drawn, line])])
         captions.append([pair.name, f"{len(numbers)} segments"])
-    if rows:
-        with whole_file(output / f"samples-{name}.png") as partial:
-            Image.fromarray(grid(rows, captions)).save(partial, format="png")
-        written.append(str(output / f"samples-{name}.png"))
-    return written
+    return written + write_samples(rows, captions, output, name)
 
 
 def _summary(report: PanopticReport) -> Table:
     things = len(report.things)
     title = f"{len(report.classes)} classes: {things} things, {len(report.classes) - things} stuff"
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for name in report.splits:
-        table.add_column(name, justify="right")
     splits = report.splits.values()
     rows: dict[str, list[str]] = {
         "images": [f"{s.images:,}" for s in splits],
@@ -276,9 +267,7 @@ def _summary(report: PanopticReport) -> Table:
         "most in an image": [f"{s.most:,}" for s in splits],
         "void pixels, %": [f"{100 * s.void:.1f}" for s in splits],
     }
-    for title, cells in rows.items():
-        table.add_row(title, *cells)
-    table.add_section()
+    table = split_table(title, report.splits, rows)
     for name in report.classes[: 2 * MOST]:
         cells = [f"{s.class_segments.get(name, 0):,}" if name in s.class_segments else "[yellow]-[/]" for s in splits]
         table.add_row(f"  {escape(name)}", *cells)

@@ -28,6 +28,22 @@ def checked(options: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, A
     return {name: check_value(value, hints[name], _option(name)) for name, value in options.items()}
 
 
+def overlap_of(tile: int | None, overlap: int | None) -> int:
+    """The overlap of tiles that `--tile` and `--overlap` say, pixels: a quarter of the tile if none is given.
+
+    Raises:
+        ConfigError: they do not fit together.
+    """
+    if overlap is not None and tile is None:
+        raise ConfigError("--overlap", "means nothing without tiles", "give --tile, too")
+    if tile is not None and tile < 1:
+        raise ConfigError("--tile", f"{tile} is too small", "a side in pixels")
+    found = (tile or 0) // 4 if overlap is None else overlap
+    if tile is not None and not 0 <= found < tile:
+        raise ConfigError("--overlap", f"{overlap} with tiles of {tile}", "less than the tile's side")
+    return found
+
+
 def keyword_hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Hints of the keyword-only parameters of a function, by name."""
     hints = typing.get_type_hints(function)

@@ -14,13 +14,14 @@ from vistrain.data.coco.reader import read_coco
 from vistrain.detection.seams import joined
 from vistrain.errors import ConfigError, DataError
 from vistrain.layers.packed_masks import PackedMasks
-from vistrain.layers.tiling import starts
+from vistrain.layers.tiling import tiles_of
 from vistrain.metrics.coco_files import SIDES, FileNames, write_results
 from vistrain.metrics.coco_masks import encoded_masks, mask_area
 from vistrain.network import Network
 from vistrain.pictures import class_colours, draw_boxes, draw_masks, fitted
 from vistrain.predictions import Detections, InstanceDetections
 from vistrain.tasks.base.inputs import InputFile
+from vistrain.tasks.base.options import overlap_of
 from vistrain.tasks.base.predictor import ImagePredictor
 
 LONGEST = 8192  # pixels of a drawn picture's long side
@@ -55,13 +56,7 @@ class DetectionPredictor(ImagePredictor[Detections]):
         overlap: int | None = None,
         **base: Any,
     ) -> None:
-        if overlap is not None and tile is None:
-            raise ConfigError("--overlap", "means nothing without tiles", "give --tile, too")
-        if tile is not None and tile < 1:
-            raise ConfigError("--tile", f"{tile} is too small", "a side in pixels")
-        self.tile, self.overlap = tile, (tile or 0) // 4 if overlap is None else overlap
-        if tile is not None and not 0 <= self.overlap < tile:
-            raise ConfigError("--overlap", f"{overlap} with tiles of {tile}", "less than the tile's side")
+        self.tile, self.overlap = tile, overlap_of(tile, overlap)
         if not 0 <= threshold <= 1:
             raise ConfigError("--threshold", f"{threshold} is not in 0..1")
         super().__init__(model, device, **base)
@@ -105,12 +100,7 @@ class DetectionPredictor(ImagePredictor[Detections]):
 
     def _run_tiles(self, image: np.ndarray) -> Detections:
         assert self.tile is not None
-        rows, columns = (starts(side, self.tile, self.overlap) for side in image.shape[:2])
-        tiles = [
-            (y, x, min(y + self.tile, image.shape[0]), min(x + self.tile, image.shape[1]))
-            for y in rows
-            for x in columns
-        ]
+        tiles = tiles_of(image.shape[0], image.shape[1], self.tile, self.overlap)
         found = []
         for top, left, bottom, right in tiles:
             batch = self.batch([np.ascontiguousarray(image[top:bottom, left:right])])

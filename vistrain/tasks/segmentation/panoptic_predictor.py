@@ -10,14 +10,19 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 import torch
-from pycocotools import mask as mask_tools
 
 from vistrain.data.segmentation.panoptic_files import write_numbers
+from vistrain.detection.seams import joined
 from vistrain.errors import ConfigError
+from vistrain.layers.packed_masks import PackedMasks
+from vistrain.layers.tiling import tiles_of
 from vistrain.metrics.coco_files import write_results
+from vistrain.metrics.coco_masks import encoded_masks
 from vistrain.network import Network
 from vistrain.predictions import InstanceDetections, PanopticMap, Segmentation
+from vistrain.segmentation.panoptic_tiles import PanopticSeams, owned_parts
 from vistrain.tasks.base.inputs import InputFile, picture_paths
+from vistrain.tasks.base.options import overlap_of
 from vistrain.tasks.base.predictor import ImagePredictor
 from vistrain.tasks.segmentation.predictor import write_label_file
 from vistrain.tasks.segmentation.segment_pictures import confident, segmentation_picture
@@ -36,6 +41,9 @@ class PanopticPredictor(ImagePredictor[Segmentation]):
         device, base: see `Predictor`.
         threshold: least score of an instance that counts.
         opacity: of the colours over the image, 0..1.
+        tile: side of the tiles that large pictures are cut into, pixels; each is resized as a picture is. What several
+            tiles see of a thing becomes one again, see `segmentation.panoptic_tiles`. Whole by default.
+        overlap: of neighbouring tiles, pixels; a quarter of the tile by default.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -52,8 +60,11 @@ class PanopticPredictor(ImagePredictor[Segmentation]):
         *,
         threshold: float = 0.3,
         opacity: float = 0.55,
+        tile: int | None = None,
+        overlap: int | None = None,
         **base: Any,
     ) -> None:
+        self.tile, self.overlap = tile, overlap_of(tile, overlap)
         super().__init__(model, device, **base)
         for name, value in (("threshold", threshold), ("opacity", opacity)):
             if not 0 <= value <= 1:
@@ -66,7 +77,36 @@ class PanopticPredictor(ImagePredictor[Segmentation]):
     def run(self, inputs: Sequence[np.ndarray]) -> list[Segmentation]:
         """What is in several uint8 `[H, W, 3]` pictures at a time, in their own sizes, on the CPU; they are padded to
         one size, which can change results a little: one at a time is what evaluation does."""
+        if self.tile is not None:
+            return [self._run_tiles(image) for image in inputs]
         return [_on_cpu(found) for found in self.model.predict(self.batch(inputs))]
+
+    def _run_tiles(self, image: np.ndarray) -> Segmentation:
+        """What is in a picture, tile by tile; masks of instances are packed."""
+        assert self.tile is not None
+        size = image.shape[0], image.shape[1]
+        tiles = tiles_of(*size, self.tile, self.overlap)
+        outputs = PanopticSeams(size), torch.zeros(size, dtype=torch.int64)
+        instances: list[InstanceDetections] = []
+        found = Segmentation()
+        for place, owned in zip(tiles, owned_parts(tiles), strict=True):
+            (top, left, bottom, right), (y1, x1, y2, x2) = place, owned
+            batch = self.batch([np.ascontiguousarray(image[top:bottom, left:right])])
+            found = _on_cpu(self.model.predict(batch)[0])
+            if found.panoptic is not None:
+                outputs[0].add(found.panoptic, place, owned)
+            if found.semantic is not None:
+                outputs[1][y1:y2, x1:x2] = found.semantic[y1 - top : y2 - top, x1 - left : x2 - left]
+            if found.instances is not None:
+                one = found.instances
+                packed = PackedMasks.of_tensor(one.masks)
+                instances.append(InstanceDetections(one.boxes, one.scores, one.labels, packed))
+        objects = joined(instances, tiles, size) if instances else None
+        return Segmentation(
+            None if found.semantic is None else outputs[1],
+            None if found.panoptic is None else outputs[0].joined(),
+            objects if isinstance(objects, InstanceDetections) else None,
+        )
 
     def describe(self, image: np.ndarray, result: Segmentation) -> dict[str, Any]:
         """Sides; `segments`, as `segments_info` in COCO's panoptic format with name and score; `instances`, as in its
@@ -101,16 +141,15 @@ class PanopticPredictor(ImagePredictor[Segmentation]):
 
     def _instances(self, found: InstanceDetections) -> list[dict[str, Any]]:
         entries = []
-        rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), found.masks.numpy(), strict=True)
-        for (x1, y1, x2, y2), score, label, mask in rows:
-            runs = mask_tools.encode(np.asfortranarray(mask, np.uint8))
+        columns = found.boxes.tolist(), found.scores.tolist(), found.labels.tolist()
+        for (x1, y1, x2, y2), score, label, runs in zip(*columns, encoded_masks(found.masks), strict=True):
             entries.append(
                 {
                     "name": self.labels.name_of[label],
                     "category_id": self.labels.category_of[label],
                     "score": score,
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "segmentation": {"size": runs["size"], "counts": runs["counts"].decode("ascii")},
+                    "segmentation": runs,
                 }
             )
         return entries

@@ -26,7 +26,8 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
     """Any picture in, the class channel of each of its pixels out, int64 `[H, W]`.
 
     Of files, `pictures/overlays/` shows the classes over the image with a legend, and `pictures/masks/` holds label
-    files: palette PNGs whose values are those of the training data (ADE20K: 1 to 150).
+    files: palette PNGs whose values are those of the training data (ADE20K: 1 to 150); on request
+    `pictures/probabilities/` holds `.npy` files `[K, H, W]` of the classes' probabilities.
 
     Args:
         model: a network that classifies pixels.
@@ -37,6 +38,7 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
         scales: sizes at which a picture is seen, 1 is the evaluation's; the mean probability decides.
         flip: see each mirrored, too.
         opacity: of the colours over the image, 0..1.
+        probabilities: write the probability of each class at each pixel, too: `float16`, or `uint8`, 255 times it.
 
     Raises:
         ConfigError: a value is out of its range, or the network takes no windows.
@@ -44,6 +46,7 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
 
     overlays: ClassVar[str] = "overlays"
     masks: ClassVar[str] = "masks"
+    maps: ClassVar[str] = "probabilities"
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
         scales: tuple[float, ...] | None = None,
         flip: bool = False,
         opacity: float = 0.55,
+        probabilities: Literal["uint8", "float16"] | None = None,
         **base: Any,
     ) -> None:
         super().__init__(model, device, **base)
@@ -63,7 +67,9 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
             raise ConfigError("--opacity", f"{opacity} is not in 0..1")
         if window is None and stride is not None:
             raise ConfigError("--stride", "means nothing without windows", "give --window, too")
-        self.opacity, self._folder = opacity, Path()
+        self.opacity, self.probabilities, self._folder = opacity, probabilities, Path()
+        if probabilities is not None and not isinstance(self.model, SemanticNetwork):
+            raise ConfigError("--probabilities", f"{type(self.model).__name__} gives none", "leave it out")
         given = {"window": window, "merge": merge, "scales": scales, "flip": flip or None}
         wanted = [name for name, value in given.items() if value is not None]
         if not wanted:
@@ -114,6 +120,25 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
         super().write_picture(file, image, result, target)
         name = target.relative_to(self._folder / self.overlays).with_suffix(".png")
         write_label_file(self._folder / self.masks / name, result, self.labels)
+        if self.probabilities is not None:
+            self._write_probabilities(image, self._folder / self.maps / name.with_suffix(".npy"))
+
+    @torch.inference_mode()
+    def _write_probabilities(self, image: np.ndarray, path: Path) -> None:
+        """Look at a picture once more, and write tile by tile into the file: all classes of a large one fill the memory
+        many times over.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        assert isinstance(self.model, SemanticNetwork)
+        shape = (self.labels.num_classes, *image.shape[:2])
+        with whole_file(path) as partial:
+            stored = np.lib.format.open_memmap(partial, "w+", np.dtype(self.probabilities), shape)
+            for rows, columns, tile in self.model.probability_tiles(self.batch([image])):
+                values = (tile * 255).round().to(torch.uint8) if self.probabilities == "uint8" else tile.half()
+                stored[:, rows, columns] = values.cpu().numpy()
+            stored.flush()
 
     def sentence(self, entries: Sequence[Mapping[str, Any]]) -> str:
         """How many classes."""
