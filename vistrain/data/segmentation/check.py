@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -28,8 +27,7 @@ from vistrain.data.segmentation.mask_advice import Advice, advice
 from vistrain.data.segmentation.mask_pairs import MaskPair
 from vistrain.data.segmentation.module import SegmentationData, sized_image
 from vistrain.errors import DataError
-from vistrain.pictures import bars, class_colours, grid, legend, overlaid
-from vistrain.writing import whole_file
+from vistrain.pictures import bars, class_colours, grid, legend, overlaid, save_picture
 
 SAMPLES = 6
 MOST_VALUES = 4096  # different ones of a file that are counted; more are no classes
@@ -271,8 +269,7 @@ def _draw(
         rows.append([image, np.concatenate([overlaid(image, label_map, colours), line])])
         captions.append([pair.name, "classes"])
     if rows:
-        with whole_file(output / f"samples-{name}.png") as partial:
-            Image.fromarray(grid(rows, captions)).save(partial, format="png")
+        save_picture(grid(rows, captions), output / f"samples-{name}.png")
         written.append(str(output / f"samples-{name}.png"))
     return written
 

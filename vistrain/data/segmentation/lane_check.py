@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Group, RenderableType
 from rich.table import Table
 
@@ -17,8 +16,7 @@ from vistrain.data.base.module import SplitName
 from vistrain.data.segmentation.lane_files import LaneEntry, place_lanes
 from vistrain.data.segmentation.lanes import LaneData, lane_map, lanes_there
 from vistrain.errors import DataError
-from vistrain.pictures import draw_lanes, grid
-from vistrain.writing import whole_file
+from vistrain.pictures import draw_lanes, grid, save_picture
 
 SAMPLES = 6
 
@@ -176,6 +174,5 @@ def _draw(entries: list[LaneEntry], data: LaneData, name: str, found: LaneSplitR
         captions.append([f"{entry.name} {entry.category}".strip()])
     if not rows:
         return []
-    with whole_file(output / f"samples-{name}.png") as partial:
-        Image.fromarray(grid(rows, captions)).save(partial, format="png")
+    save_picture(grid(rows, captions), output / f"samples-{name}.png")
     return [str(output / f"samples-{name}.png")]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -30,8 +29,7 @@ from vistrain.data.segmentation.module import sized_image
 from vistrain.data.segmentation.panoptic import PanopticFolders, refuse_other_categories
 from vistrain.data.segmentation.panoptic_files import Segments, examined, read_numbers, segment_map
 from vistrain.errors import DataError
-from vistrain.pictures import bars, class_colours, grid, legend, overlaid
-from vistrain.writing import whole_file
+from vistrain.pictures import bars, class_colours, grid, legend, overlaid, save_picture
 
 SAMPLES = 6
 
@@ -246,8 +244,7 @@ def _draw(
         rows.append([image, np.concatenate([drawn, line])])
         captions.append([pair.name, f"{len(numbers)} segments"])
     if rows:
-        with whole_file(output / f"samples-{name}.png") as partial:
-            Image.fromarray(grid(rows, captions)).save(partial, format="png")
+        save_picture(grid(rows, captions), output / f"samples-{name}.png")
         written.append(str(output / f"samples-{name}.png"))
     return written
 
