@@ -1,8 +1,10 @@
-"""Counts the parity tests: the last lines of a run say how many of them were run, and a run that lost some fails."""
+"""What the last lines of a run say: which files took longest, and how many parity tests were run; a run that lost some
+of those fails. Files of long tests come first, so that no worker process is left with one when the others are done."""
 
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,31 @@ from parity import fixtures
 
 PARITY = Path(__file__).parent / "parity"
 EXPECTED = PARITY / "expected.txt"
+FILES = 10  # of the longest ones are told
+
+
+class Durations:
+    """Seconds that each file takes; the longest are told ("What a paper costs", docs/architecture.md)."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self.tests: Counter[str] = Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Set-up, test and tear-down report each for itself."""
+        file = report.nodeid.partition("::")[0]
+        self.seconds[file] += report.duration
+        self.tests[file] += report.when == "call"
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
+        """After pytest's own list of single tests."""
+        yield
+        if len(self.seconds) > 1:
+            whole = sum(self.seconds.values())
+            terminalreporter.write_sep("=", f"slowest of {len(self.seconds)} files, of {whole:.0f}s in all")
+            for file, seconds in self.seconds.most_common(FILES):
+                terminalreporter.write_line(f"{seconds:.2f}s {self.tests[file]:5} tests  {file}")
 
 
 class ParityCount:
@@ -85,4 +112,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "parity: equality with stored results of the authors' code")
     if (problem := fixtures.problem()) is not None:
         raise pytest.UsageError(problem)
+    config.pluginmanager.register(Durations(), "file-durations")
     config.pluginmanager.register(ParityCount(), "parity-count")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that hold slow tests come first, each in one piece: fixtures are made once for a file."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)

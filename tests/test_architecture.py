@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -50,6 +51,12 @@ PROBES = {
 }
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """A file's syntax tree, which several tests walk."""
+    return ast.parse(path.read_text())
+
+
 def test_rooms_import_only_from_floors_below() -> None:
     # In a process of its own: import-linter reconfigures logging.
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
@@ -92,7 +99,7 @@ def test_nothing_is_probed_that_has_a_base() -> None:
 
 
 def _probes(path: Path) -> int:
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
     asked = [(c.func.id, len(c.args)) for c in calls if isinstance(c.func, ast.Name)]
     return asked.count(("hasattr", 2)) + asked.count(("getattr", 3))
 
@@ -117,7 +124,7 @@ def test_no_file_is_too_long_to_be_read() -> None:
 def test_every_public_definition_has_a_docstring() -> None:
     missing = []
     for path in SOURCES:
-        tree = ast.parse(path.read_text())
+        tree = parsed(path)
         missing += [f"{path.relative_to(ROOT)}"] if ast.get_docstring(tree) is None else []
         for node in ast.walk(tree):
             if not isinstance(node, ast.ClassDef):

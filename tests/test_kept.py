@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import vistrain
 from vistrain import config, run
+from vistrain.devices import on_meta
 
 KEPT = Path(__file__).parent / "kept"
 NUMBERS: dict[str, dict[str, Any]] = json.loads((KEPT / "numbers.json").read_text())
@@ -62,7 +62,7 @@ def test_a_kept_checkpoint_evaluates_as_it_did(task: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("task", TASKS)
 def test_a_kept_config_builds_what_its_checkpoint_holds(task: str) -> None:
     composed = config.compose([KEPT / f"{task}.yaml"])
-    with torch.device("meta"):
+    with on_meta():
         built = run.build_parts(composed).model.state_dict()
     kept = run.load_checkpoint(KEPT / f"{task}.ckpt")["state_dict"]
     assert sum(tensor.numel() for tensor in built.values()) == sum(tensor.numel() for tensor in kept.values())

@@ -19,6 +19,7 @@ import pkgutil
 import re
 import sys
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,8 @@ def make(committed: dict[str, Any], measure: bool, remeasure: bool = False) -> d
     return made
 
 
-def make_names() -> dict[str, Any]:
-    """All sections but `configs`."""
+def make_names(backbones: Collection[str] | None = None) -> dict[str, Any]:
+    """All sections but `configs`; of our backbones all, or some, each of which is built."""
     from vistrain.metrics import PROTOCOLS
 
     return {
@@ -89,7 +90,7 @@ def make_names() -> dict[str, Any]:
         "protocols": {name: getattr(made, "func", made).__name__ for name, made in sorted(PROTOCOLS.items())},
         "classes": dict(sorted({**our_classes(), **foreign_classes()}.items())),
         "backbones": index.backbones_of_timm(),
-        "our_backbones": our_backbones(),
+        "our_backbones": our_backbones(backbones),
     }
 
 
@@ -309,8 +310,12 @@ def describe_parameter(parameter: inspect.Parameter) -> dict[str, Any]:
     return described
 
 
-def our_backbones() -> dict[str, dict[str, Any]]:
-    """Paper, size, strides and published accuracy of every variant that is registered here."""
+def our_backbones(names: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Paper, size, strides and published accuracy of the variants that are registered here.
+
+    Args:
+        names: of variants, for some alone.
+    """
     import timm
 
     from vistrain.backbones.sizes import takes_any_size
@@ -318,7 +323,7 @@ def our_backbones() -> dict[str, dict[str, Any]]:
     from vistrain.devices import on_meta
 
     found: dict[str, dict[str, Any]] = {}
-    for name in ours():
+    for name in ours() if names is None else names:
         with on_meta():
             model = timm.create_model(name)
         row = published(name)

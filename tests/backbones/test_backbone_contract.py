@@ -57,6 +57,7 @@ def test_every_family_has_a_case() -> None:
     assert {family_of(name) for name in ours()} == {family_of(case.name) for case in CASES}
 
 
+@pytest.mark.slow
 def test_importing_the_room_registers_and_importing_the_package_does_not() -> None:
     light = "import sys, vistrain; assert 'timm' not in sys.modules"
     code = f"{light}; import vistrain.backbones, timm; print(timm.is_model({CASES[0].name!r}))"

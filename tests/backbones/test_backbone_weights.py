@@ -16,6 +16,7 @@ from vistrain.backbones import Backbone, casvit, ffnet, ppma
 from vistrain.backbones.create import convert
 from vistrain.backbones.cswin import DENSE
 from vistrain.checkpoints import KeyMap, load_weights
+from vistrain.devices import on_meta
 from vistrain.errors import WeightsError
 
 Weights = dict[str, Tensor]
@@ -95,7 +96,8 @@ def test_authors_files_load_strictly(
     assert key in theirs
     torch.save({"model": theirs, "epoch": 3}, tmp_path / "w.pth")
     body = Backbone(name, pretrained=str(tmp_path / "w.pth"), strides=(16, 32), args=args).body.state_dict()
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in body.items())
+    whole = model.state_dict()
+    assert all(torch.equal(value, whole[name]) for name, value in body.items())
     theirs.pop(key)
     torch.save({"model": theirs}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="missing"):
@@ -103,7 +105,7 @@ def test_authors_files_load_strictly(
 
 
 def test_crossvits_lists_of_parameters() -> None:
-    with torch.device("meta"):
+    with on_meta():
         model = timm.create_model("crossvit_9_240")
     theirs = crossvit(model.state_dict())
     assert "pos_embed.1" in theirs
@@ -117,7 +119,8 @@ def test_timm_itself_loads_authors_files_of_ours(tmp_path: Path) -> None:
     torch.save({"state_dict_ema": plain}, tmp_path / "w.pth")
     overlay = {"file": str(tmp_path / "w.pth"), "num_classes": 5}
     again = timm.create_model("cswin_tiny", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5, **SMALL)
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
+    whole = model.state_dict()
+    assert all(torch.equal(value, whole[key]) for key, value in again.state_dict().items())
 
 
 def test_a_dense_backbone_of_the_authors_brings_its_norms() -> None:

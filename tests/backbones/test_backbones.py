@@ -26,6 +26,7 @@ from vistrain.backbones.resnet_keys import (
     torchvision_rules,
 )
 from vistrain.checkpoints import KeyMap, load_weights
+from vistrain.devices import on_meta
 from vistrain.errors import ConfigError, WeightsError
 from vistrain.layers.norms import FrozenBatchNorm2d, LayerNorm2d, freeze_batch_norms
 from vistrain.necks import ChannelMapper, SimplePyramid, default_neck
@@ -351,7 +352,7 @@ def test_torchvisions_file_computes_what_torchvision_computes(tmp_path: Path, di
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101"])
 def test_detectron2_names_of_whole_resnets_go_there_and_back(name: str) -> None:
-    with torch.device("meta"):
+    with on_meta():
         state = Backbone(name, frozen_norm=True).state_dict()
     foreign_prefix, ours = "backbone.bottom_up.", "body."
     d2 = KeyMap(
@@ -383,7 +384,7 @@ def test_official_key_lists_map_onto_our_resnet50(file: str, rules: tuple[tuple[
     if place is None or not (place / "dense" / "keys" / f"{file}.json").exists():
         pytest.skip(f"needs dense/keys/{file}.json of the parity fixtures")
     listed = json.loads((place / "dense" / "keys" / f"{file}.json").read_text())["state_dict"]
-    with torch.device("meta"):
+    with on_meta():
         foreign = {key: torch.empty(shape) for key, shape in listed.items() if key.startswith("backbone.")}
         ours = Backbone("resnet50", frozen_norm=True).state_dict()
     key_map = KeyMap(file, marker=marker, rules=rules, drop=COUNTERS)
@@ -449,7 +450,8 @@ def test_norms_of_fixed_statistics_learn_their_weights() -> None:
     backbone = Backbone("resnet18", frozen_norm="statistics", freeze_at_stride=4).train()
     before = {name: value.clone() for name, value in backbone.state_dict().items() if "running" in name}
     sum(x.sum() for x in backbone(torch.rand(2, 3, 64, 64))).backward()
-    assert all(torch.equal(value, backbone.state_dict()[name]) for name, value in before.items())
+    after = backbone.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
     norm = backbone.body.layer2[0].bn1
     assert not norm.training
     assert norm.weight.grad is not None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vistrain import config, run
 from vistrain.backbones import Backbone
+from vistrain.devices import on_meta
 
 
 def last_block(always: bool = True) -> Any:
@@ -59,7 +60,7 @@ def test_shifted_windows_of_a_padded_map(size: tuple[int, int]) -> None:
 
 def test_published_swin_detectors_shift_on_every_map_and_normalise_them() -> None:
     composed = config.compose(["vistrain:det/focus_detr_swin_tiny_12ep"], ["model.backbone.pretrained=false"])
-    with torch.device("meta"):
+    with on_meta():
         model = run.build_parts(composed).model
     blocks = [block for stage in model.backbone.body.layers for block in stage.blocks]
     assert [block.shift_size for block in blocks] == [(0, 0), (3, 3)] * (len(blocks) // 2)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from distributed_tools import patience
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from PIL import Image
 from rich.console import Console
@@ -467,7 +468,7 @@ def test_wandb_never_stops_or_blocks_a_run(
     loggers = make_loggers(section, tmp_path, {"seed": 1})
     fit(tmp_path, make_task(), TinyData(), max_epochs=1, logger=loggers)
     wandb.finish()
-    assert time.perf_counter() - started < 20
+    assert time.perf_counter() - started < 20 * patience()
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert ("recorded offline" in caplog.text) == (case != "offline by default")
 

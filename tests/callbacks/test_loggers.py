@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from vistrain import config, run
 from vistrain.callbacks import loggers as loggers_module
 from vistrain.callbacks.loggers import make_loggers
 from vistrain.config import index
+from vistrain.devices import on_meta
 from vistrain.errors import ConfigError
 
 
@@ -68,7 +68,7 @@ def refused(section: Any, folder: Path) -> str:
 def test_a_run_tells_wandb_its_composed_config(tmp_path: Path, wandb: Any) -> None:
     words = ["logger.wandb.project=mine", "logger.wandb.tags=[a, b]", "trainer.accelerator=cpu"]
     composed = config.compose(["vistrain:demo/detection"], words)
-    with torch.device("meta"):
+    with on_meta():
         parts = run.build_parts(config.without_pretrained(composed))
     trainer = run.build_trainer(composed, parts, tmp_path / "my_run")
     (made,) = wandb.runs

@@ -22,6 +22,7 @@ from vistrain.backbones.timm_model import TimmModel
 from vistrain.checkpoints import load_weights
 from vistrain.classification import BatchAugment, Classifier, Distillation
 from vistrain.cli import main
+from vistrain.devices import on_meta
 from vistrain.errors import ConfigError, WeightsError
 from vistrain.layers.seeding import seeded
 from vistrain.optim import ParameterGroups
@@ -208,7 +209,7 @@ def test_an_impossible_size_names_sizes():
 
 
 def test_the_evaluation_protocol_is_that_of_the_default_cfg():
-    with torch.device("meta"):
+    with on_meta():
         found = TimmModel("resnet50.a1_in1k", LABELS).preprocessing
         swin = TimmModel("swin_tiny_patch4_window7_224.ms_in1k", LABELS).preprocessing
     assert (found.input_size, found.crop_pct, found.test_size, found.test_crop_pct) == (

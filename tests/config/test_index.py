@@ -27,23 +27,30 @@ import make_index  # noqa: E402
 COMMITTED = make_index.read()
 
 
-@pytest.fixture(scope="module")
-def made():
-    """The names as the sources give them now; of configs see test_leaves.py."""
-    return make_index.make_names()
-
-
 def _ours(classes: dict) -> dict:
     return {name: entry for name, entry in classes.items() if entry["path"].startswith("vistrain.")}
 
 
-def test_the_committed_index_is_fresh(made):
-    """`make index` mends this. What is said of other packages is compared where those versions are installed."""
+def test_the_committed_index_is_fresh():
+    """`make index` mends this. What is said of other packages is compared where those versions are installed; of
+    configs and backbones see the next test and `test_leaves.py`."""
+    made = make_index.make_names(backbones=())
     assert _ours(made["classes"]) == _ours(COMMITTED["classes"])
     assert made["protocols"] == COMMITTED["protocols"]
     installed = {package: importlib.metadata.version(package) for package in COMMITTED["versions"]}
     if installed == COMMITTED["versions"]:
-        assert {**made, "configs": COMMITTED["configs"]} == COMMITTED
+        taken_over = {section: COMMITTED[section] for section in ("configs", "our_backbones")}
+        assert {**made, **taken_over} == COMMITTED
+
+
+@pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_what_the_index_says_of_our_backbones_is_fresh(all_of_them):
+    """Each variant is built for it; in the fast suite every fifth one."""
+    from vistrain.backbones.staged import ours
+
+    assert ours() == list(COMMITTED["our_backbones"])
+    chosen = ours() if all_of_them else ours()[::5]
+    assert make_index.our_backbones(chosen) == {name: COMMITTED["our_backbones"][name] for name in chosen}
 
 
 def test_it_is_small_sorted_and_written_as_it_is_read(monkeypatch, tmp_path):

@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from parity import fixtures
 
 from vistrain import cli, config, run
 from vistrain.config import index
+from vistrain.devices import on_meta
 from vistrain.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def test_a_leaf_is_as_the_index_says(leaf):
 
 def _builds_as_a_whole(made: dict, parameters: int) -> None:
     """Network, task, optimizer groups and schedule, on the meta device; the parameter count is the index's."""
-    with torch.device("meta"):
+    with on_meta():
         parts = run.build_parts(config.without_pretrained(made))
     count = sum(p.numel() for p in parts.model.parameters())
     assert count == parameters
@@ -142,7 +142,7 @@ def test_the_authors_learning_rates():
     """main.py: 2e-4; 2e-5 for the backbone and for sampling offsets and reference points; decay 1e-4 everywhere."""
     for leaf, slow in (("", 2 * 12 + 2), ("_two_stage", 2 * 12)):
         made = compose(f"det/deformable_detr_r50{leaf}", "model.backbone.pretrained=false")
-        with torch.device("meta"):
+        with on_meta():
             parts = run.build_parts(made)
         groups = parts.task.groups(parts.model, 2e-4, 1e-4)
         assert {g["weight_decay"] for g in groups} == {1e-4}
@@ -163,7 +163,7 @@ def test_print_config_full_builds_and_composes_again(capsys, tmp_path):
     assert (again["model"]["num_queries"], again["model"]["num_points"]) == (50, 4)
     assert "#   channels: 8" in text
     assert re.search(r"# parameters: \d+", text)
-    with torch.device("meta"):
+    with on_meta():
         assert run.build_parts(again).model.tgt_embed.num_embeddings == 50
 
 
@@ -177,7 +177,7 @@ def test_the_template_takes_any_coco_set(template, tmp_path, monkeypatch):
     data.prepare_data()
     splits = [f"data.{s}={{images: {s}, annotations: annotations/{s}.json}}" for s in ("train", "val")]
     made = compose(template, f"data.root={data.root}", "model.backbone.pretrained=false", *splits)
-    with torch.device("meta"):
+    with on_meta():
         parts = run.build_parts(made)
     assert parts.model.labels.names == data.labels.names
     with pytest.raises(ConfigError, match=r"data\.root: must be given"):

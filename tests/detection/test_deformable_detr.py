@@ -155,7 +155,7 @@ def test_clipped_detections_lie_in_the_image() -> None:
     assert (found.boxes <= torch.tensor([192, 128, 192, 128])).all()
 
 
-@pytest.mark.parametrize("form", ["basic", "two-stage"])
+@pytest.mark.parametrize("form", ["basic", pytest.param("two-stage", marks=pytest.mark.slow)])
 def test_the_network_can_be_exported(form: str) -> None:
     model = make(form).eval()
     images, mask = torch.rand(2, 3, 64, 96), torch.zeros(2, 64, 96, dtype=torch.bool)

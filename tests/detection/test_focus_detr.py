@@ -176,7 +176,7 @@ def test_how_many_denoising_groups(number: int, threshold: int, groups: int) -> 
     assert extra.labels.shape == (2, 2 * 3 * groups)
 
 
-@pytest.mark.parametrize("form", ["authors", "focus"])
+@pytest.mark.parametrize("form", [pytest.param("authors", marks=pytest.mark.slow), "focus"])
 def test_the_evaluated_network_can_be_exported(form: str) -> None:
     model, images = make(form).eval(), torch.rand(2, 3, 64, 96)
     program = torch.export.export(model, (images,))

@@ -8,6 +8,7 @@ from parity.models import contiguous
 from vistrain.backbones import Backbone
 from vistrain.checkpoints import load_weights
 from vistrain.detection import DeformableDETR
+from vistrain.devices import on_meta
 from vistrain.errors import WeightsError
 from vistrain.structures import LabelSpace
 
@@ -24,7 +25,7 @@ LISTS = {
 
 def r50(form: str, labels: LabelSpace) -> DeformableDETR:
     """The R50 model without storage."""
-    with torch.device("meta"):
+    with on_meta():
         backbone = Backbone("resnet50", strides=(8, 16, 32), freeze_at_stride=4, frozen_norm=True)
         return DeformableDETR(backbone, labels, **FORMS[form])
 

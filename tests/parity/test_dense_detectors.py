@@ -15,6 +15,7 @@ from parity.filled import MMResNet, filled, shapes_of
 from parity.models import TinyBackbone, contiguous
 from vistrain.checkpoints import load_weights
 from vistrain.detection import ATSS, GFL, ATSSHead, GFLHead, RetinaHead, RetinaNet
+from vistrain.devices import on_meta
 from vistrain.necks import FPN
 from vistrain.predictions import Detections
 from vistrain.structures import Factory
@@ -103,7 +104,7 @@ def test_maps_losses_and_detections(name: str) -> None:
 @pytest.mark.parametrize("name", list(KINDS))
 def test_names_and_shapes_of_full_size(name: str) -> None:
     theirs = fixtures.load(f"dense/keys/mmdet_{name}_r50_fpn.json")["state_dict"]
-    with torch.device("meta"):
+    with on_meta():
         model = KINDS[name][0](TinyBackbone(nn.Identity(), (512, 1024, 2048)), contiguous(80))
     ours = {key: list(shape) for key, shape in shapes_of(model).items()}
     assert ours == {key: shape for key, shape in theirs.items() if not key.startswith("backbone.")}

@@ -14,6 +14,7 @@ from parity.models import contiguous
 from vistrain.backbones import Backbone
 from vistrain.checkpoints import load_weights
 from vistrain.detection import DINO, FocusDETR
+from vistrain.devices import on_meta
 from vistrain.errors import WeightsError
 from vistrain.necks import ChannelMapper
 from vistrain.structures import Factory, LabelSpace
@@ -32,7 +33,7 @@ def full_size(
     cls: type, labels: LabelSpace, name: str = "resnet50", strides: Any = (8, 16, 32), **arguments: Any
 ) -> Any:
     """A model without storage."""
-    with torch.device("meta"):
+    with on_meta():
         return cls(Backbone(name, strides=strides, frozen_norm=name == "resnet50"), labels, **arguments)
 
 

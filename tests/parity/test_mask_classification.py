@@ -13,6 +13,7 @@ from parity import fixtures
 from parity.compare import ATOL, assert_losses, assert_outputs
 from parity.models import TinyBackbone, TinyResNet, contiguous
 from vistrain.checkpoints import KeyMap, load_weights
+from vistrain.devices import on_meta
 from vistrain.losses import MaskCriterion
 from vistrain.losses.mask_criterion import PointNoise
 from vistrain.segmentation import PEM, Mask2Former
@@ -151,7 +152,7 @@ def test_outputs(name: str) -> None:
 def test_names_and_shapes_of_full_size(name: str) -> None:
     kind: Any = NETWORKS[name]
     theirs = fixtures.load(f"dense/keys/{name}_r50_ade20k.json")["state_dict"]
-    with torch.device("meta"):
+    with on_meta():
         ours = kind(TinyBackbone(nn.Identity(), (256, 512, 1024, 2048), (4, 8, 16, 32)), contiguous(150))
     renamed = {kind.key_maps[0].rename(key): shape for key, shape in theirs.items()}
     expected = {key: shape for key, shape in renamed.items() if key is not None and not key.startswith("backbone.")}

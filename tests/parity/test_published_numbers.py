@@ -102,7 +102,7 @@ def test_wnet_on_drive(tmp_path):
     assert measured["vessels/MCC"] == pytest.approx(80.3044, abs=0.001)
 
 
-@pytest.mark.parametrize("image", ["comic", "face"])
+@pytest.mark.parametrize("image", [pytest.param("comic", marks=pytest.mark.slow), "face"])
 def test_tiles_measure_as_whole_images_do_on_set14(image):
     """Within 0.02 dB, as all 14 images were when tried: 0.0007 dB at most for tiles of 128 pixels."""
     leaf = compose(["vistrain:restore/dncnn_s25"])

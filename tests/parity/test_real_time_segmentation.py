@@ -9,6 +9,7 @@ from parity.compare import assert_outputs
 from parity.filled import AS_THEY_ARE, filled, shapes_of
 from parity.models import contiguous
 from vistrain.checkpoints import load_weights
+from vistrain.devices import on_meta
 from vistrain.layers.padding import Normalize
 from vistrain.segmentation import SCNN, BEVANet
 from vistrain.segmentation.scnn import MessagePassing
@@ -26,7 +27,7 @@ def test_bevanet() -> None:
 
 def test_bevanet_names_and_shapes_of_full_size() -> None:
     theirs = fixtures.load("dense/keys/official_bevanet_cityscapes.json")["state_dict"]
-    with torch.device("meta"):
+    with on_meta():
         model = BEVANet(contiguous(19))
     assert {key: list(shape) for key, shape in shapes_of(model).items()} == theirs
 
@@ -42,7 +43,7 @@ def test_message_passing() -> None:
 def test_scnn() -> None:
     fixture = fixtures.load("dense/scnn_pytorch_port.pt")
     inputs, theirs = fixture["inputs"], fixture["outputs"]
-    with torch.device("meta"):  # a quarter of the time goes into weights that are replaced
+    with on_meta():  # a quarter of the time goes into weights that are replaced
         model = SCNN(input_size=(96, 160)).eval()
     model = model.to_empty(device="cpu")
     state = filled(shapes_of(model))

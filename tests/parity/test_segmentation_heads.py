@@ -14,6 +14,7 @@ from parity.compare import assert_losses, assert_outputs
 from parity.filled import MMResNet, filled, shapes_of
 from parity.models import contiguous
 from vistrain.checkpoints import KeyMap, load_weights
+from vistrain.devices import on_meta
 from vistrain.necks import FPN
 from vistrain.segmentation import (
     DAFormerHead,
@@ -121,7 +122,7 @@ FULL_SIZE: dict[str, Any] = {
 @pytest.mark.parametrize("name", list(FULL_SIZE))
 def test_names_and_shapes_of_full_size(name: str) -> None:
     theirs = fixtures.load(f"dense/keys/{name}.json")["state_dict"]
-    with torch.device("meta"):
+    with on_meta():
         ours = FULL_SIZE[name]()
     unused = [re.compile(pattern) for pattern in ours.unused]
     expected = {key: shape for key, shape in theirs.items() if not any(p.match(key) for p in unused)}

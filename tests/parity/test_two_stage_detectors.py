@@ -14,6 +14,7 @@ from parity.filled import MMResNet, shapes_of
 from parity.models import TinyBackbone, contiguous
 from parity.test_dense_detectors import assert_found, mm_batch, with_weights
 from vistrain.detection import BoxHead, CascadeMaskRCNN, FasterRCNN, MaskHead, MaskRCNN, RPNHead
+from vistrain.devices import on_meta
 from vistrain.matching import RandomSampler
 from vistrain.necks import FPN
 from vistrain.structures import Factory
@@ -118,7 +119,7 @@ def test_maps_losses_and_detections(name: str) -> None:
 def test_names_and_shapes_of_full_size(name: str) -> None:
     theirs = fixtures.load(f"dense/keys/mmdet_{name}.json")["state_dict"]
     kind, box = NETWORKS[name]
-    with torch.device("meta"):
+    with on_meta():
         widths = tuple(theirs[f"neck.lateral_convs.{i}.conv.weight"][1] for i in range(4))
         backbone = TinyBackbone(nn.Identity(), widths, (4, 8, 16, 32))
         model = kind(backbone, contiguous(80), box_head=Factory(BoxHead, **box))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vistrain.checkpoints.flax import FLAX
+from vistrain.devices import on_meta
 from vistrain.errors import ConfigError
 from vistrain.layers.weighted_conv import TrainableWeightedConv2d, WeightedConv2d, weight_convolutions
 from vistrain.restoration import MAXIM, DnCNN, NAFNet, NAFNetLocal
@@ -47,7 +48,7 @@ def image(*shape: int) -> torch.Tensor:
     ],
 )
 def test_published_numbers_of_parameters(cls, arguments, published):
-    with torch.device("meta"):
+    with on_meta():
         assert parameters(cls(**arguments)) == published
 
 
@@ -148,7 +149,7 @@ def test_maxim_in_all_forms(changes):
 
 
 def test_convolutions_in_place_of_cross_gating_have_flax_names():
-    with torch.device("meta"):
+    with on_meta():
         names = MAXIM(**TINY_MAXIM, use_cross_gating=False).state_dict()
     assert {n.partition(".")[0] for n in names if n.startswith("Conv_")} == {f"Conv_{i}" for i in range(12)}
     assert names["Conv_10.weight"].shape == (4, 12, 1, 1)

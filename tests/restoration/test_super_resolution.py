@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vistrain.checkpoints import load_weights
+from vistrain.devices import on_meta
 from vistrain.errors import ConfigError, DataError, WeightsError
 from vistrain.layers.drop_path import DropPath
 from vistrain.restoration import DRCT, HAT, RGT, DLGSANet, RestorationModel, SwinIR
@@ -59,7 +60,7 @@ def image(*shape: int) -> Tensor:
     ],
 )
 def test_published_numbers_of_parameters(cls: type[nn.Module], arguments: dict, published: int) -> None:
-    with torch.device("meta"):
+    with on_meta():
         assert sum(p.numel() for p in cls(upscale=4, **arguments).parameters()) == published
 
 
@@ -120,7 +121,7 @@ def test_recomputing_groups_changes_no_gradient(name: str) -> None:
         torch.testing.assert_close(p.grad, q.grad)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "HAT")) for name in TINY])
 def test_exported_programs_compute_the_same(name: str) -> None:
     model, x = build(name), image(1, 3, 16, 24)
     program = torch.export.export(model, (x,), strict=False)

@@ -172,6 +172,7 @@ def test_workers_outlive_the_signals_that_stop_a_run() -> None:
     assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3]]
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_takes_its_workers_along() -> None:
     """An error in an evaluation ends a run while the training set's workers wait for work, deaf to SIGTERM."""
     program = """
@@ -396,6 +397,7 @@ def test_lightnings_launcher_and_ctrl_c(whole: Path, config: Path) -> None:
         assert job.wait(LIMIT) == 0, job.output
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once() -> None:
     """Whatever the process is doing: here it waits for nothing but signals."""
     program = """

@@ -14,6 +14,7 @@ from torch import nn
 from vistrain.attention.neighborhood import NeighborhoodAttention, by_definition
 from vistrain.backbones import staged as stages
 from vistrain.cli import main
+from vistrain.devices import on_meta
 from vistrain.errors import ConfigError
 from vistrain.run.profile import count, part_names, profile, profile_backbone, sides
 
@@ -67,7 +68,7 @@ def test_precision_goes_into_autocast():
 
 
 def test_parts_are_stages():
-    with torch.device("meta"):
+    with on_meta():
         resnet, swin = timm.create_model("resnet18"), timm.create_model("swin_tiny_patch4_window7_224")
     assert part_names(resnet) == ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"]
     assert part_names(swin) == ["patch_embed", *(f"layers.{i}" for i in range(4)), "norm", "head"]
@@ -78,7 +79,7 @@ def test_parts_are_stages():
 
 def test_neighbourhood_attention_is_counted_by_its_definition():
     """Published: 2.7 G (2204.07143, table 3); computed in tiles it multiplies 0.4 G more."""
-    with torch.device("meta"):
+    with on_meta():
         model = timm.create_model("nat_mini").eval()
     layers = [m for m in model.modules() if isinstance(m, NeighborhoodAttention)]
     with by_definition(model):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from vistrain.devices import on_meta
 from vistrain.errors import ConfigError, DataError
 from vistrain.segmentation import SCNN, LaneDecoder
 
@@ -51,7 +52,7 @@ def test_rows():
 
 
 def test_a_network_refuses_other_lanes_and_sizes():
-    with torch.device("meta"):
+    with on_meta():
         model = SCNN(num_lanes=2, input_size=(32, 64))
     batch = {"id": ["a.jpg"], "target": [{"exist": torch.zeros(4)}]}
     with pytest.raises(DataError, match=r"a\.jpg: 4 lanes, the network has 2"):

@@ -11,11 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
-from PIL import Image
 
 from vistrain import pictures
 from vistrain.callbacks.extremes import Extremes
@@ -193,7 +191,7 @@ class RunFolder(Callback):
         lines = [list(chain(*rows[i : i + per_line])) for i in range(0, len(rows), per_line)]
         captions = [[caption for caption, _ in line] for line in lines]
         picture = pictures.grid([[image for _, image in line] for line in lines], captions)
-        self._write(name, lambda path: _save(picture, path))
+        self._write(name, lambda path: pictures.save_picture(picture, path))
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         """Write one file; without it the run is poorer, not broken."""
@@ -220,7 +218,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _save(image: np.ndarray, path: Path) -> None:
-    Image.fromarray(image).save(path)

@@ -5,7 +5,7 @@ All draw without a display.
 
 from vistrain.pictures.boxes import class_colours, draw_boxes, stable_colour
 from vistrain.pictures.charts import bars, confusion, curves, curves_together, histogram
-from vistrain.pictures.grids import fitted, grid
+from vistrain.pictures.grids import fitted, grid, save_picture
 from vistrain.pictures.lines import draw_lanes
 from vistrain.pictures.overlays import coloured, draw_masks, legend, overlaid
 
@@ -24,5 +24,6 @@ __all__ = [
     "histogram",
     "legend",
     "overlaid",
+    "save_picture",
     "stable_colour",
 ]

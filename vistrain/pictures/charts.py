@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vistrain.errors import DataError
+from vistrain.pictures.grids import COMPRESSION
 from vistrain.pictures.text import families, readable
 from vistrain.writing import whole_file
 
@@ -368,6 +369,10 @@ def save_figure(figure: Figure, png: str | Path, names: Sequence[str] = ()) -> P
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a dollar sign in a name is one
         text.set_fontfamily(fonts)
+    if (layout := figure.get_layout_engine()) is not None:
+        # Once: Matplotlib would draw all of it twice, the first time for the places of its axes alone.
+        layout.execute(figure)
+        figure.set_layout_engine(None)
     with whole_file(png) as partial:
-        figure.savefig(partial, format="png")
+        figure.savefig(partial, format="png", pil_kwargs={"compress_level": COMPRESSION})
     return Path(png)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from vistrain.pictures.text import line_height, shorten, write_text
+from vistrain.writing import whole_file
 
 GROUND = (250, 250, 250)
 INK = (30, 30, 30)
 GAP = 8  # pixels between cells
 ENLARGED = 2.5  # tiny images are shown up to this many times as large
+COMPRESSION = 1  # of PNGs to look at: a quarter of the time of the usual 6, for a sixth more bytes
 
 
 def fitted(image: np.ndarray, side: int) -> tuple[np.ndarray, float]:
@@ -26,6 +29,20 @@ def fitted(image: np.ndarray, side: int) -> tuple[np.ndarray, float]:
     scale = min(ENLARGED, side / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.asarray(Image.fromarray(image).resize(size)), scale
+
+
+def save_picture(picture: np.ndarray, png: str | Path) -> None:
+    """Write a picture to look at; the file appears whole or not at all.
+
+    Args:
+        picture: uint8 `[H, W, 3]`.
+        png: the file.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    with whole_file(png) as partial:
+        Image.fromarray(picture).save(partial, format="png", compress_level=COMPRESSION)
 
 
 def grid(

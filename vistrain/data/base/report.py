@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.table import Table
 
-from vistrain.pictures import grid
-from vistrain.writing import whole_file
+from vistrain.pictures import grid, save_picture
 
 
 def shuffled(count: int) -> list[int]:
@@ -29,8 +27,7 @@ def write_samples(
     if not rows:
         return []
     path = output / f"samples-{split}.png"
-    with whole_file(path) as partial:
-        Image.fromarray(grid(rows, captions)).save(partial, format="png")
+    save_picture(grid(rows, captions), path)
     return [str(path)]
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -28,9 +27,8 @@ from vistrain.data.classification.class_folders import ImageFolder
 from vistrain.data.classification.module import ClassificationData
 from vistrain.data.classification.sources import Arrays, Split, unread_files
 from vistrain.errors import DataError
-from vistrain.pictures import bars, grid
+from vistrain.pictures import bars, grid, save_picture
 from vistrain.structures import distinct_names
-from vistrain.writing import whole_file
 
 SAMPLES = 16
 SHOWN_CLASSES = 40  # rows of the table on a terminal; report.json has all
@@ -164,8 +162,7 @@ def _draw(
     captions = [", ".join(labels[k] for k in split.of(i)) or "(none)" for i in chosen]
     starts = range(0, len(tiles), 4)
     picture = grid([tiles[i : i + 4] for i in starts], [captions[i : i + 4] for i in starts])
-    with whole_file(output / f"samples-{name}.png") as partial:
-        Image.fromarray(picture).save(partial, format="png")
+    save_picture(picture, output / f"samples-{name}.png")
     return [*written, str(output / f"samples-{name}.png")]
 
 

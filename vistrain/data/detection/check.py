@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -37,9 +36,8 @@ from vistrain.data.coco.reader import (
 )
 from vistrain.data.detection.module import BoxedImages, DetectionData
 from vistrain.errors import DataError
-from vistrain.pictures import bars, class_colours, draw_boxes, draw_masks, grid, histogram
+from vistrain.pictures import bars, class_colours, draw_boxes, draw_masks, grid, histogram, save_picture
 from vistrain.structures import LabelSpace, distinct_names
-from vistrain.writing import whole_file
 
 SMALL, LARGE = 32**2, 96**2  # pixels; pycocotools' bounds between small, medium and large objects
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
@@ -268,8 +266,7 @@ def _samples(
         captions.append(found.files[index])
     starts = range(0, len(tiles), 4)
     picture = grid([tiles[i : i + 4] for i in starts], [captions[i : i + 4] for i in starts])
-    with whole_file(path) as partial:
-        Image.fromarray(picture).save(partial, format="png")
+    save_picture(picture, path)
     return path
 
 
@@ -287,8 +284,7 @@ def _both_readings(
             drawn = draw_boxes(sample.image, sample.boxes, sample.labels, names=labels.name_of, colours=colours)
             rows[-1].append(drawn)
         captions.append([f"{found.files[index]}: as stored", "turned: data.exif=apply"])
-    with whole_file(path) as partial:
-        Image.fromarray(grid(rows, captions)).save(partial, format="png")
+    save_picture(grid(rows, captions), path)
     return path
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -18,8 +17,7 @@ from vistrain.data.base.module import SplitName
 from vistrain.data.restoration.module import RestorationData
 from vistrain.data.restoration.samples import RestorationDataset
 from vistrain.errors import ConfigError, DataError
-from vistrain.pictures import bars, grid
-from vistrain.writing import whole_file
+from vistrain.pictures import bars, grid, save_picture
 
 SAMPLES = 6
 
@@ -134,8 +132,7 @@ def _draw(whole: RestorationDataset, name: str, found: PairSplitReport, output: 
         low, truth = whole.whole(pair)
         rows.append([_shown(low), _shown(truth)])
         captions.append([f"{key}, degraded", "truth"])
-    with whole_file(output / f"samples-{name}.png") as partial:
-        Image.fromarray(grid(rows, captions)).save(partial, format="png")
+    save_picture(grid(rows, captions), output / f"samples-{name}.png")
     return [*written, str(output / f"samples-{name}.png")]
 
 

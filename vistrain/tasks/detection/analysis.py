@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from PIL import Image
 from rich.console import Console
 
 from vistrain import pictures
@@ -225,8 +224,7 @@ def _draw_worst(
     if cells:  # two images side by side, each as truth | prediction
         starts = range(0, len(cells), 4)
         picture = pictures.grid([cells[i : i + 4] for i in starts], [captions[i : i + 4] for i in starts])
-        with whole_file(png) as path:
-            Image.fromarray(picture).save(path, format="PNG")
+        pictures.save_picture(picture, png)
 
 
 def _corners(xywh: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -128,5 +127,4 @@ def draw_worst(task: Task, names: Sequence[str], path: Path) -> None:
         cells = task.draw_sample(batch, 0, found[0], SIDE, 0.0)
         rows.append([cell for _, cell in cells])
         captions.append([caption for caption, _ in cells])
-    with whole_file(path) as partial:
-        Image.fromarray(pictures.grid(rows, captions)).save(partial, format="png")
+    pictures.save_picture(pictures.grid(rows, captions), path)
