@@ -1,7 +1,7 @@
 """Multi-scale self-guided attention for medical image segmentation (Sinha and Dolz 2020, arXiv 1906.02849).
 
-Authors' code: github.com/sinAshish/Multi-Scale-Attention, commit 96d76f2, without a licence: written from the paper's
-equations and from recorded numbers; their weights load through a key map.
+Authors' code: github.com/sinAshish/Multi-Scale-Attention, commit 96d76f2, which has no licence: written from the
+paper's equations and from recorded numbers; their weights load through a key map.
 """
 
 from __future__ import annotations
