@@ -193,7 +193,11 @@ class MultiScaleAttention(SemanticNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images `[B, C, H, W]` -> logits `[B, K, h, w]` of the finest map's size."""
-        return torch.stack(self.findings(images).logits[LEVELS:]).mean(0)
+        return self.prediction(self.findings(images))
+
+    def prediction(self, found: Findings) -> Tensor:
+        """The mean of the second stage's logits, `[B, K, h, w]`."""
+        return torch.stack(found.logits[LEVELS:]).mean(0)
 
     def training_losses(self, images: Tensor, labels: Tensor, count: Tensor | None) -> dict[str, Tensor]:
         """See `SemanticNetwork`; `loss_seg` sums the eight cross-entropies."""
