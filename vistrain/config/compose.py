@@ -361,8 +361,13 @@ def _refuse_objects(value: Any, where: str) -> None:
 
 
 def without_pretrained(config: dict[str, Any]) -> dict[str, Any]:
-    """A config whose network starts without weights, since all of them are about to be loaded."""
-    model = config.get("model", {})
-    if not isinstance(model.get("backbone"), dict):
-        return config
-    return {**config, "model": {**model, "backbone": {**model["backbone"], "pretrained": False}}}
+    """A config whose network starts without weights, since all of them are about to be loaded: backbones anywhere in
+    it."""
+
+    def plain(node: dict[str, Any]) -> dict[str, Any]:
+        inner = {key: plain(value) if isinstance(value, dict) else value for key, value in node.items()}
+        if isinstance(inner.get("backbone"), dict):
+            inner["backbone"] = {**inner["backbone"], "pretrained": False}
+        return inner
+
+    return {**config, "model": plain(config["model"])} if "model" in config else config

@@ -68,13 +68,12 @@ class Enlarge(nn.ConvTranspose3d):
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, 2)
+        super().__init__(in_channels, out_channels, kernel_size=3, stride=2)
 
     def forward(self, x: Tensor, steps: Steps) -> Tensor:  # type: ignore[override]
         """`[B, C, *S]` -> `[B, C', *S * steps]`."""
-        full = F.conv_transpose3d(
-            x, self.weight, self.bias, steps, [1 if step == 1 else 0 for step in steps], [max(0, s - 3) for s in steps]
-        )
+        padding, missing = [1 if step == 1 else 0 for step in steps], [max(0, step - 3) for step in steps]
+        full = F.conv_transpose3d(x, self.weight, self.bias, stride=steps, padding=padding, output_padding=missing)
         d, h, w = (side * step for side, step in zip(x.shape[2:], steps, strict=True))
         return full[..., :d, :h, :w]
 

@@ -1,5 +1,5 @@
 """Position and channel attention: Dual Attention Network for Scene Segmentation (Fu et al. 2019, arXiv 1809.02983),
-sections 3.2 and 3.3, in any number of axes.
+sections 3.2 and 3.3, in any number of axes. Written from the equations; no code, and so no licence, is behind it.
 """
 
 from __future__ import annotations

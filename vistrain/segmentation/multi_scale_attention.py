@@ -1,7 +1,7 @@
 """Multi-scale self-guided attention for medical image segmentation (Sinha and Dolz 2020, arXiv 1906.02849).
 
-Authors' code: github.com/sinAshish/Multi-Scale-Attention, commit 96d76f2, without a licence: written from the paper's
-equations and from recorded numbers; their weights load through a key map.
+Authors' code: github.com/sinAshish/Multi-Scale-Attention, commit 96d76f2, which has no licence: written from the
+paper's equations and from recorded numbers; their weights load through a key map.
 """
 
 from __future__ import annotations
@@ -193,7 +193,11 @@ class MultiScaleAttention(SemanticNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images `[B, C, H, W]` -> logits `[B, K, h, w]` of the finest map's size."""
-        return torch.stack(self.findings(images).logits[LEVELS:]).mean(0)
+        return self.prediction(self.findings(images))
+
+    def prediction(self, found: Findings) -> Tensor:
+        """The mean of the second stage's logits, `[B, K, h, w]`."""
+        return torch.stack(found.logits[LEVELS:]).mean(0)
 
     def training_losses(self, images: Tensor, labels: Tensor, count: Tensor | None) -> dict[str, Tensor]:
         """See `SemanticNetwork`; `loss_seg` sums the eight cross-entropies."""

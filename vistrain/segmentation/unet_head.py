@@ -1,4 +1,7 @@
-"""A U-Net's decoder on the maps of any backbone, plain or with what a paper puts into it."""
+"""A U-Net's decoder on the maps of any backbone, plain or with what a paper puts into it.
+
+Written from the papers; no code, and so no licence, is behind it.
+"""
 
 from __future__ import annotations
 
