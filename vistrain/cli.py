@@ -20,6 +20,7 @@ from vistrain.commands import (
     evaluate,
     explain,
     fit,
+    folds,
     import_data,
     predict,
     profile,
@@ -31,7 +32,21 @@ from vistrain.commands import list as list_
 from vistrain.errors import ConfigError, VistrainError, nearest
 from vistrain.internals.argparse import commands_of, options_of
 
-COMMANDS = (fit, test, reproduce, predict, evaluate, check, import_data, profile, list_, explain, doctor, completion)
+COMMANDS = (
+    fit,
+    folds,
+    test,
+    reproduce,
+    predict,
+    evaluate,
+    check,
+    import_data,
+    profile,
+    list_,
+    explain,
+    doctor,
+    completion,
+)
 DESCRIPTION = "Trains, evaluates and reproduces dense-vision models."
 EXAMPLES = """\
 start here:

@@ -22,7 +22,9 @@ examples:
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    network_options(parser, "a checkpoint of a run; nothing else is needed")
+    network_options(
+        parser, "a checkpoint of a run; nothing else is needed. Several are averaged, where the task can", several=True
+    )
     parser.add_argument(
         "--input", metavar="IMAGES", nargs="+", required=True, help="files, folders, or patterns in quotes"
     )

@@ -108,6 +108,7 @@ def test(
     weights: str | None = None,
     allow: Collection[str] = (),
     analysis: Path | None = None,
+    records: Path | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint of ours, or a config with foreign weights, on the test split.
 
@@ -118,6 +119,7 @@ def test(
         weights: an official checkpoint for the config's network.
         allow: see `fit`.
         analysis: folder for what the task's `analyse` writes of the test; None: nothing.
+        records: file for the records of each metric, JSON, of which a metric makes its numbers; None: none.
 
     Returns:
         The numbers by name, such as `test/coco/AP`.
@@ -146,7 +148,7 @@ def test(
         parts.data.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
     elif weights:
         load_whole(parts.model, weights)
-    parts.task.analysis_folder = analysis
+    parts.task.analysis_folder, parts.task.records_file = analysis, records
     folder = Path(checkpoint).parent if checkpoint is not None else run_folder(config, None)
     trainer = build_trainer(config, parts, folder, allow, evaluate_only=True)
     with refusals.of_run(parts.task, parts.data, None):

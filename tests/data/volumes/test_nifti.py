@@ -118,7 +118,7 @@ def test_what_is_refused_says_why(tmp_path: Path) -> None:
     (tmp_path / "bare.nii.gz").write_bytes(plain.read_bytes())
     with pytest.raises(DataError, match="not compressed"):
         read_volume(tmp_path / "bare.nii.gz")
-    with pytest.raises(DataError, match="No such file|no such file"):
+    with pytest.raises(DataError, match=r"No such file|no such file"):
         read_volume(tmp_path / "missing.nii.gz")
 
 
@@ -157,5 +157,5 @@ def test_a_header_that_promises_too_much_allocates_nothing(tmp_path: Path) -> No
     header.set_data_shape((30000, 30000, 30000))
     path = tmp_path / "huge.nii.gz"
     path.write_bytes(gzip.compress(header.binaryblock + bytes(4000)))
-    with pytest.raises(DataError, match="more than .* bytes can hold"):
+    with pytest.raises(DataError, match=r"more than .* bytes can hold"):
         read_volume(path)
