@@ -42,5 +42,5 @@ def run(arguments: argparse.Namespace) -> int:
 
         found = cross_validate(config, arguments.only, arguments.debug, arguments.allow)
         if processes.is_first():
-            Console(markup=False).print(found)
+            Console(markup=False, width=max(Console().width, 120)).print(found)
     return 0

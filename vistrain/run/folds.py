@@ -60,7 +60,9 @@ class FoldReport:
         return {**{name: vars(self)[name] for name in names}, "by_fold": {str(k): v for k, v in self.by_fold.items()}}
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        table = Table("", *(f"fold {fold}" for fold in self.by_fold), "all", "95 % interval", "over folds")
+        table = Table(box=None, pad_edge=False)
+        for column in ("", *(f"fold {fold}" for fold in self.by_fold), "all", "95 % interval", "over folds"):
+            table.add_column(column, no_wrap=True, justify="right" if column else "left")
         names = list(self.numbers or next(iter(self.by_fold.values()), {}))
         for name in names:
             unit = metrics.unit(name)
@@ -72,7 +74,7 @@ class FoldReport:
             between = "" if interval is None else f"{cell(interval[0])} to {cell(interval[1])}"
             spread = self.spread.get(name)
             table.add_row(
-                escape(name),
+                escape(name) + (", %" if unit.percent else ""),
                 *(cell(numbers.get(name)) for numbers in self.by_fold.values()),
                 cell(self.numbers.get(name)),
                 between,

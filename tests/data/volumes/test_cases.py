@@ -51,8 +51,12 @@ def test_decathlon_folders_and_what_does_not_pair_up(tmp_path: Path) -> None:
         touch(images / f"{case}_0000.nii.gz", images / f"{case}_0001.nii.gz", labels / f"{case}.nii.gz")
     touch(images / "half_0000.nii.gz", labels / "half.nii.gz")  # taken for a file with a fourth axis: refused when read
     touch(images / "second_0001.nii.gz", labels / "second.nii.gz")
-    touch(images / "bare_0000.nii.gz", images / "bare_0001.nii.gz", labels / "lonely.nii.gz", images / "._a_0000.nii.gz")
-    found = decathlon_cases(tmp_path, {**TWO, "training": [{"label": "./labelsTr/a.nii.gz"}] * 2 + [{"label": "gone.nii.gz"}]})
+    touch(
+        images / "bare_0000.nii.gz", images / "bare_0001.nii.gz", labels / "lonely.nii.gz", images / "._a_0000.nii.gz"
+    )
+    found = decathlon_cases(
+        tmp_path, {**TWO, "training": [{"label": "./labelsTr/a.nii.gz"}] * 2 + [{"label": "gone.nii.gz"}]}
+    )
     assert [case.id for case in found.cases] == ["a", "b", "half"]
     assert [file.name for file in found.cases[0].images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
     assert found.bare == ["bare"]
@@ -93,7 +97,9 @@ def test_names_say_case_and_modality(name: str, wanted: tuple[str, str]) -> None
 def test_brats_folders_of_all_years(tmp_path: Path) -> None:
     for case in ("BraTS-GLI-00001-000", "BraTS-GLI-00001-001"):
         touch(*(tmp_path / case / f"{case}-{word}.nii.gz" for word in ("t1n", "t1c", "t2w", "t2f", "seg")))
-    touch(*(tmp_path / "HGG" / "Brats18_1" / f"Brats18_1_{word}.nii.gz" for word in ("flair", "t1", "t1ce", "t2", "seg")))
+    touch(
+        *(tmp_path / "HGG" / "Brats18_1" / f"Brats18_1_{word}.nii.gz" for word in ("flair", "t1", "t1ce", "t2", "seg"))
+    )
     touch(*(tmp_path / "plain" / f"{word}.nii.gz" for word in ("flair", "t1", "t1ce", "t2", "seg", "brainmask")))
     touch(*(tmp_path / "half" / f"half_{word}.nii.gz" for word in ("flair", "t1", "seg")))
     touch(*(tmp_path / "bare" / f"bare_{word}.nii.gz" for word in ("flair", "t1", "t1ce", "t2")))
@@ -110,7 +116,9 @@ def test_brats_folders_of_all_years(tmp_path: Path) -> None:
     ]
     assert next(case for case in found.cases if case.id == "plain").brain is not None
     assert (found.bare, list(found.lonely)) == (["bare"], ["alone"])
-    assert [str(problem).partition(" -")[0] for problem in found.problems] == ["half: has no t1ce, t2, but flair, seg, t1"]
+    assert [str(problem).partition(" -")[0] for problem in found.problems] == [
+        "half: has no t1ce, t2, but flair, seg, t1"
+    ]
 
 
 def test_classes_of_brats_by_year() -> None:
@@ -147,7 +155,11 @@ def test_lists(tmp_path: Path, suffix: str) -> None:
 
 def test_labels_of_dataset_json() -> None:
     assert classes_of({"labels": {"0": "background", "1": "x"}}, "f")[0] == {"background": 0, "x": 1}
-    assert classes_of({"labels": {"background": 0, "x": 1, "ignore": 2}}, "f") == ({"background": 0, "x": 1}, None, (2,))
+    assert classes_of({"labels": {"background": 0, "x": 1, "ignore": 2}}, "f") == (
+        {"background": 0, "x": 1},
+        None,
+        (2,),
+    )
     classes, regions, _ = classes_of({"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "et": 3}}, "f")
     assert classes == {"background": 0, "label 1": 1, "label 2": 2, "et": 3}
     assert regions == {"whole": ("label 1", "label 2", "et"), "core": ("label 2", "et"), "et": ("et",)}
