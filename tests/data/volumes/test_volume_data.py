@@ -288,5 +288,5 @@ def test_a_label_on_another_grid_is_refused(tmp_path: Path) -> None:
     shifted = np.eye(4)
     shifted[0, 3] = 5
     nib.save(nib.Nifti1Image(label, shifted), tmp_path / "b_label.nii.gz")
-    with pytest.raises(DataError, match="b: b_label.nii.gz: has an affine that puts voxels up to 5 mm elsewhere"):
+    with pytest.raises(DataError, match=r"b: b_label.nii.gz: has an affine that puts voxels up to 5 mm elsewhere"):
         listed(tmp_path).prepare_data()

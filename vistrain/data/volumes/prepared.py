@@ -60,7 +60,7 @@ class PreparedCase:
         except (OSError, ValueError) as error:
             problem = f"its prepared file cannot be read ({path})"
             raise DataError(self.id, problem, "start the run again: it is made anew") from error
-        return found  # type: ignore[no-any-return]
+        return found
 
 
 class Cache:
