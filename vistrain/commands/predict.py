@@ -48,8 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
     start_logging()
     from vistrain.run.predict import predict_paths
 
+    single = arguments.ckpt is not None and len(arguments.ckpt) == 1
     predict_paths(
-        arguments.ckpt,
+        arguments.ckpt[0] if single else arguments.ckpt,
         arguments.input,
         arguments.output,
         batch_size=arguments.batch_size,

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import seed_everything
 
 from vistrain import processes
+from vistrain.callbacks.records import KeepRecords
 from vistrain.checkpoints import load_weights
 from vistrain.config import compose, to_yaml, without_pretrained
 from vistrain.errors import ConfigError
@@ -148,9 +149,11 @@ def test(
         parts.data.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
     elif weights:
         load_whole(parts.model, weights)
-    parts.task.analysis_folder, parts.task.records_file = analysis, records
+    parts.task.analysis_folder = analysis
     folder = Path(checkpoint).parent if checkpoint is not None else run_folder(config, None)
     trainer = build_trainer(config, parts, folder, allow, evaluate_only=True)
+    if records is not None:
+        trainer.callbacks.append(KeepRecords(records))  # type: ignore[attr-defined]  # Lightning hides the list
     with refusals.of_run(parts.task, parts.data, None):
         trainer.test(parts.task, datamodule=parts.data, verbose=False)
     numbers = dict(parts.task.numbers)

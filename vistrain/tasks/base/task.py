@@ -5,7 +5,6 @@ And all that a task may say of itself, which commands, callbacks and runs ask fo
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import warnings
@@ -39,7 +38,6 @@ from vistrain.structures import Factory
 from vistrain.tasks.base.ahead import refuse_longer_schedule, refuse_missing_numbers, refuse_other_samples
 from vistrain.tasks.base.parallel import Gatherer, same_statistics, spread
 from vistrain.tasks.base.predictor import Predictor
-from vistrain.writing import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +69,6 @@ class Task(Contract, LightningModule):
     Attributes:
         protocols: names of those that measure what its networks predict; empty: it does not say.
         predictor: what `vistrain predict` and `vistrain.load` run its networks with; the abstract base: it cannot.
-        records_file: where the records of a test go, JSON, by protocol; None: nowhere.
         analysis_folder: where `analyse` goes after a test; None: it is not asked to.
         checkpoint_facts: plain containers that every checkpoint carries under `vistrain`, beside the version, the
             labels and the preprocessing; the runner puts the composed config there.
@@ -95,7 +92,6 @@ class Task(Contract, LightningModule):
     numbers: dict[str, float]
     units: dict[str, Unit]
     analysis_folder: Path | None
-    records_file: Path | None
     sync_batchnorm: bool
     began: bool
     monitored: dict[str, str]
@@ -127,7 +123,7 @@ class Task(Contract, LightningModule):
         self._total_steps: float = 1
         self.records, self.evaluators = {}, {}
         self.numbers, self.units = {}, {}
-        self.analysis_folder, self.records_file, self.sync_batchnorm = None, None, False
+        self.analysis_folder, self.sync_batchnorm = None, False
         self._collected: dict[str, list[Record]] = {}
         self._gatherer: Gatherer | None = None
         self._to_log: list[dict[str, Tensor]] = []
@@ -393,9 +389,6 @@ class Task(Contract, LightningModule):
         if self.trainer.is_global_zero:
             for metric in self.evaluators["test"].values():
                 Console(markup=False).print(metric.result)  # classes may be called anything
-            if self.records_file is not None:
-                with whole_file(self.records_file) as partial:
-                    partial.write_text(json.dumps(self.records), encoding="utf-8")
 
     def on_test_end(self) -> None:
         """Analyse, if that was asked for, while the records are there."""
