@@ -22,6 +22,7 @@ from vistrain.commands import (
     explain,
     export,
     fit,
+    folds,
     import_data,
     predict,
     profile,
@@ -35,7 +36,7 @@ from vistrain.errors import ConfigError, VistrainError, nearest
 from vistrain.internals.argparse import commands_of, options_of
 
 COMMANDS = (
-    *(fit, test, reproduce, predict, evaluate, report, compare, check, import_data, profile),
+    *(fit, folds, test, reproduce, predict, evaluate, report, compare, check, import_data, profile),
     *(list_, explain, export, doctor, completion),
 )
 DESCRIPTION = "Trains, evaluates and reproduces dense-vision models."

@@ -111,7 +111,22 @@ def test_predict_passes_its_options_on(calls):
     assert positional == (Path("b.ckpt"), ["a.jpg", "b.jpg"], Path("out"))
     options = {"threshold": 0.4, "config": None, "weights": None}
     options |= dict.fromkeys(
-        ("annotations", "flip", "format", "merge", "opacity", "overlap", "scales", "stride", "tile", "window")
+        (
+            "annotations",
+            "flip",
+            "format",
+            "merge",
+            "mirror",
+            "opacity",
+            "overlap",
+            "probabilities",
+            "scales",
+            "stride",
+            "tile",
+            "truth",
+            "window",
+            "window_batch",
+        )
     )
     assert named == {"batch_size": 1, "device": "auto", "allow": [], **options}
 
@@ -291,7 +306,7 @@ def test_explain(capsys, name, expected):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("vistrain f", ["fit"]),
+        ("vistrain f", ["fit", "folds"]),
         ("vistrain fit --p", ["--print-config"]),
         ("vistrain fit tr", ["trainer."]),
         ("vistrain fit trainer.max_ep", ["trainer.max_epochs="]),

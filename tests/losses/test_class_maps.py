@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vistrain.losses import LovaszSoftmax, PixelCrossEntropy, PixelFocal
+from vistrain.errors import ConfigError
+from vistrain.losses import LovaszSoftmax, PixelCrossEntropy, PixelFocal, PixelTopK
 
 IGNORED = 255
 
@@ -120,3 +121,20 @@ def test_nothing_labelled_costs_nothing(loss: torch.nn.Module) -> None:
     value = loss(logits, torch.full_like(labels, IGNORED), IGNORED)
     value.backward()
     assert value.item() == 0
+
+
+def test_the_hardest_share_of_the_pixels() -> None:
+    logits, labels = torch.randn(2, 3, 4, 5, 6), torch.randint(0, 3, (2, 4, 5, 6))
+    labels[0, 0] = 255
+    each = [
+        -logits[b, :, z, y, x].log_softmax(0)[labels[b, z, y, x]].item()
+        for b, z, y, x in itertools.product(range(2), range(4), range(5), range(6))
+        if labels[b, z, y, x] != 255
+    ]
+    hardest = sorted(each)[-21:]  # a tenth of 210
+    assert PixelTopK(0.1)(logits, labels, 255).item() == pytest.approx(sum(hardest) / 21, rel=1e-5)
+    everything = PixelCrossEntropy(over_all=False)(logits, labels, 255)
+    torch.testing.assert_close(PixelTopK(1.0)(logits, labels, 255), everything)
+    assert PixelTopK()(logits, torch.full_like(labels, 255), 255).item() == 0
+    with pytest.raises(ConfigError, match=r"model\.loss\.share: 0"):
+        PixelTopK(0.0)

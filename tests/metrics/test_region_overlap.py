@@ -128,3 +128,14 @@ def test_refusals() -> None:
         metric.update(["case"], [Segmentation(cubes())], [{"label_map": cubes()[..., 1:]}])
     with pytest.raises(DataError, match="no case was evaluated"):
         metric.compute([])
+
+
+def test_what_nobody_annotated_is_in_no_region() -> None:
+    truth = torch.zeros(4, 4, 4, dtype=torch.uint8)
+    truth[1, 1, 1], truth[3] = 1, 255
+    found = truth.clone()
+    found[3] = 1
+    metric = protocol("regions", labels=replace(LABELS, ignore_index=255))
+    (record,) = metric.update(["a"], [Segmentation(found)], [{"label_map": truth}])
+    assert record["regions"]["core"]["Dice"] == 1
+    assert math.isnan(record["regions"]["rim"]["Dice"])

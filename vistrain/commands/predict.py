@@ -22,7 +22,9 @@ examples:
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    network_options(parser, "a checkpoint of a run; nothing else is needed")
+    network_options(
+        parser, "a checkpoint of a run; nothing else is needed. Several are averaged, where the task can", several=True
+    )
     parser.add_argument(
         "--input", metavar="IMAGES", nargs="+", required=True, help="files, folders, or patterns in quotes"
     )
@@ -46,8 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
     start_logging()
     from vistrain.run.predict import predict_paths
 
+    single = arguments.ckpt is not None and len(arguments.ckpt) == 1
     predict_paths(
-        arguments.ckpt,
+        arguments.ckpt[0] if single else arguments.ckpt,
         arguments.input,
         arguments.output,
         batch_size=arguments.batch_size,

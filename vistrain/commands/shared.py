@@ -32,14 +32,15 @@ def allow_option(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def network_options(parser: argparse.ArgumentParser, checkpoint: str) -> None:
+def network_options(parser: argparse.ArgumentParser, checkpoint: str, several: bool = False) -> None:
     """Declare `--ckpt`, `--config` and `--weights`: a trained network, or an official one.
 
     Args:
         parser: of the command.
         checkpoint: what the command says of `--ckpt`.
+        several: whether more than one may be given.
     """
-    parser.add_argument("--ckpt", metavar="FILE", type=Path, help=checkpoint)
+    parser.add_argument("--ckpt", metavar="FILE", type=Path, nargs="+" if several else None, help=checkpoint)
     config_option(parser)
     parser.add_argument("--weights", metavar="FILE", help="an official checkpoint, for the network of --config")
 

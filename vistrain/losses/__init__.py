@@ -1,6 +1,6 @@
 """Losses and criteria. Pure torch."""
 
-from vistrain.losses.class_maps import OhemCrossEntropy, PixelCrossEntropy, PixelFocal
+from vistrain.losses.class_maps import OhemCrossEntropy, PixelCrossEntropy, PixelFocal, PixelTopK
 from vistrain.losses.classification import AsymmetricLoss, BinaryCrossEntropy, SoftCrossEntropy
 from vistrain.losses.dice import PixelDice, PixelLosses
 from vistrain.losses.focal import focal_loss_sums
@@ -26,6 +26,7 @@ __all__ = [
     "PixelDice",
     "PixelFocal",
     "PixelLosses",
+    "PixelTopK",
     "SetCriterion",
     "SetPrediction",
     "SoftCrossEntropy",

@@ -120,6 +120,32 @@ class PixelFocal(PixelLoss):
         return total / (labelled.sum() if count is None else count).clamp(min=1)
 
 
+class PixelTopK(PixelLoss):
+    """Mean cross-entropy of the pixels where it is greatest (Wu et al. 2016, arXiv 1605.06885; a loss of nnU-Net's).
+
+    Args:
+        share: of the labelled pixels of the batch, above 0 and at most 1.
+        weight: of the loss.
+
+    Raises:
+        ConfigError: the share is none.
+    """
+
+    def __init__(self, share: float = 0.1, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        if not 0 < share <= 1:
+            raise ConfigError("model.loss.share", f"{share}", "a share of the pixels: above 0, at most 1")
+        self.share = share
+
+    def compute(self, logits: Tensor, labels: Tensor, ignore_index: int, count: Tensor | None) -> Tensor:
+        """See `PixelLoss`; 0 where nothing is labelled. `count` has no meaning here: the batch decides what is hard."""
+        losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+        labelled = losses[labels != ignore_index]
+        if not len(labelled):
+            return logits.sum() * 0.0
+        return labelled.topk(max(1, round(self.share * len(labelled))), sorted=False).values.mean()
+
+
 class OhemCrossEntropy(PixelLoss):
     """Cross-entropy of the hard pixels only (Shrivastava et al. 2016, arXiv 1604.03540, per pixel).
 

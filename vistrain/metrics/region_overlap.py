@@ -144,6 +144,7 @@ class RegionOverlap(Metric):
             if not classes or (unknown := [one for one in classes if one not in channel_of]):
                 problem = f"the region {region!r} is made of {', '.join(map(repr, unknown)) if classes else 'nothing'}"
                 raise ConfigError("metrics", problem, f"there are the classes {', '.join(labels.names)}")
+        self.ignored = labels.ignore_index
         self.regions = {region: tuple(channel_of[one] for one in classes) for region, classes in chosen.items()}
         self.result: RegionResult | None = None
 
@@ -160,7 +161,8 @@ class RegionOverlap(Metric):
         Args:
             ids: of the cases.
             predictions: with `semantic` `[*S]`.
-            targets: dicts with `label_map` `[*S]`, and `spacing` `[axes]` of its voxels, mm (1 if it is not there).
+            targets: dicts with `label_map` `[*S]` (what is predicted where that is ignored is in no region), and
+                `spacing` `[axes]` of its voxels, mm (1 if it is not there).
 
         Raises:
             DataError: a prediction has another size than its truth.
@@ -173,10 +175,13 @@ class RegionOverlap(Metric):
                 raise DataError(str(key), f"the prediction has the size {sizes}")
             spacing = target["spacing"].tolist() if "spacing" in target else [1.0] * truth.ndim
             maps = truth.cpu().numpy(), found.cpu().numpy()
-            rows = {
-                region: self.measure(_members(maps[0], channels), _members(maps[1], channels), spacing)
-                for region, channels in self.regions.items()
-            }
+            judged = None if self.ignored is None else maps[0] != self.ignored
+            rows = {}
+            for region, channels in self.regions.items():
+                inside = _members(maps[0], channels), _members(maps[1], channels)
+                if judged is not None and not judged.all():
+                    inside = inside[0], inside[1] & judged
+                rows[region] = self.measure(*inside, spacing)
             records.append({"id": key, "regions": rows})
         return records
 

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import seed_everything
 
 from vistrain import processes
+from vistrain.callbacks.records import KeepRecords
 from vistrain.checkpoints import load_weights
 from vistrain.config import compose, to_yaml, without_pretrained
 from vistrain.errors import ConfigError, DataError, VistrainError
@@ -128,6 +129,7 @@ def test(
     weights: str | None = None,
     allow: Collection[str] = (),
     analysis: Path | None = None,
+    records: Path | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint of ours, or a config with foreign weights, on the test split.
 
@@ -138,6 +140,7 @@ def test(
         weights: an official checkpoint for the config's network.
         allow: see `fit`.
         analysis: folder for what the task's `analyse` writes of the test; None: nothing.
+        records: file for the records of each metric, JSON, of which a metric makes its numbers; None: none.
 
     Returns:
         The numbers by name, such as `test/coco/AP`.
@@ -169,6 +172,8 @@ def test(
     parts.task.analysis_folder = analysis
     folder = Path(checkpoint).parent if checkpoint is not None else run_folder(config, None)
     trainer = build_trainer(config, parts, folder, allow, evaluate_only=True)
+    if records is not None:
+        trainer.callbacks.append(KeepRecords(records))  # type: ignore[attr-defined]  # Lightning hides the list
     with refusals.of_run(parts.task, parts.data, None):
         trainer.test(parts.task, datamodule=parts.data, verbose=False)
     numbers = dict(parts.task.numbers)

@@ -42,7 +42,7 @@ class Summary:
 
 
 def load_predictor(
-    checkpoint: str | Path | None = None,
+    checkpoint: str | Path | Sequence[str | Path] | None = None,
     device: str = "auto",
     allow: Collection[str] = (),
     config: Mapping[str, Any] | None = None,
@@ -52,7 +52,7 @@ def load_predictor(
     """Rebuild the predictor of a checkpoint; neither config nor data set is needed. Or that of official weights.
 
     Args:
-        checkpoint: a file that training wrote; or None, and
+        checkpoint: a file that training wrote, or several, whose mean the task predicts; or None, and
         config: a composed config, for the network of
         weights: an official checkpoint.
         device: see `Predictor`.
@@ -64,8 +64,16 @@ def load_predictor(
     """
     from vistrain import run  # imports Lightning: a predictor built by hand does without
 
+    others = []
     if checkpoint is not None:
-        model, facts = run.load(checkpoint, allow)
+        first, *more = [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint
+        model, facts = run.load(first, allow)
+        for file in more:
+            other, known = run.load(file, allow)
+            for key in ("labels", "evaluation"):
+                if known[key] != facts[key]:
+                    raise ConfigError("--ckpt", f"{file} has other {key} than {first}", "average networks of one kind")
+            others.append(other)
     elif config is not None:
         model, facts = run.load_official(dict(config), weights, allow)
     else:
@@ -73,11 +81,14 @@ def load_predictor(
     task = run.task_class(facts["config"], allow)
     if inspect.isabstract(task.predictor):
         raise ConfigError("predict", f"{task.__name__} does not predict")
-    return task.predictor.from_facts(model, facts, device, allow, **options)
+    predictor = task.predictor.from_facts(model, facts, device, allow, **options)
+    if others:
+        predictor.average_with(others)
+    return predictor
 
 
 def predict_paths(
-    checkpoint: str | Path | None,
+    checkpoint: str | Path | Sequence[str | Path] | None,
     inputs: str | Path | Sequence[str | Path],
     output: str | Path,
     batch_size: int = 1,
@@ -97,7 +108,7 @@ def predict_paths(
     what was found until then is written.
 
     Args:
-        checkpoint: a file that training wrote; nothing else is needed.
+        checkpoint: a file that training wrote, or several, see `load_predictor`; nothing else is needed.
         inputs: a file, a folder (searched for inputs of the task, with the folders in it), a pattern such as
             `photos/**/*.png`, or several of these.
         output: folder, made if needed.

@@ -33,7 +33,7 @@ from vistrain.segmentation.inference import (
     sliding_class_map,
     sliding_views,
 )
-from vistrain.segmentation.targets import label_maps
+from vistrain.segmentation.label_maps import label_maps
 from vistrain.structures import Factory, LabelSpace, Preprocessing
 
 IGNORED = 255  # where a label space does not say otherwise

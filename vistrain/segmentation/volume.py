@@ -23,7 +23,7 @@ from vistrain.losses.dice import PixelDice, PixelLosses
 from vistrain.losses.set_criterion import average_over_processes
 from vistrain.network import Network
 from vistrain.predictions import Segmentation
-from vistrain.segmentation.targets import label_maps
+from vistrain.segmentation.label_maps import label_maps
 from vistrain.segmentation.volume_windows import enlarged_planes, sliding_planes
 from vistrain.structures import Channels, Factory, LabelSpace, Preprocessing
 

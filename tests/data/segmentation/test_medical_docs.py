@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from vistrain.cli import main
+from vistrain.data.volumes.cases import listed_cases
 
 PAGE = (Path(__file__).parents[3] / "docs" / "medical.md").read_text()
 
@@ -44,3 +46,15 @@ def test_ones_own_pictures_with_fields_of_view(tmp_path: Path) -> None:
     written = np.asarray(Image.open(tmp_path / "o" / "pictures" / "masks" / "0.png"))
     assert written.shape == (30, 40)
     assert set(np.unique(written)) <= {0, 255}
+
+
+def test_ones_own_volumes(tmp_path: Path) -> None:
+    """The page's config composes with a plan, and its list of cases is read."""
+    (source,) = re.findall(r"```yaml\n# volumes.yaml\n(.*?)```", PAGE, re.S)
+    (tmp_path / "volumes.yaml").write_text(source)
+    assert main(["fit", "-c", str(tmp_path / "volumes.yaml"), "--print-config"]) == 0
+    (lines,) = re.findall(r"\n((?:    [\w,/.]+\n)+)\n`patient`", PAGE)
+    (tmp_path / "cases.csv").write_text(textwrap.dedent(lines))
+    found = listed_cases(tmp_path / "cases.csv", ("ct",)).cases
+    facts = [(case.id, case.patient, case.fold) for case in found]
+    assert facts == [("a1", "anna", 0), ("a2", "anna", 0), ("b1", "ben", 1)]

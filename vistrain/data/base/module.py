@@ -81,6 +81,8 @@ class DataModule(Contract, LightningDataModule, ABC):
         preprocessing: what the model's weights want; set it before loaders are made.
         resume: `(epoch, consumed global samples)` to start training from, see `ResumableSampler`; set it before
             `train_dataloader`.
+        folds: parts that a set is dealt to, of which `data.fold` is evaluated and the others are trained on; 1: the
+            splits are what they are.
         repeats: versions of each training image side by side, see `ResumableSampler`.
         max_unreadable: training images that may turn out unreadable, see `data.base.faults`; set it before
             `train_dataloader` (`callbacks.Unreadable` does).
@@ -94,6 +96,7 @@ class DataModule(Contract, LightningDataModule, ABC):
     channels: int = 3
     itemsize: int = 1
     repeats: int = 1
+    folds: int = 1
     max_unreadable: int = 0
     preprocessing: Preprocessing
     resume: tuple[int, int]

@@ -93,12 +93,13 @@ class Geometry:
         return tuple(found)
 
     def differs(self, other: Geometry) -> str:
-        """How another file's voxels are elsewhere; empty if they are not."""
-        if self.shape != other.shape:
+        """How another file's voxels are elsewhere, once both are turned the same way; empty if they are not."""
+        if self.sides != other.sides:
             return f"{_sides(other.shape)} voxels, not {_sides(self.shape)}"
         corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
-        corners[:, :3] *= self.shape
-        distance = float(np.linalg.norm((corners @ (self.affine - other.affine).T)[:, :3], axis=1).max())
+        corners[:, :3] *= self.sides[::-1]
+        apart = standard_affine(self) - standard_affine(other)
+        distance = float(np.linalg.norm((corners @ apart.T)[:, :3], axis=1).max())
         if distance > max(SAME, SAME * max(self.spacing)) * 10:
             return f"an affine that puts voxels up to {distance:.3g} mm elsewhere"
         return ""

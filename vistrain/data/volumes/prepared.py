@@ -60,7 +60,7 @@ class PreparedCase:
         except (OSError, ValueError) as error:
             problem = f"its prepared file cannot be read ({path})"
             raise DataError(self.id, problem, "start the run again: it is made anew") from error
-        return found  # type: ignore[no-any-return]
+        return found
 
 
 class Cache:
@@ -153,7 +153,7 @@ class Cache:
         Raises:
             DataError: with the case's name: a file cannot be read, files do not belong together, or a label is none.
         """
-        images, geometry, brain = read_images(case)
+        images, geometry, brain = read_images(case, len(self.preparation.modalities))
         sides, spacing = images.shape[1:], geometry.spacing
         truth = read_truth(case, geometry, self.labels)
         image, box = self.preparation.prepared(images, spacing, brain)

@@ -19,7 +19,7 @@ from vistrain.data.base.collate import batch_of
 from vistrain.data.base.module import DataModule
 from vistrain.data.base.transform import EvalTransform
 from vistrain.devices import choose_device
-from vistrain.errors import DataError
+from vistrain.errors import ConfigError, DataError
 from vistrain.network import Network
 from vistrain.structures import LabelSpace, Preprocessing
 from vistrain.tasks.base.given import kind_of, read_picture
@@ -102,6 +102,14 @@ class Predictor(Contract, ABC, Generic[Result]):
         """The task's options: keyword-only parameters that the base has not."""
         own, base = constructor(cls)[0], constructor(Predictor)[0]
         return {name: p for name, p in own.items() if p.kind is p.KEYWORD_ONLY and name not in base}
+
+    def average_with(self, others: Sequence[Network]) -> None:
+        """Predict the mean of this network and others that were trained alike (on other folds, say).
+
+        Raises:
+            ConfigError: the task has no such mean.
+        """
+        raise ConfigError("--ckpt", f"{type(self).__name__} does not average networks", "give one checkpoint")
 
     # ---------------------------------------------------------------- inputs
 

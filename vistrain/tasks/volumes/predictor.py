@@ -107,12 +107,25 @@ class VolumePredictor(Predictor[VolumeResult]):
             raise ConfigError("--overlap", f"{overlap}", "a share of a window's side: from 0 to below 1")
         if window_batch is not None and window_batch < 1:
             raise ConfigError("--window-batch", f"{window_batch}", "use 1 or more")
-        self.segmenter, self.preparation = model, self.transform
+        self.segmenter, self.preparation, self.others = model, self.transform, list[VolumeSegmenter]()
         self.probabilities, self.truth, self._folder = probabilities, truth, Path()
         if mirror is not None:
             model.mirror = (0, 1, 2) if mirror else ()
         model.overlap = model.overlap if overlap is None else overlap
         model.window_batch = window_batch or model.window_batch
+
+    def average_with(self, others: Sequence[Network]) -> None:
+        """See `Predictor`: of their probabilities.
+
+        Raises:
+            ConfigError: they have other outputs.
+        """
+        for other in others:
+            if not isinstance(other, VolumeSegmenter) or other.painted != self.segmenter.painted:
+                raise ConfigError("--ckpt", "networks of different outputs", "average networks of one config")
+            other.mirror, other.overlap = self.segmenter.mirror, self.segmenter.overlap
+            other.window_batch = self.segmenter.window_batch
+            self.others.append(other.to(self.device).eval())
 
     # ---------------------------------------------------------------- inputs
 
@@ -195,13 +208,23 @@ class VolumePredictor(Predictor[VolumeResult]):
             "original_size": torch.tensor([sides]),
             "box": torch.tensor([box]),
         }
-        if not self.probabilities:
+        if not self.probabilities and not self.others:
             (found,) = self.segmenter.predict(batch)
             assert found.semantic is not None
             return VolumeResult(found.semantic.cpu().numpy())
-        (shares,) = self.segmenter.case_probabilities(batch)
-        classes = self.segmenter.plane_classes(shares, threshold=0.5)
-        return VolumeResult(classes.to(torch.uint8).cpu().numpy(), shares.cpu().numpy())
+        shares, members = None, [self.segmenter, *self.others]
+        classes = np.zeros(sides, np.uint8)
+        if self.probabilities:
+            shares = np.zeros((self.segmenter.num_outputs, *sides), np.float16)
+            shares[: 0 if self.segmenter.painted else 1] = 1  # outside the box it is the background
+        inside = tuple(slice(low, high) for low, high in box)
+        part = classes[inside]
+        for index, planes in enumerate(zip(*(m.planes(batch["image"][0], box) for m in members), strict=True)):
+            mean = torch.stack([self.segmenter.plane_probabilities(plane) for plane in planes]).mean(0)
+            part[index] = self.segmenter.plane_classes(mean, threshold=0.5).cpu().numpy()
+            if shares is not None:
+                shares[(slice(None), *inside)][:, index] = mean.cpu().numpy()
+        return VolumeResult(classes, shares)
 
     def describe(self, image: Volume, result: VolumeResult) -> dict[str, Any]:
         """Sides of the file in voxels and mm, and how many millilitres each class but the first has."""

@@ -1,0 +1,193 @@
+"""Which files are a case; folds; classes and regions; all that does not pair up, by the name of the case."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from vistrain.data import BraTS, VolumeFolders, VolumeList
+from vistrain.data.volumes.cases import Case, brats_cases, decathlon_cases, folds_of, listed_cases, modality_of
+from vistrain.data.volumes.labels import VoxelLabels
+from vistrain.data.volumes.sets import classes_of
+from vistrain.errors import ConfigError, DataError
+
+EMPTY = np.zeros((2, 2, 2), np.uint8)
+TWO = {"labels": {"background": 0, "one": 1}, "channel_names": {"0": "T1", "1": "T2"}}
+
+
+def touch(*files: Path) -> None:
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(EMPTY, np.eye(4)), file)
+
+
+def test_folds_keep_patients_together_and_are_always_the_same() -> None:
+    cases = [Case(f"{p}_{t}", (), patient=f"p{p}") for p in range(11) for t in range(2)]
+    folds = folds_of(cases, 5)
+    assert folds == folds_of(list(reversed(cases)), 5)[::-1]
+    assert all(folds[2 * p] == folds[2 * p + 1] for p in range(11))
+    counts = [folds.count(fold) for fold in range(5)]
+    assert sorted(counts) == [4, 4, 4, 4, 6]
+    with pytest.raises(DataError, match="5 folds of 2 patients"):
+        folds_of(cases[:4], 5)
+
+
+def test_folds_of_a_list_are_kept_or_refused() -> None:
+    said = [Case("a", (), patient="p", fold=1), Case("b", (), patient="q", fold=0)]
+    assert folds_of(said, 5) == [1, 0]
+    with pytest.raises(DataError, match="c: is in fold 2, and a of the same patient in fold 1"):
+        folds_of([*said, Case("c", (), patient="p", fold=2)], 5)
+    with pytest.raises(DataError, match="c: has no fold, and 2 other cases have one"):
+        folds_of([*said, Case("c", ())], 5)
+
+
+def test_decathlon_folders_and_what_does_not_pair_up(tmp_path: Path) -> None:
+    images, labels = tmp_path / "imagesTr", tmp_path / "labelsTr"
+    for case in ("a", "b"):
+        touch(images / f"{case}_0000.nii.gz", images / f"{case}_0001.nii.gz", labels / f"{case}.nii.gz")
+    touch(images / "half_0000.nii.gz", labels / "half.nii.gz")  # taken for a file with a fourth axis: refused when read
+    touch(images / "second_0001.nii.gz", labels / "second.nii.gz")
+    touch(
+        images / "bare_0000.nii.gz", images / "bare_0001.nii.gz", labels / "lonely.nii.gz", images / "._a_0000.nii.gz"
+    )
+    found = decathlon_cases(
+        tmp_path, {**TWO, "training": [{"label": "./labelsTr/a.nii.gz"}] * 2 + [{"label": "gone.nii.gz"}]}
+    )
+    assert [case.id for case in found.cases] == ["a", "b", "half"]
+    assert [file.name for file in found.cases[0].images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
+    assert found.bare == ["bare"]
+    assert list(found.lonely) == ["lonely"]
+    problems = [str(problem) for problem in found.problems]
+    assert problems[0].startswith("a: is listed 2 times in dataset.json")
+    assert problems[1].startswith("gone: is listed in dataset.json, and has neither")
+    assert problems[2].startswith("second: has no modality _0000")
+
+
+def test_other_formats_are_named_with_a_converter(tmp_path: Path) -> None:
+    (tmp_path / "imagesTr").mkdir()
+    (tmp_path / "imagesTr" / "a.mha").touch()
+    with pytest.raises(DataError, match=r"a\.mha: MHA is not read - make a \.nii\.gz of it"):
+        decathlon_cases(tmp_path, TWO)
+    with pytest.raises(DataError, match=r"a\.mha: MHA is not read"):
+        brats_cases(tmp_path, ["flair"])
+    with pytest.raises(DataError, match="no such folder"):
+        brats_cases(tmp_path / "nowhere", ["flair"])
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("BraTS20_Training_001_flair.nii.gz", ("BraTS20_Training_001", "flair")),
+        ("BraTS-GLI-00000-001-t1c.nii.gz", ("BraTS-GLI-00000-001", "t1ce")),
+        ("BraTS-GLI-00000-001-t2w.nii.gz", ("BraTS-GLI-00000-001", "t2")),
+        ("x_t1Gd.nii", ("x", "t1ce")),
+        ("flair.nii.gz", ("pat1", "flair")),
+        ("seg.nii.gz", ("pat1", "seg")),
+        ("brainmask.nii.gz", ("pat1", "brain")),
+    ],
+)
+def test_names_say_case_and_modality(name: str, wanted: tuple[str, str]) -> None:
+    assert modality_of(Path("pat1") / name) == wanted
+
+
+def test_brats_folders_of_all_years(tmp_path: Path) -> None:
+    for case in ("BraTS-GLI-00001-000", "BraTS-GLI-00001-001"):
+        touch(*(tmp_path / case / f"{case}-{word}.nii.gz" for word in ("t1n", "t1c", "t2w", "t2f", "seg")))
+    touch(
+        *(tmp_path / "HGG" / "Brats18_1" / f"Brats18_1_{word}.nii.gz" for word in ("flair", "t1", "t1ce", "t2", "seg"))
+    )
+    touch(*(tmp_path / "plain" / f"{word}.nii.gz" for word in ("flair", "t1", "t1ce", "t2", "seg", "brainmask")))
+    touch(*(tmp_path / "half" / f"half_{word}.nii.gz" for word in ("flair", "t1", "seg")))
+    touch(*(tmp_path / "bare" / f"bare_{word}.nii.gz" for word in ("flair", "t1", "t1ce", "t2")))
+    touch(tmp_path / "alone" / "alone_seg.nii.gz")
+    found = brats_cases(tmp_path, ("flair", "t1", "t1ce", "t2"))
+    assert {case.id: case.patient for case in found.cases} == {
+        "BraTS-GLI-00001-000": "BraTS-GLI-00001",
+        "BraTS-GLI-00001-001": "BraTS-GLI-00001",
+        "Brats18_1": "Brats18_1",
+        "plain": "plain",
+    }
+    assert [file.name for file in found.cases[0].images] == [
+        f"BraTS-GLI-00001-000-{word}.nii.gz" for word in ("t2f", "t1n", "t1c", "t2w")
+    ]
+    assert next(case for case in found.cases if case.id == "plain").brain is not None
+    assert (found.bare, list(found.lonely)) == (["bare"], ["alone"])
+    assert [str(problem).partition(" -")[0] for problem in found.problems] == [
+        "half: has no t1ce, t2, but flair, seg, t1"
+    ]
+
+
+def test_classes_of_brats_by_year() -> None:
+    assert BraTS(year=2020).labels.ids == (0, 1, 2, 4)
+    assert BraTS(year=2023).labels.ids == (0, 1, 2, 3)
+    old = BraTS(year=2013, modalities=("flair", "t1ce")).labels
+    assert old.ids == (0, 1, 2, 3, 4)
+    assert old.regions == (("WT", (1, 2, 3, 4)), ("TC", (1, 3, 4)), ("ET", (4,)))
+    assert BraTS().labels.regions == (("WT", (1, 2, 3)), ("TC", (1, 3)), ("ET", (3,)))
+    with pytest.raises(ConfigError, match=r"data\.year: 2016"):
+        BraTS(year=2016)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_lists(tmp_path: Path, suffix: str) -> None:
+    rows = [
+        {"case": "a", "ct": "x/a.nii.gz", "label": "y/a.nii.gz", "patient": "p", "fold": "1"},
+        {"case": "b", "ct": "x/b.nii.gz", "label": "", "patient": "", "fold": "0"},
+        {"case": "a", "ct": "x/a.nii.gz", "label": "y/a.nii.gz", "patient": "p", "fold": "0"},
+        {"case": "d", "ct": "", "label": "y/d.nii.gz", "patient": "", "fold": "0"},
+    ]
+    file = tmp_path / f"cases.{suffix}"
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    file.write_text(json.dumps(rows) if suffix == "json" else "\n".join(lines))
+    found = listed_cases(file, ("ct",))
+    assert found.cases == [Case("a", (tmp_path / "x/a.nii.gz",), tmp_path / "y/a.nii.gz", None, "p", 1)]
+    assert found.bare == ["b"]
+    assert [problem.where for problem in found.problems] == ["a", "d"]
+    with pytest.raises(DataError, match="unknown column 'ct'"):
+        listed_cases(file, ("image",))
+    with pytest.raises(ConfigError, match="none of"):
+        VolumeList({"background": 0, "x": 1}, modalities=("label",))
+
+
+def test_labels_of_dataset_json() -> None:
+    assert classes_of({"labels": {"0": "background", "1": "x"}}, "f")[0] == {"background": 0, "x": 1}
+    assert classes_of({"labels": {"background": 0, "x": 1, "ignore": 2}}, "f") == (
+        {"background": 0, "x": 1},
+        None,
+        (2,),
+    )
+    classes, regions, _ = classes_of({"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "et": 3}}, "f")
+    assert classes == {"background": 0, "label 1": 1, "label 2": 2, "et": 3}
+    assert regions == {"whole": ("label 1", "label 2", "et"), "core": ("label 2", "et"), "et": ("et",)}
+    with pytest.raises(DataError, match="names no labels"):
+        classes_of({}, "dataset.json")
+
+
+def test_values_become_channels_or_are_refused() -> None:
+    labels = VoxelLabels({"background": 0, "x": 7}, ignore=(9,))
+    assert labels.channels(np.array([0, 7, 9]), "f").tolist() == [0, 1, 255]
+    with pytest.raises(DataError, match="case: 2 voxels have the label 3, which is no class"):
+        labels.channels(np.array([0, 3, 3]), "case")
+    with pytest.raises(ConfigError, match="the value 7 is there twice"):
+        VoxelLabels({"background": 0, "x": 7, "y": 7})
+    with pytest.raises(ConfigError, match="'WT' is made of 'z'"):
+        VoxelLabels({"background": 0, "x": 7}, {"WT": ("z",)})
+
+
+def test_a_set_refuses_what_does_not_pair_up_or_skips_it(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "x": 1}}))
+    for case in "abcde":
+        touch(tmp_path / "imagesTr" / f"{case}.nii.gz", tmp_path / "labelsTr" / f"{case}.nii.gz")
+    touch(tmp_path / "imagesTr" / "bare.nii.gz", tmp_path / "labelsTr" / "lonely.nii.gz")
+    with pytest.raises(DataError, match="bare: has no label, and 1 other files have no partner"):
+        VolumeFolders(root=str(tmp_path)).cases("train")
+    data = VolumeFolders(root=str(tmp_path), unpaired="skip", fold=2)
+    train, val = ({case.id for case in data.cases(split)} for split in ("train", "val"))
+    assert (len(train), len(val), train | val) == (4, 1, set("abcde"))
+    assert len(VolumeFolders(root=str(tmp_path), unpaired="skip", fold=None).cases("train")) == 5
+    with pytest.raises(ConfigError, match=r"data\.fold: 5 of 5 folds"):
+        VolumeFolders(root=str(tmp_path), fold=5)
