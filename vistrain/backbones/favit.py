@@ -157,7 +157,7 @@ class FactorizationAttention(nn.Module):
         """
         if min(size) < self.sr_ratio:
             problem = f"a map of {size[0]}x{size[1]} cells cannot be reduced by {self.sr_ratio}"
-            raise DataError("image", problem, "use images of at least 32 pixels")
+            raise DataError("image", problem, "use images of at least 32x32")
         first, rest = self.q(x).tensor_split([self.groups[0]], -1)
         # Heads first, then groups: a group's queries are a share of each head's channels, faithfully.
         shares = [channels // self.num_heads for channels in self.groups[1:]]
