@@ -150,6 +150,34 @@ def overlapping_patches(in_chans: int, dim: int, stride: int) -> nn.Module:
     return nn.Sequential(OrderedDict(proj=proj, norm=LayerNorm2d(dim, eps=1e-5)))
 
 
+def overlapping_pyramid(
+    in_chans: int,
+    embed_dims: Sequence[int],
+    depths: Sequence[int],
+    drop_path_rate: float,
+    block: Callable[[int, float], nn.Module],
+    patch_size: int = 4,
+) -> tuple[nn.Module, list[nn.Module]]:
+    """What PVTv2, and all in its shell, are made of: overlapping patches before each stage, a norm after it.
+
+    Args:
+        in_chans: channels of the images.
+        embed_dims, depths: channels and blocks of each stage.
+        drop_path_rate: of the last block; it grows evenly from 0 at the first.
+        block: from a stage's number and a rate of drop path, a block on `[B, H, W, C]`.
+        patch_size: stride of the first patches; those between stages have 2.
+
+    Returns:
+        The stem and the stages.
+    """
+    stages: list[nn.Module] = []
+    for i, rates in enumerate(drop_path_rates(depths, drop_path_rate)):
+        blocks = [block(i, rate) for rate in rates]
+        down = overlapping_patches(embed_dims[i - 1], embed_dims[i], 2) if i else nn.Identity()
+        stages.append(NormedStage(down, blocks, embed_dims[i]))
+    return overlapping_patches(in_chans, embed_dims[0], patch_size), stages
+
+
 class StagedBackbone(nn.Module):
     """A stem, stages that each give a map, a norm, pooling and a linear classifier.
 
