@@ -10,7 +10,7 @@ thread, which is the default, it is the processor's time that counts.
 
 A whole model is held against Swin-T by time, by the memory of a training step, and by multiply-adds: `times its share`
 is how many times longer it takes than Swin-T would for as many multiply-adds; torch counts none for Fourier transforms.
-Memory is what a step needs on top of the model.
+Memory is what torch allocates at once in a step, on top of the model.
 """
 
 from __future__ import annotations
