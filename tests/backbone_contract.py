@@ -10,6 +10,7 @@ import copy
 import io
 import itertools
 import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from vistrain.backbones import Backbone
 from vistrain.backbones.staged import register_model
+from vistrain.errors import DataError
 
 CLASSES = 5
 
@@ -297,6 +299,21 @@ def check_sizes(case: Case) -> None:
         logits = model(case.images(size=size))
         assert logits.shape == (2, CLASSES)
         assert logits.isfinite().all()
+
+
+def check_slivers(case: Case) -> None:
+    """Images smaller than the coarsest stride, and slivers: they work, or the error names a size that does."""
+    model, fitting = case.model(), set()
+    for size in ((1, 64), (7, 7), (31, 31)):
+        try:
+            last, maps = model.forward_intermediates(case.images(1, size))
+        except DataError as error:
+            fitting.add(re.findall(r"(\d+)x(\d+)", error.remedy)[0])
+        else:
+            assert all(side > 0 for found in maps for side in found.shape[2:])
+            assert model.forward_head(last).isfinite().all()
+    for height, width in fitting:
+        assert model(case.images(1, (int(height), int(width)))).isfinite().all()
 
 
 def check_gradients(case: Case) -> None:

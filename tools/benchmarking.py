@@ -102,6 +102,7 @@ def allocated_mib(run: Callable[[], object]) -> float:
     libraries is not in it. After a run before it, so that gradients and tables are there.
     """
     run()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells of each start and stop otherwise
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as found:
         run()
     events = found.profiler.kineto_results.events()

@@ -166,7 +166,7 @@ class AttentionViT(StagedBackbone):
             strides=[patch_size] * count,
             **base,
         )
-        self.size_divisor = patch_size
+        self.size_divisor = self.smallest_side = patch_size
 
     def no_weight_decay(self) -> set[str]:
         """Tables of positions."""

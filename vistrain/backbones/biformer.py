@@ -282,6 +282,8 @@ class BiFormerSTL(StagedBackbone):
         base: see `StagedBackbone`.
     """
 
+    smallest_side = 32
+
     def __init__(
         self,
         in_chans: int = 3,

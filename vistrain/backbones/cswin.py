@@ -148,6 +148,7 @@ class CSWin(StagedBackbone):
     """
 
     size_divisor = 1
+    smallest_side = 3
 
     def __init__(
         self,

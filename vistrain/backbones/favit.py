@@ -16,16 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.backbones.staged import (
-    NormedStage,
     Published,
     StagedBackbone,
     TokenBlock,
     build_variant,
     converter,
     default_cfg,
-    drop_path_rates,
     initialise,
-    overlapping_patches,
+    overlapping_pyramid,
     register_model,
 )
 from vistrain.checkpoints import KeyMap
@@ -157,7 +155,7 @@ class FactorizationAttention(nn.Module):
         """
         if min(size) < self.sr_ratio:
             problem = f"a map of {size[0]}x{size[1]} cells cannot be reduced by {self.sr_ratio}"
-            raise DataError("image", problem, "use images of at least 32 pixels")
+            raise DataError("image", problem, "use images of at least 32x32")
         first, rest = self.q(x).tensor_split([self.groups[0]], -1)
         # Heads first, then groups: a group's queries are a share of each head's channels, faithfully.
         shares = [channels // self.num_heads for channels in self.groups[1:]]
@@ -196,28 +194,13 @@ class FaViT(StagedBackbone):
         drop_path_rate: float = 0.0,
         **base: Any,
     ) -> None:
-        stages = []
-        for i, rates in enumerate(drop_path_rates(depths, drop_path_rate)):
-            dim, shape = embed_dims[i], (num_heads[i], sr_ratios[i], qkv_bias)
-            blocks = [
-                TokenBlock(
-                    dim,
-                    FactorizationAttention(dim, *shape),
-                    ConvMlp(dim, int(dim * mlp_ratios[i])),
-                    drop_path=rate,
-                )
-                for rate in rates
-            ]
-            down = overlapping_patches(embed_dims[i - 1], dim, 2) if i else nn.Identity()
-            stages.append(NormedStage(down, blocks, dim))
-        super().__init__(
-            overlapping_patches(in_chans, embed_dims[0], 4),
-            stages,
-            nn.Identity(),
-            channels=embed_dims,
-            strides=(4, 8, 16, 32),
-            **base,
-        )
+        def block(stage: int, rate: float) -> TokenBlock:
+            dim = embed_dims[stage]
+            attention = FactorizationAttention(dim, num_heads[stage], sr_ratios[stage], qkv_bias)
+            return TokenBlock(dim, attention, ConvMlp(dim, int(dim * mlp_ratios[stage])), drop_path=rate)
+
+        stem, stages = overlapping_pyramid(in_chans, embed_dims, depths, drop_path_rate, block)
+        super().__init__(stem, stages, nn.Identity(), channels=embed_dims, strides=(4, 8, 16, 32), **base)
         initialise(self, convolutions="fan_out")
 
 

@@ -111,7 +111,7 @@ class GaussianMixtureViT(StagedBackbone):
         grid = (img_size // patch_size, img_size // patch_size)
         stem, norm = PatchStem(in_chans, dim, patch_size, grid), LayerNorm2d(dim, eps=1e-5)
         super().__init__(stem, stages, norm, channels=[dim] * count, strides=[patch_size] * count, **base)
-        self.size_divisor = patch_size
+        self.size_divisor = self.smallest_side = patch_size
         initialise(self)
 
     def forward_intermediates(

@@ -163,6 +163,7 @@ class HorNet(StagedBackbone):
     """
 
     pool_first = True
+    smallest_side = 32
 
     def __init__(
         self,

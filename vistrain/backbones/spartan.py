@@ -189,6 +189,8 @@ class SpaRTAN(StagedBackbone):
         base: see `StagedBackbone`.
     """
 
+    smallest_side = 29  # what two convolutions with padding and three without leave a cell of
+
     def __init__(
         self,
         in_chans: int = 3,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vistrain.checkpoints import KeyMap, find_state_dict
+from vistrain.errors import DataError
 from vistrain.layers.fusion import fuse
 from vistrain.layers.norms import LayerNorm2d
 
@@ -149,6 +150,34 @@ def overlapping_patches(in_chans: int, dim: int, stride: int) -> nn.Module:
     return nn.Sequential(OrderedDict(proj=proj, norm=LayerNorm2d(dim, eps=1e-5)))
 
 
+def overlapping_pyramid(
+    in_chans: int,
+    embed_dims: Sequence[int],
+    depths: Sequence[int],
+    drop_path_rate: float,
+    block: Callable[[int, float], nn.Module],
+    patch_size: int = 4,
+) -> tuple[nn.Module, list[nn.Module]]:
+    """What PVTv2, and all in its shell, are made of: overlapping patches before each stage, a norm after it.
+
+    Args:
+        in_chans: channels of the images.
+        embed_dims, depths: channels and blocks of each stage.
+        drop_path_rate: of the last block; it grows evenly from 0 at the first.
+        block: from a stage's number and a rate of drop path, a block on `[B, H, W, C]`.
+        patch_size: stride of the first patches; those between stages have 2.
+
+    Returns:
+        The stem and the stages.
+    """
+    stages: list[nn.Module] = []
+    for i, rates in enumerate(drop_path_rates(depths, drop_path_rate)):
+        blocks = [block(i, rate) for rate in rates]
+        down = overlapping_patches(embed_dims[i - 1], embed_dims[i], 2) if i else nn.Identity()
+        stages.append(NormedStage(down, blocks, embed_dims[i]))
+    return overlapping_patches(in_chans, embed_dims[0], patch_size), stages
+
+
 class StagedBackbone(nn.Module):
     """A stem, stages that each give a map, a norm, pooling and a linear classifier.
 
@@ -167,11 +196,14 @@ class StagedBackbone(nn.Module):
         feature_info: timm's description of the maps: channels, stride and module of each.
         size_divisor: what image sides must be multiples of, where the class says so; None leaves it to be found out
             from the convolutions (`sizes.py`).
+        smallest_side: pixels that an image must have along each axis: less leaves a convolution without padding
+            nothing to look at.
     """
 
     sets_itself: tuple[str, ...] = ("stem", "stages", "norm", "channels", "strides", "num_features")
     pool_first = False
     size_divisor: int | None = None
+    smallest_side = 1
     global_pool: Any  # timm's pooling, whose sources are not typed
 
     def __init__(
@@ -205,9 +237,20 @@ class StagedBackbone(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images `[B, in_chans, H, W]` -> the last map `[B, C, h, w]`, normalised unless the norm follows pooling."""
+        """Images `[B, in_chans, H, W]` -> the last map `[B, C, h, w]`, normalised unless the norm follows pooling.
+
+        Raises:
+            DataError: images are smaller than `smallest_side`.
+        """
+        self._refuse_small(x)
         x = self.stages(self.stem(x))
         return x if self.pool_first else self.norm(x)
+
+    def _refuse_small(self, images: Tensor) -> None:
+        least, (height, width) = self.smallest_side, images.shape[2:]
+        if least > 1 and (height < least or width < least):
+            problem = f"{height}x{width} pixels are too few for {type(self).__name__}"
+            raise DataError("image", problem, f"use images of at least {least}x{least}")
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map `[B, C, h, w]` -> logits `[B, num_classes]`, or with `pre_logits` what they are made from."""
@@ -236,7 +279,11 @@ class StagedBackbone(nn.Module):
 
         Returns:
             What `forward_features` returns (what is computed of it), and the maps `[B, C_i, H_i, W_i]`.
+
+        Raises:
+            DataError: images are smaller than `smallest_side`.
         """
+        self._refuse_small(x)
         if output_fmt != "NCHW":
             raise ValueError(f"maps come out as NCHW, not {output_fmt}")
         chosen, last = feature_take_indices(len(self.stages), indices)

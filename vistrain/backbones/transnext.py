@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from vistrain.attention.aggregated import AggregatedAttention, CosineAttention
 from vistrain.backbones.staged import (
-    NormedStage,
     Published,
     StagedBackbone,
     TokenBlock,
@@ -24,9 +23,8 @@ from vistrain.backbones.staged import (
     converter,
     default_cfg,
     dense_key_map,
-    drop_path_rates,
     initialise,
-    overlapping_patches,
+    overlapping_pyramid,
     register_model,
 )
 from vistrain.checkpoints import KeyMap
@@ -116,31 +114,25 @@ class TransNeXt(StagedBackbone):
         drop_path_rate: float = 0.0,
         **base: Any,
     ) -> None:
-        stages: list[nn.Module] = []
         common: dict[str, Any] = {"is_extrapolation": is_extrapolation, "qkv_bias": qkv_bias}
         common |= {"attn_drop": attn_drop_rate, "proj_drop": proj_drop_rate}
-        for i, rates in enumerate(drop_path_rates(depths, drop_path_rate)):
-            dim, cell = embed_dims[i], 4 * 2**i  # pixels; theirs too takes 4 whatever the patch size
-            shape = (dim, num_heads[i], img_size // cell, (pretrain_size or img_size) // cell)
+
+        def block(stage: int, rate: float) -> TokenBlock:
+            dim, cell = embed_dims[stage], 4 * 2**stage  # pixels; theirs too takes 4 whatever the patch size
+            shape = (dim, num_heads[stage], img_size // cell, (pretrain_size or img_size) // cell)
             kind: type[nn.Module] = CosineAttention
             arguments = dict(common)
-            if sr_ratios[i] != 1:
+            if sr_ratios[stage] != 1:
                 kind = AggregatedAttention
-                arguments |= {"window_size": window_size[i], "sr_ratio": sr_ratios[i]}
+                arguments |= {"window_size": window_size[stage], "sr_ratio": sr_ratios[stage]}
                 arguments |= {"fixed_pool_size": fixed_pool_size}
-            blocks = [
-                TokenBlock(
-                    dim,
-                    kind(*shape, **arguments),
-                    ConvGLU(dim, int(dim * mlp_ratios[i]), proj_drop_rate),
-                    drop_path=rate,
-                )
-                for rate in rates
-            ]
-            down = overlapping_patches(embed_dims[i - 1], dim, 2) if i else nn.Identity()
-            stages.append(NormedStage(down, blocks, dim))
+            attention = kind(*shape, **arguments)
+            mlp = ConvGLU(dim, int(dim * mlp_ratios[stage]), proj_drop_rate)
+            return TokenBlock(dim, attention, mlp, drop_path=rate)
+
+        stem, stages = overlapping_pyramid(in_chans, embed_dims, depths, drop_path_rate, block, patch_size)
         super().__init__(
-            overlapping_patches(in_chans, embed_dims[0], patch_size),
+            stem,
             stages,
             nn.Identity(),
             channels=embed_dims,
