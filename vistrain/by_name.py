@@ -155,7 +155,7 @@ class NamedParts(Generic[Part]):
 
 
 @functools.cache
-def _classes(room: str, base: type[Part]) -> dict[str, type[Part]]:
+def _classes(room: str, base: Any) -> dict[str, Any]:
     module = importlib.import_module(room)
     found = {name: vars(module)[name] for name in sorted(module.__all__)}
     return {name: cls for name, cls in found.items() if isinstance(cls, type) and issubclass(cls, base)}

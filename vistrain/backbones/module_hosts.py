@@ -262,7 +262,7 @@ class ModuleResNet(StagedBackbone):
         drop_path_rate: float = 0.0,
         **base: Any,
     ) -> None:
-        kind: type[BasicBlock] | type[Bottleneck] = {"basic": BasicBlock, "bottleneck": Bottleneck}[block]
+        kind: type[BasicBlock] | type[Bottleneck] = BasicBlock if block == "basic" else Bottleneck
         strides = [4 * 2**i for i in range(len(depths))]
         places = _places(module, module_args, strides, img_size)
         norm = nn.BatchNorm2d(width) if stem_norm == "batch" else nn.InstanceNorm2d(width, affine=True)
