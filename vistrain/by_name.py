@@ -69,7 +69,8 @@ class NamedParts(Generic[Part]):
 
     def classes(self) -> dict[str, type[Part]]:
         """All of the room by class name."""
-        return _classes(self.room, self.base)
+        base: Any = self.base  # a class, which can be hashed, as mypy does not see
+        return _classes(self.room, base)
 
     def names(self) -> dict[str, type[Part]]:
         """What a part may be called -> its class.
