@@ -221,6 +221,7 @@ def check_step(network: Any, batch: dict[str, Any]) -> None:
         ({"module": "ecaa"}, r"args\.module: no module 'ecaa' - did you mean 'eca'"),
         ({"module": ["eca", "ela"]}, r"args\.module: 2 modules for 4 stages"),
         ({"module": {"k_size": 3}}, r"args\.module: `name` is missing"),
+        ({"block": "botleneck"}, r"args\.block: no block 'botleneck' - did you mean 'bottleneck'"),
         ({"module": 3}, r"args\.module: 3 names no module"),
         ({"module": nn.ReLU}, r"args\.module: .* is no module - see `vistrain list modules`"),
         (
