@@ -5,8 +5,10 @@
     python tools/benchmark_attention.py plain --output runs/attention          ours against the plain formulations
     python tools/benchmark_attention.py train --output runs/attention          all operators, two tasks, three seeds
     python tools/benchmark_attention.py tables --output runs/attention         pictures, and tables in Markdown
+    python tools/benchmark_attention.py tables --write                         those of docs/attention.md, too
 
 Results are appended to CSV files, row by row; what is there already is not measured again. `--operators` chooses some.
+Freed memory is kept (`benchmarking.keep_freed_memory`): else the growth that is measured is that of clearing pages.
 
 `cost`: width 192, 6 heads, batch 1, square maps, arguments as published; median of 5, processor time with one thread.
 Operators that grow faster than N log N are measured up to 4096 tokens. Exit code 1 says that between 4096 and 16384
@@ -30,7 +32,7 @@ from typing import Any
 
 import timm
 import torch
-from benchmarking import alternate, machine
+from benchmarking import alternate, keep_freed_memory, machine
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -53,6 +55,7 @@ TOKENS = (196, 784, 3136, 4096, 16384)
 CHECKED = (4096, 16384)
 QUADRATIC_MOST = 4096
 YARDSTICK = "softmax"
+PAGE = Path(__file__).parents[1] / "docs" / "attention.md"
 Row = dict[str, Any]
 
 
@@ -421,16 +424,18 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def training_table(rows: Rows) -> str:
-    """A line for each operator, the mean and the deviation of its seeds on each task."""
+    """A line for each operator: mean and deviation on each task, and of how many seeds where it is not of all."""
     by: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows.rows:
         by[row["operator"]][row["task"]].append(row)
-    lines = []
+    lines, most = [], max((len(found) for tasks in by.values() for found in tasks.values()), default=0)
     for name, tasks in sorted(by.items()):
         cells = [f"`{name}`"]
         for task in TASKS:
             found = [float(row["accuracy"]) for row in tasks[task]]
-            cells.append(f"{statistics.mean(found):.1f} +- {statistics.pstdev(found):.1f}" if found else "-")
+            spread = f" +- {statistics.pstdev(found):.1f}" if len(found) > 1 else ""
+            of = "" if len(found) == most else f" ({len(found)} of {most})"
+            cells.append(f"{statistics.mean(found):.1f}{spread}{of}" if found else "-")
         last = tasks["gratings"] or tasks["digits"]
         parameters, macs = int(last[0]["parameters"]), int(last[0]["multiply_adds"])
         step = statistics.median(float(row["step_ms"]) for row in last)
@@ -463,7 +468,7 @@ def cost_table(rows: Rows, device: str, precision: str) -> str:
     )
 
 
-def draw_cost(rows: Rows, path: Path, device: str, precision: str) -> None:
+def draw_cost(rows: Rows, path: Path, device: str, precision: str, dpi: int = 90) -> None:
     """Time of forward and backward, and peak memory, by tokens; softmax in black."""
     import matplotlib
 
@@ -486,7 +491,7 @@ def draw_cost(rows: Rows, path: Path, device: str, precision: str) -> None:
         axis.set_title(title)
         axis.grid(visible=True, which="both", alpha=0.2)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=8)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=dpi)
     pyplot.close(figure)
 
 
@@ -499,10 +504,24 @@ def write_tables(arguments: argparse.Namespace) -> int:
         (folder / f"cost_{device}_{precision}.md").write_text(table)
         draw_cost(rows, folder / f"cost_{device}_{precision}.png", device, precision)
         print(f"{device}, {precision}\n\n{table}")
+        if arguments.write and (device, precision) == ("cpu", "32"):
+            draw_cost(rows, PAGE.with_name("attention_cost.png"), device, precision, dpi=60)
+            write_on_page("cost", table)
     table = training_table(Rows(folder / "training.csv", TRAIN_KEYS))
     (folder / "training.md").write_text(table)
     print(table)
+    if arguments.write:
+        write_on_page("training", table)
     return 0
+
+
+def write_on_page(kind: str, table: str) -> None:
+    """Puts a table where docs/attention.md has it, and says where and when it was measured."""
+    begin, end = f"<!-- {kind}: written by tools/benchmark_attention.py -->\n", f"<!-- end of {kind} -->\n"
+    found = machine()
+    said = f"{found['cpu']}, one thread, processor time, torch {found['torch']}, {found['date']}.\n\n"
+    before, rest = PAGE.read_text().split(begin)
+    PAGE.write_text(before + begin + said + table + end + rest.split(end, 1)[1])
 
 
 def chosen(arguments: argparse.Namespace) -> list[type[AttentionOperator]]:
@@ -530,8 +549,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help="with tables: those of docs/attention.md, and its picture")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     print(machine())
     return COMMANDS[arguments.command](arguments)
 

@@ -81,7 +81,8 @@ class NamedParts(Generic[Part]):
 
     def classes(self) -> dict[str, type[Part]]:
         """All of the room by class name."""
-        return _classes(self.room, self.base)
+        base: Any = self.base  # a class, which can be hashed, as mypy does not see
+        return _classes(self.room, base)
 
     def names(self) -> dict[str, type[Part]]:
         """What a part may be called -> its class.
@@ -186,7 +187,7 @@ def _refuse_meaningless(value: Any, key: str, usual: Any, where: str) -> None:
 
 
 @functools.cache
-def _classes(room: str, base: type[Part]) -> dict[str, type[Part]]:
+def _classes(room: str, base: Any) -> dict[str, Any]:
     module = importlib.import_module(room)
     found = {name: vars(module)[name] for name in sorted(module.__all__)}
     return {name: cls for name, cls in found.items() if isinstance(cls, type) and issubclass(cls, base)}

@@ -101,8 +101,7 @@ class BalancedNet(StagedBackbone):
 
 
 # The authors' page says 11.2 million; their class has 13,115,813 parameters
-_WHY = "the authors' class has as many as ours; their page says 11.2 million"
-PUBLISHED = {"eurosat_12layer": Published(13.1, size=64, counted={"num_classes": 10}, why=_WHY)}
+PUBLISHED = {"eurosat_12layer": Published(13.1, size=64, counted={"num_classes": 10})}
 _CODE = "https://github.com/virAditya/satellite-image-classification-eurosat"
 default_cfgs = generate_default_cfgs({"eurosat_12layer": default_cfg("2510.15527", _CODE, "mit", size=64)})
 

@@ -30,6 +30,7 @@ from vistrain.backbones.staged import (
 )
 from vistrain.by_name import Choice, Chosen
 from vistrain.checkpoints import KeyMap
+from vistrain.errors import ConfigError, nearest
 from vistrain.modules.base import MODULES, ConvModule, Place
 
 Module = Choice | None  # None: blocks as they are
@@ -184,6 +185,9 @@ class Bottleneck(ResidualBlock):
         return self.bn3(self.conv3(self.bn2(self.conv2(x)).relu()))
 
 
+BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
+
+
 class InvertedResidual(nn.Module):
     """A depthwise 3x3 convolution of many channels between 1x1 ones.
 
@@ -262,7 +266,9 @@ class ModuleResNet(StagedBackbone):
         drop_path_rate: float = 0.0,
         **base: Any,
     ) -> None:
-        kind: type[BasicBlock] | type[Bottleneck] = {"basic": BasicBlock, "bottleneck": Bottleneck}[block]
+        if block not in BLOCKS:
+            raise ConfigError("args.block", f"no block {block!r}", nearest(block, BLOCKS))
+        kind = BLOCKS[block]
         strides = [4 * 2**i for i in range(len(depths))]
         places = _places(module, module_args, strides, img_size)
         norm = nn.BatchNorm2d(width) if stem_norm == "batch" else nn.InstanceNorm2d(width, affine=True)

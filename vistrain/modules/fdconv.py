@@ -114,9 +114,8 @@ class BandModulation(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.freq_weight_conv_list = nn.ModuleList(nn.Conv2d(channels, 1, 3, padding=1) for _ in BANDS)
-        for conv in self.freq_weight_conv_list:
-            nn.init.normal_(conv.weight, std=1e-6)
-            nn.init.zeros_(conv.bias)
+        for name, parameter in self.freq_weight_conv_list.named_parameters():
+            nn.init.normal_(parameter, std=0.0 if name.endswith("bias") else 1e-6)
         rows, columns = torch.fft.fftfreq(MASK).abs(), torch.fft.rfftfreq(MASK)
         highest = torch.maximum(rows[:, None], columns)
         masks = torch.stack([highest < 0.5 / band + 1e-8 for band in BANDS])

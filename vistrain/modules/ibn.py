@@ -27,13 +27,13 @@ class IBN(ConvModule):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.half = dim // 2
-        self.IN = nn.InstanceNorm2d(self.half, affine=True)
-        self.BN = nn.BatchNorm2d(dim - self.half)
+        self.by_image = dim // 2
+        self.IN = nn.InstanceNorm2d(self.by_image, affine=True)
+        self.BN = nn.BatchNorm2d(dim - self.by_image)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` -> `[B, C, H, W]`."""
-        return torch.cat((self.IN(x[:, : self.half]), self.BN(x[:, self.half :])), 1)
+        return torch.cat((self.IN(x[:, : self.by_image]), self.BN(x[:, self.by_image :])), 1)
 
 
 class IBNB(ConvModule):
