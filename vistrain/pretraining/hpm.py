@@ -59,9 +59,8 @@ class HPM(MAE):
             raise ConfigError("model", problem, "steps are 1 or more, the others in 0..1")
         self.guided_steps, self.hardest, self.relative = guided_steps, hardest, relative
         self.decay, self.final_decay, self.decay_steps = decay, final_decay, decay_steps
-        first = self.decoder_blocks[0]
         self.decoder_blocks_losspred = copy.deepcopy(self.decoder_blocks).apply(start_linear)
-        self.decoder_norm_losspred = nn.LayerNorm(first.norm1.normalized_shape, eps=1e-6)
+        self.decoder_norm_losspred = nn.LayerNorm(self.decoder_pred.in_features, eps=1e-6)
         self.decoder_pred_losspred = nn.Linear(self.decoder_pred.in_features, self.decoder_pred.out_features)
         self.decoder_pred_losspred.apply(start_linear)
         teacher = copy.deepcopy(self)
