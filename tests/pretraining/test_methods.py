@@ -11,18 +11,29 @@ import pytest
 import torch
 
 from vistrain.errors import ConfigError, DataError
+from vistrain.network import Network
 from vistrain.pretraining import (
+    CAE,
+    GMML,
     HPM,
     LUT,
     MAE,
+    MP3,
+    BlockCorruption,
     BlockMasking,
     ColorMasking,
+    CroCo,
     FrozenViT,
+    HybridDistillation,
     MaskAlign,
     Masking,
+    MiniLM,
     PatchEncoder,
-    Pretrainer,
     RandomMasking,
+    RandomWords,
+    SelfDistillation,
+    TubeMasking,
+    VideoMAE,
 )
 from vistrain.pretraining.color_masks import color_noise
 from vistrain.structures import Channels
@@ -39,12 +50,24 @@ def teacher(**args: Any) -> FrozenViT:
     return FrozenViT("vit_tiny_patch16_224", False, VIT | args)
 
 
-METHODS: dict[str, Callable[[], Pretrainer]] = {
+def beit() -> PatchEncoder:
+    args = {"use_abs_pos_emb": True, "use_rel_pos_bias": False, "init_values": 0.1, "global_pool": "token"}
+    return PatchEncoder("beit_base_patch16_224", positions="fixed_rows", args=VIT | args)
+
+
+METHODS: dict[str, Callable[[], Network]] = {
     "mae": lambda: MAE(encoder(), **SMALL),
     "mae, colours": lambda: MAE(encoder(), ColorMasking(side=16, count=3), **SMALL),
     "hpm": lambda: HPM(encoder(), guided_steps=3, decay_steps=3, **SMALL),
     "lut": lambda: LUT(encoder(), head_hidden=16, decay_steps=4, **SMALL),
     "maskalign": lambda: MaskAlign(encoder(), teacher(embed_dim=48), layers=2),
+    "cae": lambda: CAE(beit(), BlockMasking(0.5, 2), RandomWords((8, 8), 3, 20), 1, 1, 2),
+    "gmml": lambda: GMML(encoder(), BlockCorruption(0.6), blocks=(1, 2)),
+    "mp3": lambda: MP3(encoder()),
+    "minilm": lambda: MiniLM(encoder(), teacher(embed_dim=48, num_heads=3), relation_heads=4),
+    "self-distillation": lambda: SelfDistillation(encoder(), teacher(), **SMALL),
+    "hybrid": lambda: HybridDistillation(encoder(), teacher(embed_dim=48), teacher(), masking_steps=3),
+    "croco": lambda: CroCo((32, 32), 8, dim=32, depth=1, heads=2, decoder_dim=16, decoder_depth=1, decoder_heads=2),
 }
 
 
@@ -55,7 +78,7 @@ def batch(count: int = 4, height: int = 32, width: int = 32, channels: int = 3) 
     return {"image": images[0], "views": images[1:], "size": sizes, "id": list(range(count))}
 
 
-def learn(network: Pretrainer, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
+def learn(network: Network, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
     torch.manual_seed(step)
     losses = network.train().losses(batch())
     optimizer.zero_grad()
@@ -65,7 +88,7 @@ def learn(network: Pretrainer, optimizer: torch.optim.Optimizer, step: int) -> d
     return {name: value.item() for name, value in losses.items()}
 
 
-def optimizer_of(network: Pretrainer) -> torch.optim.Optimizer:
+def optimizer_of(network: Network) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-3)
 
 
@@ -185,7 +208,74 @@ def test_patterns_of_a_file(tmp_path: Any) -> None:
         ColorMasking(file=str(tmp_path / "text.npz"))
 
 
+def test_clips() -> None:
+    network = VideoMAE(8, 2, TubeMasking(0.75), 32, 1, 2, 16, 1, 2)
+    clips = torch.randint(0, 256, (2, 3, 4, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    given = {"image": clips, "size": torch.tensor([[4, 16, 24]] * 2), "id": ["a", "b"]}
+    network.losses(given)["loss_pixels"].backward()
+    assert all(p.grad is not None for p in network.parameters())
+    found = network.predict(given)
+    assert found[1].loss["loss_pixels"] == pytest.approx(network.predict(given)[1].loss["loss_pixels"])
+    with pytest.raises(ConfigError, match="clips of 1 frames"):
+        network.check_size(1, 16, 24)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
+    given, images = batch(), None
+    student, taught = encoder(), teacher()
+    student.load_state_dict(taught.network.state_dict())
+    network = MiniLM(student, taught)
+    images = network.prepared(given)
+    assert all(value.abs().max() < 1e-5 for value in network.compare(images, given))
+    other = MiniLM(encoder(), taught)
+    assert all(value.min() > 1e-6 for value in other.compare(images, given))
+    same = SelfDistillation(student, taught, **SMALL)
+    student.load_state_dict(taught.network.state_dict())
+    assert same.distances(images, given).max() < 1e-6
+
+
+def test_less_and_less_of_what_is_alike_is_shown() -> None:
+    network = HybridDistillation(encoder(), teacher(), teacher(), RandomMasking(0.5), masking_steps=4)
+    tokens = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0))
+    tokens[:, 3] = tokens.mean(1)
+    counts = []
+    for step in (0, 2, 4, 8):
+        network.on_step_end(step)
+        shown = network.least_redundant(tokens)
+        counts.append(shown.shape[1])
+        assert (shown == 3).any() == (step == 0)
+    assert counts == [16, 12, 8, 8]
+
+
+def test_positions_cannot_be_told_without_neighbours_being_asked() -> None:
+    """Equal patches have equal logits, wherever they are: nothing but the others' contents says where one is."""
+    network = MP3(encoder()).eval()
+    logits = network.logits(torch.ones(1, 3, 32, 32), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(logits, logits[:, :1].expand_as(logits), rtol=1e-4, atol=1e-5)
+
+
+def test_words_are_those_of_the_seed() -> None:
+    images = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+    words = RandomWords((8, 8), 3, 30)
+    assert words(images).shape == (2, 6)
+    assert torch.equal(words(images), RandomWords((8, 8), 3, 30)(images))
+    assert torch.equal(words(images), words(2 * images + 1))  # brightness and contrast of a patch say nothing
+
+
+def test_corruption_that_can_never_be_ends() -> None:
+    with pytest.raises(ConfigError, match="never cover"):
+        BlockCorruption(0.75, align=16).blocks((64, 64), np.random.RandomState(0))
+    with pytest.raises(ConfigError, match=r"model.corruption.align: blocks of at least 16 pixels"):
+        BlockCorruption(0.7, align=16).blocks((32, 32), np.random.RandomState(0))
+
+
 def test_what_does_not_go_together_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"its tokens have 48 channels, the student's 32"):
+        SelfDistillation(encoder(), teacher(embed_dim=48), **SMALL)
+    with pytest.raises(ConfigError, match=r"the student has 2 heads, .* has 4"):
+        MiniLM(encoder(), teacher(num_heads=4))
+    with pytest.raises(ConfigError, match=r"there are positions for 32x32"):
+        MP3(encoder()).check_size(32, 40)
     with pytest.raises(ConfigError, match="has 3 blocks, the student 2"):
         MaskAlign(encoder(), teacher(depth=3))
     with pytest.raises(ConfigError, match="tokens before its patches"):
