@@ -8,7 +8,7 @@ whose code only the names of weights are here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import Mlp
@@ -112,11 +112,11 @@ class CAE(Pretrainer):
             target = self.backbone(images, split.removed)[:, 1:]
         here, there = take(table[:, 1:], split.shown), take(table[:, 1:], split.removed)
         where, x = torch.cat((here, there), 1), self.mask_token.expand_as(target).to(shown.dtype)
-        for block in self.regresser["regressor_blocks"]:  # type: ignore[union-attr]
+        for block in cast(nn.ModuleList, self.regresser["regressor_blocks"]):
             x = block(x, torch.cat((shown, x), 1), there, where)
         regressed = self.regresser["norm"](x)
         x = regressed + there
-        for block in self.decoder["decoder_blocks"]:  # type: ignore[union-attr]
+        for block in cast(nn.ModuleList, self.decoder["decoder_blocks"]):
             x = block(x)
         return self.decoder["head"](self.decoder["norm"](x)), regressed, target
 

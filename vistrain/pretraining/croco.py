@@ -144,6 +144,8 @@ class CroCo(Network):
 
     compiled_parts = ()
     entrances = ("losses", "predict", "features")
+    enc_pos_embed: Tensor
+    dec_pos_embed: Tensor
 
     def __init__(
         self,

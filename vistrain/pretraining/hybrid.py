@@ -1,8 +1,8 @@
 """Hybrid Distillation: Connecting Masked Autoencoders with Contrastive Learners (arXiv 2306.15876).
 
 One teacher was pre-trained by masks, the other with labels or by contrast: the first teaches how tokens relate, the
-second what they are. The authors' code is not published (no licence); the abstract pins down the three parts and not their
-formulas, which are ours here.
+second what they are. The authors' code is not published (no licence); the abstract pins down the three parts and not
+their formulas, which are ours here.
 """
 
 from __future__ import annotations

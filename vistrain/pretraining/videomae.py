@@ -7,7 +7,7 @@ those of MCG-NJU/VideoMAE (CC BY-NC 4.0), of which nothing else is here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ class VideoMAE(Network):
         table = line_table(split.order.shape[1], x.shape[-1])[None].to(x)
         missing = self.mask_token.to(x.dtype) + take(table, split.removed)
         x = torch.cat((x + take(table, split.shown), missing), 1)
-        for block in self.decoder["blocks"]:  # type: ignore[union-attr]
+        for block in cast(nn.ModuleList, self.decoder["blocks"]):
             x = block(x)
         rows: Tensor = self.decoder["head"](self.decoder["norm"](x[:, split.kept :]))
         return rows
