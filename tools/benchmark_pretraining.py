@@ -27,12 +27,17 @@ from vistrain.pretraining import MAE, PatchEncoder, TokenSplit
 from vistrain.pretraining.token_masks import by_noise
 
 SHARES = (0.25, 0.5, 1.0)
-LAYER = {
-    "attention.output.dense": "attn.proj",
+# Their names (of transformers 5) -> ours
+NAMES = {
+    "vit.embeddings.": "backbone.body.",
+    "vit.layers.": "backbone.body.blocks.",
+    "vit.layernorm.": "backbone.body.norm.",
+    "patch_embeddings.projection": "patch_embed.proj",
+    "position_embeddings": "pos_embed",
+    "decoder.decoder_layers.": "decoder_blocks.",
+    "attention.o_proj": "attn.proj",
     "layernorm_before": "norm1",
     "layernorm_after": "norm2",
-    "intermediate.dense": "mlp.fc1",
-    "output.dense": "mlp.fc2",
 }
 
 
@@ -61,18 +66,12 @@ def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Their weights under our names."""
     found: dict[str, Tensor] = {}
     for name, value in weights.items():
-        key = name.replace("vit.embeddings.", "backbone.body.").replace("vit.encoder.layer.", "backbone.body.blocks.")
-        key = key.replace("vit.layernorm.", "backbone.body.norm.").replace(
-            "patch_embeddings.projection", "patch_embed.proj"
-        )
-        key = key.replace("decoder.decoder_layers.", "decoder_blocks.").removeprefix("decoder.")
-        key = key.replace("position_embeddings", "pos_embed")
-        for theirs, ours in LAYER.items():
-            key = key.replace(theirs, ours)
-        found[key] = value
-    for key in [key for key in found if ".attention.attention.query." in key]:
-        parts = [found.pop(key.replace("query", part)) for part in ("query", "key", "value")]
-        found[key.replace("attention.attention.query", "attn.qkv")] = torch.cat(parts)
+        for theirs, ours in NAMES.items():
+            name = name.replace(theirs, ours)
+        found[name.removeprefix("decoder.")] = value
+    for key in [key for key in found if ".attention.q_proj." in key]:
+        parts = [found.pop(key.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+        found[key.replace("attention.q_proj", "attn.qkv")] = torch.cat(parts)
     return found
 
 
