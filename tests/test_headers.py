@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "vistrain"
 ROOMS = (
-    *("detection", "classification", "restoration", "segmentation"),
+    *("detection", "classification", "restoration", "segmentation", "pretraining"),
     *("detr", "necks", "matching", "losses", "backbones", "attention"),
     *("layers", "metrics", "optim", "checkpoints"),
 )

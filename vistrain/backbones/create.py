@@ -209,13 +209,12 @@ def _load_file(body: Any, name: str, path: Path, channels: int) -> None:
     """Loads a file of classification weights strictly, or the backbone of any network's checkpoint; the classifier may
     be of any classes, or absent, and tables of positions for images of another size."""
     content = load_file(path)
-    weights = state_dict_in(content, str(path))
-    weights = _backbone_of(weights, path)
+    weights = _backbone_of(state_dict_in(content, str(path)), path)
     if DETECTRON2.matches(weights):
         weights = DETECTRON2.apply(weights)
     for key_map in AUTHORS:
         weights = key_map.apply(weights) if key_map.matches(weights) else weights
-    weights, table = dict(weights), None
+    table: Tensor | None = None
     if type(body) in (VisionTransformer, Beit):
         table = _resized_table(weights.pop("pos_embed", None), body, _grid_of(content), path)
     weights = convert(weights, body, name, str(path)) | ({} if table is None else {"pos_embed": table})
@@ -245,7 +244,7 @@ def _for_channels(weights: dict[str, torch.Tensor], body: Any, channels: int) ->
     return {**weights, **adapted}
 
 
-def _backbone_of(weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
+def _backbone_of(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The backbone's part of what a run of ours trained, under its own names; other files as they are."""
     found = {key.removeprefix(OURS): value for key, value in weights.items() if key.startswith(OURS)}
     if not found:

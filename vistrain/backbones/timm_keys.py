@@ -1,8 +1,8 @@
 """Names of authors' weights that timm has the model for, but no converter.
 
 The authors' codes: EfficientViT (arXiv 2305.07027), microsoft/Cream, MIT; SHViT (arXiv 2401.16456), ysj9909/SHViT, MIT;
-CrossViT (arXiv 2103.14899), IBM/CrossViT, Apache-2.0; MAE (arXiv 2111.06377), facebookresearch/mae, CC BY-NC 4.0. Only
-their names of weights are here.
+CrossViT (arXiv 2103.14899), IBM/CrossViT, Apache-2.0; MAE (arXiv 2111.06377), facebookresearch/mae, CC BY-NC 4.0.
+Only their names of weights are here.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write."""
     start_logging()
     import_run()
-    from vistrain.run.export import export
+    from vistrain.run.exported_parts import export
 
     told = export(arguments.ckpt, arguments.output, arguments.part, arguments.naming)
     sys.stdout.write(f"{told}\n")

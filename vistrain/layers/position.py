@@ -98,7 +98,7 @@ def resized_positions(table: Tensor, size: tuple[int, int]) -> Tensor:
     return maps if size == (side, side) else F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
-def grid_table(size: tuple[int, int], features: int) -> Tensor:
+def grid_table(size: tuple[int, int], features: int, rows_first: bool = False) -> Tensor:
     """The fixed position table of a grid of patches: sines, then cosines, of the columns, and the same of the rows.
 
     Of MAE (arXiv 2111.06377, appendix A.1), whose table has the columns in its first half.
@@ -106,6 +106,7 @@ def grid_table(size: tuple[int, int], features: int) -> Tensor:
     Args:
         size: rows and columns.
         features: channels, a multiple of four.
+        rows_first: the rows in its first half, as in CAE and BEiT-like codes.
 
     Returns:
         `[rows * columns, features]` float32, row by row.
@@ -119,4 +120,5 @@ def grid_table(size: tuple[int, int], features: int) -> Tensor:
     rows, columns = size
     across = axis(columns)[None].expand(rows, -1, -1)
     down = axis(rows)[:, None].expand(-1, columns, -1)
-    return torch.cat((across, down), 2).flatten(0, 1).float()
+    halves = (down, across) if rows_first else (across, down)
+    return torch.cat(halves, 2).flatten(0, 1).float()

@@ -7,7 +7,7 @@ facebookresearch/mae, CC BY-NC 4.0, of which nothing else is here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,7 +42,7 @@ class MAE(Pretrainer):
         backbone, masking: see `Pretrainer`.
     """
 
-    key_maps = (MAE_NAMES,)
+    key_maps: Sequence[KeyMap] = (MAE_NAMES,)
 
     def __init__(
         self,

@@ -28,7 +28,8 @@ class PatchEncoder(nn.Module):
     Args:
         name: timm's name; with the tag of weights (`vit_base_patch16_224.mae`), images are normalised as for these.
         pretrained: go on from timm's weights of that name, or from a file.
-        positions: `fixed`: sines and cosines, as MAE; what came with weights, where there are some; `learned`.
+        positions: `fixed`: sines and cosines, as MAE (`fixed_rows`: the rows' before the columns', as CAE); what came
+            with weights, where there are some; `learned`.
         args: timm's own arguments (`{img_size: [96, 160], patch_size: 8, depth: 6}`).
         image_channels: of the data set's images.
 
@@ -49,7 +50,7 @@ class PatchEncoder(nn.Module):
         self,
         name: str,
         pretrained: bool | str = False,
-        positions: Literal["fixed", "learned"] = "fixed",
+        positions: Literal["fixed", "fixed_rows", "learned"] = "fixed",
         args: dict[str, Any] | None = None,
         image_channels: Channels = Channels(3),  # noqa: B008 - an int
     ) -> None:
@@ -76,9 +77,9 @@ class PatchEncoder(nn.Module):
         whole = isinstance(body, Beit) or not body.no_embed_class
         self._table_prefix = self.prefix if whole else 0
         self.starts_fresh = pretrained is False
-        self._sines = positions == "fixed" and self.starts_fresh
+        self._sines, self._rows_first = positions != "learned" and self.starts_fresh, positions == "fixed_rows"
         if self._sines:
-            table = grid_table(self.grid(*self.size), self.dim)
+            table = grid_table(self.grid(*self.size), self.dim, self._rows_first)
             with torch.no_grad():
                 body.pos_embed.zero_()
                 body.pos_embed[0, self._table_prefix :].copy_(table)
@@ -143,7 +144,7 @@ class PatchEncoder(nn.Module):
         if grid == built:
             return own
         if self._sines:
-            table = grid_table(grid, self.dim).to(own.device, own.dtype)
+            table = grid_table(grid, self.dim, self._rows_first).to(own.device, own.dtype)
             return torch.cat((own[:, : self._table_prefix], table[None]), 1)
         resized: Tensor = resample_abs_pos_embed(
             own, new_size=list(grid), old_size=list(built), num_prefix_tokens=self._table_prefix

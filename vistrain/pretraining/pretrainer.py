@@ -99,7 +99,7 @@ class Pretrainer(Network):
         """What is shown of images `[B, C, H, W]` in evaluations, by their ids."""
         grid, parts = self.backbone.grid(*images.shape[-2:]), []
         for name in ids:
-            generator = torch.Generator().manual_seed(zlib.crc32(str(name).encode(errors="surrogateescape")))
+            generator = torch.Generator().manual_seed(seed_of(name))
             parts.append(self.masking.split(1, grid, generator))
         return TokenSplit(torch.cat([part.order for part in parts]).to(images.device), parts[0].kept)
 
@@ -121,6 +121,11 @@ class Pretrainer(Network):
         """See `Network`: the encoder's layers; what is upon it is the topmost."""
         layers = self.backbone.layers_above()
         return None if layers is None else {f"backbone.{name}": above for name, above in layers.items()}
+
+
+def seed_of(name: Any) -> int:
+    """A number below 2^32 for the id of an image."""
+    return zlib.crc32(str(name).encode(errors="surrogateescape"))
 
 
 def start_linear(module: nn.Module) -> None:

@@ -20,7 +20,7 @@ from vistrain.contract import Contract
 from vistrain.errors import ConfigError
 
 Grid = tuple[int, int]
-ATTEMPTS = 10  # of BEiT's to place a block
+ATTEMPTS = 100  # to place a block
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,6 @@ class BlockMasking(Masking):
         mask, rows, columns = np.zeros(grid, bool), *grid
         steepest = math.log(1 / self.aspect)
         while (left := count - int(mask.sum())) > 0:
-            before = left
             for _ in range(ATTEMPTS):
                 area = draw.uniform(self.least, left)
                 shape = math.exp(draw.uniform(-steepest, steepest))
@@ -207,8 +206,7 @@ class BlockMasking(Masking):
                 if 0 < block.size - int(block.sum()) <= left:
                     block[...] = True
                     break
-            left = count - int(mask.sum())
-            if left == before:  # no block fits any more: single patches
+            else:  # no block fits any more: single patches
                 free = np.flatnonzero(~mask)
                 mask.flat[draw.sample(free.tolist(), left)] = True
         return mask

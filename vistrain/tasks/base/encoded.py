@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vistrain.data.base.collate import Batch
 from vistrain.data.base.module import DataModule
 from vistrain.errors import VistrainError
 
 
 @torch.no_grad()
 def encoded(
-    data: DataModule, samples: Dataset[Any], device: torch.device, features: Callable[[Mapping[str, Any]], Tensor]
+    data: DataModule, samples: Dataset[Any], device: torch.device, features: Callable[[Batch], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Features and labels of all samples.
 

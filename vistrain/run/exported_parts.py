@@ -41,7 +41,7 @@ def export(checkpoint: Path, output: Path, part: str = "backbone", naming: str =
     node: Any = facts["config"].get("model", {}).get("backbone", {})
     node = node if isinstance(node, dict) else {"name": str(node)}
     given = "".join(f", {key}={value!r}" for key, value in (node.get("args") or {}).items())
-    has_head = any(key.startswith(("head.", "fc.", "classifier.")) for key in weights)
+    has_head = any(key.startswith(("head.", "fc.")) for key in weights)
     given += "" if has_head else ", num_classes=0"
     return (
         f"{len(weights)} tensors: timm.create_model({str(node.get('name'))!r}{given}, checkpoint_path={str(output)!r})"
