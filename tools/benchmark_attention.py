@@ -520,6 +520,10 @@ def write_on_page(kind: str, table: str) -> None:
     begin, end = f"<!-- {kind}: written by tools/benchmark_attention.py -->\n", f"<!-- end of {kind} -->\n"
     found = machine()
     said = f"{found['cpu']}, one thread, processor time, torch {found['torch']}, {found['date']}.\n\n"
+    known = {short_name(cls) for cls in operators().values()}
+    missing = sorted(name for name in known if f"| `{name}` |" not in table)
+    if missing:
+        said += "Without a row, as nobody measured them yet: " + ", ".join(f"`{name}`" for name in missing) + ".\n\n"
     before, rest = PAGE.read_text().split(begin)
     PAGE.write_text(before + begin + said + table + end + rest.split(end, 1)[1])
 

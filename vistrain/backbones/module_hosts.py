@@ -147,7 +147,7 @@ class BasicBlock(ResidualBlock):
     expansion = 1
 
     def __init__(self, dim_in: int, planes: int, stride: int, places: Places, **base: Any) -> None:
-        super().__init__(dim_in, planes, stride, places, **base)
+        super().__init__(dim_in, planes, stride, places=places, **base)
         self.conv1 = nn.Conv2d(dim_in, planes, 3, stride, 1, bias=False)
         self.bn1 = places.norm(planes)
         self.conv2 = places.convolution(planes, planes, 1)
@@ -171,7 +171,7 @@ class Bottleneck(ResidualBlock):
     expansion = 4
 
     def __init__(self, dim_in: int, planes: int, stride: int, places: Places, **base: Any) -> None:
-        super().__init__(dim_in, 4 * planes, stride, places, **base)
+        super().__init__(dim_in, 4 * planes, stride, places=places, **base)
         self.conv1 = nn.Conv2d(dim_in, planes, 1, bias=False)
         self.bn1 = places.norm(planes)
         self.conv2 = places.convolution(planes, planes, stride)

@@ -169,7 +169,7 @@ class FDConv(ConvModule, nn.Conv2d):
         if groups != 1:
             problem = f"has kernels of all channels, not of {groups} groups"
             raise ConfigError("", problem, "choose a host without depthwise convolutions, such as a ResNet")
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias)
         self.k = kernel_size
         self.is_dynamic = min(in_channels, out_channels) > LEAST and kernel_size in (1, 3)
         if not self.is_dynamic:

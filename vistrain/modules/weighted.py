@@ -34,7 +34,7 @@ class WeightedConvolution(ConvModule, WeightedConv2d):
         **base: Any,
     ) -> None:
         start = SUGGESTED.get(kernel_size, ()) if den is None else den
-        super().__init__(in_channels, out_channels, kernel_size, start, **base)
+        super().__init__(in_channels, out_channels, kernel_size, den=start, **base)
 
 
 class TrainableWeightedConvolution(ConvModule, TrainableWeightedConv2d):
@@ -56,4 +56,4 @@ class TrainableWeightedConvolution(ConvModule, TrainableWeightedConv2d):
         den: Sequence[float] | None = None,
         **base: Any,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, den, **base)
+        super().__init__(in_channels, out_channels, kernel_size, den=den, **base)
