@@ -7,8 +7,7 @@ import socket
 from typing import Any
 
 import pytest
-from huggingface_hub import constants, file_download
-from huggingface_hub.utils import get_session
+from huggingface_hub import constants, file_download, get_session
 
 from vistrain.backbones import create
 from vistrain.errors import WeightsError

@@ -221,7 +221,8 @@ class _PartFactory(Factory[Any]):
 
     def __call__(self, *args: Any, **facts: Any) -> Any:
         arguments = self.rebuild()
-        needed = {key for key, p in signature(self.target)[0].items() if p.default is p.empty}
+        parameters = signature(self.target)[0] if isinstance(self.target, type) else {}
+        needed = {key for key, p in parameters.items() if p.default is p.empty}
         twice = [key for key in self.written if key in facts and key in needed]  # it would be lost without a word
         if twice:
             remedy = f"it follows from what {self.target.__name__} stands in; remove the key"
@@ -306,9 +307,9 @@ def _to_blame(
         return to_blame(make, arguments, list(arguments))
 
 
-def _allowed(cls: type, where: str, key: str) -> str:
+def _allowed(cls: Callable[..., Any], where: str, key: str) -> str:
     """What may stand at a key, in words."""
-    parameter = signature(cls)[0].get(key)
+    parameter = signature(cls)[0].get(key) if isinstance(cls, type) else None
     known = parameter is not None and isinstance(parameter.default, int | float | str | tuple | list | None)
     default = f"its default, {shown(parameter.default)}, can be; " if known and parameter is not None else ""
     return f"{default}`vistrain explain {where}.{key}` tells what it takes"

@@ -61,7 +61,7 @@ class TwoStageDetector(Network):
     default_rpn = Factory(RPNHead)
     key_maps = (MMDET,)
     trains_masks = False
-    learns_from = ("labels", "boxes")
+    learns_from: tuple[str, ...] = ("labels", "boxes")
 
     labels: LabelSpace
     roi_head: RoIHead

@@ -10,8 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub import constants
-from huggingface_hub.utils import get_session
+from huggingface_hub import constants, get_session
 
 __all__ = ["fetching"]
 

@@ -42,7 +42,6 @@ from vistrain.tasks.base.ahead import (
     refuse_longer_schedule,
     refuse_missing_numbers,
     refuse_other_targets,
-    say_what_is_not_evaluated,
     together,
 )
 from vistrain.tasks.base.parallel import refuse_to_spread
@@ -198,7 +197,6 @@ def _ask(config: Mapping[str, Any], heard: Refusals, parts: Parts, trainer: Trai
         total, per_epoch = task.length_of_run()
         task.schedule.factor(0, total, per_epoch)
         refuse_longer_schedule(task.schedule, trainer, total, per_epoch)
-        say_what_is_not_evaluated(trainer, total, per_epoch)
     training = data.train_dataloader()
     for loader in (training, data.val_dataloader()):
         with heard.heard(), refusals.of_run(task, data, None):

@@ -27,7 +27,6 @@ What is wrong is either handled as the official code handles it (DETR's `dataset
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ import numpy as np
 from pycocotools import mask as mask_tools
 
 from vistrain.data.base.storage import read_json
+from vistrain.data.coco.segmentations import Segmentations, has_mask
 from vistrain.errors import DataError, nearest
 from vistrain.metrics.coco_masks import encode_mask
 from vistrain.metrics.coco_values import crowd_flag, is_id, is_number, shown
@@ -413,26 +413,6 @@ def _fill_area(where: str, entry: dict[str, Any], image: dict[str, Any]) -> None
         entry["area"] = entry["bbox"][2] * entry["bbox"][3]
 
 
-class Segmentations:
-    """What a file says of the masks of many objects, as JSON in one buffer: shared by forked workers without being
-    copied, in a quarter of the memory of Python's lists of numbers.
-
-    Args:
-        entries: polygons or run lengths, in COCO's notations.
-    """
-
-    def __init__(self, entries: Iterable[Any]) -> None:
-        texts = [json.dumps(entry, separators=(",", ":")).encode() for entry in entries]
-        self._ends = np.cumsum([0, *map(len, texts)])
-        self._text = np.frombuffer(b"".join(texts), np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> Any:
-        return json.loads(self._text[self._ends[index] : self._ends[index + 1]].tobytes())
-
-
 @dataclass(frozen=True)
 class Annotations:
     """The targets of a split in a few arrays: shared by forked workers without being copied page by page.
@@ -479,7 +459,7 @@ def targets(coco: Listing, keep_empty: bool, masks: bool = False) -> Annotations
     for image in kept:
         for entry in coco.annotations.get(image["id"], ()):
             box = None if entry["iscrowd"] else _clip(entry, image, coco.problems)
-            if box is not None and masks and not _has_mask(entry.get("segmentation")):
+            if box is not None and masks and not has_mask(entry.get("segmentation")):
                 coco.problems.add(NO_MASK, f"annotation {entry['id']} of {image['file_name']}")
             elif box is not None:
                 rows.append(box)
@@ -496,43 +476,6 @@ def targets(coco: Listing, keep_empty: bool, masks: bool = False) -> Annotations
         categories=np.array(categories, dtype=np.int64),
         segmentations=Segmentations(segmentations) if masks else None,
     )
-
-
-def refuse_untrainable(path: Path, problems: Problems, found: Annotations) -> None:
-    """Refuse a training split without an object to train on.
-
-    Args:
-        path: of the annotations, for messages.
-        problems: what `targets` added to those of the split.
-        found: what it collected.
-
-    Raises:
-        DataError: it has none, or none with a mask where masks are trained.
-    """
-    if len(found.boxes):
-        return
-    if lacking := problems.counts.get(NO_MASK, 0):
-        problem = f"none of its {lacking} objects has a mask, and masks are trained"
-        raise DataError(
-            str(path), problem, "annotate them, or train boxes alone, with a network and data without masks"
-        )
-    raise DataError(str(path), "has no object to train on", "is it the file of a set that was never annotated?")
-
-
-def share_without_masks(problems: Problems, found: Annotations) -> str:
-    """A line where most objects of a training split lack the mask that would be trained; else empty."""
-    lacking = problems.counts.get(NO_MASK, 0)
-    total = lacking + len(found.boxes)
-    if lacking <= total / 2:
-        return ""
-    return f"{lacking} of {total} objects ({100 * lacking / total:.0f} %) have no mask and are not trained"
-
-
-def _has_mask(segmentation: Any) -> bool:
-    """Whether there is something to draw: run lengths, or a polygon of three points or more; damage is found later."""
-    if isinstance(segmentation, list):
-        return any(not isinstance(polygon, list) or len(polygon) >= 6 for polygon in segmentation)
-    return bool(segmentation)
 
 
 def _clip(entry: dict[str, Any], image: dict[str, Any], problems: Problems) -> list[float] | None:

@@ -30,10 +30,9 @@ from vistrain.data.coco.reader import (
     Problems,
     disagreements,
     examined,
-    refuse_untrainable,
-    share_without_masks,
     targets,
 )
+from vistrain.data.coco.trainable import refuse_untrainable, share_without_masks
 from vistrain.data.detection.module import BoxedImages, DetectionData
 from vistrain.errors import DataError
 from vistrain.pictures import bars, class_colours, draw_boxes, draw_masks, grid, histogram, save_picture

@@ -26,10 +26,9 @@ from vistrain.data.coco.reader import (
     Problems,
     checked,
     disagreements,
-    refuse_untrainable,
-    share_without_masks,
     targets,
 )
+from vistrain.data.coco.trainable import refuse_untrainable, share_without_masks
 from vistrain.data.detection.collate import Sample, collate
 from vistrain.data.detection.repair import repaired
 from vistrain.data.detection.transforms import DetrAugment, EvalResize, ScaleJitter, SizeRule

@@ -24,10 +24,9 @@ from vistrain.data.coco.reader import (
     disagreements,
     examined,
     read_content,
-    refuse_untrainable,
-    share_without_masks,
     targets,
 )
+from vistrain.data.coco.trainable import refuse_untrainable, share_without_masks
 from vistrain.data.segmentation.instances import InstanceFolders, InstanceImages
 from vistrain.errors import DataError
 from vistrain.pictures import bars, class_colours, draw_masks, grid

@@ -24,10 +24,9 @@ from vistrain.data.coco.reader import (
     Listing,
     disagreements,
     read_coco,
-    refuse_untrainable,
-    share_without_masks,
     targets,
 )
+from vistrain.data.coco.trainable import refuse_untrainable, share_without_masks
 from vistrain.data.segmentation.panoptic import JitteredData
 from vistrain.data.segmentation.panoptic_sets import COCO_ROWS
 from vistrain.data.segmentation.segment_transforms import SegmentAugment

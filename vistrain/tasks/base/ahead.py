@@ -85,7 +85,8 @@ def refuse_other_samples(then: int | None, now: int | None) -> None:
 
 
 def refuse_longer_schedule(schedule: Schedule, trainer: Trainer, total_steps: float, steps_per_epoch: int) -> None:
-    """Refuse a schedule of which a part lies behind the run's end; only say so, if the run is cut short itself.
+    """Refuse a schedule of which a part lies behind the run's end; only say so, if the run is cut short itself. Of what
+    is left, say what is not evaluated.
 
     Raises:
         ConfigError: see `Schedule.refuse_longer`.
@@ -96,6 +97,8 @@ def refuse_longer_schedule(schedule: Schedule, trainer: Trainer, total_steps: fl
         if not is_cut_short(trainer):
             raise
         log.warning("%s", error)
+    if trainer.is_global_zero:
+        say_what_is_not_evaluated(trainer, total_steps, steps_per_epoch)
 
 
 def say_what_is_not_evaluated(trainer: Trainer, total_steps: float, steps_per_epoch: int) -> None:

@@ -35,13 +35,7 @@ from vistrain.optim import Constant, ParameterGroups, Schedule
 from vistrain.optim.settled import asked_of, names_of, regroup, settle
 from vistrain.pictures import fitted
 from vistrain.structures import Factory
-from vistrain.tasks.base.ahead import (
-    refuse_longer_schedule,
-    refuse_missing_numbers,
-    refuse_other_samples,
-    refuse_other_targets,
-    say_what_is_not_evaluated,
-)
+from vistrain.tasks.base import ahead
 from vistrain.tasks.base.looks import picture_of
 from vistrain.tasks.base.parallel import Gatherer, same_statistics, spread
 from vistrain.tasks.base.predictor import Predictor
@@ -136,7 +130,6 @@ class Task(Contract, LightningModule):
         self._gatherer: Gatherer | None = None
         self._to_log: list[dict[str, Tensor]] = []
         self._logged_rate, self._stepped = 0.0, False
-        self._fitting = False  # whether the data\'s targets were compared with what the network learns from
         self._failing: set[type] = set()  # loggers that could not write
         self._asked: list[dict[str, Any]] = []  # the optimizer's numbers as the config gives them
         self._samples_then: int | None = None  # of the training set, where a run goes on within an epoch
@@ -257,13 +250,10 @@ class Task(Contract, LightningModule):
         parameters = self.parameter_groups()
         self.checkpoint_facts["optimized"] = names_of(self.model, parameters)
         optimizer = self.optimizer(parameters)
-        total, per_epoch = self.length_of_run()
-        schedule = self.schedule
-        refuse_missing_numbers(self.monitored, self.evaluators, type(self))
-        refuse_other_samples(self._samples_then, self._samples)
-        refuse_longer_schedule(schedule, self.trainer, total, per_epoch)
-        if self.trainer.is_global_zero:
-            say_what_is_not_evaluated(self.trainer, total, per_epoch)
+        schedule, (total, per_epoch) = self.schedule, self.length_of_run()
+        ahead.refuse_missing_numbers(self.monitored, self.evaluators, type(self))
+        ahead.refuse_other_samples(self._samples_then, self._samples)
+        ahead.refuse_longer_schedule(schedule, self.trainer, total, per_epoch)
         scheduler = LambdaLR(optimizer, lambda step: schedule.factor(step, total, per_epoch))
         self._asked, self._total_steps = asked_of(optimizer), total
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -306,9 +296,7 @@ class Task(Contract, LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the network's losses, and of those that its attention operators have of their own, a scalar."""
-        if not self._fitting:
-            refuse_other_targets(self.model, self.datamodule, batch)
-            self._fitting = True
+        ahead.refuse_other_targets(self.model, self.datamodule, batch)
         losses = {**self.model.losses(batch), **auxiliary_losses(self._operators)}
         self.losses = {name: value.detach() for name, value in losses.items()}
         if self._logs_at(self.trainer.global_step + 1):
