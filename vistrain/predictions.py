@@ -145,11 +145,9 @@ class Reconstruction:
         image: `[C, H, W]` float32, brightest pixel 1, the image with the hidden part made up; None where no pixels are
             predicted.
         shown: `[C, H, W]`, what it was shown, where that is not the image without its hidden patches.
-        truth: `[C, H, W]`, where the image that it was shown is not what it is compared with.
     """
 
     loss: dict[str, float]
     hidden: Tensor | None = None
     image: Tensor | None = None
     shown: Tensor | None = None
-    truth: Tensor | None = None
