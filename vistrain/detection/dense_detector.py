@@ -103,7 +103,7 @@ class DenseDetector(Network):
     default_neck: Factory[nn.Module]
     default_head: Factory[DenseHead]
     key_maps = (MMDET,)
-    learns_from = ("labels", "boxes")
+    learns_from: tuple[str, ...] = ("labels", "boxes")
 
     labels: LabelSpace
 

@@ -79,7 +79,7 @@ class SetDetector(Network):
     default_criterion: Factory[SetCriterion] = Factory(SetCriterion)
     default_denoising: Factory[ContrastiveDenoising] | None = None
     class_agnostic_proposals = False
-    learns_from = ("labels", "boxes")
+    learns_from: tuple[str, ...] = ("labels", "boxes")
 
     labels: LabelSpace
 
