@@ -8,6 +8,7 @@ Written from the papers; no code, and so no licence, is behind it, and no names 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,9 @@ from torch.nn import functional as F
 from vistrain.errors import ConfigError
 from vistrain.segmentation.volume import SliceNetwork, VolumeNetwork
 
-CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
-TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+CONVOLUTION: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+NORM: dict[int, Any] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 Sides = tuple[int, ...]
 
 
