@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vistrain.errors import ConfigError
 from vistrain.losses import PixelCrossEntropy, PixelDice, PixelLosses
-from vistrain.segmentation import Slices, UNet2d, UNet3d, VolumeNetwork, VolumeSegmenter
+from vistrain.segmentation import Slices, UNet2d, UNet3d, VolumeNetwork, VolumeSegmenter, volume_windows
 from vistrain.segmentation.volume_windows import enlarged_planes, sliding_planes, window_starts, window_weights
 from vistrain.structures import Factory, LabelSpace
 
@@ -214,3 +214,19 @@ def test_what_makes_no_sense_is_refused() -> None:
         VolumeSegmenter(inner_first, Factory(Pointwise), outputs="regions")
     with pytest.raises(ConfigError, match="one for each level"):
         UNet3d(1, 2, widths=(4, 8), depths=(1, 1, 1))
+
+
+def test_slabs_that_are_too_large_are_held_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    mixed, image = torch.randn(4, 1, 3, 3, 3), torch.randn(1, 12, 9, 9)
+
+    def found() -> Tensor:
+        planes = sliding_planes(lambda x: F.conv3d(x, mixed, padding=1), image, (4, 4, 4), 0.5, 4)
+        return torch.stack(list(planes), 1)
+
+    whole = found()
+    monkeypatch.setattr(volume_windows, "HELD", 0)
+    half = found()
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, whole)
+    torch.testing.assert_close(half, whole, atol=2e-2, rtol=1e-2)

@@ -23,7 +23,7 @@ from vistrain.structures import Factory
 
 CONVOLUTION: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+NORM: dict[int, Any] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 Sides = tuple[int, ...]
 INPUTS = (r"^body\.stem\.0\.weight$", r"^body\.encoder\.0\.0\.0\.weight$")  # of the residual one, and the plain
 NNUNET = KeyMap(

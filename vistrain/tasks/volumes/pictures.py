@@ -35,7 +35,7 @@ def planes(
     side: int,
     opacity: float = 0.45,
 ) -> np.ndarray:
-    """Axial, coronal and sagittal plane side by side, in true proportions, heads up and noses up or to the left.
+    """Axial, coronal and sagittal plane side by side, in true proportions, heads up and noses up or to the right.
 
     Args:
         volume: `[z, y, x]` of any unit.
