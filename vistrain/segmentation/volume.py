@@ -70,7 +70,7 @@ class Slices(VolumeNetwork):
         self.network = network(in_channels=in_channels, out_channels=out_channels)
         self.divisors = (1, *self.network.divisors)
         self.key_maps = inside("network.", self.network.key_maps)
-        self.class_layers = self.network.class_layers
+        self.class_layers = below("network.", self.network.class_layers)
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """See `VolumeNetwork`."""
@@ -105,6 +105,11 @@ def inside(prefix: str, key_maps: Sequence[KeyMap]) -> tuple[KeyMap, ...]:
         exports = ((f"^{re.escape(prefix)}", ("",)), *known.exports) if known.exports else ()
         found.append(replace(known, rules=(*known.rules, (r"^", prefix)), exports=exports))
     return tuple(found)
+
+
+def below(prefix: str, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Regular expressions of a network's tensors for what holds it under a prefix."""
+    return tuple(re.sub(r"^\^", f"^{re.escape(prefix)}", pattern) for pattern in patterns)
 
 
 class VolumeSegmenter(Network):
@@ -177,7 +182,7 @@ class VolumeSegmenter(Network):
         if window is not None:
             self.check_size(*window)
         self.key_maps = inside("network.", self.network.key_maps)
-        self.class_layers = tuple(self.network.class_layers)
+        self.class_layers = below("network.", self.network.class_layers)
 
     def check_size(self, *size: int) -> None:
         """See `Network`: sides are multiples of the network's `divisors`."""
