@@ -102,9 +102,9 @@ def test_hpm() -> None:
         assert_outputs(found, {name: outputs[name] for name in found})
         matrix = model.patch_losses(x, split)
         assert_outputs(matrix, outputs["loss_matrix"])
-        losses = model.learn_from(x, split)
+        losses = model.losses_of(x, split)
         model.relative = False
-        absolute = model.learn_from(x, split)["loss_order"]
+        absolute = model.losses_of(x, split)["loss_order"]
     found = {"loss_mean": losses["loss_pixels"], "learn_relative": losses["loss_order"], "learn_absolute": absolute}
     assert_losses(found, {name: outputs[name] for name in found})
     # The authors' mask at epoch 149 of 200 hides the hardest four; so does ours, and as many in all.

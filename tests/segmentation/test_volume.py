@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.checkpoints import load_weights
 from vistrain.errors import ConfigError
 from vistrain.losses import PixelCrossEntropy, PixelDice, PixelLosses
 from vistrain.segmentation import Slices, UNet2d, UNet3d, VolumeNetwork, VolumeSegmenter, volume_windows
@@ -230,3 +231,15 @@ def test_slabs_that_are_too_large_are_held_in_half_precision(monkeypatch: pytest
     assert half.dtype == torch.float32
     assert not torch.equal(half, whole)
     torch.testing.assert_close(half, whole, atol=2e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "network", [Factory(UNet3d, widths=(4, 6)), Factory(Slices, network=Factory(UNet2d, widths=(4, 6)))]
+)
+def test_weights_for_other_classes_start_a_run(network: Factory) -> None:
+    torch.manual_seed(0)
+    old, new = VolumeSegmenter(CLASSES, network), VolumeSegmenter(TUMOUR, network)
+    found = load_weights(new, old.state_dict(), class_layers=new.class_layers)
+    assert {item.name.rpartition("heads.")[2] for item in found.left_out} == {"0.weight", "0.bias"}
+    kept = {name for name in old.state_dict() if "heads" not in name}
+    assert all(torch.equal(old.state_dict()[name], new.state_dict()[name]) for name in kept)

@@ -76,9 +76,9 @@ class HPM(MAE):
 
     def learn(self, images: Tensor, split: TokenSplit, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """`loss_pixels` as MAE's, and `loss_order`, see `order_loss`; of what the teacher has hidden."""
-        return self.learn_from(images, self.hide_hard(images, split))
+        return self.losses_of(images, self.hide_hard(images, split))
 
-    def learn_from(self, images: Tensor, split: TokenSplit) -> dict[str, Tensor]:
+    def losses_of(self, images: Tensor, split: TokenSplit) -> dict[str, Tensor]:
         """See `learn`, with the mask as it is."""
         grid = self.backbone.grid(*images.shape[-2:])
         latent = self.backbone(images, split.shown)
