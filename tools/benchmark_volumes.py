@@ -2,7 +2,7 @@
 
     python tools/benchmark_volumes.py [--repeats N]
 
-Processor time of one thread, sides in turn. Exits with 1 where a ratio is missed: a patch at least 20 times as fast, and
+Processor time of one thread, sides in turn. Exits with 1 where a ratio is missed: a patch at least 20 times as fast,
 windows at most 1.05 times their networks' time.
 """
 
