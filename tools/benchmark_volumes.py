@@ -3,7 +3,7 @@
     python tools/benchmark_volumes.py [--repeats N]
 
 Processor time of one thread, sides in turn. Exits with 1 where a ratio is missed: a patch at least 20 times as fast,
-and windows at most 1.05 times their networks' time.
+windows at most 1.05 times their networks' time.
 """
 
 from __future__ import annotations
