@@ -361,13 +361,13 @@ def _refuse_objects(value: Any, where: str) -> None:
 
 
 def without_pretrained(config: dict[str, Any]) -> dict[str, Any]:
-    """A config whose network starts without weights, since all of them are about to be loaded: backbones anywhere in
-    it."""
+    """A config whose network starts without weights, since all of them are about to be loaded: backbones and teachers
+    anywhere in it."""
 
     def plain(node: dict[str, Any]) -> dict[str, Any]:
         inner = {key: plain(value) if isinstance(value, dict) else value for key, value in node.items()}
         if isinstance(inner.get("backbone"), dict):
             inner["backbone"] = {**inner["backbone"], "pretrained": False}
-        return inner
+        return {**inner, "pretrained": False} if "pretrained" in inner else inner
 
     return {**config, "model": plain(config["model"])} if "model" in config else config
