@@ -147,7 +147,10 @@ def test_one_fixed_size_takes_smaller_images_and_says_when_they_are_larger() -> 
         ({"name": "maxvit_pico_rw_256", "args": {"windw": 7}}, r"args\.windw: timm's maxvit_pico_rw_256 has no such"),
         ({"name": "resnet18", "args": {"drop_path_rate": None}}, r"args\.drop_path_rate: is null"),
         ({"name": "resnet18", "args": {"out_indices": (1,)}}, r"args\.out_indices: .* - use `strides`"),
-        ({"name": "resnet18", "args": {"drop_path_rate": "x"}}, r"args: timm cannot build resnet18 with"),
+        (
+            {"name": "resnet18", "args": {"drop_path_rate": "x"}},
+            r"args\.drop_path_rate: resnet18 cannot be built with 'x'",
+        ),
     ],
 )
 def test_mistakes_are_named_with_their_remedy(arguments: dict[str, Any], message: str) -> None:

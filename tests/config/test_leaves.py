@@ -197,6 +197,8 @@ GENERATED = {
     "tasks.RestorationTask": ({"type": "data.GeneratedTextures", "train_images": 4, "val_images": 1}, ("degradation",)),
     "tasks.SegmentationTask": ({"type": "data.GeneratedMasks", "train_images": 4, "val_images": 2, "scale": 0.5}, ()),
     "tasks.PanopticTask": ({"type": "data.GeneratedPanoptic", "train_images": 4, "val_images": 2, "scale": 0.5}, ()),
+    "tasks.VolumeTask": ({"type": "data.GeneratedTumours", "number": 5, "side": 24, "patches": 1, "workers": 0}, ()),
+    "tasks.PretrainingTask": ({"type": "data.GeneratedPatterns", "train_images": 1, "val_images": 1}, ()),
 }
 REGIONS_AND_ANCHORS = ("faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "retinanet", "atss", "gfl")
 STEPS = {
@@ -208,6 +210,8 @@ STEPS = {
     "restore/dlgsanet_tiny_x2": {"batch_size": 2, "patch": 16},
     "seg/semantic_fpn_r50": {"batch_size": 2},
     "seg/mask2former_coco_panoptic_r50": {"batch_size": 2, "augment": {"crop": [64, 64]}},
+    "med/agunet_meningioma": {"batch_size": 2, "patch": [16, 16, 16]},
+    "pretrain/mae_base_1600": {"batch_size": 2},
 }
 
 
@@ -221,6 +225,7 @@ def test_real_steps_are_taken_in_every_task():
 
 # One detector with a network of full size is enough for the fast tests.
 SLOW = {"det/deformable_detr_r50_two_stage", "det/dino_r50_4scale_12ep", "seg/mask2former_coco_panoptic_r50"}
+SLOW |= {"pretrain/mae_base_1600"}
 SLOW |= {f"det/{name}_r50_1x" for name in REGIONS_AND_ANCHORS}
 
 

@@ -301,7 +301,7 @@ GOOD = {"image_id": 1, "category_id": 7, "bbox": [10, 20, 30, 15], "score": 0.9}
 RESULTS: dict[str, tuple[Any, str]] = {
     "empty file": (b"", "not valid JSON"),
     "object": ({"a": 1}, "is not a list of COCO results"),
-    "truth": (truth(), "has no list 'detections'"),
+    "truth": (truth(), "is a file of annotations in COCO's format, not results"),
     "number": (3, "is not a list"),
     "entry": ([5], "result 0: is not an object"),
     "text score": ([{**GOOD, "score": "0.9"}], "'score'"),

@@ -145,7 +145,7 @@ class AgentDeiT(StagedBackbone):
         stem = nn.Sequential(OrderedDict(proj=nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)))
         norm = LayerNorm2d(embed_dim, eps=1e-6)
         super().__init__(stem, stages, norm, channels=[embed_dim] * count, strides=[patch_size] * count, **base)
-        self.size_divisor = patch_size
+        self.size_divisor = self.smallest_side = patch_size
         initialise(self)
         self.cls_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, embed_dim), std=0.02))
         self.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1 + side**2, embed_dim), std=0.02))
@@ -182,6 +182,7 @@ class AgentDeiT(StagedBackbone):
 
     def _tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """`[B, in_chans, H, W]` -> `[B, 1 + h * w, C]` with positions, and (h, w)."""
+        self._refuse_small(x)
         x = self.stem(x)
         size = (x.shape[2], x.shape[3])
         cells = (x + resized_positions(self.pos_embed[:, 1:], size)).flatten(2).mT

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from vistrain.attention.base import AttentionOperator, attend
 from vistrain.attention.choice import Choice, ChosenOperator, choose
+from vistrain.backbones.overlapping import overlapping_patches
 from vistrain.backbones.staged import (
     Published,
     Stage,
@@ -30,7 +31,6 @@ from vistrain.backbones.staged import (
     default_cfg,
     drop_path_rates,
     initialise,
-    overlapping_patches,
     register_model,
 )
 from vistrain.checkpoints import KeyMap

@@ -218,7 +218,7 @@ def _load_file(body: Any, name: str, path: Path, channels: int) -> None:
     if type(body) in (VisionTransformer, Beit):
         table = _resized_table(weights.pop("pos_embed", None), body, _grid_of(content), path)
     weights = convert(weights, body, name, str(path)) | ({} if table is None else {"pos_embed": table})
-    weights = _for_channels(weights, body, channels)
+    weights = _for_channels(weights, body, channels, path)
     own = body.state_dict()
     if not weights.keys() & own.keys():
         few = ", ".join(list(weights)[:4])
@@ -235,12 +235,15 @@ def _load_file(body: Any, name: str, path: Path, channels: int) -> None:
     load_weights(body, weights, class_layers=class_layers, where=str(path))
 
 
-def _for_channels(weights: dict[str, torch.Tensor], body: Any, channels: int) -> dict[str, torch.Tensor]:
-    """Weights of colour images for images of other channels: the first convolutions, by timm's rule."""
+def _for_channels(weights: dict[str, Tensor], body: Any, channels: int, path: Path) -> dict[str, Tensor]:
+    """Weights of colour images for images of other channels: the first convolutions, by timm's rule, as for those that
+    timm fetches."""
     first = body.pretrained_cfg.get("first_conv") or ()
     keys = [f"{name}.weight" for name in ((first,) if isinstance(first, str) else first)]
     found = {key: weights[key] for key in keys if key in weights and weights[key].ndim == 4}
     adapted = {key: adapt_input_conv(channels, w) for key, w in found.items() if w.shape[1] == 3 != channels}
+    if adapted:
+        log.info("%s: %s adapted from 3 channels to %d: summed, or repeated", path, ", ".join(adapted), channels)
     return {**weights, **adapted}
 
 

@@ -14,6 +14,7 @@ from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.backbones.overlapping import overlapping_pyramid
 from vistrain.backbones.staged import (
     Published,
     StagedBackbone,
@@ -23,7 +24,6 @@ from vistrain.backbones.staged import (
     default_cfg,
     dense_key_map,
     initialise,
-    overlapping_pyramid,
     register_model,
 )
 from vistrain.checkpoints import KeyMap

@@ -78,6 +78,11 @@ class Places:
     def __init__(self, chosen: Chosen[ConvModule] | None, grid: tuple[int, int], where: str = "args.module") -> None:
         self.chosen, self.grid, self.where = chosen, grid, where
 
+    @property
+    def least_cells(self) -> int:
+        """Fewest cells of the maps that the module takes."""
+        return 1 if self.chosen is None else self.chosen.cls.least_cells
+
     def convolution(self, in_channels: int, out_channels: int, stride: int, groups: int = 1) -> nn.Module:
         """A 3x3 convolution without bias, or the module."""
         facts = {"kernel_size": 3, "stride": stride, "padding": 1, "groups": groups}
@@ -285,6 +290,7 @@ class ModuleResNet(StagedBackbone):
             stages.append(Stage(nn.Identity(), blocks, channels_last=False))
         dims = [width * 2**i * kind.expansion for i in range(len(depths))]
         super().__init__(stem, stages, nn.Identity(), channels=dims, strides=strides, **base)
+        self.smallest_side = _smallest_side(places, strides)
         _start(self)
 
 
@@ -335,6 +341,7 @@ class ModuleMobileNet(StagedBackbone):
         norm = nn.Sequential(OrderedDict(conv=wider, bn=nn.BatchNorm2d(features), act=nn.ReLU6()))
         channels = [stage[-1] for stage in widths]
         super().__init__(stem, stages, norm, channels=channels, strides=strides, num_features=features, **base)
+        self.smallest_side = _smallest_side(places, strides)
         _start(self)
 
 
@@ -349,6 +356,11 @@ def _places(
     chosen = MODULES.choose(module, module_args, len(strides), "args.module")
     grids = [(-(-height // stride), -(-width // stride)) for stride in strides]
     return [Places(part, grid) for part, grid in zip(chosen, grids, strict=True)]
+
+
+def _smallest_side(places: Sequence[Places], strides: Sequence[int]) -> int:
+    """Of an image, so that no stage with a module that wants several cells has a single one."""
+    return max([1, *(stride + 1 for place, stride in zip(places, strides, strict=True) if place.least_cells > 1)])
 
 
 def _start(network: nn.Module) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.attention.aggregated import AggregatedAttention, CosineAttention
+from vistrain.backbones.overlapping import overlapping_pyramid
 from vistrain.backbones.staged import (
     Published,
     StagedBackbone,
@@ -24,7 +25,6 @@ from vistrain.backbones.staged import (
     default_cfg,
     dense_key_map,
     initialise,
-    overlapping_pyramid,
     register_model,
 )
 from vistrain.checkpoints import KeyMap

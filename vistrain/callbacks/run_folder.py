@@ -122,7 +122,8 @@ class RunFolder(Callback):
             self._rows.append(task.draw_sample(batch, i, predictions[i], self.side, self.threshold))
         if self._extremes is not None:
             name, metric = next(iter(task.evaluators["test" if trainer.testing else "val"].items()))
-            self._extremes.look(task, metric, batch, predictions, outputs["records"][name])
+            if name in outputs["records"]:
+                self._extremes.look(task, metric, batch, predictions, outputs["records"][name])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what an evaluation during training left."""

@@ -27,7 +27,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the pages."""
     start_logging()
-    from vistrain.run.report import write_report
+    from vistrain.run.run_page import write_report
 
     for folder in arguments.runs:
         sys.stdout.write(f"{write_report(folder)[0]}\n")

@@ -40,6 +40,7 @@ class ConvModule(Contract, nn.Module):
         cost: parameters and multiply-adds on one line, in N cells and C channels.
         place: where in a block it stands, see `PLACES`.
         sizes: which maps it takes, in words.
+        least_cells: fewest cells of the maps that it takes.
         oddities: what is kept for fidelity though one would not write it so; empty for nothing.
     """
 
@@ -47,6 +48,7 @@ class ConvModule(Contract, nn.Module):
     cost: str = ""
     place: Place = "branch"
     sizes: str = "any"
+    least_cells: int = 1
     oddities: str = ""
 
     def refusal(self, x: Tensor, remedy: str) -> DataError:

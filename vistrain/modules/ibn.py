@@ -24,6 +24,8 @@ class IBN(ConvModule):
     formula = "y = [IN(x_1), BN(x_2)], x_1 and x_2 the halves of the channels"
     cost = "2C parameters; no multiply-adds of its own"
     place = "norm"
+    sizes = "two cells or more"
+    least_cells = 2
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -49,6 +51,8 @@ class IBNB(ConvModule):
     formula = "y = relu(IN(x + f(x)))"
     cost = "2C parameters; no multiply-adds of its own"
     place = "end"
+    sizes = "two cells or more"
+    least_cells = 2
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -75,7 +75,7 @@ class TeacherNames(KeyMap):
     own: tuple[str, ...]
 
     def __init__(self, names: KeyMap, own: tuple[str, ...]) -> None:
-        super().__init__(names.name, names.marker, names.rules, names.drop)
+        super().__init__(names.name, names.marker, rules=names.rules, drop=names.drop)
         object.__setattr__(self, "own", own)  # the base is frozen
 
     def apply(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,8 +12,8 @@ from vistrain.callbacks.progress import duration
 from vistrain.errors import ConfigError
 from vistrain.metrics.halves import differences, interval
 from vistrain.pictures.page import Block, Heading, Page, Picture, Table, Text
-from vistrain.run.records import Run, best, flat, printed, unit
-from vistrain.run.report import PLACES
+from vistrain.run.finished_run import Run, best, flat, printed, unit
+from vistrain.run.run_page import PLACES
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

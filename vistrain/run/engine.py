@@ -22,7 +22,7 @@ from vistrain.run.lock import held
 from vistrain.run.networks import load_checkpoint, load_named, load_whole, refuse_other_classes
 from vistrain.run.parts import build_parts, build_trainer, monitored, stage_configs
 from vistrain.run.rehearsal import refuse_ahead
-from vistrain.run.report import write_report
+from vistrain.run.run_page import write_report
 from vistrain.structures import LabelSpace, Preprocessing
 from vistrain.tasks.base.ahead import together
 from vistrain.writing import whole_file

@@ -1,8 +1,8 @@
 """Sliding windows over volumes in bounded memory: planes of logits, one after the other.
 
-Windows stand on a grid, and their Gaussian weights (nnU-Net's, Isensee et al. 2021, arXiv 1904.08128) are products of
-one factor along each axis. So they are made to add up to 1 along each axis before anything is computed, and the logits
-of the whole volume are never held, nor a map of weights: only slabs that open windows touch.
+Windows stand on a grid, and their Gaussian weights (nnU-Net's, Isensee et al. 2021, arXiv 1904.08128; MIC-DKFZ/nnUNet,
+Apache-2.0) are products of one factor along each axis. So they are made to add up to 1 along each axis before anything
+is computed, and neither the logits of the whole volume are held nor a map of weights: only slabs that windows touch.
 """
 
 from __future__ import annotations

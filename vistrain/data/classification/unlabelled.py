@@ -97,9 +97,8 @@ class GreyImages(LabelledImages):
     """
 
     def __init__(self, images: LabelledImages) -> None:
-        super().__init__(
-            images.split, images.transform, images.size, images.mean * (3 // len(images.mean)), images.views
-        )
+        mean = images.mean * (3 // len(images.mean))
+        super().__init__(images.split, images.transform, size=images.size, mean=mean, views=images.views)
 
     def sample(self, index: int, seed: int = 0) -> LabelledImage:
         """See `LabelledImages`."""

@@ -153,15 +153,11 @@ class NeighbourTask(ClassificationTask):
         super().teardown(stage)
         self._bank = None
 
-    def _evaluate(self, batch: Batch, split: str) -> dict[str, Any]:
+    def predictions(self, batch: Batch, split: str) -> list[Any]:
+        """What the neighbours of each image vote for, `ClassScores`."""
         assert self._bank is not None
-        predictions = vote(
-            self._features(batch), *self._bank, self._labels.num_classes, self.neighbours, self.temperature
-        )
-        found = [ClassScores(row) for row in predictions]
-        for name, metric in self.evaluators[split].items():
-            self._collected[name].extend(metric.update(batch["id"], found, batch["target"]))
-        return {"predictions": found}
+        features, classes = self._features(batch), self._labels.num_classes
+        return [ClassScores(row) for row in vote(features, *self._bank, classes, self.neighbours, self.temperature)]
 
     @torch.no_grad()
     def _encode(self) -> tuple[Tensor, Tensor]:

@@ -128,15 +128,16 @@ class PretrainingTask(Task):
         return [{name: ClassScores(rows[i]) for name, rows in found.items()} for i in range(len(features))]
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Any]:
-        predictions = self.predictions(batch, split)
+        predictions, records = self.predictions(batch, split), {}
         for name, metric in self.evaluators[split].items():
             given: Sequence[Any] = predictions
             if name == "probes":
                 if self._bank is None:
                     continue
                 given = self._probed(batch)
-            self._collected[name].extend(metric.update(batch["id"], given, batch["target"]))
-        return {"predictions": predictions}
+            records[name] = metric.update(batch["id"], given, batch["target"])
+            self._collected[name].extend(records[name])
+        return {"predictions": predictions, "records": records}
 
     # ---------------------------------------------------------------- pictures
 

@@ -14,7 +14,7 @@ from vistrain.config import compose, index, locate, read_file
 from vistrain.errors import ConfigError
 from vistrain.metrics.halves import interval
 from vistrain.pictures.page import Block, Code, Heading, Page, Picture, Table, Text
-from vistrain.run.records import Run, best, flat, printed, unit
+from vistrain.run.finished_run import Run, best, flat, printed, unit
 
 NAME = "report"  # of the files, without ending
 # Of a run's folder, in this order
