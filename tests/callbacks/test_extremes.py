@@ -73,3 +73,10 @@ def test_none_is_both_and_what_says_nothing_is_left_out() -> None:
 def test_of_many_samples_some_are_looked_at() -> None:
     found = look([0.5] * (3 * LOOKED_AT))
     assert found.looked_at == LOOKED_AT
+
+
+def test_of_equal_samples_none_is_both() -> None:
+    rows = look([0.0] * 12).rows()
+    worst, best = captions(rows["worst"]), captions(rows["best"])
+    assert len(worst) == len(best) == 6
+    assert not set(worst) & set(best)

@@ -98,6 +98,9 @@ def test_a_run_that_is_never_evaluated_says_so(caplog: pytest.LogCaptureFixture)
     caplog.clear()
     assert said(["trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2"]) == []
     assert "the last epoch is not evaluated" in caplog.text
+    caplog.clear()
+    assert said(["trainer.max_epochs=3", "trainer.max_steps=10", "trainer.check_val_every_n_epoch=1"]) == []
+    assert "the last 2 steps are not evaluated: trainer.max_steps=10, an evaluation comes after every 4" in caplog.text
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED, ids=lambda value: value[0] if isinstance(value, list) else "")

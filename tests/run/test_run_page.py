@@ -107,6 +107,24 @@ def test_what_is_no_run_is_refused(
     assert said in error.replace("nowhere: is", "nowhere is")
 
 
+def test_a_template_is_compared_with_what_the_run_gave_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "mine")
+    facts = json.loads((run / "environment.json").read_text())
+    facts["command"] = ["__main__.py", "fit", "-c", "vistrain:det/custom_coco", "data.root=shapes"]
+    (run / "environment.json").write_text(json.dumps(facts))
+    assert main(["report", str(run)]) == 0
+    text = (run / "report.md").read_text()
+    assert "What differs from vistrain:det/custom\\_coco" in text
+    assert "| data.root |" not in text
+    assert "vistrain fit -c vistrain:det/custom_coco data.root=shapes" in text
+
+
+def test_steps_are_those_that_were_done(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "mine")
+    (run / "summary.json").write_text(json.dumps({"steps": 12}))
+    assert Comparison.of([run, make_run(tmp_path / "other")]).runs[0].steps == 12
+
+
 def test_runs_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [make_run(tmp_path / "first"), make_run(tmp_path / "second", queries=30, shift=0.1)]
     runs.append(make_run(tmp_path / "third", shift=0.0, digest="other"))
@@ -133,3 +151,4 @@ def test_runs_of_one_name_are_told_apart_and_need_not_share_a_number(tmp_path: P
     assert found.numbers()[1] == []
     found.write(tmp_path / "out")
     assert "No number is of two runs" in (tmp_path / "out" / "compare.md").read_text()
+    assert "No number is of two runs" in str(found.table())

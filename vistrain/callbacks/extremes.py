@@ -70,8 +70,11 @@ class Extremes:
                 continue
             self.looked_at += 1
             badness = value if unit.lower_is_better else -value
-            for kept, key in ((self.worst, -badness), (self.best, badness)):  # lowest keys first
-                place = bisect.bisect_right([known for known, _ in kept], key)
+            # Lowest keys first. Among equal ones the first count as worst and the last as best: none is both.
+            for kept, key, find in (
+                (self.worst, -badness, bisect.bisect_right), (self.best, badness, bisect.bisect_left),
+            ):  # fmt: skip
+                place = find([known for known, _ in kept], key)
                 if place < SHOWN:
                     cells = task.draw_sample(batch, index, predictions[index], self.side, self.threshold)
                     kept.insert(place, (key, _with_value(cells, value, unit.digits)))

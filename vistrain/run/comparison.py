@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 
+NOTHING_SHARED = "No number is of two runs: they measure different things, or were not evaluated."
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What two or more runs have in common, and what not; the first one is what the others are compared with.
@@ -92,11 +95,13 @@ class Comparison:
         differing = [key for key in keys if any(c.get(key, missing) != flats[0].get(key, missing) for c in flats)]
         return [[key, *(str(config[key]) if key in config else "" for config in flats)] for key in differing]
 
-    def table(self) -> RichTable:
+    def table(self) -> RichTable | str:
         """The numbers, for a Rich console."""
         from rich.table import Table as RichTable
 
         headings, rows = self.numbers()
+        if not rows:
+            return NOTHING_SHARED
         table = RichTable()
         for i, heading in enumerate(headings):
             table.add_column(heading, justify="right" if i else "left", overflow="fold")
@@ -126,7 +131,7 @@ class Comparison:
                     note=True,
                 )
         else:
-            yield Text("No number is of two runs.")
+            yield Text(NOTHING_SHARED)
         yield Heading("Config")
         changed = self.config()
         yield Table(("key", *self.names), changed) if changed else Text("Nothing differs but where they are kept.")
@@ -134,7 +139,7 @@ class Comparison:
         numbers = {name: run.folder / "metrics.csv" for name, run in zip(self.names, self.runs, strict=True)}
         there = {name: path for name, path in numbers.items() if path.is_file()}
         drawn = pictures.curves_together(there, folder / "curves.png")
-        yield Picture(drawn, "the same numbers of all runs") if drawn else Text("No number is of two runs.")
+        yield Picture(drawn, "the same numbers of all runs") if drawn else Text(NOTHING_SHARED)
         yield Heading("Time and memory")
         yield Table(("", *self.names), [[name, *cells] for name, cells in self._costs()])
 

@@ -88,8 +88,17 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that were logged."""
+        """Optimizer steps that were done; of a run that left no summary, that were logged."""
+        done = self.summary.get("steps")
+        if isinstance(done, int):
+            return done
         return int(self.rows[-1]["step"]) if self.rows else 0
+
+    @property
+    def command(self) -> list[str]:
+        """What the run was started with, as one would write it."""
+        first, *rest = [str(word) for word in self.environment.get("command") or ("",)]
+        return ["vistrain" if first == "__main__.py" else first, *rest] if first else []
 
     @property
     def length(self) -> str:

@@ -92,8 +92,7 @@ def _direction(name: str) -> str:
 def _config(run: Run) -> Iterator[Block]:
     """What differs from the config that it stands on, where that is still there."""
     yield Heading("Config")
-    words = [str(word) for word in run.environment.get("command") or ()]
-    base, name = _base(words)
+    base, name = _base(run.command, run.config)
     if base is None:
         yield Text("What it stood on is not known any more; config.yaml holds all of it.")
         return
@@ -110,7 +109,7 @@ def _value(place: dict[str, Any], key: str) -> str:
     return str(place[key]) if key in place else ""
 
 
-def _base(words: list[str]) -> tuple[dict[str, Any] | None, str]:
+def _base(words: list[str], config: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """The shipped config of a command, or what its own file names as base; and how it is called."""
     given = [after for word, after in itertools.pairwise(words) if word in ("-c", "--config")]
     given += [word.partition("=")[2] for word in words if word.startswith("--config=")]
@@ -124,9 +123,33 @@ def _base(words: list[str]) -> tuple[dict[str, Any] | None, str]:
             own = read_file(path).get("base") or []
             named = [own] if isinstance(own, str) else list(own)
             bases += [base if ":" in base else str(path.parent / base) for base in named]
-        return (compose(bases), " and ".join(bases)) if bases else (None, "")
+        return (_composed(bases, config), " and ".join(bases)) if bases else (None, "")
     except ConfigError:
         return None, ""
+
+
+def _composed(bases: list[str], config: dict[str, Any]) -> dict[str, Any]:
+    """Bases composed; what they want to be given (`data.root: ???`) is that of the run, so that nothing differs."""
+    missing: dict[str, Any] = {}
+    while True:
+        try:
+            return compose(bases, changes=missing)
+        except ConfigError as error:
+            wanted = error.where.split(".")
+            if _at(missing, wanted) is not None or _at(config, wanted) is None:
+                raise
+            node = missing
+            for section in wanted[:-1]:
+                node = node.setdefault(section, {})
+            node[wanted[-1]] = _at(config, wanted)
+
+
+def _at(config: dict[str, Any], keys: list[str]) -> Any:
+    """The value at a dotted key; None where there is none."""
+    node: Any = config
+    for key in keys:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
 
 
 def _data(run: Run) -> Iterator[Block]:
@@ -178,9 +201,8 @@ def _cost(run: Run) -> Iterator[Block]:
 
 def _again(run: Run) -> Iterator[Block]:
     yield Heading("How to do it again")
-    words = [str(word) for word in run.environment.get("command") or ()]
     commit = run.environment.get("commit") or {}
-    lines = [shlex.join(words)] if words else []
+    lines = [shlex.join(run.command)] if run.command else []
     lines.append(f"vistrain fit --config {run.folder / 'config.yaml'} run.folder=again")
     if (run.folder / "best.ckpt").is_file():
         lines.append(f"vistrain test --ckpt {run.folder / 'best.ckpt'}")

@@ -123,6 +123,11 @@ def say_what_is_not_evaluated(trainer: Trainer, total_steps: float, steps_per_ep
         log.warning(
             "the last epoch is not evaluated: trainer.max_epochs=%d, trainer.check_val_every_n_epoch=%d", epochs, every
         )
+    elif every and trainer.max_steps > 0 and total_steps % (every * steps_per_epoch):
+        log.warning(
+            "the last %d steps are not evaluated: trainer.max_steps=%d, an evaluation comes after every %d",
+            total_steps % (every * steps_per_epoch), trainer.max_steps, every * steps_per_epoch,
+        )  # fmt: skip
 
 
 def together(error: VistrainError, schedule: Schedule, data: DataModule, trainer: Trainer) -> VistrainError:
