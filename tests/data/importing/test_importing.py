@@ -264,6 +264,50 @@ def test_label_studio_shapes(tmp_path: Path) -> None:
     assert found["b"] == []
 
 
+def test_label_studio_results_of_one_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reader, source = layouts.made("label_studio", tmp_path)
+    three = [layouts.studio_result(name, x, 0, 5, 8, id="1") for name, x in (("cat", 0), ("dog", 10), ("cat", 20))]
+    bare = {"id": "2", "type": "rectanglelabels", "value": {"rectanglelabels": ["dog"]}}  # the label of a box apart
+    place = {"x": 0, "y": 0, "width": 10, "height": 10}
+    box = {"id": "2", "type": "rectangle", "value": place}
+    words = {"id": "2", "type": "textarea", "value": {**place, "text": ["an object"]}}
+    tasks = [layouts.studio_task("a", three), layouts.studio_task("b", [bare, box, words], 2)]
+    layouts.write(source / "project.json", json.dumps(tasks))
+    found = imported(reader, source, tmp_path / "out", "--val", "0")["train"]
+    assert found["a"] == [("cat", 0, 0, 5, 8), ("dog", 10, 0, 5, 8), ("cat", 20, 0, 5, 8)]
+    assert found["b"] == [("dog", 0, 0, 5, 4)]
+    assert "1 x id of several objects, all of which are taken: 1 of task 1 (3 objects)" in capsys.readouterr().out
+
+
+def test_label_studio_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reader, source = layouts.made("label_studio", tmp_path)
+    broken = layouts.studio_result("cat", 1, 1, 5, 5)
+    del broken["value"]["width"]
+    bare = {"id": "x", "type": "polygonlabels", "value": {"polygonlabels": ["dog"]}}
+    tasks = [layouts.studio_task("a", [layouts.studio_result("cat", 1, 1, 5, 5)])]
+    tasks += [layouts.studio_task("b", [broken], 2), layouts.studio_task("c", [bare], 3)]
+    layouts.write(source / "project.json", json.dumps(tasks))
+    assert list(imported(reader, source, tmp_path / "out", "--val", "0")["train"]) == ["a"]
+    told = capsys.readouterr().out
+    assert "1 x rectangle without `width`: " in told
+    assert "1 x polygon without `points`: x of task 3" in told
+
+
+def test_label_studio_pictures_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("one", "two"):
+        for name in "abc":
+            layouts.save(tmp_path / "twins" / folder / f"{name}.jpg")
+    tasks = [layouts.studio_task(name, [layouts.studio_result("cat", 1, 1, 5, 5)], i) for i, name in enumerate("abc")]
+    file = tmp_path / "twins" / "project.json"
+    layouts.write(file, json.dumps(tasks))
+    assert main(["import-data", "labelstudio", str(file), "--output", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert message.count("are called so") == 1
+    assert "3 x task left out: several pictures below" in message
+    assert "--images" in message
+    assert imported("labelstudio", file, tmp_path / "out", "--val", "0", "--images", str(tmp_path / "twins" / "one"))
+
+
 def test_label_studio_annotation_that_counts(tmp_path: Path) -> None:
     reader, source = layouts.made("label_studio", tmp_path)
     first, second, truth = ([layouts.studio_result("cat", x, 1, 5, 5)] for x in (1, 2, 3))
@@ -287,6 +331,54 @@ def test_coco_categories_are_those_of_one_name(tmp_path: Path, capsys: pytest.Ca
     file.write_text(json.dumps(content))
     assert imported(reader, source, tmp_path / "out") == layouts.SPLITS
     assert "classes without objects: bird" in capsys.readouterr().out
+
+
+VOC_A = "<annotation><object><name>cat</name><bndbox><xmin>{}</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+GOOD = layouts.labelme_shape("cat", (1, 1), (9, 9))
+DAMAGED = {
+    "voc": ("Annotations/a.xml", VOC_A.format("x12") + "</object></annotation>"),
+    "yolo": ("labels/train/a.txt", "0 0.5 0.5 0.2"),
+    "labelme": ("train/a.json", layouts.labelme_json("a", [GOOD, {**GOOD, "points": [["x", 1], [9, 9]]}])),
+}
+
+
+@pytest.mark.parametrize("layout", DAMAGED)
+def test_a_picture_with_a_damaged_object_is_left_out(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, source = layouts.made(layout, tmp_path)
+    file, content = DAMAGED[layout]
+    assert (source / file).exists()
+    layouts.write(source / file, content)
+    found = imported(reader, source, tmp_path / "out")
+    assert found == {**layouts.SPLITS, "train": {k: v for k, v in layouts.SPLITS["train"].items() if k != "a"}}
+    told = capsys.readouterr().out
+    assert "1 x picture left out: not all of its objects can be read: " in told
+    assert "a.jpg" in (tmp_path / "out" / "skipped.txt").read_text()
+
+
+def test_a_damaged_object_in_cvat_and_coco(tmp_path: Path) -> None:
+    (tmp_path / "cvat").mkdir()
+    (tmp_path / "coco").mkdir()
+    reader, source = layouts.made("cvat", tmp_path / "cvat")
+    bad = layouts.cvat_image("a", layouts.cvat_box("cat", 1, 1, 5, 5) + '<box label="cat" xtl="1"/>')
+    good = layouts.cvat_image("my photo", layouts.cvat_box("dog", 1, 1, 5, 5))
+    layouts.write(source / "annotations.xml", layouts.cvat_xml(bad + good))
+    assert list(imported(reader, source, tmp_path / "a", "--val", "0")["train"]) == ["my photo"]
+    reader, source = layouts.made("coco_cvat", tmp_path / "coco")
+    file = source / "annotations" / "instances_train.json"
+    content = load(file)
+    first = next(image["id"] for image in content["images"] if image["file_name"].endswith("a.jpg"))
+    next(a for a in content["annotations"] if a["image_id"] == first)["bbox"] = [1, 2, 3]
+    file.write_text(json.dumps(content))
+    assert list(imported(reader, source, tmp_path / "b")["train"]) == ["my photo"]
+
+
+def test_another_size_leaves_the_picture_out_even_if_its_boxes_lie_in_it(tmp_path: Path) -> None:
+    reader, source = layouts.made("voc", tmp_path)
+    layouts.write(source / "Annotations" / "a.xml", layouts.voc_xml("a", [("cat", 1, 2, 9, 9)], size=(250, 40)))
+    assert list(imported(reader, source, tmp_path / "out")["train"]) == ["my photo"]
+    assert "a.jpg (250x40 stated, 50x40 there)" in (tmp_path / "out" / "skipped.txt").read_text()
 
 
 def test_options_of_another_layout_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,9 +127,9 @@ def _pictures(
             continue
         name, box = names.get(_key(entry.get("category_id"))), numbers(entry.get("bbox"))
         if name is None:
-            notes.add("annotation of a category that is not listed, left out", where)
+            picture.damage.add("annotation of a category that is not listed", where)
         elif box is None or len(box) != 4:
-            notes.add("annotation whose bbox is not four numbers, left out", where)
+            picture.damage.add("annotation whose bbox is not four numbers", where)
         else:
             corners = (box[0], box[1], box[0] + box[2], box[1] + box[3])
             ignored = bool(number(entry.get("iscrowd") or 0))

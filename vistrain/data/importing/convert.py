@@ -124,6 +124,7 @@ def _placed(export: Export, folder: Path) -> dict[str, list[Placed]]:
     sizes = dict(opened(paths, _sizes, "opening pictures"))
     placed: dict[str, list[Placed]] = {}
     seen: set[tuple[str, str]] = set()
+    told: set[Path] = set()  # a picture may be in several splits, and what is wrong with it is said once
     for picture in export.pictures:
         name = os.path.relpath(picture.path, folder).replace(os.sep, "/")
         if name.startswith("../"):
@@ -135,10 +136,16 @@ def _placed(export: Export, folder: Path) -> dict[str, list[Placed]]:
             export.notes.add("picture that is there twice, the first counts", name)
         else:
             frame = _frame(picture, *size, export)
-            if frame is not None:
-                seen.add((picture.split, name))
-                shapes = _inside(picture, name, frame, export)
+            if frame is None:
+                continue
+            seen.add((picture.split, name))
+            shapes = [] if picture.damage.items else _inside(picture, name, frame, export)
+            if not picture.damage.items:
                 placed.setdefault(picture.split, []).append(Placed(name, frame, shapes))
+            elif picture.path not in told:
+                told.add(picture.path)
+                export.notes.items += picture.damage.items
+                export.notes.add("picture left out: not all of its objects can be read", name)
     return placed
 
 
@@ -157,11 +164,11 @@ def _frame(picture: Labelled, stored: Size, upright: Size, export: Export) -> Si
     if stated in (None, stored):
         return stored
     assert stated is not None
-    far = max((v / side for s in picture.shapes for v, side in zip(s.box[2:], stored[::-1], strict=True)), default=0)
     item = f"{picture.path.name} ({stated[1]}x{stated[0]} stated, {stored[1]}x{stored[0]} there)"
-    # Resized since, pixels mean another place, even if they happen to lie in the picture; shares stay what they are.
+    # On a picture of another size, pixels mean another place, even if they happen to lie in it; where it was merely
+    # resized, shares stay what they are.
     is_resized = abs(stated[0] * stored[1] - stated[1] * stored[0]) < 0.01 * stated[1] * stored[0]
-    if is_resized if export.shares else far <= 1 and not is_resized:
+    if is_resized and export.shares:
         export.notes.add("size that is stated is not the picture's, which counts", item)
         return stored
     export.notes.add("picture left out: it has another size than when it was annotated", item)
@@ -169,7 +176,7 @@ def _frame(picture: Labelled, stored: Size, upright: Size, export: Export) -> Si
 
 
 def _inside(picture: Labelled, name: str, size: Size, export: Export) -> list[Shape]:
-    """Objects in pixels, cut at the picture's sides."""
+    """Objects in pixels, cut at the picture's sides; what cannot be understood is added to the picture's damage."""
     height, width = size
     scale = (width, height) if export.shares else (1, 1)
     found: dict[Shape, None] = {}
@@ -178,7 +185,9 @@ def _inside(picture: Labelled, name: str, size: Size, export: Export) -> list[Sh
         raw = tuple(v * scale[i % 2] for i, v in enumerate(shape.box))
         box = tuple(round(min(max(v, 0), (width, height)[i % 2]), DIGITS) for i, v in enumerate(raw))
         if not shape.name:
-            export.notes.add("object without a class name, left out", name)
+            picture.damage.add("object without a class name", name)
+        elif raw[2] < raw[0] or raw[3] < raw[1]:
+            picture.damage.add("object that ends before it begins", where)
         elif box[2] <= box[0] or box[3] <= box[1]:
             export.notes.add("object without area in its picture, left out", where)
         else:

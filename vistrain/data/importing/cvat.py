@@ -68,15 +68,16 @@ def read_cvat(source: Path, options: Options) -> Export:
             continue
         size = whole_size(image.get("height"), image.get("width"))
         drawn = sorted(image, key=lambda item: number(item.get("z_order", "0")) or 0.0)  # later ones lie on top
-        shapes = [shape for item in drawn if (shape := _shape(item, name, notes)) is not None]
-        unknown = sorted({shape.name for shape in shapes} - set(classes or [s.name for s in shapes]))
-        for label in unknown:
-            notes.add("object of a label that the file does not list, left out", f"{label} in {name}")
-        kept.append(Labelled(path, split_of(subset) or subset, [s for s in shapes if s.name not in unknown], size))
+        labelled = Labelled(path, split_of(subset) or subset, stated=size)
+        shapes = [_shape(item, name, notes, labelled.damage) for item in drawn]
+        labelled.shapes = [shape for shape in shapes if shape is not None]
+        for label in sorted({shape.name for shape in labelled.shapes} - set(classes)) if classes else ():
+            labelled.damage.add("object of a label that the file does not list", f"{label} in {name}")
+        kept.append(labelled)
     return Export(kept, classes, notes)
 
 
-def _shape(item: Element, picture: str, notes: Notes) -> Shape | None:
+def _shape(item: Element, picture: str, notes: Notes, damage: Notes) -> Shape | None:
     label, where = item.get("label", "").strip(), f"{item.get('label', '?')} in {picture}"
     if item.tag in NO_AREA:
         notes.add(f"{item.tag}, which is no object with an area; left out", where)
@@ -86,7 +87,7 @@ def _shape(item: Element, picture: str, notes: Notes) -> Shape | None:
         return None
     shape = _outline(item, label)
     if shape is None:
-        notes.add(f"{item.tag} whose numbers cannot be read, left out", where)
+        damage.add(f"{item.tag} whose numbers cannot be read", where)
     return shape
 
 

@@ -96,12 +96,15 @@ class Labelled:
         split: the split that it belongs to; empty where the export has none.
         shapes: its objects.
         stated: height and width that the export states, or None.
+        damage: its objects that cannot be read. A picture that has any is left out as a whole: what is not marked in
+            a picture teaches the network that there is nothing.
     """
 
     path: Path
     split: str
     shapes: list[Shape] = field(default_factory=list)
     stated: tuple[int, int] | None = None
+    damage: Notes = field(default_factory=Notes)
 
 
 @dataclass

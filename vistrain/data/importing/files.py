@@ -142,8 +142,8 @@ class Pictures:
         if len(found) == 1:
             return found[0]
         if found:
-            raise DataError(name, f"{len(found)} pictures are called so, e.g. {found[0]} and {found[1]}")
-        raise DataError(name, f"no such picture below {self.folder}")
+            raise DataError(name, f"several pictures below {self.folder} are called so (see --images)")
+        raise DataError(name, f"no such picture below {self.folder} (see --images)")
 
 
 def _agreement(path: Path, parts: list[str]) -> int:

@@ -5,6 +5,7 @@ Its other exports are read by the readers of their layouts: COCO, YOLO, Pascal V
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,13 @@ from vistrain.data.importing.export import (
 from vistrain.data.importing.files import Pictures, is_picture, walk
 from vistrain.errors import DataError
 
+NUMBERS = {
+    "polygon": ("points",),
+    "ellipse": ("x", "y", "radiusX", "radiusY"),
+    "rectangle": ("x", "y", "width", "height"),
+}
+"""What a result of each kind holds, in hundredths of the sides."""
+Outline = tuple[tuple[float, float, float, float], tuple[tuple[float, ...], ...]]  # box, polygons
 REMEDY = "export it as JSON, and give the pictures: --images FOLDER"
 
 
@@ -74,7 +82,9 @@ def read_label_studio(source: Path, options: Options) -> Export:
         if any(number(r.get("image_rotation") or 0) for r in results):
             notes.add("task left out: its picture was turned by hand in Label Studio", where)
             continue
-        kept.append(Labelled(path, split_of(path.parent.name), _shapes(results, where, notes), size))
+        labelled = Labelled(path, split_of(path.parent.name), stated=size)
+        labelled.shapes = _shapes(results, where, notes, labelled.damage)
+        kept.append(labelled)
     return Export(kept, None, notes, shares=True)
 
 
@@ -103,72 +113,86 @@ def _results(task: Mapping[str, Any], where: str, notes: Notes) -> list[dict[str
     return [item for item in chosen["result"] if isinstance(item, dict)]
 
 
-def _shapes(results: Sequence[Mapping[str, Any]], where: str, notes: Notes) -> list[Shape]:
-    found = []
-    labels: dict[Any, str] = {}  # where shapes and labels are results of their own, they share an id
-    for item in results:
-        label = _label(item)
-        if label and item.get("id") is not None:
-            labels[str(item["id"])] = label
-    done = set[str]()
-    for item in results:
+def _shapes(results: Sequence[Mapping[str, Any]], where: str, notes: Notes, damage: Notes) -> list[Shape]:
+    """The objects of a task.
+
+    A region may be written as several results of one id: its shape, its label, choices and texts, with or without the
+    shape. They are one object where their shapes are one; an id alone makes nothing one, as scripts write it twice.
+    """
+    regions: dict[tuple[str, Outline], list[str]] = {}  # -> labels
+    loose: dict[str, str | None] = {}  # id -> label, of results that are labels alone
+    bare: dict[str, str] = {}  # id -> what is wrong with it, if no other result holds its shape
+    for count, item in enumerate(results):
         value = item["value"] if isinstance(item.get("value"), dict) else item
-        kind = _kind(value)
-        if kind is None:
-            written = str(item.get("type", "result"))
-            if written not in ("labels", "choices", "textarea", "rating", "relation", "taxonomy", "number"):
-                notes.add(f"{written}, which is no box, polygon or ellipse; left out", where)
-            continue
-        own = str(item.get("id", id(item)))
-        if own in done:
-            continue
-        label = _label(item) or labels.get(own)
-        shape = _shape(label or "", kind, value, item)
-        if not label:
-            notes.add("object without a label, left out", where)
-        elif shape is None:
-            notes.add(f"{kind} whose numbers cannot be read, left out", where)
+        own = str(item["id"]) if item.get("id") is not None else f"#{count}"
+        written, label, kind = str(item.get("type", "result")), _label(value), _kind(item, value)
+        if kind is not None:
+            shape = _shape(kind, value, item)
+            if isinstance(shape, Shape):
+                regions.setdefault((own, (shape.box, shape.polygons)), []).extend([label] if label else [])
+            elif any(key in value for key in NUMBERS[kind]):
+                damage.add(shape, f"{own} of {where}")
+            else:
+                bare[own] = shape
+                loose[own] = loose.get(own) or label
+        elif written not in ("labels", "choices", "textarea", "rating", "relation", "taxonomy", "number"):
+            notes.add(f"{written}, which is no box, polygon or ellipse; left out", where)
         else:
-            done.add(own)
-            found.append(shape)
+            loose[own] = loose.get(own) or label
+    found = []
+    for (own, (box, polygons)), labels in regions.items():
+        apart = loose.get(own)
+        names = list(dict.fromkeys(labels)) or ([apart] if apart else [])
+        if len(names) > 1:
+            notes.add("object with several labels, the first counts", f"{own} of {where}: {', '.join(names)}")
+        if names:
+            found.append(Shape(names[0], box, polygons))
+        else:
+            damage.add("object without a label", f"{own} of {where}")
+    counts = Counter(own for own, _ in regions)
+    for own in sorted(bare.keys() - counts.keys()):
+        damage.add(bare[own], f"{own} of {where}")
+    for own, count in counts.items():
+        if count > 1:
+            notes.add("id of several objects, all of which are taken", f"{own} of {where} ({count} objects)")
     return found
 
 
-def _kind(value: Mapping[str, Any]) -> str | None:
-    if "points" in value:
-        return "polygon"
-    if "radiusX" in value:
-        return "ellipse"
-    return "rectangle" if "width" in value and "height" in value and "x" in value else None
+def _kind(item: Mapping[str, Any], value: Mapping[str, Any]) -> str | None:
+    """What a result says that it is, whether or not all of its numbers are there; else what its numbers are of."""
+    said = [str(item.get("type", "")), *value]
+    kind = next((kind for kind in NUMBERS if kind in said or f"{kind}labels" in said), None)
+    return kind or next((kind for kind, keys in NUMBERS.items() if all(key in value for key in keys)), None)
 
 
-def _label(item: Mapping[str, Any]) -> str | None:
+def _label(value: Mapping[str, Any]) -> str | None:
     """The first label: `rectanglelabels`, `polygonlabels`, ..., or `labels`."""
-    value = item["value"] if isinstance(item.get("value"), dict) else item
     lists = [v for key, v in value.items() if key.endswith("labels") and isinstance(v, list)]
     return next((v[0].strip() for v in lists if v and isinstance(v[0], str) and v[0].strip()), None)
 
 
-def _shape(label: str, kind: str, value: Mapping[str, Any], item: Mapping[str, Any]) -> Shape | None:
-    """In shares of the sides."""
+def _shape(kind: str, value: Mapping[str, Any], item: Mapping[str, Any]) -> Shape | str:
+    """In shares of the sides, still without a name; or what is wrong with it."""
+    missing = [f"`{key}`" for key in NUMBERS[kind] if value.get(key) is None]
+    if missing:
+        return f"{kind} without {', '.join(missing)}"
     if kind == "polygon":
         points = points_of(value["points"])
         if points is None or len(points) < 3:
-            return None
-        return Shape.outlined(label, tuple(v / 100 for v in flat(points)))
-    keys = ("x", "y", "width", "height") if kind == "rectangle" else ("x", "y", "radiusX", "radiusY")
-    values, degrees = numbers([value.get(key) for key in keys]), number(value.get("rotation") or 0)
+            return "polygon whose points cannot be read"
+        return Shape.outlined("", tuple(v / 100 for v in flat(points)))
+    values, degrees = numbers([value[key] for key in NUMBERS[kind]]), number(value.get("rotation") or 0)
     if values is None or degrees is None:
-        return None
+        return f"{kind} whose numbers cannot be read"
     x, y, across, down = (v / 100 for v in values)
     corners = [(x, y), (x + across, y), (x + across, y + down), (x, y + down)]
     outline = corners if kind == "rectangle" else ellipse((x, y), across, down)
     if degrees % 360 == 0:
-        return Shape(label, Shape.outlined(label, flat(outline)).box, () if kind == "rectangle" else (flat(outline),))
+        return Shape("", Shape.outlined("", flat(outline)).box, () if kind == "rectangle" else (flat(outline),))
     # Turned about its first corner, in pixels: shares of unequal sides are no place to turn anything in
     size = whole_size(item.get("original_height"), item.get("original_width"))
     if size is None:
-        return None
+        return f"turned {kind} without `original_width` and `original_height`"
     ratio = size[1] / size[0]
     in_heights = turned([(px * ratio, py) for px, py in outline], (x * ratio, y), degrees)
-    return Shape.outlined(label, flat([(px / ratio, py) for px, py in in_heights]))
+    return Shape.outlined("", flat([(px / ratio, py) for px, py in in_heights]))

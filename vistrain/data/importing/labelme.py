@@ -59,7 +59,9 @@ def read_labelme(source: Path, options: Options) -> Export:
             continue
         size = whole_size(result.get("imageHeight"), result.get("imageWidth"))
         split = split_of(*path.relative_to(source).parts[:-1])
-        kept.append(Labelled(picture, split, _shapes(result["shapes"], path, notes), size))
+        labelled = Labelled(picture, split, stated=size)
+        labelled.shapes = _shapes(result["shapes"], path, notes, labelled.damage)
+        kept.append(labelled)
     stems = {path.stem for path in files}
     for extra in pictures.files:
         if extra.stem not in stems and not any(extra == picture.path for picture in kept):
@@ -81,7 +83,7 @@ def _picture(pictures: Pictures, path: Path, stated: str) -> Path:
         return pictures.find(path.stem, path.parent)
 
 
-def _shapes(items: Sequence[Any], path: Path, notes: Notes) -> list[Shape]:
+def _shapes(items: Sequence[Any], path: Path, notes: Notes, damage: Notes) -> list[Shape]:
     found: list[tuple[int, Shape]] = []
     groups: dict[tuple[str, str], list[Shape]] = {}
     last: dict[tuple[str, str], int] = {}  # where the last part of a group stands, which is drawn over what is before
@@ -90,14 +92,14 @@ def _shapes(items: Sequence[Any], path: Path, notes: Notes) -> list[Shape]:
         kind = str(item.get("shape_type") or "polygon") if isinstance(item, dict) else "thing"
         label = item.get("label") if isinstance(item, dict) else None
         if not isinstance(label, str):
-            notes.add("shape without a label, left out", where)
+            damage.add("shape without a label", where)
             continue
         if kind in NO_AREA:
             notes.add(f"{kind}, which has no area; left out", where)
             continue
         shape = _shape(label.strip(), kind, item.get("points"))
         if shape is None:
-            notes.add(f"{kind} whose points cannot be read, left out", where)
+            damage.add(f"{kind} whose points cannot be read", where)
         elif item.get("group_id") is None:
             found.append((count, shape))
         else:

@@ -50,8 +50,10 @@ def read_voc(source: Path, options: Options) -> Export:
             notes.add(f"annotation left out: {error.problem}", path.name)
             continue
         size = whole_size(result.findtext("size/height"), result.findtext("size/width"))
-        shapes = [shape for item in result.findall("object") if (shape := _shape(item, path, options, notes))]
-        kept.append(Labelled(picture, split, shapes, size))
+        labelled = Labelled(picture, split, stated=size)
+        found = [_shape(item, path, options, notes, labelled.damage) for item in result.findall("object")]
+        labelled.shapes = [shape for shape in found if shape is not None]
+        kept.append(labelled)
     if not lists.is_dir():
         known, stems = {labelled.path for labelled in kept}, {path.stem for _, path in files}
         for extra in pictures.files:
@@ -131,11 +133,11 @@ def _picture(pictures: Pictures, path: Path, annotation: ElementTree.Element) ->
         return pictures.find(stated, path.parent)
 
 
-def _shape(item: ElementTree.Element, path: Path, options: Options, notes: Notes) -> Shape | None:
+def _shape(item: ElementTree.Element, path: Path, options: Options, notes: Notes, damage: Notes) -> Shape | None:
     name = (item.findtext("name") or "").strip()
     corners = numbers([item.findtext(f"bndbox/{key}") for key in CORNERS])
     if corners is None:
-        notes.add("object whose bndbox is not four numbers, left out", f"{name or '?'} in {path.name}")
+        damage.add("object whose bndbox is not four numbers", f"{name or '?'} in {path.name}")
         return None
     difficult = (item.findtext("difficult") or "0").strip().lower() in ("1", "true")
     if difficult and options.difficult == "drop":

@@ -21,7 +21,7 @@ from vistrain.errors import DataError
 
 KEYS = ("train", "val", "test")
 NAME_FILES = ("classes.txt", "obj.names")
-OUT_OF_RANGE = "object with coordinates far outside 0..1, left out"
+OUT_OF_RANGE = "object with coordinates far outside 0..1"
 NO_LABELS = "picture without a label file, taken as one without objects"
 Row = tuple[str, tuple[float, ...]]  # where, numbers
 
@@ -52,12 +52,10 @@ def read_yolo(source: Path, options: Options) -> Export:
     kinds = [_values(row, dimensions) for picture in pictures for row in rows.get(picture.path, [])]
     if not options.pixels:
         _refuse_pixels(source, kinds)
-    read: dict[Path, list[Shape]] = {}  # a picture may be in several splits, and what is wrong with it is said once
     for picture in pictures:
-        if picture.path not in read:
-            shapes = [_shape(row, dimensions, names, options.pixels, notes) for row in rows.get(picture.path, [])]
-            read[picture.path] = [shape for shape in shapes if shape is not None]
-        picture.shapes = list(read[picture.path])
+        of_it, damage = rows.get(picture.path, []), picture.damage
+        shapes = [_shape(row, dimensions, names, options.pixels, damage) for row in of_it]
+        picture.shapes = [shape for shape in shapes if shape is not None]
     return Export(pictures, names, notes, shares=not options.pixels, turned=True)
 
 
@@ -208,6 +206,7 @@ def _labels_of(picture: Path) -> list[Path]:
 def _rows(pictures: list[Labelled], source: Path, notes: Notes) -> dict[Path, list[Row]]:
     """The rows of numbers of each picture that has labels; pictures whose labels cannot be read are taken out."""
     found: dict[Path, list[Row]] = {}
+    broken: dict[Path, list[tuple[str, str]]] = {}
     seen, bad, without = set[Path](), set[Path](), []
     unique = list(dict.fromkeys(picture.path for picture in pictures))
     for path, result in opened(unique, _read_labels, "reading labels"):
@@ -220,10 +219,9 @@ def _rows(pictures: list[Labelled], source: Path, notes: Notes) -> dict[Path, li
         else:
             label, lines = result
             seen.add(label)
-            found[path] = _numbers_of(label, lines, notes)
-            if not found[path] and any(map(str.strip, lines)):
-                notes.add("picture left out: no row of its label file is of finite numbers", _place(path))
-                bad.add(path)
+            damage = Notes()
+            found[path] = _numbers_of(label, lines, notes, damage)
+            broken[path] = damage.items
     if not found and not bad:
         places = " or ".join(map(str, _labels_of(unique[0])))
         raise DataError(str(source), f"none of {len(unique)} pictures has a label file", f"looked for {places}")
@@ -234,6 +232,8 @@ def _rows(pictures: list[Labelled], source: Path, notes: Notes) -> dict[Path, li
             if extra not in seen and extra.name not in NAME_FILES:
                 notes.add("label file without a picture, skipped", extra.name)
     pictures[:] = [picture for picture in pictures if picture.path not in bad]
+    for picture in pictures:  # one may be in several splits
+        picture.damage.items += broken.get(picture.path, [])
     return found
 
 
@@ -247,7 +247,7 @@ def _read_labels(picture: Path) -> tuple[Path, list[str]] | None:
     return None if label is None else (label, read_words(label).splitlines())
 
 
-def _numbers_of(label: Path, lines: list[str], notes: Notes) -> list[Row]:
+def _numbers_of(label: Path, lines: list[str], notes: Notes, damage: Notes) -> list[Row]:
     rows: dict[str, Row] = {}
     for count, line in enumerate(lines, 1):
         text, where = " ".join(line.split()), f"{_place(label)}, line {count}"
@@ -255,7 +255,7 @@ def _numbers_of(label: Path, lines: list[str], notes: Notes) -> list[Row]:
         if not text:
             continue
         if values is None:
-            notes.add("row that is not of finite numbers, left out", where)
+            damage.add("row that is not of finite numbers", where)
         elif text in rows:
             notes.add("row that is there twice, taken once", where)
         else:
@@ -289,15 +289,15 @@ def _is_beyond(values: tuple[float, ...]) -> bool:
     return bool(values) and not (min(values) > -0.5 and max(values) < 1.5)
 
 
-def _shape(row: Row, dimensions: tuple[int, int] | None, names: list[str], pixels: bool, notes: Notes) -> Shape | None:
+def _shape(row: Row, dimensions: tuple[int, int] | None, names: list[str], pixels: bool, damage: Notes) -> Shape | None:
     where, cells = row
     values = _values(row, dimensions)
     if not values:
-        notes.add(f"row of {len(cells)} numbers, which is no box, polygon or key points; left out", where)
+        damage.add(f"row of {len(cells)} numbers, which is no box, polygon or key points", where)
     elif cells[0] != int(cells[0]) or not 0 <= cells[0] < len(names):
-        notes.add(f"class {cells[0]:g}, but there are {len(names)} names (from 0); left out", where)
+        damage.add(f"class {cells[0]:g}, but there are {len(names)} names (from 0)", where)
     elif not pixels and _is_beyond(values):
-        notes.add(OUT_OF_RANGE, where)
+        damage.add(OUT_OF_RANGE, where)
     elif len(values) == 4:
         x, y, w, h = values
         return Shape(names[int(cells[0])], (x - w / 2, y - h / 2, x + w / 2, y + h / 2))
