@@ -40,6 +40,7 @@ class Network(GuardedContract, nn.Module, abc.ABC):
         scale_layers: the same for tensors that depend on a factor of enlargement.
         input_layers: the same for weights whose second axis is the image's channels, and nothing else of which depends
             on them: weights for other channels are adapted, and named, when they start a run.
+        score_threshold: least score of what `predict` gives, of networks that cut by it; 0: none is cut by its score.
         measured_size: sides of the image, pixels, that multiply-adds are counted for unless another is asked for.
     """
 
@@ -54,6 +55,7 @@ class Network(GuardedContract, nn.Module, abc.ABC):
     class_layers: tuple[str, ...] = ()
     scale_layers: tuple[str, ...] = ()
     input_layers: tuple[str, ...] = ()
+    score_threshold: float = 0.0
     measured_size: tuple[int, ...] = (800, 1280)
 
     @abc.abstractmethod

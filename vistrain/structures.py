@@ -81,6 +81,12 @@ class LabelSpace:
         return cls(**frozen)
 
 
+def left_out(classes: int, without: str = "objects") -> list[str]:
+    """The line under a printed table about the classes that it leaves out, of which there is nothing to print."""
+    few = "class without {} is left out" if classes == 1 else "classes without {} are left out"
+    return [f"{classes} {few.format(without)}"] if classes else []
+
+
 def distinct_names(names: Sequence[str], ids: Sequence[int], counts: Sequence[int] | None = None) -> tuple[str, ...]:
     """Class names of which no two are the same: classes are known by their ids, and a name alone may mean several.
 

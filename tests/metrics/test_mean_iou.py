@@ -81,6 +81,16 @@ def test_it_is_of_all_pixels_and_not_of_images():
     assert metric.result.confusion.tolist() == [[3, 1], [0, 2]]
 
 
+@pytest.mark.parametrize("absent", ["zero", "left_out"])
+def test_classes_that_occur_nowhere_are_not_printed(absent: str):
+    labels = space("a", "b", "nowhere", "only predicted", "neither")
+    _, metric = evaluate("miou", labels, [([[0, 1]], [[0, 3]])], absent=absent)
+    _, classes, line = metric.result.tables()
+    assert list(classes.columns[0].cells) == ["a", "b", "only predicted"]
+    assert line == "2 classes without pixels are left out"
+    assert len(metric.result.per_class) == 5
+
+
 def test_what_cannot_be_measured_is_said():
     with pytest.raises(DataError, match=r"size \[1, 2\], its truth \[1, 3\]"):
         evaluate("miou", space("a", "b"), [([[0, 0, 1]], [[0, 0]])])

@@ -7,6 +7,7 @@ import copy
 import importlib.util
 import io
 import json
+import logging
 import math
 
 import numpy as np
@@ -20,7 +21,7 @@ from vistrain.metrics.coco import CocoBox, write_predictions
 from vistrain.metrics.coco_engine import curve_arrays
 from vistrain.predictions import Detections
 from vistrain.structures import LabelSpace
-from vistrain.tasks.detection.evaluate import evaluate_file
+from vistrain.tasks.detection.evaluate import evaluate_file, evaluations, read_records
 
 CATEGORIES = (7, 3, 21, 90)  # sparse and unsorted, as in real data; nothing is ever labelled 90
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -159,6 +160,9 @@ def test_class_table_counts_objects_and_says_nan_without_any() -> None:
     assert np.mean([r["AP"] for r in present]) == pytest.approx(numbers["coco/AP"], abs=1e-12)
     assert np.mean([r["AP50"] for r in present]) == pytest.approx(numbers["coco/AP50"], abs=1e-12)
     assert np.mean([r["AR"] for r in present]) == pytest.approx(numbers["coco/AR100"], abs=1e-12)
+    _, classes, line = metric.result.tables()
+    assert list(classes.columns[0].cells) == ["three", "seven", "twenty-one"]
+    assert line == "1 class without objects is left out"
 
 
 @pytest.mark.parametrize("backend", ["pycocotools", pytest.param("faster_coco_eval", marks=faster)])
@@ -347,6 +351,31 @@ def test_empty_predictions_are_written_and_evaluated(tmp_path) -> None:
     assert evaluate_file(predictions, truth).numbers["coco/AP"] == 0.0
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_masks_are_not_dropped_silently(tmp_path, caplog: pytest.LogCaptureFixture, listed: bool) -> None:
+    """Of nothing found the truth says that masks are measured; of boxes alone a line says that they are not."""
+    truth, file = make_truth(), tmp_path / "found.json"
+    images = [image["id"] for image in truth["images"]]
+    for annotation in truth["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+
+    def measured(results: list[dict]) -> dict[str, float]:
+        of = [{"id": i, "detections": [r for r in results if r["image_id"] == i]} for i in images]
+        file.write_text(json.dumps({"images": of} if listed else results))
+        found = evaluations(*read_records(file, tmp_path / "truth.json"))
+        return {one.protocol: next(iter(one.numbers.values())) for one in found}
+
+    with caplog.at_level(logging.INFO):
+        assert measured([]) == {"coco_box": 0.0, "coco_mask": 0.0}
+        assert "no result has a mask" not in caplog.text
+        first = truth["annotations"][0]
+        one = {"image_id": first["image_id"], "category_id": first["category_id"], "score": 0.5}
+        assert list(measured([{**one, "bbox": first["bbox"], "box_xywh": first["bbox"]}])) == ["coco_box"]
+    assert "found.json: no result has a mask (`segmentation`), so boxes alone are measured" in caplog.text
+
+
 def test_results_of_unknown_categories_are_ignored_and_counted(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
     truth = make_truth()
     (tmp_path / "truth.json").write_text(json.dumps(truth))
@@ -443,4 +472,5 @@ def test_a_console_prints_the_twelve_numbers_and_the_classes() -> None:
     assert f"{numbers['coco/AP75']:.4f}" in text
     line = next(line for line in text.splitlines() if "AR10 " in line)
     assert [cell.strip() for cell in line.split("│")[1:5]] == ["AR10", "0.50:0.95", "all", "10"]
-    assert next(line for line in text.splitlines() if "ninety" in line).count("-") >= 3
+    assert "ninety" not in text
+    assert "1 class without objects is left out" in text

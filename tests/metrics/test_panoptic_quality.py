@@ -102,6 +102,21 @@ def test_equals_the_definition_with_void_and_crowds():
     assert all(r["FP"] and r["FN"] for r in metric.result.per_class)
 
 
+def test_classes_that_occur_nowhere_are_not_printed():
+    truth = np.ones((4, 4), np.int64)
+    target = {
+        "segment_map": torch.from_numpy(truth.astype(np.uint8)),
+        "segment_labels": torch.tensor([0]),
+        "segment_crowd": torch.tensor([False]),
+    }
+    found = Segmentation(panoptic=PanopticMap(torch.from_numpy(truth), (Segment(1, label=2, thing=False, score=0.9),)))
+    metric, _ = measured([(target, found)])
+    _, classes, line = metric.result.tables()
+    assert list(classes.columns[0].cells) == ["person", "sky"]
+    assert line == "2 classes without segments are left out"
+    assert len(metric.result.per_class) == 4
+
+
 def test_equals_torchmetrics_where_rules_are_one():
     rng = np.random.default_rng(0)
     pairs = [pair(rng) for _ in range(20)]

@@ -110,6 +110,11 @@ def test_units_and_table() -> None:
         console.print(metric.result)
     assert "brats, 2 cases" in said.get()
     assert "83.33 ± 23.57" in said.get()
+    console = Console(width=80)
+    with console.capture() as said:
+        console.print(metric.result)
+    assert "…" not in said.get()
+    assert {"sens.,", "spec.,", "23.57"} <= set(said.get().split())
 
 
 def test_regions_of_the_labels() -> None:

@@ -233,6 +233,17 @@ def test_every_kind_of_file_is_read_and_damaged_ones_are_named_and_skipped(tmp_p
     assert "4 pictures, 4 objects of score >= 0.3, 2 pictures skipped" in caplog.text
 
 
+def test_the_networks_own_least_score_is_said_where_it_cuts() -> None:
+    entries: list[dict] = [{"detections": []}]
+    made = predictor(threshold=0)
+    assert made.sentence(entries) == "0 objects of score >= 0"
+    made.model.score_threshold = 0.05
+    own = "0 objects of score >= 0 (the network itself gives none below model.score_threshold=0.05)"
+    assert made.sentence(entries) == own
+    made.threshold = 0.05
+    assert made.sentence(entries) == "0 objects of score >= 0.05"
+
+
 def test_sixteen_bit_and_grey_files_are_read(tmp_path) -> None:
     class Sees(Finder):
         def predict(self, batch: dict) -> list[Detections]:

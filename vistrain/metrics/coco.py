@@ -32,14 +32,15 @@ from vistrain.metrics.coco_files import (
     check_ground_truth,
     check_results,
     have_masks,
+    nothing_found,
     write_results,
 )
 from vistrain.metrics.coco_masks import encoded_masks
 from vistrain.predictions import Detections, InstanceDetections, Segmentation
-from vistrain.structures import LabelSpace, distinct_names
+from vistrain.structures import LabelSpace, distinct_names, left_out
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,8 @@ class CocoResult:
     backend: str
     iou_range: str
 
-    def tables(self) -> list[Table]:
-        """The twelve numbers and the classes, for a Rich console."""
+    def tables(self) -> list[RenderableType]:
+        """The twelve numbers and the classes that have objects, for a Rich console."""
         from rich.markup import escape
         from rich.table import Table
 
@@ -91,10 +92,11 @@ class CocoResult:
         classes.add_column("class", overflow="fold")
         for heading in ("objects", "AP", "AP50", "AR"):
             classes.add_column(heading, justify="right")
-        for row in self.per_class:
+        rows = [row for row in self.per_class if row["objects"]]
+        for row in rows:
             values = ("-" if np.isnan(row[k]) else f"{row[k]:.4f}" for k in ("AP", "AP50", "AR"))
             classes.add_row(escape(row["name"]), str(row["objects"]), *values)
-        return [total, classes]
+        return [total, *([classes] if rows else []), *left_out(len(self.per_class) - len(rows))]
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         yield from self.tables()
@@ -367,14 +369,17 @@ def records_of(results: Any, truth: Any, where: str, truth_name: str) -> tuple[d
 
     Returns:
         Checked ground truth, and one record for each of its images, as `CocoBox.update` makes them, or `CocoMask`'s
-        where results have masks and the truth has them, too. Results of categories that the truth does not know are
+        where results have masks and the truth has them, too; where nothing was found at all, the truth says it alone.
+        Results of categories that the truth does not know are
         ignored, as COCO's tools do, and counted in a warning; so are images without any result.
 
     Raises:
         DataError: one is malformed, or results are for images that the truth does not list.
     """
     with_masks = have_masks(results)
-    if with_masks and not annotations_have_masks(truth):
+    if nothing_found(results):  # no result tells whether masks were looked for
+        with_masks = annotations_have_masks(truth, every=True)
+    elif with_masks and not annotations_have_masks(truth):
         log.warning("%s: has no masks, so those of %s are not looked at", truth_name, where)
         with_masks = False
     truth = check_ground_truth(truth, truth_name, masks=with_masks)

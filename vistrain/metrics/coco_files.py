@@ -134,10 +134,19 @@ def have_masks(content: Any) -> bool:
     return isinstance(first, Mapping) and "segmentation" in first
 
 
-def annotations_have_masks(truth: Any) -> bool:
-    """Whether any annotation of COCO ground truth has one."""
+def nothing_found(content: Any) -> bool:
+    """Whether results, see `check_results`, are an empty list, or of images in each of which there is nothing."""
+    if isinstance(content, Mapping) and isinstance(content.get("images"), list):
+        return all(isinstance(image, Mapping) and image.get("detections") == [] for image in content["images"])
+    return content == []
+
+
+def annotations_have_masks(truth: Any, every: bool = False) -> bool:
+    """Whether any annotation of COCO ground truth has one, or each of at least one."""
     listed = truth.get("annotations") if isinstance(truth, Mapping) else None
-    return isinstance(listed, list) and any(isinstance(a, Mapping) and a.get("segmentation") for a in listed)
+    if not isinstance(listed, list) or not listed:
+        return False
+    return (all if every else any)(isinstance(a, Mapping) and bool(a.get("segmentation")) for a in listed)
 
 
 def _mask(where: str, item: Mapping[str, Any], image: Mapping[str, Any] | None) -> dict[str, Any]:

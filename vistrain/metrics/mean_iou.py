@@ -14,10 +14,10 @@ import numpy as np
 
 from vistrain.errors import ConfigError, DataError
 from vistrain.metrics.base import Metric, Unit
-from vistrain.structures import LabelSpace
+from vistrain.structures import LabelSpace, left_out
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
     from torch import Tensor
 
     from vistrain.predictions import Segmentation
@@ -100,8 +100,8 @@ class IoUResult:
     confusion: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     names: tuple[str, ...] = ()
 
-    def tables(self) -> list[Table]:
-        """The numbers, and the classes (of many the weakest), for a Rich console."""
+    def tables(self) -> list[RenderableType]:
+        """The numbers, and the classes that truth or prediction have (of many the weakest), for a Rich console."""
         from rich.table import Table
 
         total = Table()
@@ -109,10 +109,15 @@ class IoUResult:
         total.add_column("%", justify="right")
         for name, value in self.numbers.items():
             total.add_row(name.partition("/")[2], f"{100 * value:.2f}")
-        rows, title = self.per_class, "per class"
+        predicted = dict(zip(self.names, self.confusion.sum(0), strict=True))
+        title, rows = "per class", []
+        for row in self.per_class:
+            if row["pixels"] or not np.isnan(row["IoU"]) or predicted.get(row["name"], 0):
+                rows.append(row)
+        absent = len(self.per_class) - len(rows)
         if len(rows) > SHOWN:
             rows = sorted(rows, key=lambda row: (np.isnan(row["IoU"]), row["IoU"]))[:SHOWN]
-            title = f"the {SHOWN} weakest of {len(self.per_class)} classes"
+            title = f"the {SHOWN} weakest of {len(self.per_class) - absent} classes"
         classes = Table(title=title, title_justify="left")
         classes.add_column("class", overflow="fold")
         for heading in ("IoU", "Acc", "pixels"):
@@ -120,7 +125,7 @@ class IoUResult:
         for row in rows:
             values = ("-" if np.isnan(row[key]) else f"{100 * row[key]:.2f}" for key in ("IoU", "Acc"))
             classes.add_row(row["name"], *values, f"{row['pixels']:,}")
-        return [total, classes]
+        return [total, classes, *left_out(absent, "pixels")]
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.text import Text

@@ -15,10 +15,10 @@ import numpy as np
 from vistrain.errors import DataError
 from vistrain.metrics.base import Metric, Unit
 from vistrain.metrics.mean_iou import SHOWN, confusion
-from vistrain.structures import LabelSpace
+from vistrain.structures import LabelSpace, left_out
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
     from torch import Tensor
 
     from vistrain.predictions import PanopticMap, Segmentation
@@ -90,8 +90,8 @@ class PanopticResult:
     protocol: str
     images: int
 
-    def tables(self) -> list[Table]:
-        """The numbers of all, things and stuff, and the classes (of many the weakest), for a Rich console."""
+    def tables(self) -> list[RenderableType]:
+        """The numbers of all, things and stuff, and the classes that occur (of many the weakest), for Rich."""
         from rich.table import Table
 
         total = Table()
@@ -104,10 +104,11 @@ class PanopticResult:
                 values = (f"{100 * self.numbers[f'{NAME}/{q}{group}']:.2f}" for q in ("PQ", "SQ", "RQ"))
                 classes = sum(row["thing"] in kinds[group] for row in counted)
                 total.add_row(group.strip("_") or "all", *values, str(classes))
-        rows, title = self.per_class, "per class"
+        rows, title = [row for row in self.per_class if any(row[key] for key in COUNTS)], "per class"
+        absent = len(self.per_class) - len(rows)
         if len(rows) > SHOWN:
             rows = sorted(rows, key=lambda row: (np.isnan(row["PQ"]), row["PQ"]))[:SHOWN]
-            title = f"the {SHOWN} weakest of {len(self.per_class)} classes"
+            title = f"the {SHOWN} weakest of {len(self.per_class) - absent} classes"
         classes_table = Table(title=title, title_justify="left")
         classes_table.add_column("class", overflow="fold")
         for heading in ("PQ", "SQ", "RQ", *COUNTS):
@@ -115,7 +116,7 @@ class PanopticResult:
         for row in rows:
             shares = ("-" if np.isnan(row[key]) else f"{100 * row[key]:.2f}" for key in ("PQ", "SQ", "RQ"))
             classes_table.add_row(row["name"], *shares, *(f"{row[key]:,}" for key in COUNTS))
-        return [total, classes_table]
+        return [total, *([classes_table] if rows else []), *left_out(absent, "segments")]
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.text import Text

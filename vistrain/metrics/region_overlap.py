@@ -53,6 +53,7 @@ REGIONS: Mapping[str, EmptyRule] = {
 }
 MEASURES = ("Dice", "HD95", "ASSD", "surface_Dice", "sensitivity", "specificity")
 IN_MM = ("HD95", "ASSD")
+HEADINGS = {"surface_Dice": "surface Dice", "sensitivity": "sens.", "specificity": "spec."}  # of 80 columns
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class RegionResult:
         table = Table()
         table.add_column("region", overflow="fold")
         for measure in MEASURES:
-            table.add_column(f"{measure.replace('_', ' ')}, {'mm' if measure in IN_MM else '%'}", justify="right")
+            heading = f"{HEADINGS.get(measure, measure)}, {'mm' if measure in IN_MM else '%'}"
+            table.add_column(heading, justify="right", overflow="fold")
         table.add_column("cases", justify="right")
         family = next(iter(self.numbers)).partition("/")[0]
         for region in self.regions:

@@ -62,7 +62,7 @@ class FoldReport:
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         table = Table(box=None, pad_edge=False)
         for column in ("", *(f"fold {fold}" for fold in self.by_fold), "all", "95 % interval", "over folds"):
-            table.add_column(column, no_wrap=True, justify="right" if column else "left")
+            table.add_column(column, overflow="fold", justify="right" if column else "left")  # nothing is cut
         names = list(self.numbers or next(iter(self.by_fold.values()), {}))
         for name in names:
             unit = metrics.unit(name)

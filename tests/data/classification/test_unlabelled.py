@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from vistrain.data import GeneratedPatterns, UnlabelledFolder
 from vistrain.errors import ConfigError, DataError
@@ -36,6 +38,16 @@ def test_a_share_is_held_out_the_same_each_time(photos: Path) -> None:
     assert (len(named.split("train")), len(named.split("val"))) == (5, 5)
     assert named.labels.num_classes == 0
     assert "labels" not in named.collate([named.dataset("val").sample(0)])
+
+
+def test_the_check_of_no_classes_prints_none(photos: Path, tmp_path: Path) -> None:
+    report = UnlabelledFolder(root=str(photos), holdout=0.3, image_size=16, workers=0).check(tmp_path / "look")
+    console = Console(width=200, file=io.StringIO())
+    with console.capture() as said:
+        console.print(report.table())
+    assert "smallest side, pixels" in said.get()
+    assert "class" not in said.get()
+    assert not list((tmp_path / "look").glob("classes-*"))
 
 
 def test_grey_images_have_one_channel(photos: Path) -> None:

@@ -231,6 +231,8 @@ def test_two_categories_of_one_name_are_counted_by_id(tmp_path: Path) -> None:
     assert "categories that share their name with another one: 'hat' (0), 'hat' (3)" in said
     assert "classes without objects: hat (id 0), hat (id 3)" in said
     assert "data.leave_out=[0,3]" in said
+    assert "2 classes without objects are left out" in said
+    assert "│ hat (id 0)" not in said
 
 
 def test_categories_are_left_out_by_id(tmp_path: Path) -> None:

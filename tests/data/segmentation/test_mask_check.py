@@ -209,6 +209,10 @@ def test_sizes_partners_and_what_never_occurs(tmp_path):
     assert "have no mask" in look(tmp_path).splits["train"].problem
     report = look(tmp_path, classes=(*NAMES, "ship"))
     assert "classes that never occur: ship" in advised(report, "all")
+    console = Console(width=200, record=True)
+    console.print(report.table())
+    assert "1 class without pixels is left out" in (said := console.export_text())
+    assert "│   ship" not in said
 
 
 def test_copies_and_the_table(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,10 @@ def test_check_counts_what_disagrees(tmp_path: Path) -> None:
     train = report.splits["train"]
     assert (train.images, train.segments, train.void) == (1, 2, 0.25)
     assert train.pixels == {"cat": 1, "sky": 2}
+    console = Console(record=True, width=200)
+    console.print(replace(report, classes=[*report.classes, "dog"]).table())
+    assert "\n  dog" not in (said := console.export_text())
+    assert "1 class without segments is left out" in said
     assert {Path(p).name for p in report.pictures} >= {"samples-train.png", "classes-train.png"}
     report = folders(tmp_path / "odd", numbers=((5, 2), (0, 2))).check(tmp_path / "out")
     assert not report.ok

@@ -149,7 +149,10 @@ def test_folds_are_run_reported_and_averaged(trained: Path, monkeypatch: pytest.
     time = (trained / "cv/fold_2/last.ckpt").stat().st_mtime_ns
     assert main(words) == 0
     assert (trained / "cv/fold_2/last.ckpt").stat().st_mtime_ns == time
-    assert "3 folds, 6 cases, each measured once" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 folds, 6 cases, each measured once" in said
+    assert "regions/WT/specificity, %" in said
+    assert "…" not in said
     found = json.loads((trained / "cv/folds.json").read_text())
     assert found["samples"] == 6
     records = [r for n in range(3) for r in json.loads((trained / f"cv/fold_{n}/records.json").read_text())["regions"]]

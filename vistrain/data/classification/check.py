@@ -65,7 +65,9 @@ class ClassReport(Findings):
 
     def table(self) -> RenderableType:
         """What a terminal shows: print it with a Rich console."""
-        return Group(_summary(self.splits), _class_table(self.splits), *_findings(self))
+        labelled = any(split.classes for split in self.splits.values())
+        tables = [_summary(self.splits, labelled), *([_class_table(self.splits)] if labelled else [])]
+        return Group(*tables, *_findings(self))
 
 
 def check_classes(data: ClassificationData, output: str | Path) -> ClassReport:
@@ -155,7 +157,9 @@ def _draw(
 ) -> list[str]:
     """Writes a split's pictures; returns their paths."""
     most_first = dict(sorted(found.classes.items(), key=lambda item: -item[1]))
-    written = [str(bars(most_first, output / f"classes-{name}.png", f"{name}: images per class", "images"))]
+    written = []
+    if most_first:
+        written.append(str(bars(most_first, output / f"classes-{name}.png", f"{name}: images per class", "images")))
     good = [i for i, file in enumerate(files) if file not in found.bad_files]
     chosen = sorted(np.random.default_rng(0).permutation(good)[:SAMPLES].tolist())  # the same ones each time
     tiles = [split.source.open(i).decode() for i in chosen]
@@ -166,7 +170,8 @@ def _draw(
     return [*written, str(output / f"samples-{name}.png")]
 
 
-def _summary(splits: dict[str, ClassSplitReport]) -> Table:
+def _summary(splits: dict[str, ClassSplitReport], labelled: bool) -> Table:
+    """A row for each fact; those of classes only where there are any."""
     table = Table(title="data", title_justify="left")
     table.add_column("")
     for name in splits:
@@ -174,12 +179,13 @@ def _summary(splits: dict[str, ClassSplitReport]) -> Table:
     rows: dict[str, list[str]] = {
         "images": [f"{s.images:,}" for s in splits.values()],
         "unusable": [f"[red]{len(s.bad_files):,}[/]" if s.bad_files else "0" for s in splits.values()],
-        "classes, of these empty": [f"{len(s.classes):,}, {_empty(s):,}" for s in splits.values()],
-        "images of the largest / smallest class": [_spread(s) for s in splits.values()],
         "most frequent size": [next(iter(s.image_sizes), "-") for s in splits.values()],
         "smallest side, pixels": [str(s.smallest_side or "-") for s in splits.values()],
     }
-    if any(s.unlabelled for s in splits.values()):
+    if labelled:
+        rows["classes, of these empty"] = [f"{len(s.classes):,}, {_empty(s):,}" for s in splits.values()]
+        rows["images of the largest / smallest class"] = [_spread(s) for s in splits.values()]
+    if labelled and any(s.unlabelled for s in splits.values()):
         rows["images of no class"] = [f"{s.unlabelled:,}" for s in splits.values()]
     for title, cells in rows.items():
         table.add_row(title, *cells)

@@ -36,7 +36,7 @@ from vistrain.data.coco.trainable import refuse_untrainable, share_without_masks
 from vistrain.data.detection.module import BoxedImages, DetectionData
 from vistrain.errors import DataError
 from vistrain.pictures import bars, class_colours, draw_boxes, draw_masks, grid, histogram, save_picture
-from vistrain.structures import LabelSpace, distinct_names
+from vistrain.structures import LabelSpace, distinct_names, left_out
 
 SMALL, LARGE = 32**2, 96**2  # pixels; pycocotools' bounds between small, medium and large objects
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
@@ -89,7 +89,7 @@ class Report(Findings):
 
     def table(self) -> RenderableType:
         """What a terminal shows: print it with a Rich console."""
-        return Group(_summary(self.splits), _class_table(self.splits), *_findings(self))
+        return Group(_summary(self.splits), *_class_table(self.splits), *_findings(self))
 
 
 def check_boxes(data: DetectionData, output: str | Path) -> Report:
@@ -311,16 +311,18 @@ def _spread(quantiles: dict[str, float]) -> str:
     return f"{quantiles['50%']:g} ({quantiles['100%']:g})" if quantiles else "-"
 
 
-def _class_table(splits: dict[str, SplitReport]) -> Table:
+def _class_table(splits: dict[str, SplitReport]) -> list[RenderableType]:
+    """Objects of the classes that have any in a split, and how many have none."""
     table = Table(title="objects per class", title_justify="left")
     table.add_column("class")
     for name in splits:
         table.add_column(name, justify="right")
     names = list(dict.fromkeys(name for split in splits.values() for name in split.classes))
-    for name in names:
+    there = [name for name in names if any(split.classes.get(name) for split in splits.values())]
+    for name in there:
         counts = [split.classes.get(name, 0) for split in splits.values()]
         table.add_row(escape(name), *(f"{n:,}" if n else "[yellow]0[/]" for n in counts))
-    return table
+    return [*([table] if there else []), *left_out(len(names) - len(there))]
 
 
 def _findings(report: Report) -> list[str]:

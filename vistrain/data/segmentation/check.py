@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
 
 from vistrain.data.base.bands import Bands, BandStatistics, described
 from vistrain.data.base.check import (
@@ -30,6 +29,7 @@ from vistrain.data.segmentation.mask_pairs import MaskPair
 from vistrain.data.segmentation.module import SegmentationData, sized_image
 from vistrain.errors import DataError
 from vistrain.pictures import bars, class_colours, legend, overlaid
+from vistrain.structures import left_out
 
 SAMPLES = 6
 MOST_VALUES = 4096  # different ones of a file that are counted; more are no classes
@@ -103,7 +103,7 @@ class MaskReport(Findings):
         for found in self.advice:
             mend = f"\n    -> {escape(found.remedy)}" if found.remedy else ""
             lines.append(f"[{'red' if found.stops else 'yellow'}]{found.split}[/]: {escape(found.problem)}{mend}")
-        return Group(_summary(self), *lines)
+        return Group(*_summary(self), *lines)
 
 
 @dataclass
@@ -293,7 +293,7 @@ def _draw(
     return written + write_samples(rows, captions, output, name)
 
 
-def _summary(report: MaskReport) -> Table:
+def _summary(report: MaskReport) -> list[RenderableType]:
     title = f"{len(report.classes)} classes"
     splits = report.splits.values()
     rows: dict[str, list[str]] = {
@@ -304,10 +304,11 @@ def _summary(report: MaskReport) -> Table:
         "ignored pixels, %": [f"{100 * s.ignored:.1f}" for s in splits],
     }
     table = split_table(title, report.splits, rows)
-    for name in report.classes:
+    there = [name for name in report.classes if any(split.pixels.get(name) for split in splits)]
+    for name in there:
         cells = []
         for split in splits:
             share = 100 * split.pixels.get(name, 0) / max(sum(split.pixels.values()), 1)
             cells.append(f"{share:.2f} %" if name in split.pixels else "[yellow]never[/]")
         table.add_row(f"  {escape(name)}", *cells)
-    return table
+    return [table, *left_out(len(report.classes) - len(there), "pixels")]

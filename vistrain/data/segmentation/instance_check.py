@@ -30,7 +30,7 @@ from vistrain.data.coco.trainable import refuse_untrainable, share_without_masks
 from vistrain.data.segmentation.instances import InstanceFolders, InstanceImages
 from vistrain.errors import DataError
 from vistrain.pictures import bars, class_colours, draw_masks, grid
-from vistrain.structures import LabelSpace
+from vistrain.structures import LabelSpace, left_out
 from vistrain.writing import whole_file
 
 SAMPLES = 6
@@ -75,7 +75,7 @@ class InstanceReport(Findings):
             lines += [f"[yellow]{name}[/]: {split.without_masks}"] if split.without_masks else []
         if self.leaks:
             lines.append(f"[yellow]in several splits[/]: {len(self.leaks)} images, such as {shown(self.leaks)}")
-        return Group(_summary(self), *lines)
+        return Group(*_summary(self), *lines)
 
 
 def check_instances(data: InstanceFolders, output: str | Path) -> InstanceReport:
@@ -201,7 +201,7 @@ def _draw(
     return written
 
 
-def _summary(report: InstanceReport) -> Table:
+def _summary(report: InstanceReport) -> list[RenderableType]:
     table = Table(title="instances", title_justify="left")
     table.add_column("")
     for name in report.splits:
@@ -216,10 +216,11 @@ def _summary(report: InstanceReport) -> Table:
     for title, cells in rows.items():
         table.add_row(title, *cells)
     table.add_section()
-    classes = list(dict.fromkeys(name for split in splits for name in split.classes))
+    names = list(dict.fromkeys(name for split in splits for name in split.classes))
+    classes = [name for name in names if any(split.classes.get(name) for split in splits)]
     for name in classes[: 2 * MOST]:
         counts = [split.classes.get(name, 0) for split in splits]
         table.add_row(f"  {escape(name)}", *(f"{n:,}" if n else "[yellow]0[/]" for n in counts))
     if len(classes) > 2 * MOST:
         table.add_row(f"  and {len(classes) - 2 * MOST} more, see report.json", *[""] * len(report.splits))
-    return table
+    return [table, *left_out(len(names) - len(classes))]

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
 
 from vistrain.data.base.check import (
     MOST,
@@ -31,7 +30,7 @@ from vistrain.data.segmentation.panoptic import PanopticFolders, labels_of, refu
 from vistrain.data.segmentation.panoptic_files import Segments, examined, read_numbers, segment_map
 from vistrain.errors import DataError
 from vistrain.pictures import bars, class_colours, legend, overlaid
-from vistrain.structures import LabelSpace
+from vistrain.structures import LabelSpace, left_out
 
 SAMPLES = 6
 
@@ -102,7 +101,7 @@ class PanopticReport(Findings):
                 lines.append(f"[yellow]{name}[/]: {len(absent)} classes never occur: {escape(', '.join(absent[:8]))}")
         if self.leaks:
             lines.append(f"[yellow]in several splits[/]: {len(self.leaks)} images, such as {shown(self.leaks)}")
-        return Group(_summary(self), *lines)
+        return Group(*_summary(self), *lines)
 
 
 @dataclass
@@ -255,7 +254,7 @@ def _draw(
     return written + write_samples(rows, captions, output, name)
 
 
-def _summary(report: PanopticReport) -> Table:
+def _summary(report: PanopticReport) -> list[RenderableType]:
     things = len(report.things)
     title = f"{len(report.classes)} classes: {things} things, {len(report.classes) - things} stuff"
     splits = report.splits.values()
@@ -268,9 +267,10 @@ def _summary(report: PanopticReport) -> Table:
         "void pixels, %": [f"{100 * s.void:.1f}" for s in splits],
     }
     table = split_table(title, report.splits, rows)
-    for name in report.classes[: 2 * MOST]:
+    classes = [name for name in report.classes if any(s.class_segments.get(name) for s in splits)]
+    for name in classes[: 2 * MOST]:
         cells = [f"{s.class_segments.get(name, 0):,}" if name in s.class_segments else "[yellow]-[/]" for s in splits]
         table.add_row(f"  {escape(name)}", *cells)
-    if len(report.classes) > 2 * MOST:
-        table.add_row(f"  and {len(report.classes) - 2 * MOST} more, see report.json", *[""] * len(report.splits))
-    return table
+    if len(classes) > 2 * MOST:
+        table.add_row(f"  and {len(classes) - 2 * MOST} more, see report.json", *[""] * len(report.splits))
+    return [table, *left_out(len(report.classes) - len(classes), "segments")]

@@ -11,6 +11,7 @@ from vistrain.data.coco.kinds import refuse_other_kind
 from vistrain.data.coco.reader import read_coco
 from vistrain.errors import DataError
 from vistrain.metrics.coco import CocoBox, CocoMask, CocoResult, evaluate_records, records_of
+from vistrain.metrics.coco_files import annotations_have_masks
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,10 @@ def read_records(
     if isinstance(threshold, int | float) and threshold > 0:
         remedy = "`vistrain predict --threshold 0` keeps all, as `vistrain test` does"
         log.warning("%s: detections of score >= %g alone, and AP is of those: %s", predictions, threshold, remedy)
-    return records_of(content, truth, str(predictions), str(annotations))
+    checked, records = records_of(content, truth, str(predictions), str(annotations))
+    if annotations_have_masks(truth) and not any("masks" in record for record in records):
+        log.info("%s: no result has a mask (`segmentation`), so boxes alone are measured", predictions)
+    return checked, records
 
 
 def _has_detections(content: dict[str, Any]) -> bool:

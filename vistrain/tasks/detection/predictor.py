@@ -145,8 +145,11 @@ class DetectionPredictor(ImagePredictor[Detections]):
         return draw_boxes(image, shown.boxes * scale, shown.labels, shown.scores, names, colours=colours)
 
     def sentence(self, entries: Sequence[Mapping[str, Any]]) -> str:
-        """How many objects."""
-        return f"{sum(len(e['detections']) for e in entries)} objects of score >= {self.threshold:g}"
+        """How many objects, and the network's own least score where that is what cuts."""
+        said = f"{sum(len(e['detections']) for e in entries)} objects of score >= {self.threshold:g}"
+        if self.threshold >= self.model.score_threshold:
+            return said
+        return f"{said} (the network itself gives none below model.score_threshold={self.model.score_threshold:g})"
 
     def header(self) -> dict[str, Any]:
         """Threshold and categories."""
