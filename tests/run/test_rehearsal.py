@@ -50,6 +50,7 @@ REFUSED = [
     (["trainer.precision=16-true", "trainer.strategy=nope"], "trainer.strategy: Lightning refuses it"),
     (["logger={mine: {type: lightning.pytorch.loggers.CSVLogger, prefix: 5}}"], "logger.mine.prefix: 5 is not a text"),
     (["run.weights=nowhere.pth"], "nowhere.pth: no such file"),
+    (["schedule.warmup_epochs=1"], "schedule.warmup_epochs: schedule.warmup_steps is given, too - keep one: schedule."),
     (["model.network.num_feat=x"], "model.network.num_feat: 'x' is not a whole number"),
     (["model.nope=1"], "model.nope: no such key"),
     (["data.patch=0"], "data.patch: 0 is too small"),
@@ -153,6 +154,9 @@ def test_check_says_all_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "-c", BASE, *TINY, *wrong]) == 2
     output, errors = capsys.readouterr()
     lines = errors.splitlines()
+    number = sum(line.startswith("vistrain: ") for line in lines)
+    ending = f"a run would be refused or lose something: see above, and {number} reasons on stderr"
+    assert output.splitlines()[-1] == ending
     for key in ("model.nope", "schedule.warmup_steps", "trainer.precision", "metrics"):
         assert len([line for line in lines if line.startswith(f"vistrain: {key}: ")]) == 1, errors
     assert "16 images to train on are fewer than the global batch of 400 - lower data.batch_size" in output
@@ -169,6 +173,42 @@ def test_check_is_content_with_what_a_run_takes(capsys: pytest.CaptureFixture[st
     Path("data.yaml").write_text(f"data: {data % degradation}\n")
     assert main(["check", "-c", "data.yaml"]) == 0  # a description of data alone is no run
     assert "there is no model: the data alone was looked at" in capsys.readouterr().out
+
+
+def test_files_of_pretrained_weights_are_looked_at() -> None:
+    """Those that a run reads: not where all weights come from elsewhere."""
+    Path("page.pth").write_text("<html>")
+    base = ["vistrain:demo/classification"]
+    changes = ["data.workers=0", "data.train_images=8", "data.val_images=2", "data.batch_size=4", "data.image_size=32",
+               "trainer.max_epochs=50", "trainer.accelerator=cpu"]  # fmt: skip
+    stages = "stages=[{trainer: {max_epochs: 50}}, {trainer: {max_epochs: 60}}]"
+    for file, problem in (("nope.pth", "no such file"), ("page.pth", "is a web page"), (".", "is a folder")):
+        for more, before in (([], ""), ([stages], "stages[0]: ")):
+            key = f"model.backbone.pretrained={file}"
+            config = compose(base, [*changes, key, *more], start={"run": {"name": "mine"}})
+            heard = Refusals()
+            rehearse(config, heard)
+            found = [line for line in heard.found if f"{file}: {problem}" in line]
+            assert len(found) == 1, heard.found
+            assert found[0].startswith(f"{before}{file}: {problem}")
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+def test_unreadable_images_are_tolerated_as_a_run_does(limit: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "-c", BASE, *TINY, "data.root=set"]) == 0
+    capsys.readouterr()
+    first = sorted(path for path in Path("set").rglob("*.png") if "train" in str(path))[0]
+    first.write_bytes(b"junk")
+    changes = ["data.root=set", "data.batch_size=16"]
+    changes += [] if limit is None else [f"callbacks.u={{type: callbacks.Unreadable, limit: {limit}}}"]
+    found = said(changes)
+    assert bool(found) == (limit is not None), found
+    assert main(["check", "-c", BASE, *TINY, *changes]) == 2
+    output, errors = capsys.readouterr()
+    assert str(first) in output
+    assert output.splitlines()[-1] == "a run would be refused or lose something: see above"
+    assert "cannot be read" not in errors
+    assert "vistrain check" not in errors
 
 
 def test_a_stage_is_refused_before_the_first_is_trained(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from vistrain.checkpoints.loading import (
     under,
     with_channels,
 )
-from vistrain.checkpoints.reading import load_file
+from vistrain.checkpoints.reading import load_file, refuse_unreadable
 from vistrain.checkpoints.saving import save_durably
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "load_weights",
     "merged",
     "read_state_dict",
+    "refuse_unreadable",
     "save_durably",
     "state_dict_in",
     "under",

@@ -147,6 +147,15 @@ def load_file(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def refuse_unreadable(path: str | Path) -> None:
+    """Refuse what has no chance to be a checkpoint, by the beginning of the file.
+
+    Raises:
+        WeightsError: there is no such file, it cannot be read, is empty, a web page or a git-lfs pointer.
+    """
+    _read_head(Path(path))
+
+
 def _read_head(path: Path) -> bytes:
     """The first bytes of a file that has a chance to be a checkpoint."""
     try:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from vistrain.commands.shared import allow_option, composed, config_option, import_run, start_logging
-from vistrain.errors import ConfigError, DataError
+from vistrain.errors import ConfigError
 
 SUMMARY = "look at the data, and at all that a run would refuse, before a GPU is spent on it"
 USAGE = "--config FILE [OPTIONS] [KEY=VALUE ...]"
@@ -22,7 +22,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     config_option(parser)
     parser.add_argument(
-        "--output", metavar="FOLDER", type=Path, help="for the report and pictures (default: check/<name>)"
+        "--output", metavar="FOLDER", type=Path, help="for the report, pictures and plans (default: check/<name>)"
     )
     parser.add_argument(
         "--repair", metavar="FILE", type=Path, help="write a copy of the annotations with mended ids and sizes"
@@ -52,19 +52,20 @@ def run(arguments: argparse.Namespace) -> int:
             lines += heard.result(lambda: data.repair(arguments.repair)) or []
     if findings is not None:
         Console().print(findings.table(), soft_wrap=True)  # commands to copy stay in one piece
-        lines.append(f"report and pictures: {output}")
+        lines.append(f"{findings.written}: {output}")
     if "model" in config:
         rehearse(config, heard, data, arguments.allow)
     else:
         lines.append("there is no model: the data alone was looked at")
-    said = set() if findings is None else findings.said  # with all faults of the files, where a run hears one
-    refused = [
-        message for message, error in heard.found.items()
-        if message not in said and not (said and isinstance(error, DataError))
-    ]  # fmt: skip
+    refused = [message for message, error in heard.found.items() if findings is None or not findings.lists(error)]
     ok = not refused and findings is not None and findings.ok
     if findings is not None:
         write_report({**findings.to_dict(), "ok": ok, "config": refused}, output)
+    if not ok:
+        listed = findings is not None and not findings.ok
+        number = f"{len(refused)} {'reason' if len(refused) == 1 else 'reasons'} on stderr"
+        places = [*(["see above"] if listed else []), *([number] if refused else [])]
+        lines.append(f"a run would be refused or lose something: {', and '.join(places)}")
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()
     sys.stderr.write("".join(f"vistrain: {message}\n" for message in refused))

@@ -291,7 +291,8 @@ def _momentum(config: Mapping[str, Any]) -> Iterator[ConfigError]:
         if optimizer.get("dampening"):
             yield ConfigError("optimizer.dampening", "does not go with optimizer.nesterov=true", "remove one of them")
     if optimizer.get("fused") is True and optimizer.get("foreach") is True:
-        yield ConfigError("optimizer.foreach", "does not go with optimizer.fused=true", "keep one of them")
+        remedy = "keep one: optimizer.foreach=false or optimizer.fused=false"
+        yield ConfigError("optimizer.foreach", "does not go with optimizer.fused=true", remedy)
 
 
 def _clipping(config: Mapping[str, Any]) -> Iterator[ConfigError]:
@@ -305,7 +306,8 @@ def _clipping(config: Mapping[str, Any]) -> Iterator[ConfigError]:
 def _warmup(config: Mapping[str, Any]) -> Iterator[ConfigError]:
     schedule = config.get("schedule") or {}
     if schedule.get("warmup_steps") and schedule.get("warmup_epochs"):
-        yield ConfigError("schedule.warmup_epochs", "schedule.warmup_steps is given, too", "keep one of them")
+        remedy = "keep one: schedule.warmup_epochs=0 or schedule.warmup_steps=0"
+        yield ConfigError("schedule.warmup_epochs", "schedule.warmup_steps is given, too", remedy)
 
 
 COMBINATIONS: tuple[Callable[[Mapping[str, Any]], Iterator[ConfigError]], ...] = (

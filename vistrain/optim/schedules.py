@@ -33,7 +33,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.warmup_steps and self.warmup_epochs:
-            raise ConfigError("schedule", "both warmup_steps and warmup_epochs are given", "keep one of them")
+            remedy = "keep one: schedule.warmup_epochs=0 or schedule.warmup_steps=0"
+            raise ConfigError("schedule", "both warmup_steps and warmup_epochs are given", remedy)
         for name, value in (("warmup_steps", self.warmup_steps), ("warmup_epochs", self.warmup_epochs)):
             if not 0 <= value < math.inf:
                 raise ConfigError(f"schedule.{name}", f"{value} is no length", "0 turns the warm-up off")

@@ -18,9 +18,11 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from vistrain import processes
-from vistrain.callbacks import check_loggers
+from vistrain.callbacks import Unreadable, check_loggers
+from vistrain.checkpoints import refuse_unreadable
 from vistrain.config import without_pretrained
 from vistrain.data import DataModule
+from vistrain.data.base.module import Loader
 from vistrain.devices import on_meta
 from vistrain.errors import ConfigError, DataError, VistrainError
 from vistrain.internals.lightning import take_in
@@ -105,8 +107,9 @@ def rehearse(
 ) -> None:
     """Build all that a run consists of, and ask all that is asked before its first step.
 
-    A network is built without memory for its weights, unless `run.weights` are to be loaded; pretrained weights of
-    backbones are not fetched, loggers not begun. Devices and packages are those of this machine.
+    A network is built without memory for its weights, unless `run.weights` are to be loaded; pretrained weights are not
+    fetched, of files of them only the beginning is read; loggers are not begun. Devices and packages are those of this
+    machine.
 
     Args:
         config: composed; with stages, that of each is looked at.
@@ -120,7 +123,8 @@ def rehearse(
         outer = heard.before
         for number, stage in enumerate(stages):
             heard.before = f"{outer}stages[{number}]: "
-            rehearse(stage, heard, None, allow)
+            # Later ones go on from the weights of the one before.
+            rehearse(without_pretrained(stage) if number else stage, heard, None, allow)
         heard.before = outer
 
 
@@ -129,6 +133,10 @@ def _rehearse(config: dict[str, Any], heard: Refusals, data: DataModule | None, 
         nodes = (config.get("trainer") or {}).get("num_nodes", 1)
         with heard.heard():
             processes.refuse_waiting_alone(nodes)
+    if not heard.concern("model") and not (config.get("run") or {}).get("weights"):
+        for file in _pretrained(config.get("model")):
+            with heard.heard():
+                refuse_unreadable(file)
     if data is None and not heard.concern("data"):
         data = heard.result(lambda: data_of(config, allow))
     with heard.heard():
@@ -141,9 +149,13 @@ def _rehearse(config: dict[str, Any], heard: Refusals, data: DataModule | None, 
         if not heard.concern(name):
             with heard.heard():
                 made[name] = make()
+    tolerated = Unreadable().limit
     for name, make in callbacks_of(config, allow).items():
         if not heard.concern(f"callbacks.{name}"):
-            heard.result(make)
+            callback = heard.result(make)
+            tolerated = callback.limit if isinstance(callback, Unreadable) else tolerated
+    if data is not None:
+        data.max_unreadable = tolerated
     with tempfile.TemporaryDirectory() as folder:
         if not heard.concern("logger"):
             heard.result(lambda: check_loggers(config.get("logger"), folder, allow))
@@ -161,6 +173,15 @@ def _rehearse(config: dict[str, Any], heard: Refusals, data: DataModule | None, 
         trainer = heard.result(lambda: build_trainer(config, parts, Path(folder), allow, evaluate_only=True))
         if trainer is not None:
             _ask(config, heard, parts, trainer)
+
+
+def _pretrained(node: Any) -> Iterator[str]:
+    """The files of pretrained weights that a network's config names, of backbones and teachers anywhere in it."""
+    for key, value in node.items() if isinstance(node, Mapping) else ():
+        if key == "pretrained" and isinstance(value, str):
+            yield value
+        else:
+            yield from _pretrained(value)
 
 
 def _network(config: dict[str, Any], labels: LabelSpace, channels: int, allow: Collection[str]) -> Network:
@@ -185,12 +206,12 @@ def _ask(config: Mapping[str, Any], heard: Refusals, parts: Parts, trainer: Trai
     with heard.heard():
         groups = task.parameter_groups()
         task.optimizer([{**group, "params": list(map(_stand_in, group["params"]))} for group in groups])
-    before = len(heard.found)
-    with heard.heard(), _all_of(parts, trainer):
-        data.train_dataloader()
-    with heard.heard():
-        data.val_dataloader()
-    if len(heard.found) > before:
+
+    def training_batches() -> Loader:
+        with _all_of(parts, trainer):
+            return data.train_dataloader()
+
+    if heard.result(training_batches) is None or heard.result(data.val_dataloader) is None:
         return
     data.workers = 0  # what comes reads no more than a batch
     with heard.heard(), _all_of(parts, trainer), refusals.of_run(task, data, None):

@@ -104,6 +104,43 @@ def test_a_run_refuses_masks_of_which_it_would_read_one_half(tmp_path):
     make().setup("fit")
 
 
+def test_black_and_white_masks_of_three_classes_are_refused(tmp_path):
+    write(tmp_path, {"a": stripes(0, 255), "b": stripes(255, 0, 0)})
+    write(tmp_path, {"v": stripes(0, 255)}, "val")
+    for ignore in ((255,), ()):
+        report = look(tmp_path, ignore=ignore)
+        assert not report.ok
+        (found,) = (a for a in report.advice if a.split == "train")
+        assert found.stops
+        assert "0 and 255 alone: 0 is 'ground', the rest is ignored, and these never occur: tree, car" in found.problem
+        assert "(0 ground, 1 tree, 2 car)" in found.remedy
+        assert "data.values" in found.remedy
+        assert not any("take them out of data.classes" in a.remedy for a in report.advice)
+    splits = {s: MaskSplit(f"images/{s}", f"masks/{s}") for s in ("train", "val")}
+    make = functools.partial(MaskFolders, **splits, root=str(tmp_path), batch_size=1)
+    with pytest.raises(DataError, match=r"masks/train: masks hold 0 and 255 alone: 0 is 'ground'"):
+        make(classes=NAMES).setup("fit")
+    make(classes=NAMES[:1]).setup("fit")
+    make(classes=NAMES, values=(0, 255, 7), ignore=()).setup("fit")
+
+
+def test_what_was_written_is_said_with_a_missing_mask(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"a": stripes(0, 1, 2), "b": stripes(0, 1, 2)})
+    write(tmp_path, {"v": stripes(0, 1, 2)}, "val")
+    Path("masks/train/b.png").unlink()
+    Path("mine.yaml").write_text(
+        "base: vistrain:seg/custom_masks\ndata: {root: ., batch_size: 1, workers: 0, classes: [ground, tree, car]}\n"
+        "trainer: {accelerator: cpu, max_steps: 500}\nmodel: {backbone: {name: resnet10t}}\n"
+    )
+    assert main(["check", "-c", "mine.yaml", "--output", "seen", "optimizer.groups.rules=[]"]) == 2
+    output, errors = capsys.readouterr()
+    assert output.splitlines()[-2:] == [
+        "report and pictures: seen", "a run would be refused or lose something: see above",
+    ]  # fmt: skip
+    assert "vistrain: " not in errors
+
+
 def test_jpeg_masks_are_said_once_for_each_split(tmp_path):
     write(tmp_path, {"a": stripes(0, 1, 2)})
     report = look(tmp_path)

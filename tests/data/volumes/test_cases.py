@@ -12,6 +12,7 @@ import pytest
 from vistrain.data import BraTS, VolumeFolders, VolumeList
 from vistrain.data.volumes.cases import Case, brats_cases, decathlon_cases, folds_of, listed_cases, modality_of
 from vistrain.data.volumes.labels import VoxelLabels
+from vistrain.data.volumes.prepared import read_images
 from vistrain.data.volumes.sets import classes_of
 from vistrain.errors import ConfigError, DataError
 
@@ -59,12 +60,14 @@ def test_decathlon_folders_and_what_does_not_pair_up(tmp_path: Path) -> None:
     )
     assert [case.id for case in found.cases] == ["a", "b", "half"]
     assert [file.name for file in found.cases[0].images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
+    with pytest.raises(DataError, match=r"^half: has no 0001 beside half_0000\.nii\.gz - there are 2 modalities"):
+        read_images(found.cases[2], 2)
     assert found.bare == ["bare"]
     assert list(found.lonely) == ["lonely"]
     problems = [str(problem) for problem in found.problems]
     assert problems[0].startswith("a: is listed 2 times in dataset.json")
     assert problems[1].startswith("gone: is listed in dataset.json, and has neither")
-    assert problems[2].startswith("second: has no modality _0000")
+    assert problems[2].startswith("second: has no 0000 beside second_0001.nii.gz")
 
 
 def test_other_formats_are_named_with_a_converter(tmp_path: Path) -> None:

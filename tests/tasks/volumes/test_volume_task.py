@@ -212,6 +212,7 @@ def test_a_set_without_faults_gets_plans(tmp_path: Path, monkeypatch: pytest.Mon
     a_copy(tmp_path)
     found = report(tmp_path, 0)
     assert found["ok"]
+    assert "report and plans: checked\n" in capsys.readouterr().out
     assert found["fingerprint"]["spacing"] == [1, 1, 1]
     assert found["fingerprint"]["orientations"] == {"LPS": 4}
     assert 0 < found["fingerprint"]["foreground"] < 0.2

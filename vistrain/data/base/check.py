@@ -17,7 +17,7 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import track
 
-from vistrain.errors import DataError
+from vistrain.errors import DataError, VistrainError
 from vistrain.processes import available_cores
 from vistrain.writing import whole_file
 
@@ -69,6 +69,21 @@ class Findings(ABC):
     def said(self) -> set[str]:
         """Why splits cannot be listed, or what a run would refuse of them, as its own errors say it."""
         return {line for split in self.splits.values() for line in (split.problem, *split.refused) if line}
+
+    @property
+    def written(self) -> str:
+        """What was written, in words."""
+        return "report and pictures" if self.pictures else "report"
+
+    def lists(self, error: VistrainError) -> bool:
+        """Whether an error of a run is of what is said already: of a split, or of a file that cannot be used."""
+        if not isinstance(error, DataError):
+            return str(error) in self.said
+        files = (file for split in self.splits.values() for file in split.bad_files)
+        ends = ("/", ": ")  # of a folder, where files are told by their place in it; of a stage
+        return bool(self.said) or any(
+            error.where == file or error.where.endswith(tuple(end + file for end in ends)) for file in files
+        )
 
     @abstractmethod
     def table(self) -> RenderableType:

@@ -93,6 +93,11 @@ class MaskReport(Findings):
         """Whether a run can go through, and learns what the masks say."""
         return super().ok and not any(found.stops for found in self.advice)
 
+    @property
+    def said(self) -> set[str]:
+        """With what stops a run by the values of its masks."""
+        return super().said | {found.problem for found in self.advice if found.stops}
+
     def table(self) -> RenderableType:
         """What a terminal shows: print it with a Rich console."""
         lines = []

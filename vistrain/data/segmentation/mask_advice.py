@@ -62,7 +62,8 @@ def advice(splits: Mapping[str, MaskSplitReport], rule: LabelRule) -> list[Advic
         if split.unlabelled:
             problem = f"{len(split.unlabelled)} masks are ignored as a whole, such as {split.unlabelled[0]}"
             found.append(Advice(name, problem, "label them, or leave them out"))
-    return found + _never(splits, rule.labels.names)
+    told = {name: split for name, split in splits.items() if not _half_told(split, rule)}
+    return found + _never(told, rule.labels.names)
 
 
 def _strangers(name: str, split: MaskSplitReport, rule: LabelRule) -> Advice:
@@ -77,6 +78,8 @@ def _strangers(name: str, split: MaskSplitReport, rule: LabelRule) -> Advice:
     if used <= {0, 255} and count == 2:
         problem = f"masks hold 0 and 255, classes have {_listed(sorted(classes))}"
         return Advice(name, problem, "data.values=[0,255] data.ignore=[]", stops=True)
+    if _half_told(split, rule):
+        return Advice(name, *_half(rule), stops=True)
     first = min(classes)
     if classes == set(range(first, first + count)):
         for shift in (1, -1):
@@ -98,7 +101,7 @@ def _strangers(name: str, split: MaskSplitReport, rule: LabelRule) -> Advice:
 def _quiet(name: str, split: MaskSplitReport, rule: LabelRule) -> list[Advice]:
     """Values that fit the config, and yet hardly mean what it says."""
     used, values, names = set(split.values), rule.classes.values, rule.classes.names
-    if len(names) == 2 and used == {"0", "255"} and len(split.pixels) < 2:
+    if _half_told(split, rule):
         return [Advice(name, *_half(rule), stops=True)]
     last = names[values.index(max(values))]
     if min(values) == 1 and "0" in used and last not in split.pixels and str(max(values) - 1) in used:
@@ -107,19 +110,41 @@ def _quiet(name: str, split: MaskSplitReport, rule: LabelRule) -> list[Advice]:
     return []
 
 
+def _half_told(split: MaskSplitReport, rule: LabelRule) -> bool:
+    """Whether a split's masks are black and white alone, and at most one of the two is a class."""
+    return set(split.values) == {"0", "255"} and _needs_more(rule)
+
+
+def _needs_more(rule: LabelRule) -> bool:
+    """Whether the classes are several, and 0 and 255 are not both among them."""
+    return not rule.colours and len(rule.classes.names) > 1 and not {0, 255} <= set(rule.classes.values)
+
+
 def _half(rule: LabelRule) -> tuple[str, str]:
-    """Black and white masks, of which one half is read."""
-    problem = f"masks hold 0 and 255 alone, of which classes have {_listed(rule.classes.values)}: the rest is ignored"
-    return problem, "data.values=[0,255] data.ignore=[]"
+    """Black and white masks, of which one half is read: the problem, and what mends it."""
+    values, names = rule.classes.values, rule.classes.names
+    if len(names) == 2:
+        problem = f"masks hold 0 and 255 alone, of which classes have {_listed(values)}: the rest is ignored"
+        return problem, "data.values=[0,255] data.ignore=[]"
+    stored = list(zip(values, names, strict=True))
+    here = [f"{value} is {name!r}, " for value, name in stored if value in (0, 255)]
+    never = ", ".join([name for value, name in stored if value not in (0, 255)][:NAMED])
+    problem = f"masks hold 0 and 255 alone: {''.join(here)}the rest is ignored, and these never occur: {never}"
+    wanted = ", ".join(f"{value} {name}" for value, name in stored[:NAMED])
+    return (
+        problem,
+        f"export masks with a value for each class ({wanted}); if 255 is one of them, say so in data.values, and "
+        "data.ignore=[]",
+    )
 
 
 def half_read(files: Sequence[Path], rule: LabelRule) -> DataError | None:
-    """What is wrong with black and white masks of two classes, one of which would be ignored as a whole; or None.
+    """What is wrong with black and white masks where at most one of the two is a class of several; or None.
 
     A few files are read, spread over all of them; where they are black and white alone, all are, until one shows that
     it is not so. What cannot be read is skipped.
     """
-    if rule.colours or len(rule.classes.names) != 2 or {0, 255} <= set(rule.classes.values):
+    if not _needs_more(rule):
         return None
     spread = range(0, len(files), max(len(files) // LOOKED_AT, 1))
     if _used(files[i] for i in spread) == {0, 255} and _used(files) == {0, 255}:

@@ -172,7 +172,7 @@ def decathlon_cases(root: Path, about: Mapping[str, Any]) -> CaseList:
             if numbers != list(range(count)) and numbers != [0]:
                 missing = sorted(set(range(count)) - set(numbers))
                 problem = (
-                    f"has no modality {', '.join(f'_{n:04d}' for n in missing)}"
+                    f"has no {', '.join(f'{n:04d}' for n in missing)} beside {images[key][numbers[0]].name}"
                     if missing
                     else f"has {len(numbers)} modalities"
                 )

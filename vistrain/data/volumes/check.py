@@ -69,6 +69,11 @@ class VolumeReport(Findings):
     plans: dict[str, str] = field(default_factory=dict)
     memory: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def written(self) -> str:
+        """What was written, in words."""
+        return "report and plans" if self.plans else "report"
+
     def table(self) -> RenderableType:
         """What a terminal shows: print it with a Rich console."""
         found = self.fingerprint

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from vistrain.data.base.check import opened
-from vistrain.data.volumes.cases import Case
+from vistrain.data.volumes.cases import NUMBERED, Case
 from vistrain.data.volumes.labels import VoxelLabels
-from vistrain.data.volumes.nifti import Geometry, read_geometry, read_labels, read_mask, read_volume
+from vistrain.data.volumes.nifti import Geometry, read_geometry, read_labels, read_mask, read_volume, stem_of
 from vistrain.data.volumes.preparation import VolumePreparation, resampled_labels
 from vistrain.errors import DataError
 from vistrain.writing import whole_file
@@ -228,6 +228,10 @@ def read_images(case: Case, count: int | None = None) -> tuple[np.ndarray, Geome
         whole = len(case.images) == 1 and first.channels > 1
         channels = first.channels if whole else len(case.images)
         if count is not None and channels != count:
+            if not whole and channels < count and NUMBERED.match(stem_of(case.images[0])):
+                missing = ", ".join(f"{number:04d}" for number in range(channels, count))
+                problem = f"has no {missing} beside {case.images[0].name}"
+                raise DataError(case.id, problem, f"there are {count} modalities")
             problem = f"{channels} images, and there are {count} modalities"
             raise DataError(str(case.images[0]), problem, "correct data.modalities")
         found = np.empty((channels, *first.sides), np.float32)
