@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from parity.models import FourMaps, TinyBackbone, contiguous
+from torch import nn
 
 from vistrain.attention.choice import choose
 from vistrain.attention.window import WindowAttention
@@ -18,8 +19,9 @@ from vistrain.data.segmentation.label_files import read_classes
 from vistrain.errors import ConfigError, DataError
 from vistrain.losses import MaskCriterion, PixelCrossEntropy, PixelFocal, PixelLosses
 from vistrain.segmentation import BEVANet, Mask2Former, MaskedDecoder, SemanticSegmenter, UPerHead, WNet
+from vistrain.segmentation.daformer import DAFormerHead
 from vistrain.segmentation.head import DecodeHead
-from vistrain.structures import Factory, Preprocessing
+from vistrain.structures import Channels, Factory, Preprocessing
 from vistrain.tasks.segmentation.evaluate import evaluate_masks
 
 
@@ -58,6 +60,10 @@ def classifier(**arguments: Any) -> Mask2Former:
         (lambda: WNet(contiguous(3), widths=()), "model.widths: [] - the channels of each level"),
         (lambda: MaskCriterion(oversample_ratio=0.0), "model.criterion.oversample_ratio: 0.0 is not 1 or more"),
         (lambda: MaskCriterion(importance_ratio=7.0), "model.criterion.importance_ratio: 7.0 is not in 0..1"),
+        (
+            lambda: DAFormerHead((4, 6), (4, 8), 3, embed_dim=8, dilations=()),
+            "dilations: [] - whole numbers above 0, one at least",
+        ),
         (lambda: WindowAttention(8, window_size=0), "window_size: 0 is too small"),
     ],
 )
@@ -100,6 +106,19 @@ def test_a_part_is_refused_at_the_key_that_is_to_blame() -> None:
         SemanticSegmenter(backbone(), contiguous(3), head)
     with pytest.raises(ConfigError, match=r"args\.layers: .*resnet18 cannot be built with"):
         create("resnet18", False, {"layers": [1]}, 3)
+
+
+@pytest.mark.parametrize("head", [{"type": "segmentation.UPerHead"}, {"type": "segmentation.SegFormerHead"}])
+def test_a_width_of_zero_is_refused_when_it_is_built(head: dict[str, Any], recwarn: pytest.WarningsRecorder) -> None:
+    """torch makes it with a warning, and the images fail in it."""
+    made = build({**head, "embed_dim": 0}, Factory[DecodeHead], where="model.head")
+    said = r"model\.head\.embed_dim: \w+ cannot be made with 0: a width in it is 0: its [\w.]+ has no elements, \["
+    with pytest.raises(ConfigError, match=said):
+        SemanticSegmenter(backbone(), contiguous(3), made)
+    assert not [w for w in recwarn if "zero-element" in str(w.message)]
+    with pytest.raises(ConfigError, match=r"model\.args: .* a width in it is 0: its \w+\.layer1"):
+        node = {"type": "backbones.Backbone", "name": "resnet10t", "args": {"channels": [0, 8, 8, 8]}}
+        build({**node, "pretrained": False}, nn.Module, {Channels: 3}, "model")
 
 
 def test_values_that_no_label_file_holds(tmp_path: Path) -> None:
