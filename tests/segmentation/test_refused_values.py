@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ from vistrain.config.builder import build
 from vistrain.data import MaskFolders, MaskSplit
 from vistrain.data.segmentation.label_files import read_classes
 from vistrain.errors import ConfigError, DataError
-from vistrain.losses import MaskCriterion, PixelCrossEntropy, PixelFocal, PixelLosses
+from vistrain.losses import (
+    Charbonnier,
+    MaskCriterion,
+    PixelCrossEntropy,
+    PixelDice,
+    PixelFocal,
+    PixelLosses,
+    SetCriterion,
+)
+from vistrain.matching import HungarianMatcher, MaskMatcher
 from vistrain.segmentation import BEVANet, Mask2Former, MaskedDecoder, SemanticSegmenter, UPerHead, WNet
 from vistrain.segmentation.daformer import DAFormerHead
 from vistrain.segmentation.head import DecodeHead
@@ -43,6 +53,18 @@ def classifier(**arguments: Any) -> Mask2Former:
     [
         (lambda: segmenter(loss=PixelCrossEntropy([1.0, 2.0])), "model.loss.class_weights: 2 weights for 3 classes"),
         (lambda: segmenter(loss=PixelLosses([PixelFocal(class_weights=[1.0])])), "1 weights for 3 classes"),
+        (lambda: PixelCrossEntropy([0.0, 0.0, 0.0]), "class_weights: all are 0: nothing would be learned"),
+        (lambda: PixelFocal(class_weights=[-1.0, 1.0]), "class_weights: -1 teaches the opposite"),
+        (lambda: PixelDice(weight=-1.0), "weight: -1 teaches the opposite"),
+        (lambda: segmenter(loss=PixelDice(weight=0.0)), "model.loss.weight: is 0: nothing would be learned"),
+        (lambda: PixelLosses([PixelDice(weight=0.0)]), "losses: all weigh 0"),
+        (lambda: segmenter(auxiliary_weight=-0.4), "auxiliary_weight: -0.4 teaches the opposite"),
+        (lambda: MaskCriterion(dice_weight=-5.0), "dice_weight: -5 teaches the opposite"),
+        (lambda: MaskCriterion(0.0, 0.0, 0.0), "class_weight: is 0, and so are mask_weight, dice_weight"),
+        (lambda: SetCriterion(giou_weight=math.nan), "giou_weight: nan teaches the opposite or nothing"),
+        (lambda: HungarianMatcher(box_cost=-5.0), "box_cost: -5 teaches the opposite"),
+        (lambda: MaskMatcher(0.0, 0.0, 0.0), "class_cost: is 0, and so are mask_cost, dice_cost"),
+        (lambda: Charbonnier(weight=-1.0), "weight: -1 teaches the opposite"),
         (lambda: PixelLosses([]), "model.loss.losses: no losses to add"),
         (lambda: segmenter(scales=(1e9,)), "model.scales: [1000000000.0] - numbers above 0 and at most 16"),
         (lambda: MaskCriterion(num_points=-4), "model.criterion.num_points: -4 is too small"),
@@ -116,8 +138,8 @@ def test_a_width_of_zero_is_refused_when_it_is_built(head: dict[str, Any], recwa
     with pytest.raises(ConfigError, match=said):
         SemanticSegmenter(backbone(), contiguous(3), made)
     assert not [w for w in recwarn if "zero-element" in str(w.message)]
+    node = {"type": "backbones.Backbone", "name": "resnet10t", "args": {"channels": [0, 8, 8, 8]}}
     with pytest.raises(ConfigError, match=r"model\.args: .* a width in it is 0: its \w+\.layer1"):
-        node = {"type": "backbones.Backbone", "name": "resnet10t", "args": {"channels": [0, 8, 8, 8]}}
         build({**node, "pretrained": False}, nn.Module, {Channels: 3}, "model")
 
 
