@@ -94,8 +94,11 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     found.refuse_misfit(task, LABELS, average, ())
     with pytest.raises(ConfigError, match="callbacks: the run averages its weights"):
         found.refuse_misfit(task, LABELS, {"ema": None}, ())
-    with pytest.raises(ConfigError, match=r"data: 3 classes \(cow \.\.\.\), but the run has 2"):
+    with pytest.raises(ConfigError, match=r"3 classes, but the run has 2; class 3 is 'cow', but the run's is none"):
         found.refuse_misfit(task, LabelSpace(("cat", "dog", "cow"), (3, 7, 8)), average, ())
+    turned = LabelSpace(LABELS.names[::-1], LABELS.ids, LABELS.name)
+    with pytest.raises(ConfigError, match=rf"class 1 is '{turned.names[0]}', but the run's is '{LABELS.names[0]}'"):
+        found.refuse_misfit(task, turned, average, ())
     with pytest.raises(ConfigError, match=r"model: \d weights are others than the run's"):
         found.refuse_misfit(make_task(TinyDetector()), LABELS, average, ())
     frozen = make_task(TinyDetector(norm=True))

@@ -76,6 +76,7 @@ def classifier(**arguments: Any) -> Mask2Former:
             "model.decoder.num_queries: 0 is too small",
         ),
         (lambda: classifier(decoder=Factory(MaskedDecoder, num_heads=5)), "channels are not divisible by 5 heads"),
+        (lambda: classifier(outputs=("panoptic", "panoptic")), "model.outputs: ['panoptic', 'panoptic'] repeats one"),
         (lambda: classifier(size_divisor=0), "model.size_divisor: 0 is too small"),
         (lambda: segmenter(window_batch=0), "model.window_batch: 0 is too small"),
         (lambda: BEVANet(contiguous(3), blocks=(2,)), "model.blocks: [2] - 5 numbers above 0"),

@@ -210,7 +210,7 @@ def _value(config: Any, key: str) -> Any:
 
 
 def _difference(labels: LabelSpace, then: LabelSpace) -> str:
-    """Where classes differ from a run's, in words: the first place, or the values of their label files, or the space."""
+    """Where classes differ from a run's, in words: the first place, or an id, or their name."""
     counts = f"{len(labels.names)} classes, but the run has {len(then.names)}"
     for place, (new, old) in enumerate(zip_longest(labels.names, then.names)):
         if new != old:
