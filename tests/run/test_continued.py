@@ -174,6 +174,10 @@ def test_what_other_libraries_raise_is_said_in_our_words(tmp_path: Path) -> None
 
     narrow = ValueError("Expected more than 1 value per channel when training, got input size torch.Size([1, 4, 1, 1])")
     assert str(said(narrow)).startswith("data.per_device: a batch norm has one value of each channel")
+    task.eval()
+    assert str(said(narrow)).startswith("data: a norm has one value of each channel")
+    assert str(said(narrow)).endswith("evaluate larger images (data.eval_scale, where it is set)")
+    task.train()
     assert str(said(torch.OutOfMemoryError("CUDA"))).startswith("data.per_device: the device's memory is full")
     bug = ValueError("a bug")  # this test's code raises it, no library's
     assert said(bug) is bug
