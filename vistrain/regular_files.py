@@ -28,6 +28,12 @@ def open_regular(path: str | Path) -> BinaryIO:
     Raises:
         OSError: it cannot be opened, or is a folder, a pipe, a socket or a device, which `strerror` says.
     """
+    try:
+        impossible = b"\0" in os.fsencode(path)
+    except UnicodeEncodeError:  # half a character
+        impossible = True
+    if impossible:  # nothing on a disk is called so
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     _refuse(path, os.stat(path).st_mode)  # before opening: a device may do something when it is opened
     handle = os.open(path, _FLAGS)
     try:

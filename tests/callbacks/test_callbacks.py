@@ -109,6 +109,13 @@ def run_scored(folder: Path, *values: float | None, **arguments: Any) -> Checkpo
     return saving
 
 
+def test_no_metrics_have_no_best(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saving = Checkpoints()
+    fit(tmp_path, make_task(metrics=()), TinyData(count=8), [saving], max_epochs=1, logger=False)
+    assert caplog.text.count("no best checkpoint (best.ckpt): the config names no metrics") == 1
+    assert not (tmp_path / "best.ckpt").exists()
+
+
 def test_best_is_kept_and_what_is_missing_or_nan_never_becomes_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,6 +14,7 @@ from vistrain.layers.boxes import cxcywh_to_xyxy, giou, inverse_sigmoid, iou_and
 from vistrain.layers.deformable import MSDeformAttn, _bags, choose_core, deformable_sampling
 from vistrain.layers.padding import Normalize, extend, padding_mask, resize_mask
 from vistrain.layers.position import SinePositionEncoding, sine_embedding
+from vistrain.layers.tiling import tiles_of
 from vistrain.structures import Preprocessing
 
 
@@ -208,3 +209,10 @@ def test_attention_starts_as_the_authors_do_and_refuses_odd_sizes() -> None:
 def test_the_rule_for_cores() -> None:
     assert choose_core(torch.device("cpu"), needs_grad=False) == "embedding_bag"
     assert choose_core(torch.device("cuda"), needs_grad=True) == "grid_sample"
+
+
+def test_very_many_tiles_are_told_before_they_are_computed(caplog: pytest.LogCaptureFixture) -> None:
+    assert len(tiles_of(100, 100, 1, 0)) == 10_000
+    assert not caplog.text
+    assert len(tiles_of(101, 100, 1, 0)) == 10_100
+    assert caplog.text.count("an image of 101 x 100 pixels is cut into 10100 tiles") == 1

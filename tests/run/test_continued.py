@@ -94,8 +94,11 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     found.refuse_misfit(task, LABELS, average, ())
     with pytest.raises(ConfigError, match="callbacks: the run averages its weights"):
         found.refuse_misfit(task, LABELS, {"ema": None}, ())
-    with pytest.raises(ConfigError, match=r"data: 3 classes \(cow \.\.\.\), but the run has 2"):
+    with pytest.raises(ConfigError, match=r"3 classes, but the run has 2; class 3 is 'cow', but the run's is none"):
         found.refuse_misfit(task, LabelSpace(("cat", "dog", "cow"), (3, 7, 8)), average, ())
+    turned = LabelSpace(LABELS.names[::-1], LABELS.ids, LABELS.name)
+    with pytest.raises(ConfigError, match=rf"class 1 is '{turned.names[0]}', but the run's is '{LABELS.names[0]}'"):
+        found.refuse_misfit(task, turned, average, ())
     with pytest.raises(ConfigError, match=r"model: \d weights are others than the run's"):
         found.refuse_misfit(make_task(TinyDetector()), LABELS, average, ())
     frozen = make_task(TinyDetector(norm=True))
@@ -171,6 +174,10 @@ def test_what_other_libraries_raise_is_said_in_our_words(tmp_path: Path) -> None
 
     narrow = ValueError("Expected more than 1 value per channel when training, got input size torch.Size([1, 4, 1, 1])")
     assert str(said(narrow)).startswith("data.per_device: a batch norm has one value of each channel")
+    task.eval()
+    assert str(said(narrow)).startswith("data: a norm has one value of each channel")
+    assert str(said(narrow)).endswith("evaluate larger images (data.eval_scale, where it is set)")
+    task.train()
     assert str(said(torch.OutOfMemoryError("CUDA"))).startswith("data.per_device: the device's memory is full")
     bug = ValueError("a bug")  # this test's code raises it, no library's
     assert said(bug) is bug

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from parity.models import FourMaps, TinyBackbone, contiguous
+from torch import nn
 
 from vistrain.attention.choice import choose
 from vistrain.attention.window import WindowAttention
@@ -16,10 +18,20 @@ from vistrain.config.builder import build
 from vistrain.data import MaskFolders, MaskSplit
 from vistrain.data.segmentation.label_files import read_classes
 from vistrain.errors import ConfigError, DataError
-from vistrain.losses import MaskCriterion, PixelCrossEntropy, PixelFocal, PixelLosses
+from vistrain.losses import (
+    Charbonnier,
+    MaskCriterion,
+    PixelCrossEntropy,
+    PixelDice,
+    PixelFocal,
+    PixelLosses,
+    SetCriterion,
+)
+from vistrain.matching import HungarianMatcher, MaskMatcher
 from vistrain.segmentation import BEVANet, Mask2Former, MaskedDecoder, SemanticSegmenter, UPerHead, WNet
+from vistrain.segmentation.daformer import DAFormerHead
 from vistrain.segmentation.head import DecodeHead
-from vistrain.structures import Factory, Preprocessing
+from vistrain.structures import Channels, Factory, Preprocessing
 from vistrain.tasks.segmentation.evaluate import evaluate_masks
 
 
@@ -41,6 +53,18 @@ def classifier(**arguments: Any) -> Mask2Former:
     [
         (lambda: segmenter(loss=PixelCrossEntropy([1.0, 2.0])), "model.loss.class_weights: 2 weights for 3 classes"),
         (lambda: segmenter(loss=PixelLosses([PixelFocal(class_weights=[1.0])])), "1 weights for 3 classes"),
+        (lambda: PixelCrossEntropy([0.0, 0.0, 0.0]), "class_weights: all are 0: nothing would be learned"),
+        (lambda: PixelFocal(class_weights=[-1.0, 1.0]), "class_weights: -1 teaches the opposite"),
+        (lambda: PixelDice(weight=-1.0), "weight: -1 teaches the opposite"),
+        (lambda: segmenter(loss=PixelDice(weight=0.0)), "model.loss.weight: is 0: nothing would be learned"),
+        (lambda: PixelLosses([PixelDice(weight=0.0)]), "losses: all weigh 0"),
+        (lambda: segmenter(auxiliary_weight=-0.4), "auxiliary_weight: -0.4 teaches the opposite"),
+        (lambda: MaskCriterion(dice_weight=-5.0), "dice_weight: -5 teaches the opposite"),
+        (lambda: MaskCriterion(0.0, 0.0, 0.0), "class_weight: is 0, and so are mask_weight, dice_weight"),
+        (lambda: SetCriterion(giou_weight=math.nan), "giou_weight: nan teaches the opposite or nothing"),
+        (lambda: HungarianMatcher(box_cost=-5.0), "box_cost: -5 teaches the opposite"),
+        (lambda: MaskMatcher(0.0, 0.0, 0.0), "class_cost: is 0, and so are mask_cost, dice_cost"),
+        (lambda: Charbonnier(weight=-1.0), "weight: -1 teaches the opposite"),
         (lambda: PixelLosses([]), "model.loss.losses: no losses to add"),
         (lambda: segmenter(scales=(1e9,)), "model.scales: [1000000000.0] - numbers above 0 and at most 16"),
         (lambda: MaskCriterion(num_points=-4), "model.criterion.num_points: -4 is too small"),
@@ -52,12 +76,17 @@ def classifier(**arguments: Any) -> Mask2Former:
             "model.decoder.num_queries: 0 is too small",
         ),
         (lambda: classifier(decoder=Factory(MaskedDecoder, num_heads=5)), "channels are not divisible by 5 heads"),
+        (lambda: classifier(outputs=("panoptic", "panoptic")), "model.outputs: ['panoptic', 'panoptic'] repeats one"),
         (lambda: classifier(size_divisor=0), "model.size_divisor: 0 is too small"),
         (lambda: segmenter(window_batch=0), "model.window_batch: 0 is too small"),
         (lambda: BEVANet(contiguous(3), blocks=(2,)), "model.blocks: [2] - 5 numbers above 0"),
         (lambda: WNet(contiguous(3), widths=()), "model.widths: [] - the channels of each level"),
         (lambda: MaskCriterion(oversample_ratio=0.0), "model.criterion.oversample_ratio: 0.0 is not 1 or more"),
         (lambda: MaskCriterion(importance_ratio=7.0), "model.criterion.importance_ratio: 7.0 is not in 0..1"),
+        (
+            lambda: DAFormerHead((4, 6), (4, 8), 3, embed_dim=8, dilations=()),
+            "dilations: [] - whole numbers above 0, one at least",
+        ),
         (lambda: WindowAttention(8, window_size=0), "window_size: 0 is too small"),
     ],
 )
@@ -100,6 +129,19 @@ def test_a_part_is_refused_at_the_key_that_is_to_blame() -> None:
         SemanticSegmenter(backbone(), contiguous(3), head)
     with pytest.raises(ConfigError, match=r"args\.layers: .*resnet18 cannot be built with"):
         create("resnet18", False, {"layers": [1]}, 3)
+
+
+@pytest.mark.parametrize("head", [{"type": "segmentation.UPerHead"}, {"type": "segmentation.SegFormerHead"}])
+def test_a_width_of_zero_is_refused_when_it_is_built(head: dict[str, Any], recwarn: pytest.WarningsRecorder) -> None:
+    """torch makes it with a warning, and the images fail in it."""
+    made = build({**head, "embed_dim": 0}, Factory[DecodeHead], where="model.head")
+    said = r"model\.head\.embed_dim: \w+ cannot be made with 0: a width in it is 0: its [\w.]+ has no elements, \["
+    with pytest.raises(ConfigError, match=said):
+        SemanticSegmenter(backbone(), contiguous(3), made)
+    assert not [w for w in recwarn if "zero-element" in str(w.message)]
+    node = {"type": "backbones.Backbone", "name": "resnet10t", "args": {"channels": [0, 8, 8, 8]}}
+    with pytest.raises(ConfigError, match=r"model\.args: .* a width in it is 0: its \w+\.layer1"):
+        build({**node, "pretrained": False}, nn.Module, {Channels: 3}, "model")
 
 
 def test_values_that_no_label_file_holds(tmp_path: Path) -> None:

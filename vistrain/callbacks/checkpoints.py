@@ -193,7 +193,10 @@ class Checkpoints(Callback):
         if value is None or not math.isfinite(float(value)):
             if not self._warned:
                 found = "is not finite" if value is not None else f"is not among {sorted(trainer.callback_metrics)}"
-                log.warning("no best checkpoint: the monitored value %r %s", name, found)
+                if name is None:
+                    log.warning("no best checkpoint (best.ckpt): the config names no metrics, so nothing is ranked")
+                else:
+                    log.warning("no best checkpoint: the monitored value %r %s", name, found)
                 self._warned = True
             return None
         self._low_is_good = task.unit(str(name)).lower_is_better if self.mode is None else self.mode == "min"

@@ -13,6 +13,7 @@ import re
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,8 +106,8 @@ class _Builder:
         cls = self.class_of(node, expected, where)
         arguments = self.arguments(cls, node, where, given)
         own = {key: value for key, value in arguments.items() if key not in given}
-        with refusals(cls, where, own, lambda rest: cls(**{**rest, **given})):
-            return cls(**arguments)
+        with refusals(cls, where, own, lambda rest: _made(cls, **{**rest, **given})):
+            return _made(cls, **arguments)
 
     def factory(self, node: dict[str, Any], expected: tuple[type, ...], where: str) -> Factory[Any]:
         cls = self.class_of(node, expected, where)
@@ -228,8 +229,8 @@ class _PartFactory(Factory[Any]):
             remedy = f"it follows from what {self.target.__name__} stands in; remove the key"
             raise ConfigError(f"{self.where}.{twice[0]}", "is not set by hand", remedy)
         own = {key: value for key, value in arguments.items() if key not in facts}
-        with refusals(self.target, self.where, own, lambda rest: self.target(*args, **{**rest, **facts})):
-            return self.target(*args, **{**arguments, **facts})
+        with refusals(self.target, self.where, own, lambda rest: _made(self.target, *args, **{**rest, **facts})):
+            return _made(self.target, *args, **{**arguments, **facts})
 
 
 @contextmanager
@@ -274,6 +275,24 @@ def refusals(
             raise ConfigError(f"{where}.{key}", problem, _allowed(cls, where, key)) from error
         problem = f"{cls.__name__} cannot be made of these values: {kind}{first_line(error)}"
         raise ConfigError(where, problem, f"`vistrain explain {where}` tells what it takes") from error
+
+
+def _made(cls: Callable[..., Any], *args: Any, **arguments: Any) -> Any:
+    """An object of a class. A part of a network with a width of zero would fail only where images first meet it.
+
+    Raises:
+        ValueError: a parameter of it has no elements.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not (isinstance(cls, type) and issubclass(cls, torch.nn.Module)):
+        return cls(*args, **arguments)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")  # it is refused below
+        made = cls(*args, **arguments)
+    for name, tensor in made.named_parameters():
+        if not torch.nn.parameter.is_lazy(tensor) and not tensor.numel():
+            raise ValueError(f"a width in it is 0: its {name} has no elements, {list(tensor.shape)}")
+    return made
 
 
 def _is_layer(cls: type) -> bool:

@@ -17,6 +17,8 @@ from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.detection.mask_rcnn import POOLED, RoIHead, TwoStageDetector, of_class
 from vistrain.detection.roi_heads import BOX_SIDE, MASK_SIDE, BoxHead, MaskHead, Samples, pool
 from vistrain.detection.rpn import RPNHead
+from vistrain.errors import ConfigError
+from vistrain.layers.loss_weights import refuse_negative
 from vistrain.matching.overlap import OverlapAssigner
 from vistrain.structures import Factory, LabelSpace
 
@@ -34,6 +36,9 @@ class CascadeMaskRCNN(TwoStageDetector):
         stage_weights: of the stages' losses.
         with_masks: False trains and finds boxes alone (Cascade R-CNN).
         base: see `TwoStageDetector`.
+
+    Raises:
+        ConfigError: the overlaps are none, or more than published ones, or the weights are not as many, or negative.
     """
 
     default_rpn = Factory(RPNHead, border=0.0, smooth=1 / 9, proposals=(2000, 1000))
@@ -53,6 +58,12 @@ class CascadeMaskRCNN(TwoStageDetector):
         **base: Any,
     ) -> None:
         super().__init__(backbone, labels, **base)
+        if not 1 <= len(overlaps) <= len(STDS):
+            raise ConfigError("overlaps", f"{len(overlaps)} stages", f"give the overlaps of 1 to {len(STDS)}")
+        if len(stage_weights) != len(overlaps):
+            problem = f"{len(stage_weights)} weights for {len(overlaps)} stages"
+            raise ConfigError("stage_weights", problem, "one for each of the overlaps")
+        refuse_negative(stage_weights=stage_weights)
         self.assigners = [OverlapAssigner(overlap, overlap) for overlap in overlaps]
         self.stage_weights, self.trains_masks = stage_weights, with_masks
         self.learns_from = ("labels", "boxes", "masks") if with_masks else ("labels", "boxes")

@@ -26,6 +26,7 @@ from vistrain.devices import upload
 from vistrain.errors import ConfigError
 from vistrain.layers.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from vistrain.layers.deformable import Shapes
+from vistrain.layers.loss_weights import refuse_negative
 from vistrain.layers.precision import at_least_float32
 from vistrain.losses import foreground_loss, foreground_targets
 from vistrain.structures import Factory, LabelSpace
@@ -250,6 +251,7 @@ class FocusDETR(DINO):
         if topk_sa < 1:
             raise ConfigError("model.topk_sa", f"{topk_sa} tokens cannot attend", "at least 1")
         self.keep_ratio, self.cascade, self.topk_sa = keep_ratio, tuple(cascade), topk_sa
+        refuse_negative(select_weight=select_weight)
         self.select_weight, self.select_alpha, self.select_gamma = select_weight, select_alpha, select_gamma
         limits = [8.0 * stride for stride in self.neck.strides[:-1]] + [float("inf")]
         self.select_limits = tuple(limits if select_limits is None else select_limits)

@@ -17,6 +17,7 @@ from vistrain.detection.dense_detector import by_anchor
 from vistrain.detection.retinanet import run, start_like_retinanet
 from vistrain.detection.square_anchors import SquareAnchorDetector, SquareAnchorHead
 from vistrain.layers.boxes import clamped_giou, clamped_iou
+from vistrain.layers.loss_weights import refuse_negative
 from vistrain.losses import average_over_processes
 from vistrain.structures import Factory
 
@@ -63,6 +64,7 @@ class GFLHead(SquareAnchorHead):
     ) -> None:
         super().__init__(channels, strides, num_classes, **base)
         self.reg_max, self.beta = reg_max, beta
+        refuse_negative(box_weight=box_weight, distribution_weight=distribution_weight)
         self.box_weight, self.distribution_weight = box_weight, distribution_weight
         self.gfl_cls = nn.Conv2d(self.embed_dim, num_classes, 3, padding=1)
         self.gfl_reg = nn.Conv2d(self.embed_dim, 4 * (reg_max + 1), 3, padding=1)

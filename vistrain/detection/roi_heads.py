@@ -18,6 +18,7 @@ from vistrain.detection.anchors import BoxDeltas
 from vistrain.detection.rpn import smooth_l1
 from vistrain.layers.boxes import box_area, clamped_giou, nms_by_group
 from vistrain.layers.conv import ConvModule
+from vistrain.layers.loss_weights import refuse_negative
 from vistrain.layers.packed_masks import PackedMasks
 from vistrain.matching.overlap import OverlapAssigner, RandomSampler
 
@@ -127,6 +128,7 @@ class BoxHead(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes, self.class_agnostic, self.deltas = num_classes, class_agnostic, BoxDeltas(stds)
+        refuse_negative(box_weight=box_weight)
         self.box_loss, self.smooth, self.box_weight = box_loss, smooth if box_loss == "smooth_l1" else 0.0, box_weight
         width = channels
         self.shared_convs = nn.ModuleList()

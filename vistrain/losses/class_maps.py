@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError
+from vistrain.layers.loss_weights import refuse_negative
 from vistrain.layers.precision import at_least_float32
 
 
@@ -21,10 +22,14 @@ class PixelLoss(nn.Module):
 
     Args:
         weight: of the loss.
+
+    Raises:
+        ConfigError: it is negative, or class weights are, or all of them 0.
     """
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
+        refuse_negative(weight=weight)
         self.weight = weight
 
     def forward(self, logits: Tensor, labels: Tensor, ignore_index: int, count: Tensor | None = None) -> Tensor:
@@ -38,11 +43,13 @@ class PixelLoss(nn.Module):
 
 
 def refuse_other_weights(loss: nn.Module, num_classes: int) -> None:
-    """Refuse a loss, or one within it, whose class weights are not as many as the classes.
+    """Refuse a loss, or one within it, whose class weights are not as many as the classes; or one that weighs nothing.
 
     Raises:
         ConfigError: saying how many there are.
     """
+    if isinstance(loss, PixelLoss) and not loss.weight:
+        raise ConfigError("model.loss.weight", "is 0: nothing would be learned", "give a number above 0")
     for part in loss.modules():
         if isinstance(part, PixelCrossEntropy | PixelFocal | OhemCrossEntropy) and part.class_weights is not None:
             given = len(part.class_weights)
@@ -71,6 +78,7 @@ class PixelCrossEntropy(PixelLoss):
     ) -> None:
         super().__init__(weight)
         self.over_all, self.label_smoothing = over_all, label_smoothing
+        refuse_negative(class_weights=class_weights)
         self.register_buffer("class_weights", torch.tensor(class_weights) if class_weights else None, persistent=False)
         self.class_weights: Tensor | None
 
@@ -104,6 +112,7 @@ class PixelFocal(PixelLoss):
     ) -> None:
         super().__init__(weight)
         self.gamma, self.over_all = gamma, over_all
+        refuse_negative(class_weights=class_weights)
         self.register_buffer("class_weights", torch.tensor(class_weights) if class_weights else None, persistent=False)
         self.class_weights: Tensor | None
 
@@ -168,6 +177,7 @@ class OhemCrossEntropy(PixelLoss):
     ) -> None:
         super().__init__(weight)
         self.threshold, self.min_kept = threshold, max(1, min_kept)
+        refuse_negative(class_weights=class_weights)
         self.register_buffer("class_weights", torch.tensor(class_weights) if class_weights else None, persistent=False)
         self.class_weights: Tensor | None
 

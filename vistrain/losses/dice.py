@@ -50,13 +50,15 @@ class PixelLosses(PixelLoss):
         weight: of the sum.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or all weigh 0.
     """
 
     def __init__(self, losses: Sequence[PixelLoss], weight: float = 1.0) -> None:
         super().__init__(weight)
         if not losses:
             raise ConfigError("model.loss.losses", "no losses to add", "write one at least, or leave model.loss out")
+        if not any(loss.weight for loss in losses):
+            raise ConfigError("losses", "all weigh 0: nothing would be learned", "give one a weight above 0")
         self.losses = nn.ModuleList(losses)
 
     def compute(self, logits: Tensor, labels: Tensor, ignore_index: int, count: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError
+from vistrain.layers.loss_weights import refuse_all_zero, refuse_negative
 from vistrain.layers.packed_masks import PackedMasks
 from vistrain.layers.points import sample_maps, sample_masks
 from vistrain.layers.precision import at_least_float32
@@ -87,6 +88,8 @@ class MaskCriterion:
         oversample_ratio: float = 3.0,
         importance_ratio: float = 0.75,
     ) -> None:
+        refuse_all_zero(class_weight=class_weight, mask_weight=mask_weight, dice_weight=dice_weight)
+        refuse_negative(no_object_weight=no_object_weight)
         if num_points < 1:
             raise ConfigError("model.criterion.num_points", f"{num_points} is too small", "use 1 or more")
         if oversample_ratio < 1:

@@ -12,8 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.layers.loss_weights import refuse_negative
 
-class L1(nn.Module):
+
+class ImageLoss(nn.Module):
+    """Base of losses of images, `(output [B, C, H, W], target [B, C, H, W]) -> scalar`.
+
+    Args:
+        weight: of the loss.
+
+    Raises:
+        ConfigError: it is negative.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        refuse_negative(weight=weight)
+        self.weight = weight
+
+
+class L1(ImageLoss):
     """Mean absolute difference.
 
     Args:
@@ -21,15 +39,14 @@ class L1(nn.Module):
     """
 
     def __init__(self, weight: float = 1.0) -> None:
-        super().__init__()
-        self.weight = weight
+        super().__init__(weight)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """A scalar for two `[B, C, H, W]`."""
         return self.weight * F.l1_loss(output, target)
 
 
-class MSE(nn.Module):
+class MSE(ImageLoss):
     """Mean squared difference.
 
     Args:
@@ -37,15 +54,14 @@ class MSE(nn.Module):
     """
 
     def __init__(self, weight: float = 1.0) -> None:
-        super().__init__()
-        self.weight = weight
+        super().__init__(weight)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """A scalar for two `[B, C, H, W]`."""
         return self.weight * F.mse_loss(output, target)
 
 
-class Charbonnier(nn.Module):
+class Charbonnier(ImageLoss):
     """Mean of `sqrt(d^2 + eps^2)`, d the difference: an L1 that is smooth at zero.
 
     Source: Lai et al., arXiv 1704.03915, section 3.3.
@@ -56,15 +72,15 @@ class Charbonnier(nn.Module):
     """
 
     def __init__(self, eps: float = 1e-3, weight: float = 1.0) -> None:
-        super().__init__()
-        self.eps, self.weight = eps, weight
+        super().__init__(weight)
+        self.eps = eps
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """A scalar for two `[B, C, H, W]`."""
         return self.weight * ((output - target).square() + self.eps**2).sqrt().mean()
 
 
-class FrequencyLoss(nn.Module):
+class FrequencyLoss(ImageLoss):
     """Mean absolute difference of the Fourier coefficients, real and imaginary parts apart.
 
     Source: Cho et al. (MIMO-UNet), arXiv 2108.05054, section 3.3; MAXIM, arXiv 2201.02973, equation 4.
@@ -75,8 +91,8 @@ class FrequencyLoss(nn.Module):
     """
 
     def __init__(self, weight: float = 0.1, norm: str = "backward") -> None:
-        super().__init__()
-        self.weight, self.norm = weight, norm
+        super().__init__(weight)
+        self.norm = norm
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """A scalar for two `[B, C, H, W]`."""
@@ -84,7 +100,7 @@ class FrequencyLoss(nn.Module):
         return self.weight * torch.view_as_real(spectrum).abs().mean()
 
 
-class PSNRLoss(nn.Module):
+class PSNRLoss(ImageLoss):
     """`10 log10(mse + eps)`, the negative of the decibels, mean over images.
 
     Source: NAFNet (arXiv 2204.04676), BasicSR's `PSNRLoss`.
@@ -95,8 +111,8 @@ class PSNRLoss(nn.Module):
     """
 
     def __init__(self, weight: float = 1.0, eps: float = 1e-8) -> None:
-        super().__init__()
-        self.weight, self.eps = weight, eps
+        super().__init__(weight)
+        self.eps = eps
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """A scalar for two `[B, C, H, W]`."""

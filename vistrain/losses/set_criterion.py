@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vistrain.devices import upload
 from vistrain.layers.boxes import cxcywh_to_xyxy, giou
+from vistrain.layers.loss_weights import refuse_all_zero
 from vistrain.layers.precision import at_least_float32
 from vistrain.losses.focal import focal_loss_sums
 
@@ -72,6 +73,7 @@ class SetCriterion:
         focal_gamma: float = 2.0,
         giou_eps: float = 0.0,
     ) -> None:
+        refuse_all_zero(class_weight=class_weight, box_weight=box_weight, giou_weight=giou_weight)
         self.class_weight, self.box_weight, self.giou_weight = class_weight, box_weight, giou_weight
         self.focal_alpha, self.focal_gamma, self.giou_eps = focal_alpha, focal_gamma, giou_eps
 

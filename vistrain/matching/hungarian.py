@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from vistrain.layers.boxes import cxcywh_to_xyxy, giou
+from vistrain.layers.loss_weights import refuse_all_zero
 from vistrain.layers.precision import at_least_float32
 
 
@@ -37,6 +38,7 @@ class HungarianMatcher:
         focal_gamma: float = 2.0,
         giou_eps: float = 0.0,
     ) -> None:
+        refuse_all_zero(class_cost=class_cost, box_cost=box_cost, giou_cost=giou_cost)
         self.class_cost, self.box_cost, self.giou_cost = class_cost, box_cost, giou_cost
         self.focal_alpha, self.focal_gamma, self.giou_eps = focal_alpha, focal_gamma, giou_eps
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vistrain.layers.loss_weights import refuse_all_zero
 from vistrain.matching.hungarian import assign
 
 
@@ -25,6 +26,7 @@ class MaskMatcher:
     """
 
     def __init__(self, class_cost: float = 2.0, mask_cost: float = 5.0, dice_cost: float = 5.0) -> None:
+        refuse_all_zero(class_cost=class_cost, mask_cost=mask_cost, dice_cost=dice_cost)
         self.class_cost, self.mask_cost, self.dice_cost = class_cost, mask_cost, dice_cost
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vistrain.checkpoints import KeyMap
 from vistrain.errors import ConfigError
+from vistrain.layers.loss_weights import refuse_negative
 from vistrain.pretraining.patch_encoder import PatchEncoder
 from vistrain.pretraining.pretrainer import Pretrainer
 from vistrain.pretraining.token_blocks import NORM, BiasedBlock, BiasedCrossAttention
@@ -83,6 +84,7 @@ class CAE(Pretrainer):
         if backbone.prefix != 1:
             raise ConfigError("backbone", f"has {backbone.prefix} tokens before its patches", "CAE has one class token")
         dim = backbone.dim
+        refuse_negative(align_weight=align_weight)
         self.align_weight = align_weight
         self.words = words or RandomWords(patch=backbone.patch, channels=backbone.channels)
         table = backbone.positions(backbone.grid(*backbone.size)).detach().clone()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError
+from vistrain.layers.loss_weights import refuse_all_zero
 from vistrain.pretraining.minilm import last_parts, relation_loss, split_anew
 from vistrain.pretraining.patch_encoder import PatchEncoder
 from vistrain.pretraining.pretrainer import Pretrainer
@@ -64,6 +65,7 @@ class HybridDistillation(Pretrainer):
             raise ConfigError("model.relation_heads", problem, "give a number that does")
         self.relation_teacher, self.feature_teacher = relation_teacher, feature_teacher
         self.masking_steps, self.relation_heads = masking_steps, relation_heads
+        refuse_all_zero(relation_weight=relation_weight, feature_weight=feature_weight)
         self.relation_weight, self.feature_weight = relation_weight, feature_weight
         self.feature_head = nn.Linear(backbone.dim, feature_teacher.dim)
         self.progress = AveragedTeacher(nn.Identity())  # counts steps, so that a resumed run goes on exactly

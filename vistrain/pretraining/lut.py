@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError
+from vistrain.layers.loss_weights import refuse_negative
 from vistrain.pretraining.mae import MAE, MAE_NAMES
 from vistrain.pretraining.patch_encoder import PatchEncoder
 from vistrain.pretraining.teachers import AveragedTeacher, TeacherNames
@@ -57,6 +58,7 @@ class LUT(MAE):
         if self.masking.ratio < 0.5:
             problem = f"{self.masking.ratio} leaves too few patches for a second view of others"
             raise ConfigError("model.masking.ratio", problem, "use 0.5 or more")
+        refuse_negative(context_weight=context_weight)
         self.context_weight, self.decay, self.decay_steps = context_weight, decay, decay_steps
         self.head, self.context_predictor = projector(backbone.dim, head_hidden), projector(backbone.dim, head_hidden)
         teacher = nn.ModuleDict({"backbone": copy.deepcopy(backbone), "head": copy.deepcopy(self.head)})

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vistrain.layers.loss_weights import refuse_negative
 from vistrain.pretraining.mae import MAE
 from vistrain.pretraining.patch_encoder import PatchEncoder
 from vistrain.pretraining.teachers import FrozenViT, refuse_other_grid, refuse_other_width
@@ -41,6 +42,7 @@ class SelfDistillation(MAE):
         super().__init__(backbone, masking, **base)
         refuse_other_width(teacher.dim, backbone.dim)
         refuse_other_grid(teacher.network, backbone)
+        refuse_negative(weight=weight)
         self.teacher, self.weight = teacher, weight
         self.key_maps = ()  # of a student alone; it is model.backbone.pretrained's to read these
 

@@ -14,6 +14,7 @@ from vistrain.errors import ConfigError
 from vistrain.layers.padding import extend, to_unit
 from vistrain.layers.precision import at_least_float32
 from vistrain.losses import L1
+from vistrain.losses.restoration import ImageLoss
 from vistrain.network import Network
 from vistrain.predictions import Restored
 from vistrain.restoration.restorer import Restorer
@@ -65,6 +66,8 @@ class RestorationModel(Network):
             )
         self.network = network
         losses = loss if isinstance(loss, dict) else {"loss": L1() if loss is None else loss}
+        if all(isinstance(each, ImageLoss) and not each.weight for each in losses.values()):
+            raise ConfigError("model.loss", "its weights are 0: nothing would be learned", "give one above 0")
         self.criteria = nn.ModuleDict(losses)
         self.overlap = overlap
         self.tile: int | None = None

@@ -8,7 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from vistrain.layers.tiling import starts
+from vistrain.layers.tiling import starts, warn_of_many
 
 
 def tiled(
@@ -33,6 +33,7 @@ def tiled(
     """
     height, width = images.shape[-2:]
     rows, columns = (starts(side, tile, overlap, multiple) for side in (height, width))
+    warn_of_many(len(rows) * len(columns), height, width)
     result = total = images.new_zeros(())
     for top, left in product(rows, columns):
         piece = images[..., top : top + tile, left : left + tile]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +111,7 @@ class Continued:
             return
         then = LabelSpace.from_dict(known)
         if (then.names, then.ids, then.name) != (labels.names, labels.ids, labels.name):
-            news = [name for name in labels.names if name not in then.names] or list(labels.names)
-            problem = f"{len(labels.names)} classes ({', '.join(news[:3])} ...), but the run has {len(then.names)}"
-            raise self._changed(("data",), problem)
+            raise self._changed(("data",), _difference(labels, then))
 
     def _refuse_groups(self, task: Task) -> None:
         now = names_of(task.model, task.parameter_groups())
@@ -209,3 +207,17 @@ def _value(config: Any, key: str) -> Any:
     for name in key.split("."):
         config = config.get(name) if isinstance(config, Mapping) else None
     return config
+
+
+def _difference(labels: LabelSpace, then: LabelSpace) -> str:
+    """Where classes differ from a run's, in words: the first place, or an id, or their name."""
+    counts = f"{len(labels.names)} classes, but the run has {len(then.names)}"
+    for place, (new, old) in enumerate(zip_longest(labels.names, then.names)):
+        if new != old:
+            said = "none" if new is None else repr(new), "none" if old is None else repr(old)
+            found = f"class {place + 1} is {said[0]}, but the run's is {said[1]}"
+            return found if len(labels.names) == len(then.names) else f"{counts}; {found}"
+    for name, number, was in zip(labels.names, labels.ids, then.ids, strict=True):
+        if number != was:
+            return f"class {name!r} has the id {number}, but the run's has {was}"
+    return f"the classes are {labels.name!r}, but the run's are {then.name!r}"

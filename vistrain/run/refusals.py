@@ -80,6 +80,9 @@ def _reason(error: Exception, task: Task, data: DataModule, checkpoint: Path | N
         return died
     message, source = str(error), origin(error)
     if "Expected more than 1 value per channel" in message:
+        if not task.training:  # a group norm's, which says the same of one image
+            problem = "a norm has one value of each channel, and no variance: an evaluated image is too small"
+            return ConfigError("data", problem, "evaluate larger images (data.eval_scale, where it is set)")
         problem = "a batch norm has one value of each channel, and no variance: the batch and the map are too small"
         return ConfigError("data.per_device", problem, "raise data.batch_size, data.per_device, or the images' size")
     other_types = source == "torch" and re.search(r"should be the same|same dtype|expected scalar", message)

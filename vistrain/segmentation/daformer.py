@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vistrain.errors import ConfigError
 from vistrain.layers.conv import ConvModule, DepthwiseSeparableConv, resize
 from vistrain.segmentation.head import DecodeHead
 from vistrain.segmentation.projections import LevelProjection
@@ -26,6 +27,9 @@ class ASPP(nn.Module):
         separable: depthwise-separable convolutions in the dilated branches.
         pool: a branch with the mean over the image, the first.
         align_corners: of that branch's enlargement.
+
+    Raises:
+        ConfigError: there are no dilations.
     """
 
     def __init__(
@@ -38,6 +42,8 @@ class ASPP(nn.Module):
         align_corners: bool,
     ) -> None:
         super().__init__()
+        if not dilations or min(dilations) < 1:
+            raise ConfigError("dilations", f"{list(dilations)}", "whole numbers above 0, one at least")
         self.align_corners = align_corners
         self.image_pool = (
             nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvModule(in_channels, out_channels)) if pool else None

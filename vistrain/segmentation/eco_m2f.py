@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.detr.deformable import encoder_reference_points
 from vistrain.errors import ConfigError
+from vistrain.layers.loss_weights import refuse_negative
 from vistrain.segmentation.mask2former import Mask2Former
 from vistrain.segmentation.mask_classifier import OFFICIAL
 from vistrain.segmentation.pixel_decoder import DeformablePixelDecoder, PixelFeatures
@@ -109,6 +110,7 @@ class ECOMask2Former(Mask2Former):
         **base: Any,
     ) -> None:
         super().__init__(backbone, labels, **base)
+        refuse_negative(price=price, gate_weight=gate_weight)
         self.price, self.gate_weight = price, gate_weight
 
     def weighed(self, losses: dict[str, Tensor], pixels: PixelFeatures, batch: Mapping[str, Any]) -> dict[str, Tensor]:

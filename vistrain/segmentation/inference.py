@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vistrain.layers.conv import resize
+from vistrain.layers.tiling import warn_of_many
 
 SLAB = 1 << 24  # logits that are enlarged at once
 CACHED = 1 << 19  # the same on processors: what stays in their caches
@@ -274,6 +275,7 @@ def sliding_bands(
         _spans(side, length, step, merge) for side, length, step in zip(image.shape[1:], window, stride, strict=True)
     )
     places = [(y, x) for y in rows for x in columns]
+    warn_of_many(len(places), *image.shape[1:])
     height, width = rows[0].stop, image.shape[2]
     total = image.new_zeros((num_classes, height, width), dtype=torch.float32)
     weight = total.new_zeros(height, width)

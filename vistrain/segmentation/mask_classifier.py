@@ -93,6 +93,8 @@ class MaskClassifier(Network):
         super().__init__()
         if not outputs or set(outputs) - {"semantic", "panoptic", "instances"}:
             raise ConfigError("model.outputs", f"{list(outputs)}", "some of semantic, panoptic, instances")
+        if len(set(outputs)) < len(outputs):
+            raise ConfigError("model.outputs", f"{list(outputs)} repeats one", "name each once")
         for name, share in (("object_threshold", object_threshold), ("overlap_threshold", overlap_threshold)):
             if not 0 <= share <= 1:
                 raise ConfigError(f"model.{name}", f"{share} is not in 0..1")

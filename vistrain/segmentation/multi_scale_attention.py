@@ -19,6 +19,7 @@ from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.checkpoints import KeyMap, under
 from vistrain.errors import ConfigError
 from vistrain.layers.conv import resize
+from vistrain.layers.loss_weights import refuse_negative
 from vistrain.segmentation.dual_attention import ChannelAttention, PositionAttention
 from vistrain.segmentation.semantic import SemanticNetwork
 from vistrain.structures import LabelSpace
@@ -169,6 +170,7 @@ class MultiScaleAttention(SemanticNetwork):
             problem = f"{len(backbone.strides)} maps, of strides {list(backbone.strides)}"
             raise ConfigError("model.backbone.strides", problem, "give four: [4, 8, 16, 32]")
         self.backbone: DenseBackbone = backbone
+        refuse_negative(vector_weight=vector_weight, reconstruction_weight=reconstruction_weight)
         self.vector_weight, self.reconstruction_weight = vector_weight, reconstruction_weight
         self.reduce = nn.ModuleList(nn.Sequential(*convolved(c, embed_dim, 1)) for c in backbone.channels)
         self.fuse = nn.Sequential(

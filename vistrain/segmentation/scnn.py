@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from vistrain.checkpoints import KeyMap
 from vistrain.errors import ConfigError, DataError
+from vistrain.layers.loss_weights import refuse_negative
 from vistrain.layers.padding import Normalize
 from vistrain.layers.precision import at_least_float32
 from vistrain.predictions import LaneMaps
@@ -90,6 +91,7 @@ class SCNN(LaneNetwork):
         super().__init__(decoder)
         self.normalize = Normalize(self.preprocessing)
         self.measured_size = tuple(input_size)
+        refuse_negative(background_weight=background_weight, exist_weight=exist_weight)
         self.class_weights, self.exist_weight = (background_weight, *[1.0] * num_lanes), exist_weight
         self.backbone = _vgg()
         self.layer1 = nn.Sequential(

@@ -15,6 +15,7 @@ from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.checkpoints import KeyMap, under
 from vistrain.errors import ConfigError
 from vistrain.layers.conv import resize
+from vistrain.layers.loss_weights import refuse_negative
 from vistrain.layers.padding import Normalize
 from vistrain.losses.class_maps import PixelCrossEntropy, PixelLoss, refuse_other_weights
 from vistrain.losses.set_criterion import average_over_processes
@@ -343,6 +344,7 @@ class SemanticSegmenter(SemanticNetwork):
             self.auxiliary_head = nn.ModuleList(factory(**facts) for factory in auxiliary) if auxiliary else None
         elif auxiliary is not None:
             self.auxiliary_head = auxiliary(**facts)
+        refuse_negative(auxiliary_weight=auxiliary_weight)
         self.auxiliary_weight = auxiliary_weight
         self.key_maps = tuple(_key_maps(backbone, self.decode_head))
         self.input_layers = under("backbone.", backbone.input_layers)

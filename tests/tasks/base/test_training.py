@@ -335,3 +335,8 @@ def test_two_processes_agree_to_the_last_digit(tmp_path: Path) -> None:
         assert results[0][0] == {"sum": sum(0.1 * i for i in range(7)), "count": 7}
         assert results[0][1]
         assert results[1][1]
+
+
+def test_a_metric_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="metrics: 'coco_box' is named 2 times - name it once"):
+        make_task(metrics=("coco_box", "coco_box"))

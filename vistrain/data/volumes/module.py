@@ -163,7 +163,7 @@ class VolumeData(DataModule):
                 if names:
                     log.warning("%d %s left out, such as %s", len(names), what, names[0])
         if not found.cases:
-            raise DataError(str(self.root), "no case has images and a label", "`vistrain check` says what is missing")
+            raise DataError(str(self.root), "no case has images and a label", "see that its folders or table list some")
         if split is None:
             return found.cases
         fold = folds_of(found.cases, self.folds)

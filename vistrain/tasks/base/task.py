@@ -111,6 +111,9 @@ class Task(Contract, LightningModule):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
+        twice = [name for name in metrics if list(metrics).count(name) > 1]
+        if twice:
+            raise ConfigError("metrics", f"{twice[0]!r} is named {metrics.count(twice[0])} times", "name it once")
         for name in metrics:
             if self.protocols and name in PROTOCOLS and name not in self.protocols:
                 problem = f"{name!r} does not measure what {type(self).__name__}'s networks predict"
