@@ -153,6 +153,19 @@ def test_lists(tmp_path: Path, suffix: str) -> None:
         VolumeList({"background": 0, "x": 1}, modalities=("label",))
 
 
+@pytest.mark.parametrize("name", ["../../c1", "/tmp/c1", "a\\b", ".", "..", "a\0b", "é" * 101, "settings"])
+def test_a_case_has_a_plain_name(tmp_path: Path, name: str) -> None:
+    """Files are called after it, so others would lie outside of the cache, or replace what lies in it."""
+    file = tmp_path / "cases.json"
+    rows = [{"case": case, "image": "a.nii.gz", "label": "b.nii.gz"} for case in ("é" * 100, name)]
+    file.write_text(json.dumps(rows[:1]))
+    assert len(listed_cases(file, ("image",)).cases) == 1
+    file.write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=r"cases\.json: (a case is called|the name of the case)") as caught:
+        listed_cases(file, ("image",))
+    assert "\n" not in str(caught.value)
+
+
 def test_labels_of_dataset_json() -> None:
     assert classes_of({"labels": {"0": "background", "1": "x"}}, "f")[0] == {"background": 0, "x": 1}
     assert classes_of({"labels": {"background": 0, "x": 1, "ignore": 2}}, "f") == (

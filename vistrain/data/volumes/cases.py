@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ TRUTH = ("seg", "segmentation", "label", "ot")
 BRAIN = ("brainmask", "mask", "brain")
 ENDING = re.compile(r"^(?:(?P<case>.*?)[_-])?(?P<word>[A-Za-z0-9]+)$")
 NUMBERED = re.compile(r"^(?P<case>.+)_(?P<number>\d{4})$")  # nnU-Net's: CASE_0000.nii.gz
+LONGEST = 200  # bytes of a case's name, with room for what files of it end in
+KEPT = "settings"  # no case's name: a file of the cache is called so
 TIMED = re.compile(r"^(?P<patient>BraTS-[A-Za-z]+-\d+)-\d{3}$")  # BraTS 2023: patient, and point in time
 
 
@@ -72,6 +75,25 @@ class CaseList:
     bare: list[str] = field(default_factory=list)
     lonely: dict[str, Path] = field(default_factory=dict)
     problems: list[DataError] = field(default_factory=list)
+
+
+def refuse_name(name: str, where: str | Path) -> None:
+    """Refuse what cannot be a case's name: files are called after it.
+
+    Args:
+        name: of a case.
+        where: the list, or the folder, that has it.
+
+    Raises:
+        DataError: it is a path, empty, `.` or `..`, longer than 200 bytes, holds what cannot be printed, or is
+            `settings`, as a file beside the prepared cases is called.
+    """
+    shown = repr(name if len(name) <= 60 else f"{name[:57]}...")
+    remedy = f"a plain name of at most {LONGEST} bytes, without / and \\"
+    if name in ("", ".", "..", KEPT) or set(name) & {"/", "\\"} or not name.isprintable():
+        raise DataError(str(where), f"a case is called {shown}, and files are called after it", remedy)
+    if (size := len(os.fsencode(name))) > LONGEST:
+        raise DataError(str(where), f"the name of the case {shown} has {size} bytes", remedy)
 
 
 def folds_of(cases: Sequence[Case], folds: int) -> list[int]:
@@ -163,6 +185,7 @@ def decathlon_cases(root: Path, about: Mapping[str, Any]) -> CaseList:
             DataError(name, "is listed in dataset.json, and has neither image nor label", "remove or copy it")
         )
     for key in sorted({*images, *labels}):
+        refuse_name(key, root)
         if key not in labels:
             found.bare.append(key)
         elif key not in images:
@@ -247,7 +270,8 @@ def brats_cases(root: Path, modalities: Sequence[str]) -> CaseList:
         raise DataError(str(root), "holds no .nii or .nii.gz file", "correct data.root")
     seen: dict[str, Path] = {}
     for folder, files in folders.items():
-        name = folder.name
+        name = folder.resolve().name
+        refuse_name(name, folder)
         if name in seen:
             found.problems.append(DataError(name, f"is there twice: {seen[name]} and {folder}", "remove one"))
             continue
@@ -281,7 +305,8 @@ def listed_cases(file: Path, modalities: Sequence[str]) -> CaseList:
     `brain` (a mask), `patient` and `fold`. Paths are relative to the list.
 
     Raises:
-        DataError: it cannot be read, a column is missing or unknown, or a fold is no number.
+        DataError: it cannot be read, a column is missing or unknown, a fold is no number, or a case's name is no
+            plain name.
     """
     text = read_text(file)
     if file.suffix.lower() == ".json":
@@ -302,6 +327,7 @@ def listed_cases(file: Path, modalities: Sequence[str]) -> CaseList:
     for number, row in enumerate(rows, 1):
         values = {name: str(value).strip() for name, value in row.items() if value is not None and str(value).strip()}
         name = values.get("case", f"row {number}")
+        refuse_name(name, file)
         missing = [column for column in needed if column not in values]
         if name in seen:
             found.problems.append(DataError(name, f"is listed twice in {file.name}", "remove one of the lines"))
