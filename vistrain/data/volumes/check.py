@@ -210,6 +210,7 @@ def _look(case: Case, data: VolumeData) -> _Seen:
         drawn = places[np.linspace(0, len(places) - 1, min(DRAWN, len(places))).astype(int)]
         values = images.reshape(len(images), -1)[:, drawn]
     kept = tuple(high - low for low, high in box)
+    preparation.sides_of(kept, geometry.spacing)
     hashes = pixel_hash(images[0]), pixel_hash(truth)
     orientation = geometry.orientation
     return _Seen(truth.shape, geometry.spacing, orientation, kept, counts, outside, constant, values, *hashes)

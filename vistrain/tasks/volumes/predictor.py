@@ -16,7 +16,7 @@ from vistrain.data.volumes.cases import NUMBERED, TRUTH, WORDS, Case, modality_o
 from vistrain.data.volumes.labels import VoxelLabels
 from vistrain.data.volumes.nifti import SUFFIXES, Geometry, refuse_other_kinds, stem_of, write_volume
 from vistrain.data.volumes.preparation import VolumePreparation
-from vistrain.data.volumes.prepared import read_images, read_truth
+from vistrain.data.volumes.prepared import of_case, read_images, read_truth
 from vistrain.errors import ConfigError, DataError
 from vistrain.network import Network
 from vistrain.segmentation.volume import VolumeSegmenter
@@ -201,7 +201,8 @@ class VolumePredictor(Predictor[VolumeResult]):
 
     def _found(self, volume: Volume) -> VolumeResult:
         sides = volume.images.shape[1:]
-        image, box = self.preparation.prepared(volume.images, volume.geometry.spacing, volume.brain)
+        with of_case(volume.name):
+            image, box = self.preparation.prepared(volume.images, volume.geometry.spacing, volume.brain)
         batch = {
             "image": torch.from_numpy(image)[None],
             "size": torch.tensor([image.shape[1:]]),
