@@ -130,6 +130,9 @@ def test_classes_of_brats_by_year() -> None:
     assert BraTS().labels.regions == (("WT", (1, 2, 3)), ("TC", (1, 3)), ("ET", (3,)))
     with pytest.raises(ConfigError, match=r"data\.year: 2016"):
         BraTS(year=2016)
+    for name in ("seg", "SEG", "label", "brainmask"):
+        with pytest.raises(ConfigError, match=rf"data\.modalities: '{name}' is a label or a mask"):
+            BraTS(modalities=("flair", name))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "json"])

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vistrain.data.volumes.cases import (
+    BRAIN,
+    TRUTH,
     CaseList,
     brats_cases,
     decathlon_cases,
@@ -124,7 +126,7 @@ class BraTS(VolumeData):
         base: see `VolumeData`.
 
     Raises:
-        ConfigError: there was no challenge of that year.
+        ConfigError: there was no challenge of that year, or a modality is a label or a mask.
     """
 
     def __init__(
@@ -135,6 +137,9 @@ class BraTS(VolumeData):
             raise ConfigError("data.year", f"{year}", f"one of {', '.join(map(str, BRATS_YEARS))}")
         if not modalities or len(set(modalities)) != len(modalities):
             raise ConfigError("data.modalities", f"{list(modalities)}", "name one at least, and each once")
+        if no_images := [name for name in modalities if name.lower() in (*TRUTH, *BRAIN)]:
+            problem = f"{no_images[0]!r} is a label or a mask, and no image"
+            raise ConfigError("data.modalities", problem, "a network would be given what it is to find")
         self.year, self._modalities = year, tuple(modalities)
 
     @property
