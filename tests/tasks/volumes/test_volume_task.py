@@ -263,6 +263,22 @@ def test_every_fault_is_named_by_its_case(tmp_path: Path, monkeypatch: pytest.Mo
     assert any("Phantom_007" in " ".join(group) and "Phantom_008" in " ".join(group) for group in same)
 
 
+@pytest.mark.parametrize("other", [1, 2, 3])
+def test_the_same_voxels_under_two_names_end_the_check_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = a_copy(tmp_path)
+    for path in (root / "Phantom_000").iterdir():
+        name = f"Phantom_{other:03d}"
+        shutil.copy(path, root / name / path.name.replace("Phantom_000", name))
+    found = report(tmp_path, 2)
+    same = [*found["leaks"], *(group for split in found["splits"].values() for group in split["repeated"])]
+    assert len(same) == 1
+    assert not found["ok"]
+    assert not any(split["refused"] or split["bad_files"] for split in found["splits"].values())
+
+
 @pytest.mark.skipif(not (SHARED / "hippocampus").is_dir(), reason="needs ../shared/samples/hippocampus")
 def test_the_planted_faults_of_the_hippocampus_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

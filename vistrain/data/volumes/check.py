@@ -69,6 +69,11 @@ class VolumeReport(Findings):
     plans: dict[str, str] = field(default_factory=dict)
     memory: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def ok(self) -> bool:
+        """See `Findings`; cases with the same voxels are one case, which counts twice or is trained and evaluated."""
+        return super().ok and not self.leaks and not any(split.repeated for split in self.splits.values())
+
     def table(self) -> RenderableType:
         """What a terminal shows: print it with a Rich console."""
         found = self.fingerprint
@@ -85,10 +90,10 @@ class VolumeReport(Findings):
         lines += [f"[red]without an image[/]: label {escape(k)}, {escape(v)}" for k, v in self.lonely.items()]
         lines += [f"[yellow]{escape(what)}[/]: {_listed(cases)}" for what, cases in self.notes.items()]
         if self.leaks:
-            lines.append(f"[yellow]in several splits[/]: {shown(self.leaks)}")
+            lines.append(f"[red]in several splits[/]: {shown(self.leaks)}")
         for name, split in self.splits.items():
             if split.repeated:
-                lines.append(f"[yellow]the same voxels[/] {name}: {shown(split.repeated)}")
+                lines.append(f"[red]the same voxels[/] {name}: {shown(split.repeated)}")
         if found.cases:
             mm = " x ".join(f"{x:g}" for x in found.spacing)
             lines.append(
