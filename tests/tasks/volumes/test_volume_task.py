@@ -187,6 +187,13 @@ def test_inputs_that_are_no_case_are_named(trained: Path, tmp_path: Path) -> Non
         predictor.predict(3)
 
 
+def test_one_numbered_modality_is_called_as_its_label_is(tmp_path: Path) -> None:
+    for name in ("c0_0000.nii.gz", "c1_0000.nii", "c2.nii.gz", "c3_t1.nii.gz"):
+        (tmp_path / name).touch()
+    found = [file.name for file in VolumePredictor.find([tmp_path], tmp_path / "out")]
+    assert found == ["c0.nii.gz", "c1.nii", "c2.nii.gz", "c3_t1.nii.gz"]
+
+
 # -------------------------------------------------------------------- check
 
 

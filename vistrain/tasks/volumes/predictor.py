@@ -145,9 +145,11 @@ class VolumePredictor(Predictor[VolumeResult]):
         found = []
         for (_, case), files in groups.items():
             first = files[0]
-            # Alone it is called as its file is; several have the name that they share.
+            # Alone it is called as its file is, without the number of its modality; several have the name that they
+            # share. So labels are called as in training.
             folder = first.name.rpartition("/")[0]
-            name = first.name if len(files) == 1 else "/".join(p for p in (folder, f"{case}{_suffix(first.path)}") if p)
+            alone = len(files) == 1 and not NUMBERED.match(stem_of(first.path))
+            name = first.name if alone else "/".join(p for p in (folder, f"{case}{_suffix(first.path)}") if p)
             found.append(InputFile(first.path, name))
         return found
 
