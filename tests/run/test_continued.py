@@ -87,6 +87,16 @@ def test_what_changes_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert "all 1 epochs are done" in again.said[0]
 
 
+@pytest.mark.parametrize(("key", "value"), [("fold", 1), ("fold", None), ("folds", 4), ("tumours_seed", 1)])
+def test_samples_that_are_held_out_stay_so(tmp_path: Path, key: str, value: int | None) -> None:
+    task, data = make_task(TinyDetector(norm=True)), {"type": "data.GeneratedTumours", "fold": 0}
+    task.checkpoint_facts = {"config": {**CONFIG, "data": data}}
+    fit(tmp_path, task, TinyData(), [Checkpoints()], **SETTINGS, max_epochs=1)
+    assert Continued.read(tmp_path, {**CONFIG, "data": {**data, "folds": 5}}).changes == ()  # the default, said
+    with pytest.raises(ConfigError, match=rf"data\.{key}: was \d and cannot become {value}: what was trained on"):
+        Continued.read(tmp_path, {**CONFIG, "data": {**data, key: value}})
+
+
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     begun(tmp_path, callbacks=[EMA(decay=0.5)])
     found = Continued.read(tmp_path, CONFIG)

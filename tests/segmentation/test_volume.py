@@ -120,6 +120,21 @@ def test_windows_of_a_pointwise_network_change_nothing() -> None:
     assert [tuple(p.semantic.shape) for p in whole.predict(batch)] == [(7, 9, 5), (3, 9, 2)]
 
 
+def test_many_windows_are_said_before_they_are_computed(caplog: pytest.LogCaptureFixture) -> None:
+    """Once; planes are computed as they are asked for, and none is here."""
+    cut = VolumeSegmenter(CLASSES, Factory(Pointwise), window=(4, 4, 4), overlap=0.99, mirror=(0, 2)).eval()
+    for side in (24, 26, 28):  # 21, 23, 25 windows along each axis
+        cut.planes(torch.zeros(1, side, side, side), [(0, side)] * 3)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(
+        "26x26x26 voxels are cut into 12167 windows of 4x4x4 (model.window, model.overlap=0.99), each"
+    )
+    assert "in 4 mirror images" in said
+    caplog.clear()
+    VolumeSegmenter(CLASSES, Factory(Pointwise)).planes(torch.zeros(1, 28, 28, 28), [(0, 28)] * 3)
+    assert not caplog.records
+
+
 def test_a_box_is_put_back_into_its_case() -> None:
     model = VolumeSegmenter(CLASSES, Factory(Pointwise)).eval()
     batch = batch_of((4, 6, 8))

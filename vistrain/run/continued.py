@@ -24,12 +24,16 @@ from vistrain.run.folders import differences
 from vistrain.structures import LabelSpace
 from vistrain.tasks import Task
 
+# What decides which samples are trained on, and which are held out.
+SPLITS = ("data.fold", "data.folds", "data.holdout", "data.patterns_seed", "data.scenes_seed", "data.shapes_seed",
+          "data.textures_seed", "data.tumours_seed")  # fmt: skip
 # What cannot change, and why.
 FIXED = {
     "seed": "the order of the data depends on it",
     "task.type": "another task is another run",
     "data.type": "the run stands at a place in its own data",
     "data.batch_size": "steps and learning rate belong to it",
+    **dict.fromkeys(SPLITS, "what was trained on would be evaluated"),
     "model.type": "the weights are of the other network",
     "optimizer.type": "its memory is of the other optimizer",
     "optimizer.amsgrad": "its memory has no such part",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import itertools
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,9 +25,12 @@ from vistrain.losses.set_criterion import average_over_processes
 from vistrain.network import Network
 from vistrain.predictions import Segmentation
 from vistrain.segmentation.label_maps import label_maps
-from vistrain.segmentation.volume_windows import enlarged_planes, sliding_planes
+from vistrain.segmentation.volume_windows import enlarged_planes, sliding_planes, window_count
 from vistrain.structures import Channels, Factory, LabelSpace, Preprocessing
 
+log = logging.getLogger(__name__)
+
+MANY = 10_000  # windows of a case, above which it is said before they are computed
 IGNORED = 255  # where a label space does not say otherwise
 Outputs = Literal["softmax", "regions"]
 
@@ -177,7 +181,7 @@ class VolumeSegmenter(Network):
         self.overlap, self.window_batch, self.mirror = overlap, window_batch, tuple(mirror)
         self.network = network(in_channels=self.channels, out_channels=len(self.painted) or labels.num_classes)
         self.num_outputs = len(self.painted) or labels.num_classes
-        self.window = window
+        self.window, self._told = window, False
         if window is not None:
             self.check_size(*window)
         self.key_maps = inside("network.", self.network.key_maps)
@@ -323,6 +327,14 @@ class VolumeSegmenter(Network):
         sides = tuple(image.shape[1:])
         whole = tuple(-(-side // by) * by for side, by in zip(sides, self.network.divisors, strict=True))
         window = whole if self.window is None else self.window
+        count = window_count(sides, window, self.overlap)
+        if count > MANY and not self._told:
+            self._told = True
+            each = f", each in {2 ** len(self.mirror)} mirror images" if self.mirror else ""
+            log.warning(
+                "%s voxels are cut into %d windows of %s (model.window, model.overlap=%g)%s: this takes long",
+                "x".join(map(str, sides)), count, "x".join(map(str, window)), self.overlap, each,
+            )  # fmt: skip
         found = sliding_planes(self._mirrored, image, window, self.overlap, self.num_outputs, self.window_batch)
         return enlarged_planes(found, sides, tuple(high - low for low, high in box))
 

@@ -8,6 +8,7 @@ is computed, and neither the logits of the whole volume are held nor a map of we
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -25,6 +26,11 @@ def window_starts(side: int, window: int, overlap: float) -> list[int]:
     step = max(1, int(window * (1 - overlap)))
     count = -(-(side - window) // step) + 1
     return [round(index * (side - window) / (count - 1)) for index in range(count)]
+
+
+def window_count(sides: Sequence[int], window: Sequence[int], overlap: float) -> int:
+    """How many windows a volume is cut into: the product of `window_starts` along its axes."""
+    return math.prod(len(window_starts(*axis, overlap)) for axis in zip(sides, window, strict=True))
 
 
 def window_weights(side: int, window: int, starts: Sequence[int]) -> Tensor:

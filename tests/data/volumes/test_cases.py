@@ -133,6 +133,9 @@ def test_classes_of_brats_by_year() -> None:
     assert BraTS().labels.regions == (("WT", (1, 2, 3)), ("TC", (1, 3)), ("ET", (3,)))
     with pytest.raises(ConfigError, match=r"data\.year: 2016"):
         BraTS(year=2016)
+    for name in ("seg", "SEG", "label", "brainmask"):
+        with pytest.raises(ConfigError, match=rf"data\.modalities: '{name}' is a label or a mask"):
+            BraTS(modalities=("flair", name))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "json"])
@@ -154,6 +157,60 @@ def test_lists(tmp_path: Path, suffix: str) -> None:
         listed_cases(file, ("image",))
     with pytest.raises(ConfigError, match="none of"):
         VolumeList({"background": 0, "x": 1}, modalities=("label",))
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"channel_names": ["CT"]}, r"channel_names is \['CT'\]"),
+        ({"channel_names": {"5": "CT"}}, "channel_names is {'5': 'CT'}"),
+        ({"channel_names": {}}, "channel_names is {}"),
+        ({"channel_names": None, "modality": {"0": 3}}, "modality is {'0': 3}"),
+        ({"file_ending": 5}, "file_ending is 5"),
+        ({"file_ending": ".mha"}, r"file_ending is '\.mha'"),
+        ({"training": 5}, "training has the entry '5'"),
+        ({"training": [{"image": "a.nii.gz"}]}, "training has the entry"),
+        ({"labels": {"background": 0, "x": 1.5}}, "no whole numbers"),
+        ({"labels": {"background": 0, "x": True}}, "no whole numbers"),
+        ({"labels": {"background": 0, "x": [1, 10**30]}}, "no whole numbers"),
+    ],
+)
+def test_a_dataset_json_of_another_kind_is_refused(tmp_path: Path, changed: dict[str, object], problem: str) -> None:
+    touch(tmp_path / "imagesTr" / "a.nii.gz", tmp_path / "labelsTr" / "a.nii.gz")
+    about = {"labels": {"background": 0, "x": 1}, "channel_names": {"0": "CT"}, **changed}
+    (tmp_path / "dataset.json").write_text(json.dumps(about))
+    data = VolumeFolders(root=str(tmp_path))
+    with pytest.raises(DataError, match=rf"dataset\.json: .*{problem}"):
+        data.cases(), data.rule
+
+
+def test_dataset_json_names_files_that_are_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path / "imagesTr" / "a.nii.gz", tmp_path / "labelsTr" / "a.nii.gz", tmp_path / "imagesTr" / "b.nii.gz")
+    entries = [("a", "a"), ("z", "a"), ("a", "b"), ("b", "b")]
+    training = [{"image": f"./imagesTr/{i}.nii.gz", "label": f"./labelsTr/{k}.nii.gz"} for i, k in entries]
+    about = {"channel_names": {"0": "CT"}, "training": training[1:3], "numTraining": 60}
+    assert [str(problem).partition(" -")[0] for problem in decathlon_cases(tmp_path, about).problems] == [
+        "z: ./imagesTr/z.nii.gz is listed in dataset.json, and is not there",
+        "b: ./labelsTr/b.nii.gz is listed in dataset.json, and is not there",
+    ]
+    assert decathlon_cases(tmp_path, {**about, "training": training[3:]}).bare == ["b"]
+    assert "numTraining is 60, and there are 2 cases" in caplog.text
+    caplog.clear()
+    assert not decathlon_cases(tmp_path, {**about, "training": training[:1], "numTraining": 2}).problems
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("name", ["../../c1", "/tmp/c1", "a\\b", ".", "..", "a\0b", "é" * 101, "settings"])
+def test_a_case_has_a_plain_name(tmp_path: Path, name: str) -> None:
+    """Files are called after it, so others would lie outside of the cache, or replace what lies in it."""
+    file = tmp_path / "cases.json"
+    rows = [{"case": case, "image": "a.nii.gz", "label": "b.nii.gz"} for case in ("é" * 100, name)]
+    file.write_text(json.dumps(rows[:1]))
+    assert len(listed_cases(file, ("image",)).cases) == 1
+    file.write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=r"cases\.json: (a case is called|the name of the case)") as caught:
+        listed_cases(file, ("image",))
+    assert "\n" not in str(caught.value)
 
 
 def test_labels_of_dataset_json() -> None:

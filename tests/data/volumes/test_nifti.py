@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import math
+import struct
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -149,6 +152,34 @@ def test_wrong_geometry_is_refused(tmp_path: Path) -> None:
     flat.write_bytes(bytes(content))
     with pytest.raises(DataError, match=r"flat\.nii: voxels of 0 x 1 x 1 mm"):
         read_geometry(flat)
+
+
+@pytest.mark.parametrize("length", [1e-9, 1e9])
+def test_a_spacing_that_cannot_be_meant_is_refused(tmp_path: Path, length: float) -> None:
+    values = np.zeros((4, 4, 4), np.uint8)
+    with pytest.raises(DataError, match=r"odd\.nii\.gz: voxels of 1 x 1e[-+]09 x 1 mm, outside of 0\.001 to 1000"):
+        read_geometry(save(tmp_path / "odd.nii.gz", values, np.diag([1, length, 1, 1])))
+    for fine in (1e-3, 1e3):
+        assert read_geometry(save(tmp_path / "fine.nii.gz", values, np.diag([1, fine, 1, 1]))).sides == (4, 4, 4)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("slope", [float("inf"), float("nan"), 0.0, 2.0])
+def test_a_scale_that_is_no_number_is_refused(tmp_path: Path, kind: Any, order: str, slope: float) -> None:
+    path = tmp_path / "scaled.nii"
+    header = kind.header_class(endianness=order)
+    header.set_data_dtype(np.int16)
+    kind(np.ones((4, 4, 4), np.int16), np.eye(4), header).to_filename(path)
+    content = bytearray(path.read_bytes())
+    place, letter = (112, "f") if kind is nib.Nifti1Image else (176, "d")
+    content[place : place + struct.calcsize(letter)] = struct.pack(order + letter, slope)
+    path.write_bytes(bytes(content))
+    if math.isfinite(slope):
+        assert (read_volume(path)[0] == (slope or 1)).all()  # 0: not scaled
+    else:
+        with pytest.raises(DataError, match=rf"scaled\.nii: its values are scaled by {slope} \(scl_slope\)"):
+            read_volume(path)
 
 
 def test_a_header_that_promises_too_much_allocates_nothing(tmp_path: Path) -> None:

@@ -131,6 +131,32 @@ def test_resampling_keeps_borders_and_labels_are_not_mixed() -> None:
     assert np.array_equal(resampled_labels(resampled_labels(labels, (8, 12, 16)), labels.shape), labels)
 
 
+@pytest.mark.parametrize(
+    ("spacing", "problem"),
+    [
+        ((0.01, 0.01, 0.01), "6x6x6 voxels of 1x1x1 mm would be 600x600x600 of 0.01x0.01x0.01 mm"),
+        ((1000.0, 1.0, 1.0), "6x6x6 voxels of 1x1x1 mm would be less than one of 1000x1x1 mm along an axis"),
+    ],
+)
+def test_what_resampling_would_make_is_bounded(
+    tmp_path: Path, spacing: tuple[float, float, float], problem: str
+) -> None:
+    values = np.random.default_rng(0).normal(size=(6, 6, 6)).astype(np.float32)
+    a_set(tmp_path, {"a": values, "b": -values}, dict.fromkeys("ab", (values > 0).astype(np.uint8)))
+    data = listed(tmp_path, spacing=spacing)
+    with pytest.raises(DataError, match=f"a: data.spacing: {problem}; 1 other"):
+        data.prepare_data()
+    found = data.check(tmp_path / "checked")
+    assert {k: v.partition(" - ")[0] for s in found.splits.values() for k, v in s.bad_files.items()} == {
+        f"{case}: data.spacing": problem for case in "ab"
+    }
+    assert VolumePreparation(spacing=(3.0, 0.5, 1.0)).sides_of((1, 6, 6), (0.8, 1, 1)) == (1, 12, 6)
+    with pytest.raises(DataError, match="2000x2000x2000 voxels"):
+        VolumePreparation(spacing=(0.5, 0.5, 0.5)).sides_of((2000, 2000, 2000), (1, 1, 1))
+    with pytest.raises(ConfigError, match=r"data\.spacing"):
+        VolumePreparation(spacing=(float("nan"), 1.0, 1.0))
+
+
 def test_it_travels_as_a_node() -> None:
     made = VolumePreparation(("flair", "t1ce"), (1.0, 1.0, 2.0), ("zscore", "percentiles"))
     node = json.loads(json.dumps(made.to_node()))

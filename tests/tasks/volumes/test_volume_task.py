@@ -190,6 +190,37 @@ def test_inputs_that_are_no_case_are_named(trained: Path, tmp_path: Path) -> Non
         predictor.predict(3)
 
 
+def test_truths_are_looked_for_before_the_network_runs(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["predict", "--ckpt", str(trained / "run/last.ckpt"), "--input"]
+    words += [str(trained / SET / f"Phantom_00{n}") for n in range(3)]
+    (tmp_path / "truth").mkdir()
+    assert main([*words, "--output", "none", "--truth", "truth"]) == 2
+    assert "truth: has no truth of Phantom_000/Phantom_000.nii.gz, nor of any other" in capsys.readouterr().err
+    assert not list(tmp_path.glob("none/**/*.nii.gz"))
+    shutil.copy(trained / SET / "Phantom_000/Phantom_000_seg.nii.gz", tmp_path / "truth")
+    values, geometry = read_labels(trained / SET / "Phantom_001/Phantom_001_seg.nii.gz")
+    write_volume(tmp_path / "truth/Phantom_001.nii.gz", values + 7, geometry)
+    assert main([*words, "--output", "some", "--truth", "truth"]) == 0
+    said = caplog.text
+    assert "no truth in truth, so montages without it: Phantom_002/Phantom_002.nii.gz" in said
+    assert "Phantom_001/Phantom_001.nii.gz: its montage has no truth: Phantom_001: Phantom_001.nii.gz: " in said
+    assert len(list(tmp_path.glob("some/pictures/labels/*/*.nii.gz"))) == 3
+    widths = [Image.open(path).size[0] for path in sorted(tmp_path.glob("some/pictures/montages/*/*.png"))]
+    heights = [Image.open(path).size[1] for path in sorted(tmp_path.glob("some/pictures/montages/*/*.png"))]
+    assert len({*zip(widths[1:], heights[1:], strict=True)}) == 1
+    assert (widths[0], heights[0]) != (widths[1], heights[1])
+
+
+def test_one_numbered_modality_is_called_as_its_label_is(tmp_path: Path) -> None:
+    for name in ("c0_0000.nii.gz", "c1_0000.nii", "c2.nii.gz", "c3_t1.nii.gz"):
+        (tmp_path / name).touch()
+    found = [file.name for file in VolumePredictor.find([tmp_path], tmp_path / "out")]
+    assert found == ["c0.nii.gz", "c1.nii", "c2.nii.gz", "c3_t1.nii.gz"]
+
+
 # -------------------------------------------------------------------- check
 
 
@@ -265,6 +296,22 @@ def test_every_fault_is_named_by_its_case(tmp_path: Path, monkeypatch: pytest.Mo
     assert found["notes"]["background alone (trained on as it is)"] == ["Phantom_004"]
     same = [*found["leaks"], *(group for split in found["splits"].values() for group in split["repeated"])]
     assert any("Phantom_007" in " ".join(group) and "Phantom_008" in " ".join(group) for group in same)
+
+
+@pytest.mark.parametrize("other", [1, 2, 3])
+def test_the_same_voxels_under_two_names_end_the_check_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = a_copy(tmp_path)
+    for path in (root / "Phantom_000").iterdir():
+        name = f"Phantom_{other:03d}"
+        shutil.copy(path, root / name / path.name.replace("Phantom_000", name))
+    found = report(tmp_path, 2)
+    same = [*found["leaks"], *(group for split in found["splits"].values() for group in split["repeated"])]
+    assert len(same) == 1
+    assert not found["ok"]
+    assert not any(split["refused"] or split["bad_files"] for split in found["splits"].values())
 
 
 @pytest.mark.skipif(not (SHARED / "hippocampus").is_dir(), reason="needs ../shared/samples/hippocampus")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,8 @@ from vistrain.data.base.storage import read_text
 from vistrain.data.volumes.nifti import CONVERTERS, SUFFIXES, refuse_other_kinds, stem_of
 from vistrain.errors import DataError, nearest
 
+log = logging.getLogger(__name__)
+
 # What the challenges called the same modality over the years, without regard to case; and what is no modality.
 WORDS = {
     "flair": ("flair", "t2f"),
@@ -28,6 +32,8 @@ TRUTH = ("seg", "segmentation", "label", "ot")
 BRAIN = ("brainmask", "mask", "brain")
 ENDING = re.compile(r"^(?:(?P<case>.*?)[_-])?(?P<word>[A-Za-z0-9]+)$")
 NUMBERED = re.compile(r"^(?P<case>.+)_(?P<number>\d{4})$")  # nnU-Net's: CASE_0000.nii.gz
+LONGEST = 200  # bytes of a case's name, with room for what files of it end in
+KEPT = "settings"  # no case's name: a file of the cache is called so
 TIMED = re.compile(r"^(?P<patient>BraTS-[A-Za-z]+-\d+)-\d{3}$")  # BraTS 2023: patient, and point in time
 
 
@@ -72,6 +78,25 @@ class CaseList:
     bare: list[str] = field(default_factory=list)
     lonely: dict[str, Path] = field(default_factory=dict)
     problems: list[DataError] = field(default_factory=list)
+
+
+def refuse_name(name: str, where: str | Path) -> None:
+    """Refuse what cannot be a case's name: files are called after it.
+
+    Args:
+        name: of a case.
+        where: the list, or the folder, that has it.
+
+    Raises:
+        DataError: it is a path, empty, `.` or `..`, longer than 200 bytes, holds what cannot be printed, or is
+            `settings`, as a file beside the prepared cases is called.
+    """
+    shown = repr(name if len(name) <= 60 else f"{name[:57]}...")
+    remedy = f"a plain name of at most {LONGEST} bytes, without / and \\"
+    if name in ("", ".", "..", KEPT) or set(name) & {"/", "\\"} or not name.isprintable():
+        raise DataError(str(where), f"a case is called {shown}, and files are called after it", remedy)
+    if (size := len(os.fsencode(name))) > LONGEST:
+        raise DataError(str(where), f"the name of the case {shown} has {size} bytes", remedy)
 
 
 def folds_of(cases: Sequence[Case], folds: int) -> list[int]:
@@ -131,9 +156,14 @@ def decathlon_cases(root: Path, about: Mapping[str, Any]) -> CaseList:
         about: see `read_dataset_json`.
 
     Raises:
-        DataError: a folder is missing, or holds other kinds of files alone.
+        DataError: a folder is missing, or holds other kinds of files alone; `dataset.json` has an entry of another
+            kind.
     """
-    count = len(modalities_of(about))
+    where = root / "dataset.json"
+    count = len(modalities_of(about, where))
+    ending = about.get("file_ending", SUFFIXES[0])
+    if ending not in SUFFIXES:
+        raise DataError(str(where), f"file_ending is {ending!r}", f"of what is read it is {' or '.join(SUFFIXES)}")
     found = CaseList()
     images: dict[str, dict[int, Path]] = {}
     for path in nifti_files(root / "imagesTr"):
@@ -150,10 +180,19 @@ def decathlon_cases(root: Path, about: Mapping[str, Any]) -> CaseList:
         if stem_of(path) in labels:
             found.problems.append(DataError(stem_of(path), "has two label files", "remove one"))
         labels[stem_of(path)] = path
-    listed = [
-        stem_of(str(entry.get("label", entry) if isinstance(entry, dict) else entry))
-        for entry in about.get("training", [])
-    ]
+    listed, lacking = [], {}
+    for image, label in _listed_pairs(about, where):
+        listed.append(stem_of(label))
+        if image is None or (of_image := case_of(stem_of(image))) == listed[-1]:
+            continue  # where one of the two is not there, it is a file without a partner
+        if of_image not in images:
+            lacking[image] = of_image
+        if listed[-1] not in labels and listed[-1] in images:
+            lacking[label] = listed[-1]
+    for name, key in lacking.items():
+        found.problems.append(
+            DataError(key, f"{name} is listed in dataset.json, and is not there", "remove or copy it")
+        )
     for name in sorted({name for name in listed if listed.count(name) > 1}):
         found.problems.append(
             DataError(name, f"is listed {listed.count(name)} times in dataset.json", "remove all but one")
@@ -162,7 +201,10 @@ def decathlon_cases(root: Path, about: Mapping[str, Any]) -> CaseList:
         found.problems.append(
             DataError(name, "is listed in dataset.json, and has neither image nor label", "remove or copy it")
         )
+    if (said := about.get("numTraining")) not in (None, len({*images, *labels})):
+        log.warning("%s: numTraining is %r, and there are %d cases", where, said, len({*images, *labels}))
     for key in sorted({*images, *labels}):
+        refuse_name(key, root)
         if key not in labels:
             found.bare.append(key)
         elif key not in images:
@@ -182,10 +224,47 @@ def decathlon_cases(root: Path, about: Mapping[str, Any]) -> CaseList:
     return found
 
 
-def modalities_of(about: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the modalities in `dataset.json`: `modality` (Decathlon, nnU-Net 1) or `channel_names` (nnU-Net 2)."""
-    names = about.get("channel_names") or about.get("modality") or {"0": "image"}
-    return tuple(str(names[key]) for key in sorted(names, key=int))
+def case_of(stem: str) -> str:
+    """The case of a file's name without ending: without `_0000`, the number of its modality."""
+    match = NUMBERED.match(stem)
+    return match["case"] if match else stem
+
+
+def _listed_pairs(about: Mapping[str, Any], where: Path) -> list[tuple[str | None, str]]:
+    """Image (None: called as its label) and label of each entry of `training`.
+
+    Raises:
+        DataError: it is no list of such.
+    """
+    entries, pairs = about.get("training") or [], []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        image, label = (entry.get("image"), entry.get("label")) if isinstance(entry, dict) else (None, entry)
+        if not isinstance(entries, list) or not isinstance(label, str) or not isinstance(image, str | None):
+            remedy = 'write "training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}, ...]'
+            raise DataError(str(where), f"training has the entry {str(entry)[:80]!r}", remedy)
+        pairs.append((image, label))
+    return pairs
+
+
+def modalities_of(about: Mapping[str, Any], where: str | Path) -> tuple[str, ...]:
+    """Names of the modalities in `dataset.json`: `modality` (Decathlon, nnU-Net 1) or `channel_names` (nnU-Net 2).
+
+    Args:
+        about: its content.
+        where: it is, for messages.
+
+    Raises:
+        DataError: they are not numbered from 0 on, or no names.
+    """
+    key = "channel_names" if about.get("channel_names") is not None else "modality"
+    names = about.get(key)
+    if names is None:
+        return ("image",)
+    numbers = [str(number) for number in range(len(names))] if isinstance(names, dict) else []
+    if not numbers or {*numbers} != {*names} or not all(isinstance(name, str) and name for name in names.values()):
+        remedy = f'write "{key}": {{"0": "T1", "1": "T2"}}, one for each image of a case, from 0 on'
+        raise DataError(str(where), f"{key} is {str(names)[:80]}", remedy)
+    return tuple(names[number] for number in numbers)
 
 
 def nifti_files(folder: Path) -> list[Path]:
@@ -247,7 +326,8 @@ def brats_cases(root: Path, modalities: Sequence[str]) -> CaseList:
         raise DataError(str(root), "holds no .nii or .nii.gz file", "correct data.root")
     seen: dict[str, Path] = {}
     for folder, files in folders.items():
-        name = folder.name
+        name = folder.resolve().name
+        refuse_name(name, folder)
         if name in seen:
             found.problems.append(DataError(name, f"is there twice: {seen[name]} and {folder}", "remove one"))
             continue
@@ -281,7 +361,8 @@ def listed_cases(file: Path, modalities: Sequence[str]) -> CaseList:
     `brain` (a mask), `patient` and `fold`. Paths are relative to the list.
 
     Raises:
-        DataError: it cannot be read, a column is missing or unknown, or a fold is no number.
+        DataError: it cannot be read, a column is missing or unknown, a fold is no number, or a case's name is no
+            plain name.
     """
     text = read_text(file)
     if file.suffix.lower() == ".json":
@@ -302,6 +383,7 @@ def listed_cases(file: Path, modalities: Sequence[str]) -> CaseList:
     for number, row in enumerate(rows, 1):
         values = {name: str(value).strip() for name, value in row.items() if value is not None and str(value).strip()}
         name = values.get("case", f"row {number}")
+        refuse_name(name, file)
         missing = [column for column in needed if column not in values]
         if name in seen:
             found.problems.append(DataError(name, f"is listed twice in {file.name}", "remove one of the lines"))

@@ -74,6 +74,11 @@ class VolumeReport(Findings):
         """What was written, in words."""
         return "report and plans" if self.plans else "report"
 
+    @property
+    def ok(self) -> bool:
+        """See `Findings`; cases with the same voxels are one case, which counts twice or is trained and evaluated."""
+        return super().ok and not self.leaks and not any(split.repeated for split in self.splits.values())
+
     def table(self) -> RenderableType:
         """What a terminal shows: print it with a Rich console."""
         found = self.fingerprint
@@ -90,10 +95,10 @@ class VolumeReport(Findings):
         lines += [f"[red]without an image[/]: label {escape(k)}, {escape(v)}" for k, v in self.lonely.items()]
         lines += [f"[yellow]{escape(what)}[/]: {_listed(cases)}" for what, cases in self.notes.items()]
         if self.leaks:
-            lines.append(f"[yellow]in several splits[/]: {shown(self.leaks)}")
+            lines.append(f"[red]in several splits[/]: {shown(self.leaks)}")
         for name, split in self.splits.items():
             if split.repeated:
-                lines.append(f"[yellow]the same voxels[/] {name}: {shown(split.repeated)}")
+                lines.append(f"[red]the same voxels[/] {name}: {shown(split.repeated)}")
         if found.cases:
             mm = " x ".join(f"{x:g}" for x in found.spacing)
             lines.append(
@@ -215,6 +220,7 @@ def _look(case: Case, data: VolumeData) -> _Seen:
         drawn = places[np.linspace(0, len(places) - 1, min(DRAWN, len(places))).astype(int)]
         values = images.reshape(len(images), -1)[:, drawn]
     kept = tuple(high - low for low, high in box)
+    preparation.sides_of(kept, geometry.spacing)
     hashes = pixel_hash(images[0]), pixel_hash(truth)
     orientation = geometry.orientation
     return _Seen(truth.shape, geometry.spacing, orientation, kept, counts, outside, constant, values, *hashes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ CONVERTERS = {
 }
 DEFLATED = 1040  # times smaller than its content a compressed file can be at the most
 SKEW = 0.01  # cosine between two axes, above which they are not at right angles (0.6 degrees)
+FINEST, COARSEST = 1e-3, 1e3  # mm between voxels: a micrometre, a metre
 SAME = 1e-3  # mm, and share of a voxel, that affines of one case may differ by
 Broken = (EOFError, OSError, ValueError, zlib.error, gzip.BadGzipFile, ImageFileError, HeaderDataError,
           WrapStructError)  # fmt: skip
@@ -125,7 +127,8 @@ def read_geometry(path: str | Path) -> Geometry:
 
     Raises:
         DataError: it is not there, no NIfTI, cut off, has other than three axes (a fourth one holds channels), no
-            voxels, a spacing of zero, axes that are not at right angles, or more voxels than the file can hold.
+            voxels, a spacing of zero or outside of 0.001 to 1000 mm, a scale that is no number, axes that are not at
+            right angles, or more voxels than the file can hold.
     """
     return _opened(Path(path))[1]
 
@@ -252,7 +255,8 @@ def _opened(path: Path) -> tuple[Any, Geometry]:
     except OSError as error:
         raise DataError(str(path), f"cannot be read ({error.strerror or error})") from error
     with _reading(path):
-        image = nib.Nifti1Image.from_filename(path) if not _is_second(path) else nib.Nifti2Image.from_filename(path)
+        second, scale = _head(path)
+        image = nib.Nifti2Image.from_filename(path) if second else nib.Nifti1Image.from_filename(path)
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -271,6 +275,11 @@ def _opened(path: Path) -> tuple[Any, Geometry]:
     if not np.isfinite(affine).all() or min(spacing) <= 0:
         problem = f"voxels of {' x '.join(f'{x:g}' for x in spacing)} mm"
         raise DataError(str(path), problem, "mend the header's spacing and affine (`nibabel`, ITK-SNAP)")
+    if min(spacing) < FINEST * (1 - SAME) or max(spacing) > COARSEST * (1 + SAME):
+        problem = f"voxels of {' x '.join(f'{x:g}' for x in spacing)} mm, outside of {FINEST:g} to {COARSEST:g}"
+        raise DataError(str(path), problem, "mend the header's spacing and affine: they are in mm")
+    if not math.isfinite(scale):
+        raise DataError(str(path), f"its values are scaled by {scale} (scl_slope)", "mend it; 1 scales nothing")
     directions = affine[:3, :3] / spacing
     cosines = directions.T @ directions - np.eye(3)
     if np.abs(cosines).max() > SKEW:
@@ -284,12 +293,18 @@ def _opened(path: Path) -> tuple[Any, Geometry]:
     return image, Geometry(sides, affine, kind.name, channels, scaled, image.header)
 
 
-def _is_second(path: Path) -> bool:
-    """Whether a file is NIfTI-2, by the size of its header."""
+def _head(path: Path) -> tuple[bool, float]:
+    """Whether a file is NIfTI-2, by the size of its header; and its `scl_slope`, which nibabel leaves out if it is no
+    number."""
     opener = gzip.open if path.name.lower().endswith(".gz") else open
     with opener(path, "rb") as file:
-        head = file.read(4)
-    return head in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
+        head = file.read(540)
+    second = head[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
+    order = "<" if head[:4] in (b"\x1c\x02\x00\x00", b"\x5c\x01\x00\x00") else ">"
+    place, kind = (176, "d") if second else (112, "f")
+    if len(head) < place + 8:
+        return second, 1.0  # it is cut off, which nibabel says
+    return second, float(struct.unpack_from(f"{order}{kind}", head, place)[0])
 
 
 class _reading:

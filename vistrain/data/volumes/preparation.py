@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,12 +12,14 @@ import torch
 from torch.nn import functional as F
 
 from vistrain.data.base.transform import EvalTransform
-from vistrain.errors import ConfigError
+from vistrain.errors import ConfigError, DataError
 
 Intensities = Literal["zscore", "percentiles", "window", "none"]
 Box = tuple[tuple[int, int], ...]  # from, to (exclusive) along z, y, x
 AIR = 0.5  # share of the border's voxels that have one value, above which that value is air
 LEAST = 1e-8
+MOST = 2**31  # voxels of a case after resampling
+FINER = 64  # times more voxels that resampling may make of a case: four along each axis
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class VolumePreparation(EvalTransform):
     crop: bool = True
 
     def __post_init__(self) -> None:
-        if self.spacing is not None and min(self.spacing) <= 0:
+        if self.spacing is not None and not all(0 < length < math.inf for length in self.spacing):
             raise ConfigError("data.spacing", f"{list(self.spacing)}", "mm along z, y and x, above 0")
         if len(self.intensities) not in (1, len(self.modalities)):
             problem = f"{len(self.intensities)} of them for {len(self.modalities)} modalities"
@@ -119,12 +122,26 @@ class VolumePreparation(EvalTransform):
         return tuple(box)
 
     def sides_of(self, sides: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...]:
-        """Sides of a part of a case after resampling."""
+        """Sides of a part of a case after resampling.
+
+        Raises:
+            DataError: they are so many voxels that they cannot be meant, or an axis of several voxels has none left.
+        """
         if self.spacing is None:
             return tuple(sides)
-        return tuple(
-            max(1, round(side * old / new)) for side, old, new in zip(sides, spacing, self.spacing, strict=True)
-        )
+        exact = [side * old / new for side, old, new in zip(sides, spacing, self.spacing, strict=True)]
+        own, made = (math.prod(map(float, lengths)) for lengths in (sides, exact))
+        mm = "x".join(f"{length:g}" for length in self.spacing)
+        was = f"{'x'.join(map(str, sides))} voxels of {'x'.join(f'{length:.3g}' for length in spacing)} mm"
+        remedy = "data.spacing is in mm along z, y, x: `vistrain check` proposes one"
+        if made > min(MOST, FINER * own):
+            problem = f"{was} would be {'x'.join(f'{length:.0f}' for length in exact)} of {mm} mm"
+            raise DataError("data.spacing", problem, remedy)
+        found = [round(length) for length in exact]
+        if any(new < 1 < old for new, old in zip(found, sides, strict=True)):
+            problem = f"{was} would be less than one of {mm} mm along an axis"
+            raise DataError("data.spacing", problem, remedy)
+        return tuple(max(1, length) for length in found)
 
     def prepared(
         self, images: np.ndarray, spacing: Sequence[float], brain: np.ndarray | None = None
@@ -138,17 +155,21 @@ class VolumePreparation(EvalTransform):
 
         Returns:
             float32 `[C, d, h, w]` of the box, and the box in voxels of the case.
+
+        Raises:
+            DataError: see `sides_of`.
         """
         if self.within == "all":
             brain = None
         elif brain is None or not brain.any():
             brain = self.brain_of(images)
         box = self.box_of(images.shape[1:], brain)
+        sides = self.sides_of([high - low for low, high in box], spacing)
         inside = tuple(slice(low, high) for low, high in box)
         # A copy of the box alone, so that the whole can be let go of.
         images = np.ascontiguousarray(images[(slice(None), *inside)])
         self.normalised(images, None if brain is None else brain[inside])
-        return resampled(images, self.sides_of(images.shape[1:], spacing)), box
+        return resampled(images, sides), box
 
 
 def air_of(image: np.ndarray) -> float | None:

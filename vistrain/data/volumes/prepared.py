@@ -151,12 +151,14 @@ class Cache:
         """Make one case, and write it.
 
         Raises:
-            DataError: with the case's name: a file cannot be read, files do not belong together, or a label is none.
+            DataError: with the case's name: a file cannot be read, files do not belong together, a label is none, or
+                resampling would make too much of it.
         """
         images, geometry, brain = read_images(case, len(self.preparation.modalities))
         sides, spacing = images.shape[1:], geometry.spacing
         truth = read_truth(case, geometry, self.labels)
-        image, box = self.preparation.prepared(images, spacing, brain)
+        with of_case(case.id):
+            image, box = self.preparation.prepared(images, spacing, brain)
         del images
         inside = tuple(slice(low, high) for low, high in box)
         label = resampled_labels(np.ascontiguousarray(truth[inside]), image.shape[1:])
@@ -223,7 +225,7 @@ def read_images(case: Case, count: int | None = None) -> tuple[np.ndarray, Geome
     Raises:
         DataError: with the case's name.
     """
-    with _of_case(case.id):
+    with of_case(case.id):
         first = read_geometry(case.images[0])
         whole = len(case.images) == 1 and first.channels > 1
         channels = first.channels if whole else len(case.images)
@@ -256,7 +258,7 @@ def read_truth(case: Case, geometry: Geometry, labels: VoxelLabels) -> np.ndarra
     Raises:
         DataError: with the case's name: there is no label, it lies elsewhere, or has a value that is no class.
     """
-    with _of_case(case.id):
+    with of_case(case.id):
         if case.label is None:
             raise DataError(case.id, "has no label", "add it, or remove the case")
         values, own = read_labels(case.label)
@@ -279,7 +281,7 @@ def places_of(label: np.ndarray, labels: VoxelLabels) -> np.ndarray:
     return np.concatenate(found).astype(np.int32) if found else np.zeros((0, 4), np.int32)
 
 
-class _of_case:
+class of_case:
     """Errors of files, with the name of their case."""
 
     def __init__(self, case: str) -> None:

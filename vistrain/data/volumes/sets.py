@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vistrain.data.volumes.cases import (
+    BRAIN,
+    TRUTH,
     CaseList,
     brats_cases,
     decathlon_cases,
@@ -51,7 +53,7 @@ class VolumeFolders(VolumeData):
     @property
     def modalities(self) -> tuple[str, ...]:
         """`channel_names` or `modality` of `dataset.json`."""
-        return modalities_of(self.about)
+        return modalities_of(self.about, self.root / "dataset.json")
 
     @property
     def rule(self) -> VoxelLabels:
@@ -80,15 +82,15 @@ def classes_of(
         raise DataError(where, "names no labels", 'write "labels": {"background": 0, "tumour": 1}')
     try:
         if all(isinstance(name, str) for name in labels.values()):
-            return {name: int(value) for value, name in labels.items()}, None, ()
-        ignore = tuple(int(labels[name]) for name in labels if name == "ignore")
+            return {name: _whole(value) for value, name in labels.items()}, None, ()
+        ignore = tuple(_whole(labels[name]) for name in labels if name == "ignore")
         parts = {
-            name: [int(v) for v in value] if isinstance(value, list) else [int(value)]
+            name: [_whole(v) for v in value] if isinstance(value, list) else [_whole(value)]
             for name, value in labels.items()
             if name != "ignore"
         }
     except (TypeError, ValueError) as error:
-        raise DataError(where, f"has labels that are no numbers ({labels})") from error
+        raise DataError(where, f"has labels that are no whole numbers ({labels})") from error
     if all(len(values) == 1 for values in parts.values()):
         return {name: values[0] for name, values in parts.items()}, None, ignore
     single = {values[0]: name for name, values in parts.items() if len(values) == 1}
@@ -96,6 +98,17 @@ def classes_of(
     names = {value: single.get(value, f"label {value}") for value in every}
     regions = {name: tuple(names[v] for v in values) for name, values in parts.items() if values != [0]}
     return {names[value]: value for value in every}, regions, ignore
+
+
+def _whole(value: Any) -> int:
+    """A value in label files: a whole number, or one in quotes.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str) or not -(2**31) <= int(value) < 2**31:
+        raise ValueError(value)
+    return int(value)
 
 
 class BraTS(VolumeData):
@@ -113,7 +126,7 @@ class BraTS(VolumeData):
         base: see `VolumeData`.
 
     Raises:
-        ConfigError: there was no challenge of that year.
+        ConfigError: there was no challenge of that year, or a modality is a label or a mask.
     """
 
     def __init__(
@@ -124,6 +137,9 @@ class BraTS(VolumeData):
             raise ConfigError("data.year", f"{year}", f"one of {', '.join(map(str, BRATS_YEARS))}")
         if not modalities or len(set(modalities)) != len(modalities):
             raise ConfigError("data.modalities", f"{list(modalities)}", "name one at least, and each once")
+        if no_images := [name for name in modalities if name.lower() in (*TRUTH, *BRAIN)]:
+            problem = f"{no_images[0]!r} is a label or a mask, and no image"
+            raise ConfigError("data.modalities", problem, "a network would be given what it is to find")
         self.year, self._modalities = year, tuple(modalities)
 
     @property

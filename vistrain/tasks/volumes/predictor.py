@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from vistrain.data.volumes.cases import NUMBERED, TRUTH, WORDS, Case, modality_o
 from vistrain.data.volumes.labels import VoxelLabels
 from vistrain.data.volumes.nifti import SUFFIXES, Geometry, refuse_other_kinds, stem_of, write_volume
 from vistrain.data.volumes.preparation import VolumePreparation
-from vistrain.data.volumes.prepared import read_images, read_truth
+from vistrain.data.volumes.prepared import of_case, read_images, read_truth
 from vistrain.errors import ConfigError, DataError
 from vistrain.network import Network
 from vistrain.segmentation.volume import VolumeSegmenter
@@ -25,7 +26,10 @@ from vistrain.tasks.base.inputs import InputFile, find_files, save_picture
 from vistrain.tasks.base.predictor import Predictor
 from vistrain.tasks.volumes.pictures import montage
 
+log = logging.getLogger(__name__)
+
 LABELS_AND_MASKS = ("seg", "brain")
+SHOWN = 12  # names in a line
 
 
 @dataclass
@@ -75,7 +79,8 @@ class VolumePredictor(Predictor[VolumeResult]):
         mirror: mean over mirror images along all axes; by default what the config says.
         overlap: of windows, as a share of their sides; by default the network's own.
         window_batch: windows at a time; by default the network's own.
-        truth: folder of label maps called as the inputs are: montages show them beside the prediction.
+        truth: folder of label maps called as the inputs are: montages show them beside the prediction, which is
+            alone where there is none.
 
     Raises:
         ConfigError: a value is out of its range, or the network takes no windows.
@@ -109,6 +114,7 @@ class VolumePredictor(Predictor[VolumeResult]):
             raise ConfigError("--window-batch", f"{window_batch}", "use 1 or more")
         self.segmenter, self.preparation, self.others = model, self.transform, list[VolumeSegmenter]()
         self.probabilities, self.truth, self._folder = probabilities, truth, Path()
+        self._truths: dict[str, Path] = {}
         if mirror is not None:
             model.mirror = (0, 1, 2) if mirror else ()
         model.overlap = model.overlap if overlap is None else overlap
@@ -145,9 +151,11 @@ class VolumePredictor(Predictor[VolumeResult]):
         found = []
         for (_, case), files in groups.items():
             first = files[0]
-            # Alone it is called as its file is; several have the name that they share.
+            # Alone it is called as its file is, without the number of its modality; several have the name that they
+            # share. So labels are called as in training.
             folder = first.name.rpartition("/")[0]
-            name = first.name if len(files) == 1 else "/".join(p for p in (folder, f"{case}{_suffix(first.path)}") if p)
+            alone = len(files) == 1 and not NUMBERED.match(stem_of(first.path))
+            name = first.name if alone else "/".join(p for p in (folder, f"{case}{_suffix(first.path)}") if p)
             found.append(InputFile(first.path, name))
         return found
 
@@ -201,7 +209,8 @@ class VolumePredictor(Predictor[VolumeResult]):
 
     def _found(self, volume: Volume) -> VolumeResult:
         sides = volume.images.shape[1:]
-        image, box = self.preparation.prepared(volume.images, volume.geometry.spacing, volume.brain)
+        with of_case(volume.name):
+            image, box = self.preparation.prepared(volume.images, volume.geometry.spacing, volume.brain)
         batch = {
             "image": torch.from_numpy(image)[None],
             "size": torch.tensor([image.shape[1:]]),
@@ -240,8 +249,14 @@ class VolumePredictor(Predictor[VolumeResult]):
         }
 
     def picture_paths(self, files: Sequence[InputFile], folder: Path) -> list[Path]:
-        """See `Predictor`: the label maps."""
+        """See `Predictor`: the label maps.
+
+        Raises:
+            DataError: one would replace an input or another; or there are no truths where they should be.
+        """
         self._folder = folder
+        if self.truth is not None:
+            self._find_truths(Path(self.truth), files)
         paths = [folder / self.label_maps / file.name for file in files]
         inputs = {os.path.realpath(file.path) for file in files}
         for path in paths:
@@ -264,25 +279,31 @@ class VolumePredictor(Predictor[VolumeResult]):
                 path = self._folder / self.shares / stem.with_name(f"{stem.name}_{label}{_suffix(name)}")
                 write_volume(path, share.astype(np.float32), image.geometry, "float32")
         maps = {"prediction": result.classes}
-        if self.truth is not None:
-            maps = {"truth": self._true(Path(self.truth), file, image), **maps}
+        if file.name in self._truths:
+            case = Case(stem_of(file.name), (file.path,), self._truths[file.name])
+            try:
+                maps = {"truth": read_truth(case, image.geometry, labels_of(self.labels)), **maps}
+            except DataError as error:
+                log.warning("%s: its montage has no truth: %s", file.name, error)
         cells = montage(image.images[0], maps, image.geometry.spacing, self.labels)
         shown = pictures.grid([[picture] for picture in cells.values()], [[caption or name.name] for caption in cells])
         save_picture(shown, self._folder / self.montages / stem.with_name(f"{stem.name}.png"))
 
-    def _true(self, folder: Path, file: InputFile, image: Volume) -> np.ndarray:
-        """The truth of an input.
+    def _find_truths(self, folder: Path, files: Sequence[InputFile]) -> None:
+        """Look for the truth of each input before anything is computed, and name those that have none.
 
         Raises:
-            DataError: there is none, or it lies elsewhere.
+            DataError: none has one.
         """
-        stem, parent = stem_of(file.name), Path(file.name).parent
-        names = [f"{base}{suffix}" for base in (stem, f"{stem}_seg", f"{stem}-seg", "seg") for suffix in SUFFIXES]
-        places = [folder, folder / parent, folder / stem]
-        path = next((place / name for place in places for name in names if (place / name).is_file()), None)
-        if path is None:
-            raise DataError(file.name, f"has no truth in {folder}", f"call it {stem}.nii.gz")
-        return read_truth(Case(stem, (file.path,), path), image.geometry, labels_of(self.labels))
+        found = {file.name: truth_of(folder, file.name) for file in files}
+        missing = [name for name, path in found.items() if path is None]
+        self._truths = {name: path for name, path in found.items() if path is not None}
+        if files and not self._truths:
+            problem = f"has no truth of {missing[0]}" + (", nor of any other" if missing[1:] else "")
+            raise DataError(str(folder), problem, f"call it {Path(stem_of(missing[0])).name}.nii.gz")
+        if missing:
+            more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+            log.warning("no truth in %s, so montages without it: %s%s", folder, ", ".join(missing[:SHOWN]), more)
 
     def sentence(self, entries: Sequence[Mapping[str, Any]]) -> str:
         """The mean volume of each class."""
@@ -293,6 +314,19 @@ class VolumePredictor(Predictor[VolumeResult]):
     def header(self) -> dict[str, Any]:
         """The classes, and the values that label maps have for them."""
         return {"classes": [{"value": v, "name": n} for v, n in zip(self.labels.ids, self.labels.names, strict=True)]}
+
+
+def truth_of(folder: Path, name: str) -> Path | None:
+    """The label map of an input in a folder, or None.
+
+    Args:
+        folder: of label maps.
+        name: of the input, relative.
+    """
+    stem, parent = stem_of(name), Path(name).parent
+    names = [f"{base}{suffix}" for base in (stem, f"{stem}_seg", f"{stem}-seg", "seg") for suffix in SUFFIXES]
+    places = [folder, folder / parent, folder / stem]
+    return next((place / known for place in places for known in names if (place / known).is_file()), None)
 
 
 def labels_of(space: LabelSpace) -> VoxelLabels:
