@@ -53,7 +53,7 @@ def test_ones_own_volumes(tmp_path: Path) -> None:
     (source,) = re.findall(r"```yaml\n# volumes.yaml\n(.*?)```", PAGE, re.S)
     (tmp_path / "volumes.yaml").write_text(source)
     assert main(["fit", "-c", str(tmp_path / "volumes.yaml"), "--print-config"]) == 0
-    (lines,) = re.findall(r"\n((?:    [\w,/.]+\n)+)\n`patient`", PAGE)
+    (lines,) = re.findall(r"\n((?:    [\w,/.]+\n)+)\n`case`", PAGE)
     (tmp_path / "cases.csv").write_text(textwrap.dedent(lines))
     found = listed_cases(tmp_path / "cases.csv", ("ct",)).cases
     facts = [(case.id, case.patient, case.fold) for case in found]
