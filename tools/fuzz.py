@@ -330,6 +330,7 @@ KINDS = {"pictures": pictures, "annotations": annotations, "shards": shards, "ch
 
 def work(pipe: Connection, kinds: Sequence[str], seed: int, cases: range, keep: Path | None) -> None:
     """Run cases and say of each what was found, if anything."""
+    import gc
     import resource
 
     from vistrain.errors import VistrainError
@@ -337,10 +338,10 @@ def work(pipe: Connection, kinds: Sequence[str], seed: int, cases: range, keep: 
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     subjects = {kind: KINDS[kind]() for kind in kinds}
+    gc.collect()  # what a forked parent left is not given back while a case is measured
     for kind in kinds:  # so that no case pays for what is loaded at the first use
         name, data = subjects[kind].make(random.Random(0))
         run_one(subjects[kind], name, data)
-    low = _peak(resource)
     with open("/proc/self/statm") as file:
         addressed = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (addressed + ADDRESSES,) * 2)
@@ -351,6 +352,9 @@ def work(pipe: Connection, kinds: Sequence[str], seed: int, cases: range, keep: 
         if keep is not None:
             (keep / f"{case}-{name}").write_bytes(data)
         pipe.send(("begins", case, kind))
+        # The peak starts anew: what one case used, or the process itself once held and gave back, hides no other case's.
+        Path("/proc/self/clear_refs").write_text("5")
+        low = _peak()
         began = time.process_time()
         error = run_one(subjects[kind], name, data)
         took = time.process_time() - began
@@ -361,9 +365,8 @@ def work(pipe: Connection, kinds: Sequence[str], seed: int, cases: range, keep: 
             found = f"an error of several lines: {error}"
         elif took > SECONDS:
             found = f"took {took:.0f} seconds"
-        elif _peak(resource) - low > MEMORY:
-            found = f"took {(_peak(resource) - low) / 2**30:.1f} GiB"
-            low = _peak(resource)
+        elif (used := _peak() - low) > MEMORY:
+            found = f"took {used / 2**30:.1f} GiB"
         pipe.send(("ends", case, found))
     pipe.send(("done", 0, ""))
 
@@ -379,8 +382,10 @@ def run_one(subject: Subject, name: str, data: bytes) -> BaseException | None:
     return None
 
 
-def _peak(resource: Any) -> int:
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+def _peak() -> int:
+    """The most resident memory since the peak was last set back, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 # -------------------------------------------------------------------- the parent
