@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vistrain.tasks.base.predictor import Predictor
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(checkpoint: str | Path, device: str = "auto", allow: Collection[str] = ()) -> Predictor[Any]:

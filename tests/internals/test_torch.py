@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import types
 import weakref
@@ -27,6 +28,20 @@ def test_all_batch_norms_have_one_base() -> None:
     assert all(issubclass(kind, BatchNorm) for kind in kinds)
     assert not issubclass(nn.GroupNorm, BatchNorm)
     assert BatchNorm(3).running_mean is not None
+
+
+def test_an_iterator_that_nobody_holds_ends_its_processes_at_once() -> None:
+    iterator: Any = iter(MortalLoader(range(4), num_workers=1))  # type: ignore[arg-type]
+    next(iterator)
+    workers = list(iterator._workers)
+    gc.disable()  # the collector may close the pipes to the workers first, which then never hear that they should end
+    try:
+        del iterator
+        for worker in workers:
+            worker.join(60)
+            assert worker.exitcode is not None
+    finally:
+        gc.enable()
 
 
 def test_loader_processes_end_when_they_are_told_to() -> None:

@@ -75,7 +75,10 @@ class MortalLoader(DataLoader[Any]):
         if self.num_workers:
             atexit.register(_kill_workers, weakref.ref(iterator))
             self._processes = list(iterator._workers)
-            iterator._try_get_data = functools.partial(self._ask, iterator._try_get_data)
+            # By a proxy: an iterator that held itself would be left to the garbage collector, which may close the pipes
+            # to the workers before the iterator asks them to end; they ignore SIGTERM, and Python would wait for ever.
+            ask = functools.partial(type(iterator)._try_get_data, weakref.proxy(iterator))
+            iterator._try_get_data = functools.partial(self._ask, ask)
         return iterator
 
 
