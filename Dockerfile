@@ -2,7 +2,8 @@
 # One GPU:         docker run --rm --gpus all --shm-size 8g -v /path/to/coco:/data -v "$PWD/runs:/home/vistrain/runs" \
 #                      vistrain fit --config vistrain:det/deformable_detr_r50
 # --shm-size (or --ipc=host) matters: data workers hand over batches through /dev/shm, of which Docker gives 64 MB.
-FROM python:3.12-slim
+# The Python that continuous integration tests with.
+FROM python:3.11-slim
 
 RUN useradd --create-home --uid 1000 vistrain
 WORKDIR /src

@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 ALONE  := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 TESTS  := -m pytest -n 2 --dist worksteal
 
-.PHONY: help install install-oldest demo test test-fast test-oldest lint format index leaves clean
+.PHONY: help install install-oldest demo test test-fast test-oldest lint format index leaves docs clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -65,6 +65,10 @@ index: install ## write the index of names anew from the sources
 
 leaves: install ## build the network of every shipped config, changed or not (minutes)
 	LEAVES=all $(BIN)/python -m pytest tests/config/test_leaves.py
+
+docs: install ## build the documentation as a site, in site/
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/zensical build --clean
 
 clean: ## remove the environments and caches (runs and data stay)
 	rm -rf $(VENV) $(OLDEST) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
