@@ -120,7 +120,8 @@ def test_black_and_white_masks_of_three_classes_are_refused(tmp_path):
     make = functools.partial(MaskFolders, **splits, root=str(tmp_path), batch_size=1)
     with pytest.raises(DataError, match=r"masks/train: masks hold 0 and 255 alone: 0 is 'ground'"):
         make(classes=NAMES).setup("fit")
-    make(classes=NAMES[:1]).setup("fit")
+    with pytest.raises(DataError, match=r"masks/train: every pixel that counts is 'ground'"):
+        make(classes=NAMES[:1]).setup("fit")
     make(classes=NAMES, values=(0, 255, 7), ignore=()).setup("fit")
 
 
