@@ -160,12 +160,17 @@ def _refuse_unfit(name: str, args: Mapping[str, Any], channels: int) -> None:
 
     def run(arguments: Mapping[str, Any]) -> None:
         with on_meta():
-            body: Any = timm.create_model(name, num_classes=0, in_chans=channels, **arguments).eval()
+            known = {**arguments, "in_chans": channels} if channels != 3 else arguments
+            body: Any = timm.create_model(name, num_classes=0, **known).eval()
             body(torch.zeros(1, channels, *timm_body.fixed_size(body)))
 
     try:
         run(args)
-    except (TypeError, NotImplementedError, *UNFIT) as error:
+    except NotImplementedError:
+        return
+    except (TypeError, *UNFIT) as error:
+        if "meta" in str(error):  # numbers of an image decide: its sizes alone say nothing
+            return
         key = to_blame(run, args, told)
         if key:
             problem = f"{name} takes no image with {shown(args[key])}: {first_line(error)}"
