@@ -10,7 +10,7 @@ import timm
 from torch import nn
 
 import vistrain.backbones  # noqa: F401 - registers ours
-from vistrain.backbones.argument_values import refuse_values
+from vistrain.backbones.argument_values import _numbers, refuse_values
 from vistrain.backbones.create import _defaults, create
 from vistrain.config.builder import build
 from vistrain.devices import on_meta
@@ -42,6 +42,7 @@ DEFAULTS = {
         ({"drop_path_rate": 1.5}, "args.drop_path_rate: 1.5 is not a number of 0 to 1"),
         ({"drop_path_rate": "much"}, "args.drop_path_rate: 'much' is not a number of 0 to 1"),
         ({"mlp_ratio": -1.0}, "args.mlp_ratio: -1.0 is not a number of 0 or more"),
+        ({"sizes": [None, -7]}, "args.sizes: [None, -7] is not whole numbers of 1 or more"),
         ({"bias": 3}, "args.bias: 3 is not true or false"),
         ({"k": [math.inf]}, "args.k: [inf] is not a finite number"),
     ],
@@ -54,7 +55,7 @@ def test_what_the_defaults_say_of_a_value(args: dict[str, Any], said: str) -> No
 
 def test_what_means_something_is_taken() -> None:
     taken = {"depths": [1, 2, 3, 4], "width": [7, 7], "drop_path_rate": 0, "mlp_ratio": 2.5, "bias": False}
-    refuse_values(DEFAULTS, {**taken, "topk": [4, -2], "k": "name", "unknown": 5})
+    refuse_values(DEFAULTS, {**taken, "topk": [4, -2], "sizes": [None, 7], "k": "name", "unknown": 5})
 
 
 def family(module: str) -> str:
@@ -81,8 +82,8 @@ def test_every_number_of_ours_is_looked_at(module: str) -> None:
         odd = ["text"] if isinstance(value, bool) else ["text", 10**9, math.nan]
         if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
             odd += [-1, -0.5]
-        if isinstance(value, tuple) and any(isinstance(v, str) for v in value):
-            odd = []
+        if not list(_numbers(value)) and not isinstance(value, bool):
+            odd = [math.nan]  # names, or truth values, of each stage
         for wrong in odd:
             with pytest.raises(ConfigError, match=rf"args\.{key}: "):
                 refuse_values(defaults, {key: wrong})
@@ -108,4 +109,4 @@ def test_what_does_not_fit_is_said_of_its_key(name: str, args: dict[str, Any], s
 
 def test_arguments_that_fit_are_built() -> None:
     body, _ = create("resnet10t", False, {"stem_width": 16, "drop_path_rate": 0.1}, 3)
-    assert body.conv1[0].out_channels == 16
+    assert body.conv1[0].out_channels == 3 * 16 // 4

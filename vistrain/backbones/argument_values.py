@@ -78,7 +78,8 @@ def _wanted(key: str, value: Any, usual: Any) -> str:
     if any(word in key for word in SHARES) and not whole:
         return "" if numbers and not _others(value) and all(0 <= n <= 1 for n in numbers) else f"{several} of 0 to 1"
     bounded = f"{several} of {least} or more" if min(known) >= 0 else several
-    right = bool(numbers) and not _others(value) and not (whole and any(isinstance(n, float) for n in numbers))
+    plain = not _others(value) or _others(usual)  # some have null for stages that take no number
+    right = bool(numbers) and plain and not (whole and any(isinstance(n, float) for n in numbers))
     return "" if right and (min(known) < 0 or min(numbers) >= least) else bounded
 
 
