@@ -25,6 +25,7 @@ DEFAULTS = {
     "bias": True,
     "topk": (8, -1),
     "k": None,
+    "sizes": (None, 14),
 }
 
 

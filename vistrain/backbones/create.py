@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import logging
 import math
@@ -136,7 +135,6 @@ def _check_args(name: str, args: Mapping[str, Any]) -> None:
         raise ConfigError(f"args.{unknown[0]}", problem, remedy)
 
 
-@functools.cache
 def _defaults(name: str) -> dict[str, Any]:
     """The defaults of a model's constructor; of one that cannot be built without memory, none."""
     try:
