@@ -51,9 +51,27 @@ def origin(error: BaseException) -> str:
     return str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
+# What Python and torch say of their own functions, and what it means to one who wrote a value.
+MEANT = (
+    (r"zip\(\) argument", "lists of different lengths that belong together"),
+    (r"isqrt\(\) argument", "a negative number where a square is needed"),
+    (r"(division|modulo).* by zero|by zero", "a division by 0"),
+    (r"Trying to create tensor with negative dimension|negative dimensions? ", "a size below 0"),
+    (r"unsupported operand type|not supported between instances|not all arguments converted|can only concatenate|"
+     r"can't multiply sequence", "a value of another kind than is computed with"),
+    (r"object is not (iterable|subscriptable)|has no len\(\)", "one value where a list is needed"),
+    (r"(list|tuple|string) index out of range|not enough values to unpack|too many values to unpack",
+     "a list of another length than is needed"),
+)  # fmt: skip
+
+
 def first_line(error: BaseException, most: int = 200) -> str:
-    """What an error says, on one line: its first one, or the name of its kind."""
+    """What an error says, on one line: its first one, or the name of its kind; of functions of Python's that nobody
+    called by name, what they mean."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    meant = next((words for pattern, words in MEANT if lines and re.search(pattern, lines[0])), None)
+    if meant is not None:
+        return meant
     return (lines[0] if lines else type(error).__name__)[:most].rstrip(" .:")
 
 

@@ -149,7 +149,7 @@ def test_one_fixed_size_takes_smaller_images_and_says_when_they_are_larger() -> 
         ({"name": "resnet18", "args": {"out_indices": (1,)}}, r"args\.out_indices: .* - use `strides`"),
         (
             {"name": "resnet18", "args": {"drop_path_rate": "x"}},
-            r"args\.drop_path_rate: resnet18 cannot be built with 'x'",
+            r"args\.drop_path_rate: 'x' is not a number of 0 to 1",
         ),
     ],
 )

@@ -136,6 +136,15 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     truth, found = make(0)
     without = copy.deepcopy(truth)
     del without["annotations"][3]["segmentation"]
+    for nothing, said in (
+        ([], "empty segmentation"),
+        ([[1]], r"1 of 1 polygons .* \[1\]"),
+        ([[1, 2] * 2 + [3]], "1 of 1"),
+    ):
+        undrawn = copy.deepcopy(truth)
+        undrawn["annotations"][3]["segmentation"] = nothing
+        with pytest.raises(DataError, match=rf"annotations\[3\]: .*{said}.*coco_box"):
+            CocoMask(undrawn, LABELS)
     with pytest.raises(DataError, match=r"annotations\[3\]: has no segmentation - .*coco_box"):
         CocoMask(without, LABELS)
     damaged = copy.deepcopy(truth)

@@ -17,7 +17,7 @@ from vistrain.backbones.create import create
 from vistrain.config.builder import build
 from vistrain.data import MaskFolders, MaskSplit
 from vistrain.data.segmentation.label_files import read_classes
-from vistrain.errors import ConfigError, DataError
+from vistrain.errors import ConfigError, DataError, first_line
 from vistrain.losses import (
     Charbonnier,
     MaskCriterion,
@@ -28,9 +28,12 @@ from vistrain.losses import (
     SetCriterion,
 )
 from vistrain.matching import HungarianMatcher, MaskMatcher
+from vistrain.pretraining.croco import PlacedAttention, PlacedCrossAttention
+from vistrain.pretraining.token_blocks import BiasedAttention, BiasedCrossAttention
 from vistrain.segmentation import BEVANet, Mask2Former, MaskedDecoder, SemanticSegmenter, UPerHead, WNet
 from vistrain.segmentation.daformer import DAFormerHead
 from vistrain.segmentation.head import DecodeHead
+from vistrain.segmentation.unet import UNet3d
 from vistrain.structures import Channels, Factory, Preprocessing
 from vistrain.tasks.segmentation.evaluate import evaluate_masks
 
@@ -87,6 +90,9 @@ def classifier(**arguments: Any) -> Mask2Former:
             lambda: DAFormerHead((4, 6), (4, 8), 3, embed_dim=8, dilations=()),
             "dilations: [] - whole numbers above 0, one at least",
         ),
+        (lambda: UNet3d(1, 2, (4, 4), ((1, 1, 1), (2, 0, 2))), "model.network.strides: [[1, 1, 1], [2, 0, 2]] - whole"),
+        (lambda: UNet3d(1, 2, (4, 0)), "model.network.widths: [4, 0] - whole numbers of 1 or more"),
+        (lambda: UNet3d(1, 2, ()), "model.network.widths: [] - whole numbers of 1 or more"),
         (lambda: WindowAttention(8, window_size=0), "window_size: 0 is too small"),
     ],
 )
@@ -140,7 +146,7 @@ def test_a_width_of_zero_is_refused_when_it_is_built(head: dict[str, Any], recwa
         SemanticSegmenter(backbone(), contiguous(3), made)
     assert not [w for w in recwarn if "zero-element" in str(w.message)]
     node = {"type": "backbones.Backbone", "name": "resnet10t", "args": {"channels": [0, 8, 8, 8]}}
-    with pytest.raises(ConfigError, match=r"model\.args: .* a width in it is 0: its \w+\.layer1"):
+    with pytest.raises(ConfigError, match=r"model\.args\.channels: \[0, 8, 8, 8\] is not whole numbers of 1 or more"):
         build({**node, "pretrained": False}, nn.Module, {Channels: 3}, "model")
 
 
@@ -164,3 +170,28 @@ def test_predictions_that_are_no_folder(tmp_path: Path) -> None:
     data = MaskFolders(MaskSplit("a", "b"), MaskSplit("a", "b"), ("x", "y"), root=str(tmp_path))
     with pytest.raises(DataError, match="nowhere: is no folder of predictions"):
         evaluate_masks(tmp_path / "nowhere", data)
+
+
+@pytest.mark.parametrize("part", [BiasedAttention, BiasedCrossAttention, PlacedAttention, PlacedCrossAttention])
+@pytest.mark.parametrize("heads", [0, -1, 3])
+def test_heads_that_do_not_share_a_width_are_refused_when_they_are_built(part: Callable[..., Any], heads: int) -> None:
+    with pytest.raises(ValueError, match=rf"8 channels are not divisible by {heads} heads"):
+        part(8, heads)
+
+
+@pytest.mark.parametrize(
+    ("fails", "said"),
+    [
+        (lambda: list(zip([1], [], strict=True)), "lists of different lengths that belong together"),
+        (lambda: math.isqrt(-1), "a negative number where a square is needed"),
+        (lambda: 1 // 0, "a division by 0"),
+        (lambda: 1 % 0, "a division by 0"),
+        (lambda: [1][3], "a list of another length than is needed"),
+        (lambda: len(5), "one value where a list is needed"),  # type: ignore[arg-type]
+        (lambda: int("x"), "invalid literal for int() with base 10: 'x'"),
+    ],
+)
+def test_words_of_python_become_ours(fails: Callable[[], Any], said: str) -> None:
+    with pytest.raises(Exception) as refused:  # noqa: PT011 - whatever Python raises
+        fails()
+    assert first_line(refused.value) == said

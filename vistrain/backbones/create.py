@@ -21,9 +21,12 @@ from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from vistrain.backbones import timm_body
+from vistrain.backbones.argument_values import SHARES, defaults_of, refuse_values
 from vistrain.backbones.resnet_keys import DETECTRON2
 from vistrain.backbones.timm_keys import AUTHORS
 from vistrain.checkpoints import load_file, load_weights, state_dict_in
+from vistrain.config.values import shown
 from vistrain.devices import on_meta
 from vistrain.errors import ConfigError, VistrainError, WeightsError, first_line, nearest, to_blame
 
@@ -44,6 +47,8 @@ _DECIDED = {
     "checkpoint_path": "use `pretrained: /path/to/file` beside `args`",
     "cache_dir": "set the environment variable HF_HOME",
 }
+FITTING = "leave it out, or give a value of the kind that it has there, which fits the others"
+UNFIT = (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, ValueError)  # what timm raises
 _CANARY = "vistrain_checks_that_unknown_arguments_are_refused"
 # How timm's families are asked to take any image size; the first that a family knows is used.
 _FLEXIBLE: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
@@ -82,6 +87,7 @@ def create(
     else:
         body, flexible = _build(name, arguments)
         _load_file(body, name, Path(pretrained), channels)
+    _refuse_unfit(name, args, channels)
     if num_classes is not None and getattr(body, "num_classes", num_classes) != num_classes:
         body.reset_classifier(num_classes)
     return body, flexible
@@ -110,6 +116,7 @@ def _check_args(name: str, args: Mapping[str, Any]) -> None:
             raise ConfigError(f"args.{key}", "is not an argument of the backbone", _DECIDED[key])
         if value is None:
             raise ConfigError(f"args.{key}", "is null, which timm ignores", "remove the key, or give it a value")
+    refuse_values(_defaults(name), args)
     # An argument that nothing can know: if even that is accepted, the family swallows whatever it is given. If it is
     # refused, the refusal names the first (or every) unknown argument, and a wrong one of the user's comes before it.
     try:
@@ -126,6 +133,46 @@ def _check_args(name: str, args: Mapping[str, Any]) -> None:
     if unknown:
         problem, remedy = f"timm's {name} has no such argument", nearest(unknown[0], known, count=3)
         raise ConfigError(f"args.{unknown[0]}", problem, remedy)
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """The defaults of a model's constructor; of one that cannot be built without memory, none."""
+    try:
+        with on_meta():
+            return defaults_of(type(timm.create_model(name, num_classes=0)))
+    except UNFIT:
+        return {}
+
+
+def _refuse_unfit(name: str, args: Mapping[str, Any], channels: int) -> None:
+    """Refuse arguments with which a model can be made that then takes no image: heads that do not divide a width.
+
+    Its sizes alone are computed, of one image; a model that cannot do so without these arguments either says nothing.
+
+    Raises:
+        ConfigError: at the one that is to blame, or `args`.
+    """
+    told = {key: value for key, value in args.items() if not any(word in key for word in SHARES)}
+    if not told:
+        return
+
+    def run(arguments: Mapping[str, Any]) -> None:
+        with on_meta():
+            known = {**arguments, "in_chans": channels} if channels != 3 else arguments
+            body: Any = timm.create_model(name, num_classes=0, **known).eval()
+            body(torch.zeros(1, channels, *timm_body.fixed_size(body)))
+
+    try:
+        run(args)
+    except NotImplementedError:
+        return
+    except (TypeError, *UNFIT) as error:
+        if "meta" in str(error):  # numbers of an image decide: its sizes alone say nothing
+            return
+        key = to_blame(run, args, told)
+        if key:
+            problem = f"{name} takes no image with {shown(args[key])}: {first_line(error)}"
+            raise ConfigError(f"args.{key}", problem, FITTING) from error
 
 
 def _parameters_in(name: str, message: str) -> set[str]:
@@ -163,7 +210,7 @@ def _build(name: str, arguments: dict[str, Any], pretrained: bool = False) -> tu
             raise
         except VistrainError:
             raise
-        except (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, ValueError) as error:
+        except UNFIT as error:
             if not arguments.keys() - {"num_classes"} or (pretrained and isinstance(error, RuntimeError)):
                 raise
             raise _refused(name, {**flexible, **arguments}, error) from error
@@ -174,12 +221,13 @@ def _build(name: str, arguments: dict[str, Any], pretrained: bool = False) -> tu
 def _refused(name: str, arguments: Mapping[str, Any], error: Exception) -> ConfigError:
     """What timm says of arguments, at the one that is to blame."""
     own = [key for key in arguments if key not in _DECIDED and not any(key in flexible for flexible in _FLEXIBLE)]
-    with torch.device("meta"):
-        key = to_blame(lambda rest: timm.create_model(name, **rest), arguments, own)
+    with on_meta():
+        key = own[0] if len(own) == 1 else to_blame(lambda rest: timm.create_model(name, **rest), arguments, own)
     if not key:
-        return ConfigError("args", f"timm cannot build {name} with {dict(arguments)}: {first_line(error)}")
-    problem = f"{name} cannot be built with {arguments[key]!r}: {first_line(error)}"
-    return ConfigError(f"args.{key}", problem, "leave it out, or give a value of the kind that it has there")
+        given = {key: arguments[key] for key in own}
+        return ConfigError("args", f"{name} cannot be built with {shown(given)}: {first_line(error)}", FITTING)
+    problem = f"{name} cannot be built with {shown(arguments[key])}: {first_line(error)}"
+    return ConfigError(f"args.{key}", problem, FITTING)
 
 
 def _build_pretrained(name: str, arguments: dict[str, Any]) -> tuple[Any, bool]:

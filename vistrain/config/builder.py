@@ -264,15 +264,23 @@ def refusals(
     except ImportError:
         raise
     except Exception as error:
-        kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
+        kind = (
+            ""
+            if isinstance(error, ValueError | RuntimeError | ArithmeticError | TypeError | LookupError)
+            else f"{type(error).__name__}: "
+        )
         by_ours = origin(error) == "vistrain"
         if cls.__module__.partition(".")[0] not in ALLOWED_PACKAGES or (by_ours and not isinstance(error, OF_VALUES)):
             error.add_note(f"while building {where} ({cls.__module__}.{cls.__qualname__})")
             raise
         key = _to_blame(cls, arguments, make)
         if key and isinstance(arguments, Mapping):
-            problem = f"{cls.__name__} cannot be made with {shown(arguments[key])}: {kind}{first_line(error)}"
-            raise ConfigError(f"{where}.{key}", problem, _allowed(cls, where, key)) from error
+            value, place = arguments[key], f"{where}.{key}"
+            if isinstance(value, Mapping) and len(value) == 1:  # what a part hands on: the one key of it
+                ((inner, value),) = value.items()
+                place = f"{place}.{inner}"
+            problem = f"{cls.__name__} cannot be made with {shown(value)}: {kind}{first_line(error)}"
+            raise ConfigError(place, problem, _allowed(cls, where, key)) from error
         problem = f"{cls.__name__} cannot be made of these values: {kind}{first_line(error)}"
         raise ConfigError(where, problem, f"`vistrain explain {where}` tells what it takes") from error
 

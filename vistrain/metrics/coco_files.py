@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vistrain.errors import DataError
-from vistrain.metrics.coco_masks import encode_mask, mask_area, mask_box
+from vistrain.metrics.coco_masks import encode_mask, has_mask, left_out_of, mask_area, mask_box
 from vistrain.metrics.coco_values import crowd_flag, is_id, is_number, shown
 from vistrain.writing import whole_file
 
@@ -113,6 +113,7 @@ def check_ground_truth(truth: Any, where: str = "ground truth", masks: bool = Fa
             "iscrowd": crowd_flag(annotation.get("iscrowd")),
         }
         if masks:
+            _refuse_nothing(f"{where}: annotations[{i}]", annotation.get("segmentation"))
             row["segmentation"] = _mask(f"{where}: annotations[{i}]", annotation, listed.get(row["image_id"]))
             row["area"] = row["area"] if is_number(area) else mask_area(row["segmentation"])
         annotations.append(row)
@@ -156,6 +157,13 @@ def _mask(where: str, item: Mapping[str, Any], image: Mapping[str, Any] | None) 
     if image is None or not all(is_number(image.get(side)) for side in SIDES):
         raise DataError(where, "is of an image whose width and height are not known", "complete the list of images")
     return encode_mask(where, item["segmentation"], image["height"], image["width"])
+
+
+def _refuse_nothing(where: str, segmentation: Any) -> None:
+    """Refuse a true object without a mask that can be drawn: it could only be missed."""
+    if isinstance(segmentation, list) and not has_mask(segmentation):
+        problem = left_out_of(segmentation) or "has an empty segmentation"
+        raise DataError(where, problem, "complete it, or measure boxes alone (`coco_box`)")
 
 
 def check_results(content: Any, truth: Mapping[str, Any], where: str, masks: bool = False) -> list[dict[str, Any]]:

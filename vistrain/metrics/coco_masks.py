@@ -65,7 +65,28 @@ def drawable(where: str, polygons: list[list[Any]]) -> list[list[float]]:
             raise DataError(
                 where, f"its polygon has the coordinate {shown(wrong)}, not a number", "correct or remove it"
             )
-    return [p for p in polygons if len(p) >= 6 and len(p) % 2 == 0]
+    return [p for p in polygons if is_drawable(p)]
+
+
+def is_drawable(polygon: list[Any]) -> bool:
+    """Whether a polygon has three points or more, each of two coordinates; others are left out, as detectron2 does."""
+    return len(polygon) >= 6 and len(polygon) % 2 == 0
+
+
+def has_mask(segmentation: Any) -> bool:
+    """Whether there is something to draw: run lengths, or a polygon that `is_drawable`; damage is found later."""
+    if isinstance(segmentation, list):
+        return any(not isinstance(polygon, list) or is_drawable(polygon) for polygon in segmentation)
+    return bool(segmentation)
+
+
+def left_out_of(segmentation: Any) -> str:
+    """What of a segmentation's polygons is not drawn, in words; empty: nothing is left out."""
+    polygons = segmentation if isinstance(segmentation, list) else []
+    few = [p for p in polygons if isinstance(p, list) and not is_drawable(p)]
+    if not few:
+        return ""
+    return f"{len(few)} of {len(polygons)} polygons have no three points of two coordinates, such as {shown(few[0])}"
 
 
 def run_lengths(counts: str | bytes) -> np.ndarray | None:

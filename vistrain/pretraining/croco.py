@@ -22,7 +22,7 @@ from vistrain.network import Network
 from vistrain.predictions import Reconstruction
 from vistrain.pretraining.patches import normalised, patchify, unpatchify
 from vistrain.pretraining.pretrainer import seed_of, start_linear
-from vistrain.pretraining.token_blocks import NORM
+from vistrain.pretraining.token_blocks import NORM, refuse_uneven_heads
 from vistrain.pretraining.token_masks import Masking, RandomMasking, TokenSplit, take
 from vistrain.structures import Channels, Preprocessing
 
@@ -59,6 +59,7 @@ class PlacedAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
+        refuse_uneven_heads(dim, heads)
         self.heads, self.qkv, self.proj = heads, nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, places: Tensor | None) -> Tensor:
@@ -77,6 +78,7 @@ class PlacedCrossAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
+        refuse_uneven_heads(dim, heads)
         self.heads = heads
         self.projq, self.projk, self.projv, self.proj = (nn.Linear(dim, dim) for _ in range(4))
 

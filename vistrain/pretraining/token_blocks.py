@@ -15,16 +15,30 @@ from torch.nn import functional as F
 NORM = partial(nn.LayerNorm, eps=1e-6)
 
 
+def refuse_uneven_heads(dim: int, heads: int) -> None:
+    """Refuse heads that do not share a width; the builder says of which key.
+
+    Raises:
+        ValueError: they do not divide it.
+    """
+    if heads < 1 or dim % heads:
+        raise ValueError(f"{dim} channels are not divisible by {heads} heads")
+
+
 class BiasedAttention(nn.Module):
     """Self-attention `[B, n, D]` -> `[B, n, D]`.
 
     Args:
         dim: D.
         heads: they share D.
+
+    Raises:
+        ValueError: they do not divide it.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
+        refuse_uneven_heads(dim, heads)
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.q_bias, self.v_bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
@@ -42,10 +56,14 @@ class BiasedCrossAttention(nn.Module):
 
     Args:
         dim, heads: see `BiasedAttention`.
+
+    Raises:
+        ValueError: see `BiasedAttention`.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
+        refuse_uneven_heads(dim, heads)
         self.heads = heads
         self.q, self.k, self.v = (nn.Linear(dim, dim, bias=False) for _ in range(3))
         self.q_bias, self.v_bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))

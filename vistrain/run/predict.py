@@ -75,6 +75,7 @@ def load_predictor(
                     raise ConfigError("--ckpt", f"{file} has other {key} than {first}", "average networks of one kind")
             others.append(other)
     elif config is not None:
+        run.task_class(config, allow).predictor.chosen(**options)  # before data is read, or generated, for its classes
         model, facts = run.load_official(dict(config), weights, allow)
     else:
         raise ConfigError("predict", "no network", "give --ckpt FILE, or --config FILE with --weights FILE")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -143,6 +144,10 @@ class UNetBody(nn.Module):
             name, number = next(iter(wrong.items()))
             problem = f"{number} of them, and {len(widths)} widths"
             raise ConfigError(f"model.network.{name}", problem, "write one for each level")
+        for name, sizes in {"widths": widths, "strides": strides, "kernels": kernels, "depths": depths}.items():
+            if not len(sizes) or np.min(sizes) < 1:
+                problem = f"{_listed(sizes)} - whole numbers of 1 or more, for each level"
+                raise ConfigError(f"model.network.{name}", problem, "1 keeps a level as large as the one above it")
         self.deep = deep
         self.encoder, self.up, self.decoder, self.heads = (nn.ModuleList() for _ in range(4))
         channels, axes = in_channels, len(kernels[0])
@@ -200,6 +205,10 @@ class UNetBody(nn.Module):
             if last or (self.deep and self.training):
                 found.append(head(x))
         return found[0] if len(found) == 1 else found[::-1]
+
+
+def _listed(sizes: Sequence[Any]) -> list[Any]:
+    return [list(size) if isinstance(size, Sequence) else size for size in sizes]
 
 
 def _divisors(strides: Sequence[Sides]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import pytest
 from pycocotools import mask as mask_tools
 
 from vistrain.data.coco import reader as coco
+from vistrain.data.coco.mask_check import check_masks
 from vistrain.data.coco.reader import read_coco, targets
 from vistrain.errors import DataError
 from vistrain.metrics.coco_masks import encode_mask
@@ -217,3 +218,32 @@ def test_malformed_json_names_line_and_column(tmp_path: Path) -> None:
 def test_a_file_listed_twice_is_reported(tmp_path: Path) -> None:
     found = read_coco(write(tmp_path, changed("images", 0, file_name="a.jpg")))
     assert found.problems.counts == {coco.SHARED_FILE: 1}
+
+
+NOTHING_DRAWN = ([[1]], [[]], [[5, 8, 20, 28]], [[5, 8, 20, 8, 20, 28, 5]])
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "trained", "said"),
+    [
+        *((polygons, False, "1 of 1 polygons have no three points") for polygons in NOTHING_DRAWN),
+        ([[1, 1, 2, 1, 2, 2], [1]], True, "1 of 2 polygons have no three points"),
+        ([[1, 1, float("nan"), 1, 2, 2]], True, "the coordinate nan, not a number"),
+        ("x", True, "unreadable segmentation"),
+        ([], False, ""),
+        (None, False, ""),
+    ],
+)
+def test_masks_that_cannot_be_drawn_are_named_by_the_check_and_counted_by_a_run(
+    tmp_path: Path, segmentation: Any, trained: bool, said: str
+) -> None:
+    good = entry(1, [1, 1, 2, 2], segmentation=[[1, 1, 3, 1, 3, 3, 1, 3]])
+    listing = read_coco(write(tmp_path, content([good, entry(2, [1, 1, 2, 2], area=4, segmentation=segmentation)])))
+    assert len(targets(listing, keep_empty=True, masks=True).boxes) == 1 + trained
+    counts = listing.problems.counts
+    assert bool(counts.get(coco.NO_MASK)) != trained
+    assert bool(counts.get(coco.PARTLY)) == ("1 of 2" in said)
+    refused = check_masks(listing, measured=False)
+    assert [line for line in refused if "annotation 2" in line and said in line] == refused
+    assert bool(refused) == bool(said)
+    assert len(check_masks(listing, measured=True)) == 1

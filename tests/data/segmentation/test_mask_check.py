@@ -120,7 +120,8 @@ def test_black_and_white_masks_of_three_classes_are_refused(tmp_path):
     make = functools.partial(MaskFolders, **splits, root=str(tmp_path), batch_size=1)
     with pytest.raises(DataError, match=r"masks/train: masks hold 0 and 255 alone: 0 is 'ground'"):
         make(classes=NAMES).setup("fit")
-    make(classes=NAMES[:1]).setup("fit")
+    with pytest.raises(DataError, match=r"masks/train: every pixel that counts is 'ground'"):
+        make(classes=NAMES[:1]).setup("fit")
     make(classes=NAMES, values=(0, 255, 7), ignore=()).setup("fit")
 
 
@@ -265,3 +266,30 @@ def test_copies_and_the_table(tmp_path):
     said = console.export_text()
     for text in ("3 classes", "in several splits: 1 images", "not an image that can be read", "33.33 %"):
         assert text in said
+
+
+@pytest.mark.parametrize(
+    ("classes", "ignore", "masks", "said"),
+    [
+        (["a"], (255,), stripes(0, 255), "every pixel that counts is 'a': nothing can be learned"),
+        (["a"], "others", stripes(0, 3), "every pixel that counts is 'a': nothing can be learned"),
+        (["a", "b"], (255,), stripes(1, 255), "every pixel that counts is 'b': nothing can be learned"),
+        (["a", "b"], (255,), stripes(255), "every pixel of the masks is ignored: nothing can be learned"),
+    ],
+)
+def test_masks_of_one_class_are_refused(tmp_path, classes, ignore, masks, said):
+    """All else is ignored: any network would reach an mIoU of 1."""
+    write(tmp_path, {f"m{i:03}": masks for i in range(70)})
+    write(tmp_path, {"v": stripes(0, 1, 255)[:, :8] if ignore != "others" and len(classes) > 1 else masks}, "val")
+    splits = {s: MaskSplit(f"images/{s}", f"masks/{s}") for s in ("train", "val")}
+    make = functools.partial(MaskFolders, **splits, classes=classes, ignore=ignore, root=str(tmp_path), batch_size=1)
+    with pytest.raises(DataError, match=said):
+        make().setup("fit")
+    make().setup("test")
+    report = make().check(tmp_path / "out")
+    assert not report.ok
+    assert [found.problem for found in report.advice if found.stops and found.problem.startswith(said)]
+    if classes == ["a"] and ignore == (255,):
+        other = make(classes=["other", "a"], values=(255, 0), ignore=())  # what the line says
+        other.setup("fit")
+        assert other.check(tmp_path / "out").ok

@@ -121,6 +121,7 @@ def test_the_check_looks_at_masks(trained: Path, monkeypatch: pytest.MonkeyPatch
             objects[2]["bbox"] = [30, 30, 20, 20]
             objects[3]["segmentation"] = [[-9, 0, 40, 0, 40, 40, -9, 40]]
             objects[4]["segmentation"] = [[1, 2]]
+            objects[5]["segmentation"] = [[3, 3, 3, 3, 3, 3]]
         (root / f"annotations/{split}-odd.json").write_text(json.dumps(content))
     Path("odd.yaml").write_text(
         f"base: mine.yaml\ndata:\n  type: data.CocoDetection\n  root: {root}\n  masks: true\n  workers: 0\n"
@@ -131,7 +132,8 @@ def test_the_check_looks_at_masks(trained: Path, monkeypatch: pytest.MonkeyPatch
     said = " ".join(capsys.readouterr().out.split())
     for line in (
         "1 annotations without a mask", "run lengths", "2 x no mask, not trained where masks are",
-        "mask and box disagree", "polygon more than a pixel outside the image, cut", "1 x mask without a pixel",
+        "1 of 1 polygons have no three points of two coordinates, such as [1, 2]", "mask and box disagree",
+        "polygon more than a pixel outside the image, cut", "1 x mask without a pixel",
     ):  # fmt: skip
         assert line in said, said
     assert main(["fit", "-c", "odd.yaml", "run.folder=odd"]) == 2  # masks cannot be measured where some are missing

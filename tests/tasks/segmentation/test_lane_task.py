@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from vistrain.data import GeneratedLanes
 from vistrain.data.segmentation.lane_files import read_json_lines, read_lines
 from vistrain.errors import ConfigError, DataError
 from vistrain.run.predict import load_predictor
-from vistrain.tasks.segmentation.lanes import LaneTask, _read_all
+from vistrain.tasks.segmentation.lanes import LaneTask
 
 CONFIG = """
 base: vistrain:demo/lanes
@@ -79,10 +80,22 @@ def test_perfect_lanes_are_perfect(trained, monkeypatch):
         LaneTask.evaluate_file(root, data, protocol="miou")
     with pytest.raises(ConfigError, match="no truth"):
         LaneTask.evaluate_file(root)
+    shutil.copytree(root / "images/val", "some/images/val", ignore=lambda folder, names: [sorted(names)[-1]])
     with pytest.raises(DataError, match="has no prediction in"):
-        _read_all(root / "images", ["images/val/99.jpg", "images/val/00000.jpg"])
-    with pytest.raises(DataError, match="no such file or folder"):
-        _read_all(root / "nothing", ["a/1.jpg"])
+        LaneTask.evaluate_file(Path("some"), data)
+
+
+def test_what_can_be_refused_is_refused_before_roads_are_generated(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(CONFIG)
+    (tmp_path / "empty").mkdir()
+    for folder, said in (("nothing", "no such file or folder"), ("empty", "holds no file that ends in .lines.txt")):
+        assert main(["evaluate", folder, "-c", "mine.yaml"]) == 2
+        assert said in capsys.readouterr().err
+    tiles = ["predict", "-c", "mine.yaml", "--input", "empty", "--output", "out", "--tile", "64"]
+    assert main(tiles) == 2
+    assert "--tile: means nothing for the task of this network - its options are --format" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
 
 
 def test_predictor_takes_arrays(trained, monkeypatch):

@@ -9,7 +9,7 @@ from pycocotools import mask as mask_tools
 
 from vistrain.data.coco.reader import Listing
 from vistrain.errors import DataError
-from vistrain.metrics.coco_masks import drawable, encode_mask
+from vistrain.metrics.coco_masks import drawable, encode_mask, left_out_of
 
 OUTSIDE = "polygon more than a pixel outside the image, cut"
 EMPTY = "mask without a pixel"
@@ -25,13 +25,14 @@ def check_masks(listing: Listing, measured: bool) -> list[str]:
         measured: whether masks are evaluated on this split, for which every annotation must have one.
 
     Returns:
-        what a run would refuse: damaged masks and, where they are measured, missing ones.
+        what a run would refuse or lose: damaged masks, polygons that cannot be drawn and, where masks are measured,
+        missing ones.
     """
     refused, missing = [], []
     for image in listing.images:
         for entry in listing.annotations.get(image["id"], ()):
             item = f"annotation {entry['id']} of {image['file_name']}"
-            if entry.get("segmentation") is None:
+            if entry.get("segmentation") in (None, []):
                 missing.append(item)
                 continue
             try:
@@ -39,7 +40,9 @@ def check_masks(listing: Listing, measured: bool) -> list[str]:
             except DataError as error:
                 refused.append(str(error))
                 continue
-            if entry["segmentation"]:
+            if lost := left_out_of(entry["segmentation"]):
+                refused.append(str(DataError(item, lost, "correct or remove them: they are left out of its mask")))
+            else:
                 _note(listing, item, entry, image, mask)
     if measured and missing:
         count, remedy = len(missing), "annotate them, or measure boxes alone (data.masks=false, metrics=[coco_box])"

@@ -21,6 +21,8 @@ What is wrong is either handled as the official code handles it (DETR's `dataset
 | run lengths that do not fill the image           | refused where they are needed                            |
 | polygon with a coordinate that is no number      | refused where it is needed                               |
 | no segmentation, where masks are trained         | no target (detectron2); refused where masks are measured |
+| polygon of fewer than three points, or an odd    | left out (detectron2): of nothing else, as no            |
+| number of coordinates                            | segmentation                                             |
 
 `vistrain check` lists all that is refused, not the first alone, and mends ids and sizes in a copy (`repair`).
 """
@@ -37,9 +39,9 @@ import numpy as np
 from pycocotools import mask as mask_tools
 
 from vistrain.data.base.storage import read_json
-from vistrain.data.coco.segmentations import Segmentations, has_mask
+from vistrain.data.coco.segmentations import Segmentations
 from vistrain.errors import DataError, nearest
-from vistrain.metrics.coco_masks import encode_mask
+from vistrain.metrics.coco_masks import encode_mask, has_mask, left_out_of
 from vistrain.metrics.coco_values import crowd_flag, is_id, is_number, shown
 
 FAR = 1e9  # pixels; no box is there
@@ -82,6 +84,7 @@ NOT_FINITE = "coordinates not finite or beyond any picture, dropped"
 NO_IMAGE = "annotation of an image that is not listed, skipped"
 SHARED_FILE = "file listed more than once"
 NO_MASK = "no mask, not trained where masks are"
+PARTLY = "polygon without three points, left out of its mask"
 
 
 @dataclass
@@ -466,6 +469,8 @@ def targets(coco: Listing, keep_empty: bool, masks: bool = False) -> Annotations
                 categories.append(entry["category_id"])
                 if masks:
                     segmentations.append(entry["segmentation"])
+                    if left_out_of(entry["segmentation"]):
+                        coco.problems.add(PARTLY, f"annotation {entry['id']} of {image['file_name']}")
         first.append(len(rows))
     return Annotations(
         ids=np.array([i["id"] for i in kept], dtype=np.int64),

@@ -9,13 +9,6 @@ from typing import Any
 import numpy as np
 
 
-def has_mask(segmentation: Any) -> bool:
-    """Whether there is something to draw: run lengths, or a polygon of three points or more; damage is found later."""
-    if isinstance(segmentation, list):
-        return any(not isinstance(polygon, list) or len(polygon) >= 6 for polygon in segmentation)
-    return bool(segmentation)
-
-
 class Segmentations:
     """What a file says of the masks of many objects, as JSON in one buffer: shared by forked workers without being
     copied, in a quarter of the memory of Python's lists of numbers.

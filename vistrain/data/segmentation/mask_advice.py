@@ -59,6 +59,9 @@ def advice(splits: Mapping[str, MaskSplitReport], rule: LabelRule) -> list[Advic
         if len(split.kinds) > 1:
             kinds = ", ".join(f"{count} {kind}" for kind, count in split.kinds.items())
             found.append(Advice(name, f"label files of several kinds: {kinds}", "are all of them exported alike?"))
+        sound = split.kinds and not split.strangers and not split.bad_files and not _half_told(split, rule)
+        if name == "train" and sound and len(split.pixels) < 2:
+            found.append(Advice(name, *_one(tuple(split.pixels), rule), stops=True))
         if split.unlabelled:
             problem = f"{len(split.unlabelled)} masks are ignored as a whole, such as {split.unlabelled[0]}"
             found.append(Advice(name, problem, "label them, or leave them out"))
@@ -150,6 +153,35 @@ def half_read(files: Sequence[Path], rule: LabelRule) -> DataError | None:
     if _used(files[i] for i in spread) == {0, 255} and _used(files) == {0, 255}:
         return DataError(str(files[0].parent), *_half(rule))
     return None
+
+
+def one_class(files: Sequence[Path], rule: LabelRule) -> DataError | None:
+    """What is wrong with masks of which one class at the most can be learned, as all else is ignored; or None.
+
+    Masks are read, spread over all of them, until two classes are seen. Where one cannot be read, nobody knows.
+    """
+    seen: set[int] = set()
+    step = max(len(files) // LOOKED_AT, 1)
+    for path in (files[i] for start in range(step) for i in range(start, len(files), step)):
+        try:
+            seen |= set(np.unique(rule.read(path)).tolist()) - {rule.ignored}
+        except DataError:
+            return None
+        if len(seen) > 1:
+            return None
+    return DataError(str(files[0].parent), *_one([rule.labels.names[channel] for channel in seen], rule))
+
+
+def _one(names: Sequence[str], rule: LabelRule) -> tuple[str, str]:
+    """Masks of one class, or none: the problem, and what mends it."""
+    remedy = "name what surrounds it as a class of its own"
+    if not names:
+        return "every pixel of the masks is ignored: nothing can be learned", "correct data.classes, or data.ignore"
+    if len(rule.classes.names) == 1 and not rule.colours and rule.ignore != "others" and rule.ignore:
+        value = rule.classes.values[0]
+        remedy += f": data.classes=[other,{names[0]}] data.values=[{rule.ignore[0]},{value}] data.ignore=[]"
+    problem = f"every pixel that counts is {names[0]!r}: nothing can be learned, and any network reaches an mIoU of 1"
+    return problem, remedy
 
 
 def _used(files: Iterable[Path]) -> set[int]:

@@ -21,7 +21,7 @@ from vistrain.data.base.images import image_size, read_image
 from vistrain.data.base.module import DataModule, SplitName, refuse_below
 from vistrain.data.base.samplers import ResumableSampler
 from vistrain.data.segmentation.label_files import LabelRule
-from vistrain.data.segmentation.mask_advice import half_read
+from vistrain.data.segmentation.mask_advice import half_read, one_class
 from vistrain.data.segmentation.mask_pairs import MaskPair, Pairing
 from vistrain.data.segmentation.rare_classes import RareClasses, class_pixels
 from vistrain.data.segmentation.transforms import EvalBands, EvalScale, MaskAugment
@@ -221,13 +221,17 @@ class SegmentationData(DataModule):
         return image if self.bands is None else self.bands.picture(image), label_map
 
     def find(self, split: SplitName) -> None:
-        """Finds the pairs of a split; masks of which one half is read are refused in training, elsewhere a warning.
+        """Finds the pairs of a split; masks of which one half is read are refused in training, elsewhere a warning, and
+        so are, in training, masks of one class.
 
         Raises:
-            DataError: see `pairs` and `mask_advice.half_read`.
+            DataError: see `pairs`, `mask_advice.half_read` and `mask_advice.one_class`.
             ConfigError: nothing is known of the values of bands.
         """
-        problem = half_read([pair.mask for pair in self.pairs(split)], self.rule)
+        masks = [pair.mask for pair in self.pairs(split)]
+        problem = half_read(masks, self.rule)
+        if problem is None and split == "train":
+            problem = one_class(masks, self.rule)
         if problem is not None and split == "train":
             raise problem
         if self.bands is not None:

@@ -84,9 +84,7 @@ class Predictor(Contract, ABC, Generic[Result]):
         Raises:
             ConfigError: an option is not of this task, or its value is wrong.
         """
-        hints = constructor(cls)[1]
-        own = {name: hints.get(name, Any) for name in cls.options()}
-        given = checked({name: value for name, value in options.items() if value is not None}, own)
+        given = cls.chosen(**options)
         labels, preprocessing = facts["labels"], Preprocessing.from_dict(facts["preprocessing"])
         return cls(
             model,
@@ -96,6 +94,17 @@ class Predictor(Contract, ABC, Generic[Result]):
             transform=evaluation_transform(facts, preprocessing, allow),
             **given,
         )
+
+    @classmethod
+    def chosen(cls, **options: Any) -> dict[str, Any]:
+        """Those of the task's options that are given, checked; None counts as not given.
+
+        Raises:
+            ConfigError: an option is not of this task, or its value is of another type.
+        """
+        hints = constructor(cls)[1]
+        own = {name: hints.get(name, Any) for name in cls.options()}
+        return checked({name: value for name, value in options.items() if value is not None}, own)
 
     @classmethod
     def options(cls) -> dict[str, inspect.Parameter]:

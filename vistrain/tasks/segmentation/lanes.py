@@ -170,9 +170,10 @@ def evaluate_lanes(predictions: Path, data: LaneData, name: str) -> RenderableTy
     Raises:
         DataError: the lanes of an image are missing, or cannot be read.
     """
+    found = _read_all(predictions)  # before anything is generated
     data.prepare_data()
     metric, dataset, records = measure(name), data.dataset("test"), []
-    lanes_of = _read_all(predictions, [entry.name for entry in dataset.entries])
+    lanes_of = _of_names(found, [entry.name for entry in dataset.entries], predictions)
     for index, entry in enumerate(dataset.entries):
         target = data.collate([dataset.sample(index)])["target"]
         lanes, nothing = tuple(map(torch.from_numpy, lanes_of[entry.name])), torch.zeros(0)
@@ -181,21 +182,26 @@ def evaluate_lanes(predictions: Path, data: LaneData, name: str) -> RenderableTy
     return metric.result
 
 
-def _read_all(predictions: Path, names: Sequence[str]) -> dict[str, Lanes]:
-    """The predicted lanes of images, by their names; folders that all names begin with may be missing in those of the
-    predictions."""
+def _read_all(predictions: Path) -> dict[str, Lanes]:
+    """The predicted lanes of images, by the names that they have there."""
     remedy = "give a folder of NAME.lines.txt, TuSimple's JSON lines, or what `vistrain predict` wrote of lanes"
     own = predictions / LanePredictor.pictures / LanePredictor.lanes
     if not own.is_dir():
         refuse_other_kind(predictions, "lanes", remedy)
     if predictions.is_file():
-        found: dict[str, Lanes] = {_bare(entry.name): entry.points() for entry in read_json_lines(predictions)}
-    else:
-        folder = own if own.is_dir() else predictions
-        if not is_folder(folder):
-            raise DataError(str(folder), "no such file or folder", remedy)
-        files = [file for file in files_below(folder) if file.endswith(LINES)]
-        found = {file.removesuffix(LINES): read_lines(folder / file) for file in files}
+        return {_bare(entry.name): entry.points() for entry in read_json_lines(predictions)}
+    folder = own if own.is_dir() else predictions
+    if not is_folder(folder):
+        raise DataError(str(folder), "no such file or folder", remedy)
+    files = [file for file in files_below(folder) if file.endswith(LINES)]
+    if not files:
+        raise DataError(str(folder), f"holds no file that ends in {LINES}", remedy)
+    return {file.removesuffix(LINES): read_lines(folder / file) for file in files}
+
+
+def _of_names(found: Mapping[str, Lanes], names: Sequence[str], predictions: Path) -> dict[str, Lanes]:
+    """The predicted lanes of images by their names; folders that all names begin with may be missing in those of the
+    predictions."""
     shared = os.path.commonpath([os.path.dirname(name) for name in names])
     for depth in range(len(Path(shared).parts) + 1):
         keys = {name: "/".join(_bare(name).split("/")[depth:]) for name in names}
