@@ -15,6 +15,7 @@ from vistrain.metrics.cityscapes_iou import CityscapesIoU
 from vistrain.metrics.coco import CocoBox, CocoMask
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lane_metrics import CULaneF1, TuSimpleAccuracy
+from vistrain.metrics.lesions import LESIONS, LesionOverlap
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
 from vistrain.metrics.panoptic_quality import PanopticQuality
@@ -35,6 +36,7 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "boundary_iou": BoundaryIoU,
     "vessels": BinaryPixels,
     **{name: functools.partial(RegionOverlap, name) for name in REGIONS},
+    **{name: functools.partial(LesionOverlap, name) for name in LESIONS},
     "panoptic": PanopticQuality,
     "culane": CULaneF1,
     "tusimple": TuSimpleAccuracy,
@@ -52,6 +54,7 @@ METRICS: tuple[type[Metric], ...] = (
     MeanIoU,
     BinaryPixels,
     RegionOverlap,
+    LesionOverlap,
     CityscapesIoU,
     BoundaryIoU,
     PanopticQuality,
@@ -63,6 +66,7 @@ METRICS: tuple[type[Metric], ...] = (
 
 __all__ = [
     "IOU",
+    "LESIONS",
     "PROTOCOLS",
     "QUALITY",
     "REGIONS",
@@ -74,6 +78,7 @@ __all__ = [
     "CocoBox",
     "CocoMask",
     "ImageQuality",
+    "LesionOverlap",
     "Lpips",
     "MeanIoU",
     "Metric",
