@@ -38,9 +38,7 @@ def evaluated(metric: Any, *pairs: tuple[np.ndarray, np.ndarray]) -> dict[str, f
 
 def neighbours(voxel: tuple[int, ...], most: int) -> list[tuple[int, ...]]:
     """Those that differ in at most so many axes."""
-    return [
-        tuple(a + b for a, b in zip(voxel, step, strict=True)) for step in STEPS if sum(map(abs, step)) <= most
-    ]
+    return [tuple(a + b for a, b in zip(voxel, step, strict=True)) for step in STEPS if sum(map(abs, step)) <= most]
 
 
 def dilated(voxels: Voxels, steps: int, shape: tuple[int, ...]) -> Voxels:
@@ -137,7 +135,7 @@ def test_one_found_one_missed_one_made_up_one_too_small() -> None:
     assert numbers["brats_lesions/Dice"] == pytest.approx(dice / 3)
     assert numbers["brats_lesions/HD95"] == pytest.approx((distance + 2 * 374) / 3)
     assert [numbers[f"brats_lesions/tumour/{m}"] for m in ("TP", "FP", "FN")] == [1, 1, 1]
-    kinds = [(row["kind"], row["mm3"], row["parts"]) for row in metric.result.per_lesion]
+    kinds = [(row["kind"], row["mm3"], row["parts"]) for row in metric.result.per_lesion()]
     assert sorted(kinds) == [("false", 81.0, 1), ("found", 192.0, 1), ("left out", 24.0, 1), ("missed", 192.0, 0)]
     (row,) = metric.result.per_case
     assert row["tumour/Dice"] == numbers["brats_lesions/Dice"]

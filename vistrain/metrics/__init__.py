@@ -8,6 +8,7 @@ from typing import Any
 
 from vistrain.errors import ConfigError, nearest
 from vistrain.metrics.accuracy import Accuracy, MultiLabel
+from vistrain.metrics.annotator_agreement import AnnotatorAgreement
 from vistrain.metrics.base import Metric, Record, Unit
 from vistrain.metrics.binary_pixels import BinaryPixels
 from vistrain.metrics.boundary_iou import BoundaryIoU
@@ -35,6 +36,7 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "cityscapes": CityscapesIoU,
     "boundary_iou": BoundaryIoU,
     "vessels": BinaryPixels,
+    "annotators": AnnotatorAgreement,
     **{name: functools.partial(RegionOverlap, name) for name in REGIONS},
     **{name: functools.partial(LesionOverlap, name) for name in LESIONS},
     "panoptic": PanopticQuality,
@@ -53,6 +55,7 @@ METRICS: tuple[type[Metric], ...] = (
     Lpips,
     MeanIoU,
     BinaryPixels,
+    AnnotatorAgreement,
     RegionOverlap,
     LesionOverlap,
     CityscapesIoU,
@@ -71,6 +74,7 @@ __all__ = [
     "QUALITY",
     "REGIONS",
     "Accuracy",
+    "AnnotatorAgreement",
     "BinaryPixels",
     "BoundaryIoU",
     "CULaneF1",

@@ -8,6 +8,7 @@ this was written from them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,16 +61,30 @@ class LesionResult:
         numbers: see the metric's `compute`.
         protocol: its name, or `custom(...)` saying what differs.
         per_case: a row for each case: `case`, and each measure of each region (`WT/Dice`).
-        per_lesion: a row for each lesion: `case`, `region`, `kind` (`found`, `missed`, `false`, or `left out`: too
-            small), `mm3`, `parts` that were found of it, `Dice`, `HD95` (mm).
         regions: their names.
+        records: what it was computed of.
+        least, penalty: the metric's.
     """
 
     numbers: dict[str, float]
     protocol: str
     per_case: list[dict[str, Any]]
-    per_lesion: list[dict[str, Any]]
-    regions: tuple[str, ...] = ()
+    regions: tuple[str, ...]
+    records: Sequence[Mapping[str, Any]]
+    least: float
+    penalty: float
+
+    def per_lesion(self) -> Iterator[dict[str, Any]]:
+        """A row for each lesion: `case`, `region`, `kind` (`found`, `missed`, `false`, or `left out`: too small),
+        `mm3`, `parts` that were found of it, `Dice`, `HD95` (mm)."""
+        for record, region in itertools.product(self.records, self.regions):
+            found = record["regions"][region]
+            rows = [(_kind(volume, parts, self.least), volume, parts, dice, distance)
+                    for volume, parts, dice, distance in found["lesions"]]  # fmt: skip
+            for kind, volume, parts, dice, distance in [*rows, *(("false", v, 1, 0.0, None) for v in found["false"])]:
+                shown = self.penalty if distance is None else distance
+                yield {"case": record["id"], "region": region, "kind": kind, "mm3": volume, "parts": parts,
+                       "Dice": dice, "HD95": shown}  # fmt: skip
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.markup import escape
@@ -88,10 +103,10 @@ class LesionOverlap(Metric):
     """Dice and 95th percentile of the Hausdorff distance of each lesion of each region, and counts of lesions.
 
     Lesions of the truth are the components of its dilation (voxels that touch through a face, an edge or a corner are
-    connected), without what the dilation added. Components of the prediction that touch a lesion's own dilation are what
-    was found of it, all together; one may belong to several lesions. Those that touch none are false. The score of a
-    case is the sum over its lesions divided by the number of lesions and false components together, which add 0 and
-    `penalty`; a case without either has 1 and 0 mm.
+    connected), without what the dilation added. Components of the prediction that touch a lesion's own dilation are
+    what was found of it, all together; one may belong to several lesions. Those that touch none are false. The score
+    of a case is the sum over its lesions divided by the number of lesions and false components together, which add 0
+    and `penalty`; a case without either has 1 and 0 mm.
 
     Args:
         name: a protocol of `LESIONS`.
@@ -144,7 +159,8 @@ class LesionOverlap(Metric):
         self, ids: Sequence[Any], predictions: Sequence[Segmentation], targets: Sequence[Mapping[str, Tensor]]
     ) -> list[dict[str, Any]]:
         """One record for each case: `id`, and `regions`, for each of them `lesions`, rows of mm3, parts found, Dice and
-        HD95 (None where nothing was found), and `false`, the mm3 of each component that is none.
+        HD95 (None where nothing was found), `false`, the mm3 of each component that is none, and `scores`, the
+        `MEASURES` of the case.
 
         Args:
             ids, predictions, targets: see `RegionOverlap.update`.
@@ -157,7 +173,7 @@ class LesionOverlap(Metric):
             found = {}
             for region, truth, chosen, spacing in region_masks(key, prediction, target, self.regions, self.ignored):
                 lesions, false = self.measure(truth, chosen, spacing)
-                found[region] = {"lesions": lesions, "false": false}
+                found[region] = {"lesions": lesions, "false": false, "scores": self.case_scores(lesions, false)}
             records.append({"id": key, "regions": found})
         return records
 
@@ -188,7 +204,7 @@ class LesionOverlap(Metric):
             size, distance = int(lesion.sum()), None
             if len(own):
                 distances = element_distances if self.surface == "area" else voxel_distances
-                distance = distances(lesion, chosen, spacing).hausdorff(95, self.surface == "pooled")
+                distance = float(distances(lesion, chosen, spacing).hausdorff(95, self.surface == "pooled"))
             dice = 2 * int((lesion & chosen).sum()) / (size + int(chosen.sum()))
             lesions.append((size * voxel, len(own), dice, distance))
         sizes = np.bincount(parts.ravel(), minlength=count + 1)
@@ -213,16 +229,10 @@ class LesionOverlap(Metric):
         """
         if not records:
             raise DataError("evaluation", "no case was evaluated")
-        per_case: list[dict[str, Any]] = []
-        per_lesion: list[dict[str, Any]] = []
-        for record in records:
-            row: dict[str, Any] = {"case": record["id"]}
-            for region in self.regions:
-                found = record["regions"][region]
-                scores = self.case_scores(found["lesions"], found["false"])
-                row |= {f"{region}/{measure}": scores[measure] for measure in MEASURES}
-                per_lesion += self._rows(record["id"], region, found)
-            per_case.append(row)
+        per_case = [
+            {"case": r["id"], **{f"{g}/{m}": r["regions"][g]["scores"][m] for g in self.regions for m in MEASURES}}
+            for r in records
+        ]
         single = {}
         for region in self.regions:
             for measure in MEASURES:
@@ -234,7 +244,8 @@ class LesionOverlap(Metric):
             values = [single[f"{self.name}/{region}/{measure}"] for region in self.regions]
             numbers[f"{self.name}/{measure}"] = float(np.sum(values) if measure in COUNTS else np.mean(values))
         numbers |= single
-        self.result = LesionResult(numbers, self.protocol, per_case, per_lesion, tuple(self.regions))
+        regions = tuple(self.regions)
+        self.result = LesionResult(numbers, self.protocol, per_case, regions, records, self.least, self.penalty)
         return numbers
 
     def case_scores(self, lesions: Sequence[Sequence[Any]], false: Sequence[float]) -> dict[str, float]:
@@ -246,15 +257,11 @@ class LesionOverlap(Metric):
         distance = (sum(distances) + len(false) * self.penalty) / count if count else 0.0
         return dict(zip(MEASURES, (dice, distance, hits, len(false), len(kept) - hits), strict=True))
 
-    def _rows(self, case: Any, region: str, found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        for volume, parts, dice, distance in found["lesions"]:
-            kind = "left out" if volume <= self.least else "found" if parts else "missed"
-            shown = self.penalty if distance is None else distance
-            yield {"case": case, "region": region, "kind": kind, "mm3": volume, "parts": parts, "Dice": dice,
-                   "HD95": shown}  # fmt: skip
-        for volume in found["false"]:
-            yield {"case": case, "region": region, "kind": "false", "mm3": volume, "parts": 1, "Dice": 0.0,
-                   "HD95": self.penalty}  # fmt: skip
+
+def _kind(volume: float, parts: int, least: float) -> str:
+    if volume <= least:
+        return "left out"
+    return "found" if parts else "missed"
 
 
 def _wider(box: Sequence[slice], sides: Sequence[int], steps: int) -> tuple[slice, ...]:

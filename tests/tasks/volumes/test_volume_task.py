@@ -25,6 +25,7 @@ from vistrain.tasks.volumes.predictor import Volume, VolumePredictor
 
 CONFIG = """
 base: vistrain:demo/phantom
+metrics: [regions, brats_lesions]
 data: {root: data, number: 6, side: 20, folds: 3, patch: [8, 8, 8], patches: 1, cache: cache, workers: 0}
 model: {network: {type: segmentation.UNet3d, widths: [4, 6]}}
 optimizer: {lr: 1e-2}
@@ -57,6 +58,11 @@ def test_a_run_leaves_numbers_and_pictures(trained: Path) -> None:
     cases = rows(trained / "run/per_case.csv")
     assert len(cases) == 2
     assert {"case", "WT/Dice", "TC/HD95", "ET/surface_Dice"} <= set(cases[0])
+    assert Image.open(trained / "run/per_case.png").size[0] > 500
+    lesions = rows(trained / "run/per_lesion.csv")
+    assert {row["case"] for row in lesions} <= {row["case"] for row in cases}
+    assert {row["kind"] for row in lesions} <= {"found", "missed", "false", "left out"}
+    assert {"val/brats_lesions/WT/Dice", "val/brats_lesions/FN"} <= set(metrics[0])
     assert len(list((trained / "run/eval").glob("*.png"))) >= 1
     assert (trained / "run/first_batch.png").is_file()
 

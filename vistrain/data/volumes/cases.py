@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from vistrain.data.base.folds import dealt
 from vistrain.data.base.storage import read_text
 from vistrain.data.volumes.nifti import CONVERTERS, SUFFIXES, refuse_other_kinds, stem_of
 from vistrain.errors import DataError, nearest
@@ -48,6 +47,8 @@ class Case:
         brain: a mask of what intensities are measured on, or None.
         patient: whose cases stay together when folds are made.
         fold: where a list says it, else None.
+        label_slices: its label map as a picture for each slice, from below to above, in place of `label`; see
+            `label_slices.read_label_slices`.
     """
 
     id: str
@@ -56,10 +57,16 @@ class Case:
     brain: Path | None = None
     patient: str = ""
     fold: int | None = None
+    label_slices: tuple[Path, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All of them."""
+        return (*self.volumes, *self.label_slices)
+
+    @property
+    def volumes(self) -> tuple[Path, ...]:
+        """Those that are NIfTI files."""
         return (*self.images, *(file for file in (self.label, self.brain) if file is not None))
 
 
@@ -116,7 +123,6 @@ def folds_of(cases: Sequence[Case], folds: int) -> list[int]:
         raise DataError(
             without.id, f"has no fold, and {len(said)} other cases have one", "give every case one, or none"
         )
-    patients = sorted({case.patient or case.id for case in cases})
     if said:
         of_patient: dict[str, Case] = {}
         for case in cases:
@@ -125,10 +131,7 @@ def folds_of(cases: Sequence[Case], folds: int) -> list[int]:
                 problem = f"is in fold {case.fold}, and {first.id} of the same patient in fold {first.fold}"
                 raise DataError(case.id, problem, "a patient's cases stay together")
         return [int(case.fold or 0) for case in cases]
-    if len(patients) < folds:
-        raise DataError("data.folds", f"{folds} folds of {len(patients)} patients", f"at most {len(patients)}")
-    order = np.random.default_rng(12345).permutation(len(patients))
-    fold = {patients[p]: place % folds for place, p in enumerate(order.tolist())}
+    fold = dealt((case.patient or case.id for case in cases), folds)
     return [fold[case.patient or case.id] for case in cases]
 
 
@@ -421,7 +424,8 @@ def refuse_missing(cases: Iterable[Case]) -> None:
         DataError: naming the first.
     """
     for case in cases:
-        for file in case.files:
+        for file in case.volumes:
             refuse_other_kinds(file)
+        for file in case.files:
             if not file.is_file():
                 raise DataError(case.id, f"{file} is not there", "correct its name")
