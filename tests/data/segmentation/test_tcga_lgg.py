@@ -54,7 +54,7 @@ def test_slices_and_masks(root: Path) -> None:
 
 def test_refusals(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     output = tmp_path_factory.mktemp("report")
-    with pytest.raises(ConfigError, match="data.fold: 3 of 3 folds"):
+    with pytest.raises(ConfigError, match=r"data\.fold: 3 of 3 folds"):
         TCGALGG(root=str(root), fold=3, folds=3)
     with pytest.raises(DataError, match="4 folds of 3 patients"):
         TCGALGG(root=str(root), folds=4).pairs("train")
@@ -63,7 +63,7 @@ def test_refusals(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     report = TCGALGG(root=str(root), folds=3, batch_size=2).check(output)
     assert bad.name in {Path(name).name for split in report.splits.values() for name in split.bad_files}
     bad.unlink()
-    with pytest.raises(DataError, match="no masks for TCGA_CS_4941_19960909_1.tif"):
+    with pytest.raises(DataError, match=r"no masks for TCGA_CS_4941_19960909_1\.tif"):
         TCGALGG(root=str(root), folds=3).pairs("train")
     skipping = TCGALGG(root=str(root), folds=3, unpaired="skip")
     assert len(skipping.pairs("train")) + len(skipping.pairs("val")) == 7

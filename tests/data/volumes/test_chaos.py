@@ -109,7 +109,7 @@ def test_dicom_alone_is_one_line_that_names_a_converter(root: Path, monkeypatch,
 def test_refusals(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"data.series: \['ct', 't2'\]"):
         CHAOS(root=str(root), series=("ct", "t2"))
-    with pytest.raises(ConfigError, match="data.slices: is not said, and label maps are PNG files"):
+    with pytest.raises(ConfigError, match=r"data\.slices: is not said, and label maps are PNG files"):
         CHAOS(root=str(root), series=("in_phase",)).cases()
     with pytest.raises(DataError, match="no such folder"):
         CHAOS(root=str(root), folder="Test_Sets").cases()
@@ -119,7 +119,7 @@ def test_refusals(root: Path) -> None:
     with pytest.raises(DataError, match="MR_1: Ground: 120 voxels have the label 70, which is no class"):
         truth_of(data)
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(ground / "IMG-0001-00002.png")
-    with pytest.raises(DataError, match="IMG-0001-00002.png: is 4x4 pixels, and a slice 12x10"):
+    with pytest.raises(DataError, match=r"IMG-0001-00002\.png: is 4x4 pixels, and a slice 12x10"):
         truth_of(data)
     (ground / "IMG-0001-00002.png").unlink()
     with pytest.raises(DataError, match="MR_1: Ground: 5 pictures, and the image has 6 slices"):

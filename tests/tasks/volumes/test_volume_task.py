@@ -342,6 +342,15 @@ def test_the_planted_faults_of_the_hippocampus_are_found(tmp_path: Path, monkeyp
     assert "of another set by its size" in found["lonely"]["hippocampus_281"]
 
 
+def test_short_schedules_and_early_stopping_have_names(capsys) -> None:
+    names = [word for name in ("demo/phantom", "med/_base_/short", "med/_base_/early_stopping")
+             for word in ("-c", f"vistrain:{name}")]  # fmt: skip
+    assert main(["fit", *names, "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert "max_epochs: 50" in printed
+    assert "monitor: val/regions/Dice" in printed
+
+
 def test_planes_go_through_what_matters() -> None:
     found = np.zeros((5, 6, 7), np.uint8)
     found[3, 1:4, 2:5] = 1
