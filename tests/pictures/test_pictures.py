@@ -16,7 +16,18 @@ import torch
 from PIL import Image
 
 from vistrain.errors import ConfigError, DataError
-from vistrain.pictures import bars, box_plot, class_colours, confusion, curves, draw_boxes, grid, histogram, stable_colour, text
+from vistrain.pictures import (
+    bars,
+    box_plot,
+    class_colours,
+    confusion,
+    curves,
+    draw_boxes,
+    grid,
+    histogram,
+    stable_colour,
+    text,
+)
 from vistrain.pictures.text import font, shorten
 from vistrain.structures import LabelSpace
 

@@ -206,9 +206,13 @@ def decathlon_cases(root: Path, about: Mapping[str, Any]) -> CaseList:
         )
     if (said := about.get("numTraining")) not in (None, len({*images, *labels})):
         log.warning("%s: numTraining is %r, and there are %d cases", where, said, len({*images, *labels}))
+    others = {case_of(path.name.partition(".")[0]): path for folder in ("imagesTr", "labelsTr")
+              for path in sorted((root / folder).iterdir()) if is_other_kind(path)}  # fmt: skip
     for key in sorted({*images, *labels}):
         refuse_name(key, root)
-        if key not in labels:
+        if key in others and not (key in labels and key in images):
+            found.problems.append(to_convert(key, others[key]))
+        elif key not in labels:
             found.bare.append(key)
         elif key not in images:
             found.lonely[key] = labels[key]
@@ -270,6 +274,20 @@ def modalities_of(about: Mapping[str, Any], where: str | Path) -> tuple[str, ...
     return tuple(names[number] for number in numbers)
 
 
+def is_other_kind(path: Path) -> bool:
+    """Whether a file is of a format that a converter makes NIfTI of, by its name."""
+    return any(path.name.lower().removesuffix(".gz").endswith(kind) for kind in CONVERTERS)
+
+
+def to_convert(case: str, path: Path) -> DataError:
+    """What `refuse_other_kinds` says of a file, with its case's name."""
+    try:
+        refuse_other_kinds(path)
+    except DataError as error:
+        return DataError(f"{case}: {path.name}", error.problem, error.remedy)
+    raise ValueError(path)  # callers have asked `is_other_kind`
+
+
 def nifti_files(folder: Path) -> list[Path]:
     """The NIfTI files of a folder by name, without hidden ones.
 
@@ -281,9 +299,8 @@ def nifti_files(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     found = [path for path in files if path.name.lower().endswith(SUFFIXES)]
     if not found:
-        for path in files:
-            if any(path.name.lower().removesuffix(".gz").endswith(kind) for kind in CONVERTERS):
-                refuse_other_kinds(path)
+        for path in filter(is_other_kind, files):
+            refuse_other_kinds(path)
         raise DataError(str(folder), "holds no .nii or .nii.gz file", "correct data.root")
     return found
 
@@ -317,14 +334,14 @@ def brats_cases(root: Path, modalities: Sequence[str]) -> CaseList:
     if not root.is_dir():
         raise DataError(str(root), "no such folder", "correct data.root")
     found, folders = CaseList(), dict[Path, dict[str, list[Path]]]()
-    other: Path | None = None
+    others: dict[Path, Path] = {}  # of another kind: the first one of each folder
     for path in sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")):
         if path.name.lower().endswith(SUFFIXES):
             folders.setdefault(path.parent, {}).setdefault(modality_of(path)[1], []).append(path)
-        elif other is None and any(path.name.lower().endswith(kind) for kind in CONVERTERS):
-            other = path
+        elif is_other_kind(path):
+            others.setdefault(path.parent, path)
     if not folders:
-        if other is not None:
+        for other in others.values():
             refuse_other_kinds(other)
         raise DataError(str(root), "holds no .nii or .nii.gz file", "correct data.root")
     seen: dict[str, Path] = {}
@@ -340,6 +357,8 @@ def brats_cases(root: Path, modalities: Sequence[str]) -> CaseList:
         if twice:
             names = ", ".join(path.name for path in files[twice[0]])
             found.problems.append(DataError(name, f"has several files for {twice[0]}: {names}", "keep one of them"))
+        elif (missing or "seg" not in files) and folder in others:
+            found.problems.append(to_convert(name, others[folder]))
         elif len(missing) == len(modalities) and "seg" in files:
             found.lonely[name] = files["seg"][0]
         elif missing:
