@@ -275,11 +275,11 @@ def region_masks(
         raise DataError(str(key), f"the prediction has the size {sizes}")
     spacing = target["spacing"].tolist() if "spacing" in target else [1.0] * truth.ndim
     maps = truth.cpu().numpy(), found.cpu().numpy()
-    judged = None if ignored is None else maps[0] != ignored
-    everywhere = judged is None or bool(judged.all())
+    hidden = None if ignored is None else maps[0] == ignored
+    hidden = hidden if hidden is not None and hidden.any() else None
     for region, channels in regions.items():
         chosen = _members(maps[1], channels)
-        yield region, _members(maps[0], channels), chosen if everywhere else chosen & judged, spacing
+        yield region, _members(maps[0], channels), chosen if hidden is None else chosen & ~hidden, spacing
 
 
 def _members(label_map: np.ndarray, channels: Sequence[int]) -> np.ndarray:

@@ -79,7 +79,7 @@ def test_training_sees_one_map_and_evaluation_all(root: Path) -> None:
     assert [(one == 1).any(0).sum() for one in found.annotations] == [1, 2]
     (target,) = data.collate([found])["target"]
     assert target["annotations"].shape == (2, 8, 16)
-    assert data_of(root, stretch_truth=True).dataset("val").sample(0).annotations.shape == (2, 12, 16)  # type: ignore[union-attr]
+    assert data_of(root, stretch_truth=True).dataset("val").sample(0).annotations.shape == (2, 12, 16)
 
 
 def test_what_does_not_belong_together(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -96,7 +96,7 @@ class CHAOS(VolumeData):
             if label is None and not slices:
                 found.bare.append(name)
             else:
-                found.cases.append(Case(name, images, label, None, name, None, slices))
+                found.cases.append(Case(name, images, label, patient=name, label_slices=slices))
         return found
 
     def _only(self, folder: Path) -> Path:
