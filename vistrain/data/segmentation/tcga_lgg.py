@@ -6,8 +6,8 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from vistrain.data.base.folds import dealt, refuse_fold
 from vistrain.data.base.module import SplitName, refuse_below
+from vistrain.data.base.patient_folds import dealt, refuse_fold
 from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskSplit, Pairing
 from vistrain.data.segmentation.transforms import MaskAugment
@@ -54,7 +54,7 @@ class TCGALGG(MaskFolders):
         """The slices of the split's patients.
 
         Raises:
-            DataError: see `find_pairs` and `folds.dealt`; or a slice lies in no folder of a patient.
+            DataError: see `find_pairs` and `patient_folds.dealt`; or a slice lies in no folder of a patient.
         """
         found = super().pairing(split)
         of_patient = dealt((patient_of(pair.name) for pair in found.pairs), self.folds)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vistrain.data.base.folds import dealt
+from vistrain.data.base.patient_folds import dealt
 from vistrain.data.base.storage import read_text
 from vistrain.data.volumes.nifti import CONVERTERS, SUFFIXES, refuse_other_kinds, stem_of
 from vistrain.errors import DataError, nearest

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from vistrain.data.base.check import Findings
 from vistrain.data.base.collate import Batch
-from vistrain.data.base.folds import refuse_fold
 from vistrain.data.base.module import DataModule, SplitName, data_root, refuse_below
+from vistrain.data.base.patient_folds import refuse_fold
 from vistrain.data.volumes.cases import Case, CaseList, folds_of, refuse_missing
 from vistrain.data.volumes.labels import VoxelLabels
 from vistrain.data.volumes.preparation import Intensities, VolumePreparation
