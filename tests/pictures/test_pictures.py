@@ -16,7 +16,18 @@ import torch
 from PIL import Image
 
 from vistrain.errors import ConfigError, DataError
-from vistrain.pictures import bars, class_colours, confusion, curves, draw_boxes, grid, histogram, stable_colour, text
+from vistrain.pictures import (
+    bars,
+    box_plot,
+    class_colours,
+    confusion,
+    curves,
+    draw_boxes,
+    grid,
+    histogram,
+    stable_colour,
+    text,
+)
 from vistrain.pictures.text import font, shorten
 from vistrain.structures import LabelSpace
 
@@ -286,6 +297,17 @@ def test_bars_and_histograms_are_written_for_any_numbers(tmp_path) -> None:
     for name, values in {"wide": [1, 10, 1e4], "one": [5, 5], "empty": [], "odd": [0, -3, math.nan, math.inf]}.items():
         path = histogram(values, tmp_path / f"{name}.png", "sizes", "pixels")
         assert np.asarray(Image.open(path)).std() > 0
+
+
+def test_box_plots_show_medians_and_every_value(tmp_path) -> None:
+    cases = {"WT": [90.0, 80.0, 85.0, 10.0], "ET": [math.nan, 50.0], "nothing": [], "метка": [1.0]}
+    one = box_plot({"Dice, %": cases}, tmp_path / "one.png", "regions")
+    two = box_plot({"Dice, %": cases, "HD95, mm": cases}, tmp_path / "two.png")
+    assert Image.open(two).size[0] > 1.5 * Image.open(one).size[0]
+    pixels = np.asarray(Image.open(one).convert("RGB")).astype(int)
+    red = (abs(pixels - np.array([0xD6, 0x27, 0x28])).sum(2) < 30).any(axis=0)
+    assert (np.diff(np.flatnonzero(red)) > 1).sum() == 2  # three medians; of nothing there is none
+    assert box_plot({}, tmp_path / "none.png").is_file()
 
 
 def test_nothing_global_is_touched(tmp_path) -> None:

@@ -23,6 +23,7 @@ from vistrain.data.restoration.degradations import Bicubic, Chain, GaussianNoise
 from vistrain.data.restoration.image_pairs import ImageSet
 from vistrain.data.restoration.module import RestorationData
 from vistrain.data.restoration.textures import GeneratedTextures
+from vistrain.data.segmentation.annotators import Annotator
 from vistrain.data.segmentation.field_of_view import (
     DRIVE,
     AffineAugment,
@@ -49,7 +50,9 @@ from vistrain.data.segmentation.panoptic_generated import GeneratedPanoptic
 from vistrain.data.segmentation.panoptic_sets import ADE20KPanoptic, CityscapesPanoptic, CocoPanoptic
 from vistrain.data.segmentation.rare_classes import RareClasses
 from vistrain.data.segmentation.segment_transforms import SegmentAugment
+from vistrain.data.segmentation.tcga_lgg import TCGALGG
 from vistrain.data.segmentation.transforms import EvalBands, EvalScale, EvalStretch, MaskAugment
+from vistrain.data.volumes.chaos import CHAOS
 from vistrain.data.volumes.generated import GeneratedTumours
 from vistrain.data.volumes.module import VolumeData
 from vistrain.data.volumes.preparation import VolumePreparation
@@ -58,12 +61,15 @@ from vistrain.data.volumes.transforms import VolumeAugment
 
 __all__ = [
     "ADE20K",
+    "CHAOS",
     "CIFAR10",
     "CIFAR100",
     "DRIVE",
     "MNIST",
+    "TCGALGG",
     "ADE20KPanoptic",
     "AffineAugment",
+    "Annotator",
     "Bands",
     "Bicubic",
     "BraTS",

@@ -8,6 +8,7 @@ from typing import Any
 
 from vistrain.errors import ConfigError, nearest
 from vistrain.metrics.accuracy import Accuracy, MultiLabel
+from vistrain.metrics.annotator_agreement import AnnotatorAgreement
 from vistrain.metrics.base import Metric, Record, Unit
 from vistrain.metrics.binary_pixels import BinaryPixels
 from vistrain.metrics.boundary_iou import BoundaryIoU
@@ -15,6 +16,7 @@ from vistrain.metrics.cityscapes_iou import CityscapesIoU
 from vistrain.metrics.coco import CocoBox, CocoMask
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lane_metrics import CULaneF1, TuSimpleAccuracy
+from vistrain.metrics.lesions import LESIONS, LesionOverlap
 from vistrain.metrics.lpips import Lpips
 from vistrain.metrics.mean_iou import IOU, MeanIoU
 from vistrain.metrics.panoptic_quality import PanopticQuality
@@ -34,7 +36,9 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "cityscapes": CityscapesIoU,
     "boundary_iou": BoundaryIoU,
     "vessels": BinaryPixels,
+    "annotators": AnnotatorAgreement,
     **{name: functools.partial(RegionOverlap, name) for name in REGIONS},
+    **{name: functools.partial(LesionOverlap, name) for name in LESIONS},
     "panoptic": PanopticQuality,
     "culane": CULaneF1,
     "tusimple": TuSimpleAccuracy,
@@ -51,7 +55,9 @@ METRICS: tuple[type[Metric], ...] = (
     Lpips,
     MeanIoU,
     BinaryPixels,
+    AnnotatorAgreement,
     RegionOverlap,
+    LesionOverlap,
     CityscapesIoU,
     BoundaryIoU,
     PanopticQuality,
@@ -63,10 +69,12 @@ METRICS: tuple[type[Metric], ...] = (
 
 __all__ = [
     "IOU",
+    "LESIONS",
     "PROTOCOLS",
     "QUALITY",
     "REGIONS",
     "Accuracy",
+    "AnnotatorAgreement",
     "BinaryPixels",
     "BoundaryIoU",
     "CULaneF1",
@@ -74,6 +82,7 @@ __all__ = [
     "CocoBox",
     "CocoMask",
     "ImageQuality",
+    "LesionOverlap",
     "Lpips",
     "MeanIoU",
     "Metric",

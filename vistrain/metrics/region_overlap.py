@@ -139,15 +139,7 @@ class RegionOverlap(Metric):
         changed |= {"tolerance": str(tolerance)} if tolerance != 1.0 else {}
         self.name, self.rule, self.surface, self.tolerance = name, REGIONS[name], surface, tolerance
         self.protocol = f"custom({name}, {', '.join(f'{k}={v}' for k, v in changed.items())})" if changed else name
-        channel_of = {one: channel for channel, one in labels.name_of.items()}
-        own = {region: tuple(labels.names[i] for i in members) for region, members in labels.regions or ()}
-        chosen = regions or own or {one: (one,) for one in labels.names[1:]}
-        for region, classes in chosen.items():
-            if not classes or (unknown := [one for one in classes if one not in channel_of]):
-                problem = f"the region {region!r} is made of {', '.join(map(repr, unknown)) if classes else 'nothing'}"
-                raise ConfigError("metrics", problem, f"there are the classes {', '.join(labels.names)}")
-        self.ignored = labels.ignore_index
-        self.regions = {region: tuple(channel_of[one] for one in classes) for region, classes in chosen.items()}
+        self.ignored, self.regions = labels.ignore_index, chosen_regions(labels, regions)
         self.result: RegionResult | None = None
 
     @classmethod
@@ -171,19 +163,9 @@ class RegionOverlap(Metric):
         """
         records = []
         for key, prediction, target in zip(ids, predictions, targets, strict=True):
-            found, truth = prediction.semantic, target["label_map"]
-            if found is None or found.shape != truth.shape:
-                sizes = f"{None if found is None else list(found.shape)}, its truth {list(truth.shape)}"
-                raise DataError(str(key), f"the prediction has the size {sizes}")
-            spacing = target["spacing"].tolist() if "spacing" in target else [1.0] * truth.ndim
-            maps = truth.cpu().numpy(), found.cpu().numpy()
-            judged = None if self.ignored is None else maps[0] != self.ignored
             rows = {}
-            for region, channels in self.regions.items():
-                inside = _members(maps[0], channels), _members(maps[1], channels)
-                if judged is not None and not judged.all():
-                    inside = inside[0], inside[1] & judged
-                rows[region] = self.measure(*inside, spacing)
+            for region, truth, found, spacing in region_masks(key, prediction, target, self.regions, self.ignored):
+                rows[region] = self.measure(truth, found, spacing)
             records.append({"id": key, "regions": rows})
         return records
 
@@ -245,6 +227,59 @@ class RegionOverlap(Metric):
         ]
         self.result = RegionResult(numbers, self.protocol, rows, tuple(self.regions), spread, counted)
         return numbers
+
+
+def chosen_regions(labels: LabelSpace, regions: Mapping[str, Sequence[str]] | None) -> dict[str, tuple[int, ...]]:
+    """Region -> the channels of the classes that it is made of.
+
+    Args:
+        labels: of the network.
+        regions: names of regions, and of their classes; None: those of the labels, or each class but the first by
+            itself.
+
+    Raises:
+        ConfigError: a region has no class, or one that is not there.
+    """
+    channel_of = {one: channel for channel, one in labels.name_of.items()}
+    own = {region: tuple(labels.names[i] for i in members) for region, members in labels.regions or ()}
+    chosen = regions or own or {one: (one,) for one in labels.names[1:]}
+    for region, classes in chosen.items():
+        if not classes or (unknown := [one for one in classes if one not in channel_of]):
+            problem = f"the region {region!r} is made of {', '.join(map(repr, unknown)) if classes else 'nothing'}"
+            raise ConfigError("metrics", problem, f"there are the classes {', '.join(labels.names)}")
+    return {region: tuple(channel_of[one] for one in classes) for region, classes in chosen.items()}
+
+
+def region_masks(
+    key: Any,
+    prediction: Segmentation,
+    target: Mapping[str, Tensor],
+    regions: Mapping[str, Sequence[int]],
+    ignored: int | None,
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, list[float]]]:
+    """Of each region of a case its name, where truth and prediction have it (bool `[*S]`), and the spacing in mm.
+
+    Args:
+        key: the case, for messages.
+        prediction: with `semantic` `[*S]`.
+        target: see `RegionOverlap.update`.
+        regions: see `chosen_regions`.
+        ignored: label of the truth where nothing is judged.
+
+    Raises:
+        DataError: the prediction has another size than its truth.
+    """
+    found, truth = prediction.semantic, target["label_map"]
+    if found is None or found.shape != truth.shape:
+        sizes = f"{None if found is None else list(found.shape)}, its truth {list(truth.shape)}"
+        raise DataError(str(key), f"the prediction has the size {sizes}")
+    spacing = target["spacing"].tolist() if "spacing" in target else [1.0] * truth.ndim
+    maps = truth.cpu().numpy(), found.cpu().numpy()
+    hidden = None if ignored is None else maps[0] == ignored
+    hidden = hidden if hidden is not None and hidden.any() else None
+    for region, channels in regions.items():
+        chosen = _members(maps[1], channels)
+        yield region, _members(maps[0], channels), chosen if hidden is None else chosen & ~hidden, spacing
 
 
 def _members(label_map: np.ndarray, channels: Sequence[int]) -> np.ndarray:

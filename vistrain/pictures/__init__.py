@@ -4,13 +4,14 @@ All draw without a display.
 """
 
 from vistrain.pictures.boxes import class_colours, draw_boxes, stable_colour
-from vistrain.pictures.charts import bars, confusion, curves, curves_together, histogram
+from vistrain.pictures.charts import bars, box_plot, confusion, curves, curves_together, histogram
 from vistrain.pictures.grids import fitted, grid, save_picture
 from vistrain.pictures.lines import draw_lanes
 from vistrain.pictures.overlays import coloured, draw_masks, legend, overlaid
 
 __all__ = [
     "bars",
+    "box_plot",
     "class_colours",
     "coloured",
     "confusion",

@@ -191,6 +191,40 @@ def histogram(values: Sequence[float], png: str | Path, title: str = "", xlabel:
     return save_figure(figure, png)
 
 
+def box_plot(panels: Mapping[str, Mapping[str, Sequence[float]]], png: str | Path, title: str = "") -> Path:
+    """Boxes from the first to the third quartile with a line at the median, whiskers as far as values lie within 1.5
+    times the box's length of it, and every value as a dot; names with how many values they have.
+
+    Args:
+        panels: what is measured, with its unit -> name -> values; those that are not finite are left out.
+        png: written whole or not at all.
+        title: text above the first panel.
+
+    Raises:
+        DataError: the picture cannot be written.
+    """
+    most = max((len(groups) for groups in panels.values()), default=0)
+    figure, axes = new_figure(max(3.2, 1.4 + 0.7 * most) * max(len(panels), 1), 4.2, 1, max(len(panels), 1))
+    shown: list[str] = []
+    for place, (what, groups) in zip(axes, panels.items(), strict=False):
+        finite = [np.asarray(values, np.float64)[np.isfinite(values)] for values in groups.values()]
+        at, names = np.arange(1, len(groups) + 1), [readable(name) for name in groups]
+        place.boxplot(
+            finite, positions=at, widths=0.55, showfliers=False, medianprops={"color": PALETTE[1], "linewidth": 1.6}
+        )
+        for x, values in zip(at, finite, strict=True):
+            # Side by side by their order, so that the same numbers are the same picture
+            aside = 0.18 * np.sin(2.4 * np.arange(len(values)))
+            place.plot(x + aside, np.sort(values), "o", color=PALETTE[0], alpha=0.5, markersize=3)
+        labels = [f"{name[:23]}\n({len(values)})" for name, values in zip(names, finite, strict=True)]
+        place.set_xticks(at, labels, fontsize=8)
+        place.grid(axis="x", visible=False)
+        place.set_ylabel(what)
+        shown += names
+    axes[0].set_title(title, fontsize=11, loc="left")
+    return save_figure(figure, png, shown)
+
+
 def confusion(counts: np.ndarray, names: Sequence[str], png: str | Path, title: str = "") -> Path:
     """Draw a confusion matrix, coloured by the share of each row.
 

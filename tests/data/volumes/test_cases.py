@@ -81,6 +81,25 @@ def test_other_formats_are_named_with_a_converter(tmp_path: Path) -> None:
         brats_cases(tmp_path / "nowhere", ["flair"])
 
 
+def test_another_format_among_nifti_files_is_named_by_its_case(tmp_path: Path) -> None:
+    touch(*(tmp_path / "brats" / case / f"{case}_{word}.nii.gz" for case in ("a", "b") for word in ("flair", "seg")))
+    (tmp_path / "brats/b/b_flair.nii.gz").rename(tmp_path / "brats/b/b_flair.nrrd")
+    found = brats_cases(tmp_path / "brats", ["flair"])
+    assert [case.id for case in found.cases] == ["a"]
+    assert str(found.problems[0]).startswith("b: b_flair.nrrd: NRRD is not read - make a .nii.gz of it: ")
+    for case in ("a", "b", "c"):
+        touch(tmp_path / "imagesTr" / f"{case}_0000.nii.gz", tmp_path / "labelsTr" / f"{case}.nii.gz")
+    (tmp_path / "imagesTr/b_0000.nii.gz").rename(tmp_path / "imagesTr/b_0000.mha")
+    (tmp_path / "labelsTr/c.nii.gz").rename(tmp_path / "labelsTr/c.nrrd")
+    found = decathlon_cases(tmp_path, {"labels": {"background": 0, "one": 1}})
+    assert [case.id for case in found.cases] == ["a"]
+    assert [str(problem).partition(" - ")[0] for problem in found.problems] == [
+        "b: b_0000.mha: MHA is not read", "c: c.nrrd: NRRD is not read",
+    ]  # fmt: skip
+    assert not found.lonely
+    assert not found.bare
+
+
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [

@@ -25,6 +25,7 @@ from vistrain.tasks.volumes.predictor import Volume, VolumePredictor
 
 CONFIG = """
 base: vistrain:demo/phantom
+metrics: [regions, brats_lesions]
 data: {root: data, number: 6, side: 20, folds: 3, patch: [8, 8, 8], patches: 1, cache: cache, workers: 0}
 model: {network: {type: segmentation.UNet3d, widths: [4, 6]}}
 optimizer: {lr: 1e-2}
@@ -57,6 +58,11 @@ def test_a_run_leaves_numbers_and_pictures(trained: Path) -> None:
     cases = rows(trained / "run/per_case.csv")
     assert len(cases) == 2
     assert {"case", "WT/Dice", "TC/HD95", "ET/surface_Dice"} <= set(cases[0])
+    assert Image.open(trained / "run/per_case.png").size[0] > 500
+    lesions = rows(trained / "run/per_lesion.csv")
+    assert {row["case"] for row in lesions} <= {row["case"] for row in cases}
+    assert {row["kind"] for row in lesions} <= {"found", "missed", "false", "left out"}
+    assert {"val/brats_lesions/WT/Dice", "val/brats_lesions/FN"} <= set(metrics[0])
     assert len(list((trained / "run/eval").glob("*.png"))) >= 1
     assert (trained / "run/first_batch.png").is_file()
 
@@ -334,6 +340,15 @@ def test_the_planted_faults_of_the_hippocampus_are_found(tmp_path: Path, monkeyp
     assert set(found["lonely"]) == {"hippocampus_010", "hippocampus_281"}
     assert "the same voxels as the label of hippocampus_011" in found["lonely"]["hippocampus_010"]
     assert "of another set by its size" in found["lonely"]["hippocampus_281"]
+
+
+def test_short_schedules_and_early_stopping_have_names(capsys) -> None:
+    names = [word for name in ("demo/phantom", "med/_base_/short", "med/_base_/early_stopping")
+             for word in ("-c", f"vistrain:{name}")]  # fmt: skip
+    assert main(["fit", *names, "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert "max_epochs: 50" in printed
+    assert "monitor: val/regions/Dice" in printed
 
 
 def test_planes_go_through_what_matters() -> None:

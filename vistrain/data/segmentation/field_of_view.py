@@ -16,6 +16,7 @@ from PIL import Image
 from vistrain.data.base.check import Findings, write_report
 from vistrain.data.base.images import image_size
 from vistrain.data.base.module import SplitName, refuse_below
+from vistrain.data.segmentation.annotators import Annotator, TrainedOn, combined, masks_of, refuse_rule
 from vistrain.data.segmentation.label_files import SUFFIXES, LabelRule, read_label_file
 from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskPair, MaskSplit, Pairing, named_files
@@ -118,12 +119,14 @@ class ViewSplit(MaskSplit):
         views: folder of the fields of view, relative to the root: images that are black outside. None: all counts.
         view_suffix: what their names end in before the dot.
         subset: names of the pictures to take; none takes all.
+        annotators: further people that have drawn in all pictures of the split.
         others: see `MaskSplit`.
     """
 
     views: str | None = None
     view_suffix: str = ""
     subset: tuple[str, ...] = ()
+    annotators: tuple[Annotator, ...] = ()
 
 
 class ViewedImages(MaskedImages):
@@ -134,6 +137,8 @@ class ViewedImages(MaskedImages):
         size: to which pictures are stretched.
         outside: what the truth is there, see `FieldOfViewFolders`.
         stretch_truth: the truth is stretched, too.
+        others: masks of further annotators of each picture by name; in evaluation samples have all maps.
+        trained_on: see `annotators.combined`; for training.
         pairs, rule, transform: see `MaskedImages`; an augmentation acts after stretching.
     """
 
@@ -146,9 +151,12 @@ class ViewedImages(MaskedImages):
         size: tuple[int, int],
         outside: Outside,
         stretch_truth: bool,
+        others: dict[str, tuple[Path, ...]] | None = None,
+        trained_on: TrainedOn = "first",
     ) -> None:
         super().__init__(pairs, rule, transform)
         self.views, self.size, self.outside, self.stretch_truth = views, size, outside, stretch_truth
+        self.others, self.trained_on = others or {}, trained_on
 
     def sample(self, index: int, seed: int = 0) -> MaskedImage:
         """The transformed sample; its original size is that of the field of view's box, or the stretched one.
@@ -157,18 +165,22 @@ class ViewedImages(MaskedImages):
             DataError: see `read_pair` and `cropped`.
         """
         pair = self.pairs[index]
-        image, label_map = read_pair(pair, self.rule)
-        if self.views is not None:
-            image, label_map = cropped(image, label_map, self.views[pair.name], self._outside)
+        image, first = read_pair(pair, self.rule)
+        maps = [first, *(read_other(mask, self.rule, first.shape) for mask in self.others.get(pair.name, ()))]
         augment = self.transform if isinstance(self.transform, MaskAugment) else None
+        if augment is not None:
+            maps = [combined(np.stack(maps), self.trained_on, self.rule.ignored, seed)]
+        if self.views is not None:
+            image, maps = cropped(image, maps, self.views[pair.name], self._outside)
         if augment is not None or self.stretch_truth:
-            stretched = Image.fromarray(label_map).resize(self.size[::-1], Image.Resampling.NEAREST)
-            label_map = np.array(stretched, self.rule.dtype)
-        image = EvalStretch(self.size, antialias=True)(image)
+            maps = [np.array(Image.fromarray(one).resize(self.size[::-1], Image.Resampling.NEAREST), self.rule.dtype)
+                    for one in maps]  # fmt: skip
+        image, label_map = EvalStretch(self.size, antialias=True)(image), maps[0]
         if augment is not None:
             image, label_map = augment(image, label_map, self.rule.ignored, seed)
         height, width = label_map.shape
-        return MaskedImage(np.ascontiguousarray(image), label_map, pair.name, (height, width))
+        drawn = np.stack(maps) if augment is None and self.others else None
+        return MaskedImage(np.ascontiguousarray(image), label_map, pair.name, (height, width), annotations=drawn)
 
     @property
     def _outside(self) -> int:
@@ -194,15 +206,30 @@ def read_view(path: Path, size: tuple[int, int]) -> np.ndarray:
     return inside
 
 
-def cropped(image: np.ndarray, label_map: np.ndarray, view: Path, outside: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both in the bounding box of a field of view; outside it the truth is `outside`.
+def cropped(
+    image: np.ndarray, maps: Sequence[np.ndarray], view: Path, outside: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """A picture and its class maps in the bounding box of a field of view; outside it the truth is `outside`.
 
     Raises:
         DataError: the file has another size, or nothing is inside.
     """
     inside = read_view(view, (image.shape[0], image.shape[1]))
     box = tuple(slice(int(x.min()), int(x.max()) + 1) for x in np.nonzero(inside))
-    return image[box], np.where(inside, label_map, np.asarray(outside, label_map.dtype))[box]
+    return image[box], [np.where(inside, one, np.asarray(outside, one.dtype))[box] for one in maps]
+
+
+def read_other(path: Path, rule: LabelRule, size: tuple[int, ...]) -> np.ndarray:
+    """The class map of a further annotator.
+
+    Raises:
+        DataError: see `LabelRule.read`; or it has another size than the first one's.
+    """
+    found = rule.read(path)
+    if found.shape != size:
+        problem = f"is {found.shape[1]}x{found.shape[0]} pixels, the first annotator's {size[1]}x{size[0]}"
+        raise DataError(str(path), problem, "all draw in the same picture")
+    return found
 
 
 class FieldOfViewFolders(MaskFolders):
@@ -218,6 +245,9 @@ class FieldOfViewFolders(MaskFolders):
             Training sees background, always.
         stretch_truth: measure in the stretched size.
         augment: W-Net's if None.
+        trained_on: of several annotators: the `first`, the `union` or `intersection` of what they drew, the `vote` of
+            most, or a `random` one each time that a picture is drawn. Evaluation has the first one's map as truth, and
+            those of all for the protocol `annotators`.
         base: see `MaskFolders`.
     """
 
@@ -230,12 +260,13 @@ class FieldOfViewFolders(MaskFolders):
         outside: Outside = "ignored",
         stretch_truth: bool = False,
         augment: AffineAugment | None = None,
+        trained_on: TrainedOn = "first",
         **base: Any,
     ) -> None:
         # By colour: GIF files number black and white as they please.
         super().__init__(train=train, val=val, test=test, augment=augment or AffineAugment(), **base)
         refuse_below(1, size=min(size))
-        self.size, self.outside, self.stretch_truth = size, outside, stretch_truth
+        self.size, self.outside, self.stretch_truth, self.trained_on = size, outside, stretch_truth, trained_on
         self.view_splits: dict[SplitName, ViewSplit] = {"train": train, "val": val, "test": test or val}
 
     def pairing(self, split: SplitName) -> Pairing:
@@ -276,21 +307,38 @@ class FieldOfViewFolders(MaskFolders):
                 raise DataError(str(self.root / where.views), problem, remedy)
         return found
 
+    def others(self, split: SplitName) -> dict[str, tuple[Path, ...]]:
+        """The masks of further annotators of each picture of a split; empty where there are none.
+
+        Raises:
+            DataError: see `masks_of`.
+            ConfigError: see `refuse_rule`.
+        """
+        annotators = self.view_splits[split].annotators
+        if not annotators:
+            return {}
+        refuse_rule(self.trained_on, self.rule)
+        return masks_of(self.root, annotators, [pair.name for pair in self.pairs(split)])
+
     def check(self, output: str | Path) -> Findings:
-        """See `SegmentationData`; fields of view are opened, too."""
+        """See `SegmentationData`; fields of view and the masks of further annotators are opened, too."""
         report = super().check(output)
         for split in self.view_splits:
             found = report.splits.get(split)
-            if found is None or found.problem or self.view_splits[split].views is None:
+            if found is None or found.problem:
                 continue
             try:
-                views = self.views(split) or {}
+                views, others = self.views(split), self.others(split)
             except DataError as error:
                 found.refused.append(str(error))
                 continue
             for pair in self.pairing(split).pairs:
                 try:
-                    read_view(views[pair.name], image_size(pair.image))
+                    size = image_size(pair.image)
+                    if views is not None:
+                        read_view(views[pair.name], size)
+                    for mask in others.get(pair.name, ()):
+                        read_other(mask, self.rule, size)
                 except DataError as error:
                     found.bad_files[error.where] = error.problem
         write_report(report.to_dict(), Path(output))
@@ -312,8 +360,9 @@ class FieldOfViewFolders(MaskFolders):
         outside: Outside = "background" if training else self.outside
         transform = self.augment if training else self.eval_transform
         return ViewedImages(
-            self.pairs(split), self.rule, transform, self.views(split), self.size, outside, self.stretch_truth
-        )
+            self.pairs(split), self.rule, transform, views=self.views(split), size=self.size, outside=outside,
+            stretch_truth=self.stretch_truth, others=self.others(split), trained_on=self.trained_on,
+        )  # fmt: skip
 
     @property
     def eval_transform(self) -> Any:
@@ -333,6 +382,7 @@ class DRIVE(FieldOfViewFolders):
 
     Args:
         observer: whose drawing is the truth of the test images; the training images have one alone.
+        other_observer: the other one is a further annotator of the test images, for the protocol `annotators`.
         test_on: `val` evaluates the validation images in `vistrain test`, too.
         val_images: numbers of the training images that are held out for validation, the first and the last; W-Net's.
         base: see `FieldOfViewFolders`.
@@ -345,20 +395,22 @@ class DRIVE(FieldOfViewFolders):
         observer: Literal[1, 2] = 1,
         val_images: tuple[int, int] = (37, 40),
         test_on: Literal["test", "val"] = "test",
+        other_observer: bool = False,
         **base: Any,
     ) -> None:
         first, last = val_images
         if not 21 <= first <= last <= 40:
             raise ConfigError("data.val_images", f"{list(val_images)}", "two numbers in 21..40, the smaller one first")
-        held, ordinal = range(first, last + 1), {1: "1st", 2: "2nd"}[observer]
+        held, ordinal = range(first, last + 1), {1: "1st", 2: "2nd"}
+        other = Annotator(f"test/{ordinal[3 - observer]}_manual", f"_manual{3 - observer}")
         train = ViewSplit(
             "training/images", "training/1st_manual", "_training", "_manual1",
             views="training/mask", view_suffix="_training_mask",
             subset=tuple(str(n) for n in range(21, 41) if n not in held),
         )  # fmt: skip
         test = ViewSplit(
-            "test/images", f"test/{ordinal}_manual", "_test", f"_manual{observer}",
-            views="test/mask", view_suffix="_test_mask",
+            "test/images", f"test/{ordinal[observer]}_manual", "_test", f"_manual{observer}",
+            views="test/mask", view_suffix="_test_mask", annotators=(other,) if other_observer else (),
         )  # fmt: skip
         val = replace(train, subset=tuple(map(str, held)))
         super().__init__(

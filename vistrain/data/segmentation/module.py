@@ -41,6 +41,8 @@ class MaskedImage:
         id: its name.
         original_size: H, W in pixels before any transform.
         instance_map: in evaluation, where the set has instances: int32 `[H, W]`, see `SegmentationData.instances`.
+        annotations: in evaluation, where several people have drawn: their class channels `[A, H, W]`, the first one's
+            being the label map.
     """
 
     image: np.ndarray
@@ -48,6 +50,7 @@ class MaskedImage:
     id: str
     original_size: tuple[int, int]
     instance_map: np.ndarray | None = None
+    annotations: np.ndarray | None = None
 
 
 class MaskedImages(SampleSet):
@@ -361,6 +364,8 @@ def collate_masks(
     for target, sample in zip(targets, samples, strict=True):
         if sample.instance_map is not None:
             target["instance_map"] = torch.from_numpy(sample.instance_map)
+        if sample.annotations is not None:
+            target["annotations"] = torch.from_numpy(sample.annotations)
     for target, sample in zip(targets, samples, strict=True):
         if regions is not None and sample.label_map.shape == sample.image.shape[:2]:
             values = target["label_map"].unique()

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from vistrain.data.base.patient_folds import dealt
 from vistrain.data.base.storage import read_text
 from vistrain.data.volumes.nifti import CONVERTERS, SUFFIXES, refuse_other_kinds, stem_of
 from vistrain.errors import DataError, nearest
@@ -48,6 +47,8 @@ class Case:
         brain: a mask of what intensities are measured on, or None.
         patient: whose cases stay together when folds are made.
         fold: where a list says it, else None.
+        label_slices: its label map as a picture for each slice, from below to above, in place of `label`; see
+            `label_slices.read_label_slices`.
     """
 
     id: str
@@ -56,10 +57,16 @@ class Case:
     brain: Path | None = None
     patient: str = ""
     fold: int | None = None
+    label_slices: tuple[Path, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All of them."""
+        return (*self.volumes, *self.label_slices)
+
+    @property
+    def volumes(self) -> tuple[Path, ...]:
+        """Those that are NIfTI files."""
         return (*self.images, *(file for file in (self.label, self.brain) if file is not None))
 
 
@@ -116,7 +123,6 @@ def folds_of(cases: Sequence[Case], folds: int) -> list[int]:
         raise DataError(
             without.id, f"has no fold, and {len(said)} other cases have one", "give every case one, or none"
         )
-    patients = sorted({case.patient or case.id for case in cases})
     if said:
         of_patient: dict[str, Case] = {}
         for case in cases:
@@ -125,10 +131,7 @@ def folds_of(cases: Sequence[Case], folds: int) -> list[int]:
                 problem = f"is in fold {case.fold}, and {first.id} of the same patient in fold {first.fold}"
                 raise DataError(case.id, problem, "a patient's cases stay together")
         return [int(case.fold or 0) for case in cases]
-    if len(patients) < folds:
-        raise DataError("data.folds", f"{folds} folds of {len(patients)} patients", f"at most {len(patients)}")
-    order = np.random.default_rng(12345).permutation(len(patients))
-    fold = {patients[p]: place % folds for place, p in enumerate(order.tolist())}
+    fold = dealt((case.patient or case.id for case in cases), folds)
     return [fold[case.patient or case.id] for case in cases]
 
 
@@ -203,9 +206,13 @@ def decathlon_cases(root: Path, about: Mapping[str, Any]) -> CaseList:
         )
     if (said := about.get("numTraining")) not in (None, len({*images, *labels})):
         log.warning("%s: numTraining is %r, and there are %d cases", where, said, len({*images, *labels}))
+    others = {case_of(path.name.partition(".")[0]): path for folder in ("imagesTr", "labelsTr")
+              for path in sorted((root / folder).iterdir()) if is_other_kind(path)}  # fmt: skip
     for key in sorted({*images, *labels}):
         refuse_name(key, root)
-        if key not in labels:
+        if key in others and not (key in labels and key in images):
+            found.problems.append(to_convert(key, others[key]))
+        elif key not in labels:
             found.bare.append(key)
         elif key not in images:
             found.lonely[key] = labels[key]
@@ -267,6 +274,20 @@ def modalities_of(about: Mapping[str, Any], where: str | Path) -> tuple[str, ...
     return tuple(names[number] for number in numbers)
 
 
+def is_other_kind(path: Path) -> bool:
+    """Whether a file is of a format that a converter makes NIfTI of, by its name."""
+    return any(path.name.lower().removesuffix(".gz").endswith(kind) for kind in CONVERTERS)
+
+
+def to_convert(case: str, path: Path) -> DataError:
+    """What `refuse_other_kinds` says of a file, with its case's name."""
+    try:
+        refuse_other_kinds(path)
+    except DataError as error:
+        return DataError(f"{case}: {path.name}", error.problem, error.remedy)
+    raise ValueError(path)  # callers have asked `is_other_kind`
+
+
 def nifti_files(folder: Path) -> list[Path]:
     """The NIfTI files of a folder by name, without hidden ones.
 
@@ -278,9 +299,8 @@ def nifti_files(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     found = [path for path in files if path.name.lower().endswith(SUFFIXES)]
     if not found:
-        for path in files:
-            if any(path.name.lower().removesuffix(".gz").endswith(kind) for kind in CONVERTERS):
-                refuse_other_kinds(path)
+        for path in filter(is_other_kind, files):
+            refuse_other_kinds(path)
         raise DataError(str(folder), "holds no .nii or .nii.gz file", "correct data.root")
     return found
 
@@ -314,14 +334,14 @@ def brats_cases(root: Path, modalities: Sequence[str]) -> CaseList:
     if not root.is_dir():
         raise DataError(str(root), "no such folder", "correct data.root")
     found, folders = CaseList(), dict[Path, dict[str, list[Path]]]()
-    other: Path | None = None
+    others: dict[Path, Path] = {}  # of another kind: the first one of each folder
     for path in sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")):
         if path.name.lower().endswith(SUFFIXES):
             folders.setdefault(path.parent, {}).setdefault(modality_of(path)[1], []).append(path)
-        elif other is None and any(path.name.lower().endswith(kind) for kind in CONVERTERS):
-            other = path
+        elif is_other_kind(path):
+            others.setdefault(path.parent, path)
     if not folders:
-        if other is not None:
+        for other in others.values():
             refuse_other_kinds(other)
         raise DataError(str(root), "holds no .nii or .nii.gz file", "correct data.root")
     seen: dict[str, Path] = {}
@@ -337,6 +357,8 @@ def brats_cases(root: Path, modalities: Sequence[str]) -> CaseList:
         if twice:
             names = ", ".join(path.name for path in files[twice[0]])
             found.problems.append(DataError(name, f"has several files for {twice[0]}: {names}", "keep one of them"))
+        elif (missing or "seg" not in files) and folder in others:
+            found.problems.append(to_convert(name, others[folder]))
         elif len(missing) == len(modalities) and "seg" in files:
             found.lonely[name] = files["seg"][0]
         elif missing:
@@ -421,7 +443,8 @@ def refuse_missing(cases: Iterable[Case]) -> None:
         DataError: naming the first.
     """
     for case in cases:
-        for file in case.files:
+        for file in case.volumes:
             refuse_other_kinds(file)
+        for file in case.files:
             if not file.is_file():
                 raise DataError(case.id, f"{file} is not there", "correct its name")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from vistrain.data.base.check import Findings
 from vistrain.data.base.collate import Batch
 from vistrain.data.base.module import DataModule, SplitName, data_root, refuse_below
+from vistrain.data.base.patient_folds import refuse_fold
 from vistrain.data.volumes.cases import Case, CaseList, folds_of, refuse_missing
 from vistrain.data.volumes.labels import VoxelLabels
 from vistrain.data.volumes.preparation import Intensities, VolumePreparation
@@ -80,9 +81,7 @@ class VolumeData(DataModule):
         super().__init__(batch_size=batch_size, **base)
         refuse_below(1, patch=min(patch), patches=patches)
         refuse_below(2, folds=folds)
-        refuse_below(0, fold=fold)
-        if fold is not None and fold >= folds:
-            raise ConfigError("data.fold", f"{fold} of {folds} folds", f"0 to {folds - 1}")
+        refuse_fold(fold, folds)
         if not 0 <= foreground <= 1:
             raise ConfigError("data.foreground", f"{foreground}", "a probability, 0..1")
         self.patch, self.fold, self.folds, self.foreground, self.patches = patch, fold, folds, foreground, patches

@@ -7,6 +7,7 @@ closest of NIfTI's RAS+, axes reversed), whatever a file has. Spacing is in mm a
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 import os
 import struct
@@ -24,6 +25,9 @@ from nibabel.wrapstruct import WrapStructError
 from vistrain.errors import DataError
 from vistrain.regular_files import open_regular
 from vistrain.writing import whole_file
+
+# What it says of a header names no file; what matters of it is refused here, by name.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 SUFFIXES = (".nii.gz", ".nii")
 # What other formats end in, and what makes NIfTI of them.

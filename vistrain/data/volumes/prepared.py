@@ -19,6 +19,7 @@ import numpy as np
 
 from vistrain.data.base.check import opened
 from vistrain.data.volumes.cases import NUMBERED, Case
+from vistrain.data.volumes.label_slices import read_label_slices
 from vistrain.data.volumes.labels import VoxelLabels
 from vistrain.data.volumes.nifti import Geometry, read_geometry, read_labels, read_mask, read_volume, stem_of
 from vistrain.data.volumes.preparation import VolumePreparation, resampled_labels
@@ -259,6 +260,9 @@ def read_truth(case: Case, geometry: Geometry, labels: VoxelLabels) -> np.ndarra
         DataError: with the case's name: there is no label, it lies elsewhere, or has a value that is no class.
     """
     with of_case(case.id):
+        if case.label_slices:
+            values = read_label_slices(case.label_slices, geometry)
+            return labels.channels(values, str(case.label_slices[0].parent))
         if case.label is None:
             raise DataError(case.id, "has no label", "add it, or remove the case")
         values, own = read_labels(case.label)

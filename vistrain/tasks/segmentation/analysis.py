@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from vistrain import pictures
-from vistrain.data.base.dataset import SampleSet
-from vistrain.errors import VistrainError
 from vistrain.metrics import Record
 from vistrain.metrics.mean_iou import MeanIoU
 from vistrain.tasks.base.task import Task
-from vistrain.writing import whole_file
+from vistrain.tasks.base.worst import WORST, draw_worst, write_table
 
 log = logging.getLogger(__name__)
 
-SIDE = 480  # long side of an image in the picture of the worst, pixels
-WORST = 8
 CONFUSED = 10  # pairs of classes that are printed
 
 
@@ -47,16 +40,6 @@ def per_image(metric: MeanIoU, records: Sequence[Record]) -> list[list[str]]:
         mean = float(np.nanmean(iou)) if labelled and np.isfinite(iou).any() else float("nan")
         rows.append((np.isnan(mean), mean, str(record["id"]), right))
     return [["image", "mIoU", "aAcc"], *([name, f"{m:.6f}", f"{right:.6f}"] for _, m, name, right in sorted(rows))]
-
-
-def write_table(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    """Write a CSV file, whole or not at all.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(rows)
 
 
 def analyse_task(task: Task, folder: Path) -> None:
@@ -97,34 +80,3 @@ def confused(matrix: np.ndarray, names: Sequence[str]) -> Table:
         if wrong[truth, found]:
             table.add_row(names[truth], names[found], f"{100 * wrong[truth, found] / matrix[truth].sum():.1f}")
     return table
-
-
-def draw_worst(task: Task, names: Sequence[str], path: Path) -> None:
-    """Look at images of the test split once more, and draw them.
-
-    Args:
-        task: its network looks.
-        names: ids of the images.
-        path: of the PNG.
-
-    Raises:
-        DataError: it cannot be written. Images that cannot be read are left out, with a warning.
-    """
-    data = task.datamodule
-    dataset = cast(SampleSet, data.dataset("test"))
-    rows, captions = [], []
-    for index in (i for i in range(len(dataset)) if names):
-        sample = dataset[index]
-        if isinstance(sample, VistrainError):
-            log.warning("not drawn: %s", sample)
-            continue
-        batch = data.collate([sample])
-        if str(batch["id"][0]) not in names:
-            continue
-        with torch.inference_mode():
-            on_device = {k: v.to(task.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-            found = task.predictions(on_device, "test")
-        cells = task.draw_sample(batch, 0, found[0], SIDE, 0.0)
-        rows.append([cell for _, cell in cells])
-        captions.append([caption for caption, _ in cells])
-    pictures.save_picture(pictures.grid(rows, captions), path)

@@ -14,7 +14,7 @@ from vistrain import pictures
 from vistrain.metrics import Record
 from vistrain.metrics.detection_errors import analyse
 from vistrain.tasks.base.task import Task
-from vistrain.tasks.segmentation.analysis import WORST, draw_worst
+from vistrain.tasks.base.worst import WORST, draw_worst
 from vistrain.writing import whole_file
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from vistrain.segmentation.semantic import SemanticNetwork
 from vistrain.structures import LabelSpace
 from vistrain.tasks.base.looks import picture_of
 from vistrain.tasks.base.task import Batch, Cells
-from vistrain.tasks.segmentation.analysis import WORST, draw_worst, write_table
+from vistrain.tasks.base.worst import WORST, draw_worst, write_table
 from vistrain.tasks.segmentation.instance_analysis import analyse_instances
 from vistrain.tasks.segmentation.panoptic_evaluate import evaluate_instances, evaluate_panoptic
 from vistrain.tasks.segmentation.panoptic_predictor import PanopticPredictor

@@ -8,6 +8,7 @@ from rich.console import RenderableType
 
 from vistrain.data.base.module import DataModule
 from vistrain.errors import ConfigError
+from vistrain.metrics.annotator_agreement import AnnotatorAgreement
 from vistrain.metrics.base import Metric
 from vistrain.metrics.binary_pixels import BinaryPixels
 from vistrain.metrics.mean_iou import IOU, MeanIoU
@@ -17,7 +18,8 @@ from vistrain.segmentation.mask_classifier import MaskClassifier
 from vistrain.structures import LabelSpace
 from vistrain.tasks.base.looks import picture_of
 from vistrain.tasks.base.task import Batch, Cells, Task
-from vistrain.tasks.segmentation.analysis import analyse_task, per_class, per_image, write_table
+from vistrain.tasks.base.worst import write_table
+from vistrain.tasks.segmentation.analysis import analyse_task, per_class, per_image
 from vistrain.tasks.segmentation.evaluate import evaluate_masks
 from vistrain.tasks.segmentation.pictures import truth_and_prediction
 from vistrain.tasks.segmentation.predictor import SegmentationPredictor
@@ -31,7 +33,7 @@ class SegmentationTask(Task):
     """
 
     predictor = SegmentationPredictor
-    protocols = (*IOU, *BinaryPixels.families, *RegionOverlap.families)
+    protocols = (*IOU, *BinaryPixels.families, *AnnotatorAgreement.families, *RegionOverlap.families)
 
     def build_metrics(self, split: str) -> dict[str, Metric]:
         """See `Task`.

@@ -11,20 +11,21 @@ from vistrain.data.volumes.module import VolumeData
 from vistrain.data.volumes.nifti import SUFFIXES, read_geometry, read_labels
 from vistrain.data.volumes.prepared import read_truth
 from vistrain.errors import ConfigError, DataError
-from vistrain.metrics import REGIONS, protocol
+from vistrain.metrics import LESIONS, REGIONS, protocol
+from vistrain.metrics.lesions import LesionResult
 from vistrain.metrics.region_overlap import RegionResult
 from vistrain.predictions import Segmentation
 from vistrain.tasks.volumes.predictor import VolumePredictor
 
 
-def evaluate_volumes(predictions: Path, data: DataModule, name: str = "regions") -> RegionResult:
+def evaluate_volumes(predictions: Path, data: DataModule, name: str = "regions") -> RegionResult | LesionResult:
     """Measure a folder of label maps against a data module's test split.
 
     Args:
         predictions: holds `CASE.nii.gz` (or `.nii`) for each case, with the data's own values; or is what `vistrain
             predict` wrote.
         data: of volumes.
-        name: a protocol of `REGIONS`.
+        name: a protocol of `REGIONS` or `LESIONS`.
 
     Raises:
         ConfigError: the data has no volumes, or the protocol is not one of theirs.
@@ -32,8 +33,8 @@ def evaluate_volumes(predictions: Path, data: DataModule, name: str = "regions")
     """
     if not isinstance(data, VolumeData):
         raise ConfigError("data.type", f"{type(data).__name__} has no volumes")
-    if name not in REGIONS:
-        raise ConfigError("--protocol", f"{name!r} is none for regions", f"use {', '.join(REGIONS)}")
+    if name not in (known := {**REGIONS, **LESIONS}):
+        raise ConfigError("--protocol", f"{name!r} is none for regions", f"use {', '.join(known)}")
     if not predictions.is_dir():
         raise DataError(str(predictions), "is no folder of predictions", "give one of NIfTI files")
     own = predictions / VolumePredictor.pictures / VolumePredictor.label_maps
@@ -55,5 +56,5 @@ def evaluate_volumes(predictions: Path, data: DataModule, name: str = "regions")
         target = {"label_map": torch.from_numpy(truth), "spacing": torch.tensor(geometry.spacing)}
         records += metric.update([case.id], [Segmentation(semantic=torch.from_numpy(found))], [target])
     metric.compute(records)
-    result: RegionResult = metric.result
+    result: RegionResult | LesionResult = metric.result
     return result

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ from rich.console import RenderableType
 from vistrain import pictures
 from vistrain.data.base.module import DataModule
 from vistrain.errors import ConfigError
-from vistrain.metrics.region_overlap import MEASURES, RegionOverlap
+from vistrain.metrics.lesions import LesionOverlap, LesionResult
+from vistrain.metrics.region_overlap import IN_MM, RegionOverlap, RegionResult
 from vistrain.predictions import Segmentation
 from vistrain.structures import LabelSpace
 from vistrain.tasks.base.task import Batch, Cells, Task
+from vistrain.tasks.base.worst import WORST, draw_worst, write_table
 from vistrain.tasks.volumes.evaluate import evaluate_volumes
 from vistrain.tasks.volumes.pictures import montage
 from vistrain.tasks.volumes.predictor import VolumePredictor
-from vistrain.writing import whole_file
 
 
 class VolumeTask(Task):
@@ -31,7 +32,7 @@ class VolumeTask(Task):
     """
 
     predictor = VolumePredictor
-    protocols = RegionOverlap.families
+    protocols = (*RegionOverlap.families, *LesionOverlap.families)
 
     def draw_sample(
         self, batch: Batch, index: int, prediction: Segmentation | None, side: int, threshold: float
@@ -55,24 +56,19 @@ class VolumeTask(Task):
         return [(caption or name, picture) for caption, picture in drawn.items()]
 
     def write_predictions(self, path: Path) -> None:
-        """Write the numbers of each case in the latest evaluation, `per_case.csv`, the worst first; on rank 0, which
-        has the records."""
-        for name, metric in {k: m for group in self.evaluators.values() for k, m in group.items()}.items():
-            if isinstance(metric, RegionOverlap) and metric.result is not None and name in self.records:
-                write_cases(path.with_name("per_case.csv"), metric)
-                return
+        """Write the numbers of each case in the latest evaluation, `per_case.csv`, the worst first, how they are
+        distributed, `per_case.png`, and where lesions were counted, `per_lesion.csv`; on rank 0, which has the
+        records."""
+        metrics = {k: m for group in self.evaluators.values() for k, m in group.items()}
+        write_results(path.parent, [metric.result for name, metric in metrics.items() if name in self.records])
 
     def analyse(self, folder: Path) -> None:
-        """Write the numbers of each case of the latest test, the worst first, and how Dice is distributed."""
-        metrics = [m for m in self.evaluators["test"].values() if isinstance(m, RegionOverlap)]
-        if not metrics or metrics[0].result is None:
+        """Write what `write_predictions` does of the latest test, and the worst cases, truth beside prediction."""
+        results = [metric.result for metric in self.evaluators["test"].values()]
+        cases = write_results(folder, results)
+        if not cases:
             raise ConfigError("--analysis", "no regions were measured", "set `metrics: [regions]`")
-        write_cases(folder / "per_case.csv", metrics[0])
-        for region in metrics[0].result.regions:
-            values = [row[f"{region}/Dice"] for row in metrics[0].result.per_case]
-            values = [value for value in values if not math.isnan(value)]
-            if values:
-                pictures.histogram(values, folder / f"dice_{region}.png", f"{region}: Dice of {len(values)} cases")
+        draw_worst(self, cases[:WORST], folder / "worst.png")
 
     @classmethod
     def evaluate_file(
@@ -88,7 +84,7 @@ class VolumeTask(Task):
             predictions: a folder of label maps with the data's own values, named as the cases are; or what `vistrain
                 predict` wrote.
             data: the data module whose test split they are of.
-            protocol: of the numbers, see `metrics.region_overlap`.
+            protocol: of the numbers, see `metrics.region_overlap` and `metrics.lesions`.
 
         Raises:
             ConfigError: there is no data, or no such protocol for regions.
@@ -99,26 +95,42 @@ class VolumeTask(Task):
         return evaluate_volumes(predictions, data, protocol)
 
 
-def write_cases(path: Path, metric: RegionOverlap) -> None:
-    """A line for each case of the metric's latest result, the worst mean Dice first.
+def write_results(folder: Path, results: Sequence[Any]) -> list[str]:
+    """Write `per_case.csv` and `per_case.png` of the first result of regions, and `per_lesion.csv` of the first one of
+    lesions.
+
+    Returns:
+        The names of the cases, the worst mean Dice first; empty where nothing of the kind was measured.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: a file cannot be written.
     """
-    assert metric.result is not None
-    regions = metric.result.regions
+    found = [result for result in results if isinstance(result, RegionResult | LesionResult)]
+    if not found:
+        return []
+    first, rows = found[0], sorted(found[0].per_case, key=lambda row: mean_dice(row, found[0].regions))
+    header = list(rows[0])
+    cells = [[str(row["case"]), *(f"{row[column]:.6f}" for column in header[1:])] for row in rows]
+    write_table(folder / "per_case.csv", [header, *cells])
+    panels: dict[str, dict[str, list[float]]] = {}
+    for measure in ("Dice", *IN_MM[:1]):
+        factor, unit = (1, "mm") if measure in IN_MM else (100, "%")
+        of_regions = {region: [factor * row[f"{region}/{measure}"] for row in rows] for region in first.regions}
+        panels[f"{measure}, {unit}"] = of_regions
+    pictures.box_plot(panels, folder / "per_case.png", f"{first.protocol}, {len(rows)} cases")
+    lesions = next((result.per_lesion() for result in found if isinstance(result, LesionResult)), None)
+    if lesions is not None:
+        columns = ["case", "region", "kind", "mm3", "parts", "Dice", "HD95"]
+        shown = [[f"{v:.6f}" if isinstance(v := row[c], float) else str(v) for c in columns] for row in lesions]
+        write_table(folder / "per_lesion.csv", [columns, *shown])
+    return [str(row["case"]) for row in rows]
 
-    def mean(row: dict[str, Any]) -> float:
-        values = [row[f"{region}/Dice"] for region in regions]
-        values = [value for value in values if not math.isnan(value)]
-        return float(np.mean(values)) if values else math.inf
 
-    columns = ["case", *(f"{region}/{measure}" for region in regions for measure in MEASURES)]
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for row in sorted(metric.result.per_case, key=mean):
-            writer.writerow([row["case"], *(f"{row[column]:.6f}" for column in columns[1:])])
+def mean_dice(row: Mapping[str, Any], regions: Sequence[str]) -> float:
+    """Over the regions of a case of which it is defined; infinite where it is of none."""
+    values = [row[f"{region}/Dice"] for region in regions]
+    values = [value for value in values if not math.isnan(value)]
+    return float(np.mean(values)) if values else math.inf
 
 
 def _nearest(image: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
