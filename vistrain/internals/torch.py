@@ -75,8 +75,16 @@ class MortalLoader(DataLoader[Any]):
         if self.num_workers:
             atexit.register(_kill_workers, weakref.ref(iterator))
             self._processes = list(iterator._workers)
-            iterator._try_get_data = functools.partial(self._ask, iterator._try_get_data)
+            iterator._try_get_data = functools.partial(_ask, weakref.ref(self), weakref.ref(iterator))
         return iterator
+
+
+def _ask(loader: weakref.ref[Any], iterator: weakref.ref[Any], *timeout: float) -> tuple[bool, Any]:
+    """In place of the iterator's own method. Only its last reference's end tells the workers to end: a cycle would be
+    left to the garbage collector, which first closes the queues that they are told through, and they would stay."""
+    asked, own = loader(), iterator()
+    ask = functools.partial(type(own)._try_get_data, own)
+    return ask(*timeout) if asked is None else asked._ask(ask, *timeout)
 
 
 def _kill_workers(reference: weakref.ref[Any]) -> None:
