@@ -371,7 +371,7 @@ sys.stderr.write(f"{calls} {len(sys.modules)}")
 
 
 def test_help_answers_at_once():
-    """What its 0.15 s go into, counted: seconds depend on what else the machine does. About 31 000 calls, 130 modules."""
+    """What its 0.15 s go into, counted: seconds depend on what else runs. About 31 000 calls and 130 modules."""
     made = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
     calls, modules = map(int, made.stderr.split())
     assert "usage: vistrain" in made.stdout
