@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import types
 import weakref
 from typing import Any
@@ -45,7 +46,6 @@ def test_loader_processes_end_when_they_are_told_to() -> None:
 
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_end_with_the_last_reference(persistent: bool) -> None:
-    """A cycle would leave them to the garbage collector, after which nothing reaches them."""
     loader = MortalLoader(range(4), num_workers=1, persistent_workers=persistent)  # type: ignore[arg-type]
     gc.disable()
     try:
@@ -56,6 +56,23 @@ def test_workers_end_with_the_last_reference(persistent: bool) -> None:
         assert reference() is None
     finally:
         gc.enable()
+    assert not worker.is_alive()
+    assert worker.exitcode == 0
+
+
+def deaf(worker: int) -> None:
+    """As the workers of runs are."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def test_workers_end_with_a_cycle_that_the_garbage_collector_finds() -> None:
+    loader: Any = MortalLoader(range(4), num_workers=1, persistent_workers=True, worker_init_fn=deaf)  # type: ignore[arg-type]
+    loader.itself = loader
+    iterator: Any = iter(loader)
+    assert next(iterator) == 0
+    (worker,) = iterator._workers
+    del iterator, loader
+    gc.collect()
     assert not worker.is_alive()
     assert worker.exitcode == 0
 

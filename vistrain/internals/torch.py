@@ -76,12 +76,15 @@ class MortalLoader(DataLoader[Any]):
             atexit.register(_kill_workers, weakref.ref(iterator))
             self._processes = list(iterator._workers)
             iterator._try_get_data = functools.partial(_ask, weakref.ref(self), weakref.ref(iterator))
+            # Of a cycle (a trainer's, say) the garbage collector would close the queues first, then have the iterator
+            # tell its workers through them to end, and wait in vain. What is kept is closed afterwards.
+            kept = (iterator._workers, iterator._index_queues, iterator._worker_result_queue)
+            weakref.finalize(iterator, len, kept).atexit = False
         return iterator
 
 
 def _ask(loader: weakref.ref[Any], iterator: weakref.ref[Any], *timeout: float) -> tuple[bool, Any]:
-    """In place of the iterator's own method. Only its last reference's end tells the workers to end: a cycle would be
-    left to the garbage collector, which first closes the queues that they are told through, and they would stay."""
+    """In place of the iterator's own method, and without a cycle: the workers end with the last reference to it."""
     asked, own = loader(), iterator()
     ask = functools.partial(type(own)._try_get_data, own)
     return ask(*timeout) if asked is None else asked._ask(ask, *timeout)
