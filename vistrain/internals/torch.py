@@ -86,7 +86,8 @@ class MortalLoader(DataLoader[Any]):
 def _ask(loader: weakref.ref[Any], iterator: weakref.ref[Any], *timeout: float) -> tuple[bool, Any]:
     """In place of the iterator's own method, and without a cycle: the workers end with the last reference to it."""
     asked, own = loader(), iterator()
-    ask = functools.partial(type(own)._try_get_data, own)
+    cls: Any = type(own)
+    ask = functools.partial(cls._try_get_data, own)
     return ask(*timeout) if asked is None else asked._ask(ask, *timeout)
 
 
