@@ -228,6 +228,7 @@ def check_registration(case: Case) -> None:
         register_model(timm.model_entrypoint(case.name))
 
 
+@torch.no_grad()
 def check_classification(case: Case) -> None:
     """Logits are made of features; the number of channels and the head's dropout are arguments."""
     model, images = case.model(drop_rate=0.5, drop_path_rate=0.5), case.images()
@@ -243,6 +244,7 @@ def check_classification(case: Case) -> None:
     assert case.model(in_chans=5)(case.images(channels=5)).shape == (2, CLASSES)
 
 
+@torch.no_grad()
 def check_reset_classifier(case: Case) -> None:
     """Any number of classes, none, and no pooling."""
     model, images = case.model(), case.images()
@@ -258,6 +260,7 @@ def check_reset_classifier(case: Case) -> None:
     assert not any(name.startswith("head.") for name, _ in bare.named_parameters())
 
 
+@torch.no_grad()
 def check_features_only(case: Case) -> None:
     """Maps NCHW at every size, with the channels and strides that `feature_info` tells; stages that are not used go."""
     whole = case.model(features_only=True)
@@ -276,6 +279,7 @@ def check_features_only(case: Case) -> None:
     assert sum(p.numel() for p in part.parameters()) < sum(p.numel() for p in whole.parameters())
 
 
+@torch.no_grad()
 def check_forward_intermediates(case: Case) -> None:
     """The same maps as `features_only`, by any way of choosing them."""
     model, images = case.model(), case.images()
@@ -292,6 +296,7 @@ def check_forward_intermediates(case: Case) -> None:
         model.forward_intermediates(images, output_fmt="NLC")
 
 
+@torch.no_grad()
 def check_sizes(case: Case) -> None:
     """Classification of images that are odd and not square."""
     model = case.model()
@@ -301,6 +306,7 @@ def check_sizes(case: Case) -> None:
         assert logits.isfinite().all()
 
 
+@torch.no_grad()
 def check_slivers(case: Case) -> None:
     """Images smaller than the coarsest stride, and slivers: they work, or the error names a size that does."""
     model, fitting = case.model(), set()
@@ -329,6 +335,7 @@ def check_gradients(case: Case) -> None:
     assert not silent
 
 
+@torch.no_grad()
 def check_batch_independence(case: Case) -> None:
     """In evaluation an image's result does not depend on its neighbours."""
     model, images = case.model(), case.images(3)
@@ -371,6 +378,7 @@ def check_onnx(case: Case) -> None:
         same(torch.from_numpy(logits), model(images), 1e-4)
 
 
+@torch.no_grad()
 def check_state_dict(case: Case) -> None:
     """Weights go out and in again, strictly; copies compute the same (averages of weights are copies)."""
     model, images = case.model(), case.images()

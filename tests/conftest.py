@@ -3,6 +3,7 @@ of those fails. Files of long tests come first, so that no worker process is lef
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import Counter
 from collections.abc import Generator
@@ -107,6 +108,7 @@ def _whole(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the counter; an environment variable that points nowhere is an error, not a reason to skip."""
+    os.fsync = lambda descriptor: None  # no test outlives a power cut, and each file would wait for the disk
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup pytest` would have runs ignore what tests send them
     config.addinivalue_line("markers", "parity: equality with stored results of the authors' code")

@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import random
 import shutil
 import signal
 import socket
@@ -38,10 +39,15 @@ def patience() -> float:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback interface that nobody listens on.
+
+    It is none of those that the system hands out (above 32767): another process's connection could take it meanwhile.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_768)  # seeded draws would be another test's, too
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -73,7 +79,7 @@ def run_ranks(
     Args:
         limit: seconds on an idle machine (see `patience`) after which everything is killed and the test fails.
         init: initialise torch.distributed (gloo) before; otherwise the function, or Lightning, does.
-        timeout: seconds that a collective of that default group waits; None: 30 on an idle machine.
+        timeout: seconds that a collective of that default group waits; None: 60 on an idle machine.
 
     Raises:
         AssertionError: with the traceback of every rank that raised, or naming the ranks that hung.
@@ -85,7 +91,7 @@ def run_ranks(
     try:
         for rank in range(world):
             ours, theirs = context.Pipe(duplex=False)
-            setting = (rank, world, port, folder, init, timeout or 30 * patience())
+            setting = (rank, world, port, folder, init, timeout or 60 * patience())
             process = context.Process(target=_rank, args=(theirs, setting, function, arguments), daemon=False)
             process.start()
             theirs.close()
@@ -222,6 +228,13 @@ class Job:
     def pids(self) -> list[int]:
         """Every live process that it started, orphans included."""
         return [pid for pid, env in _environments() if env.get(MARK) == self.name]
+
+    def leaves_nothing(self, limit: float = 60.0) -> bool:
+        """Whether all that it started has ended, or does within `limit` seconds: the system needs a moment for it."""
+        end = time.monotonic() + limit
+        while self.pids() and time.monotonic() < end:
+            time.sleep(0.02)
+        return not self.pids()
 
     def rank_pid(self, rank: int) -> int | None:
         """The process of one rank under torchrun or Lightning's launcher (not its data workers), or None."""

@@ -352,7 +352,7 @@ def work(pipe: Connection, kinds: Sequence[str], seed: int, cases: range, keep: 
         if keep is not None:
             (keep / f"{case}-{name}").write_bytes(data)
         pipe.send(("begins", case, kind))
-        # The peak starts anew: what one case used, or the process itself once held and gave back, hides no other case's.
+        # The peak starts anew: what one case used, or the process once held and gave back, hides no other case's.
         Path("/proc/self/clear_refs").write_text("5")
         low = _peak()
         began = time.process_time()

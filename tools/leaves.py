@@ -62,12 +62,24 @@ def digest(composed: Mapping[str, Any]) -> str:
     sections = {name: composed.get(name) for name in SECTIONS}
     sections["data"] = {key: composed.get("data", {}).get(key) for key in DATA}
     modules = {path.rpartition(".")[0] for path in classes_of(composed)} | _of_backbone(composed)
-    rooms = [p.name for p in source_code.PACKAGE.iterdir() if (p / "__init__.py").is_file() and p.name not in ELSEWHERE]
     found = hashlib.sha256(json.dumps(sections, sort_keys=True).encode())
-    for module in sorted(source_code.dependencies(modules, rooms)):
+    for module in _made_of(frozenset(modules)):
         found.update(f"{module}\n{_code_of(module)}".encode())
-    found.update("".join(code(inspect.getsource(function)) for function in (build, measure)).encode())
+    found.update(_own_code().encode())
     return found.hexdigest()[:12]
+
+
+@functools.cache
+def _made_of(modules: frozenset[str]) -> list[str]:
+    """Modules and what they import, of the rooms that networks are made of, sorted."""
+    rooms = [p.name for p in source_code.PACKAGE.iterdir() if (p / "__init__.py").is_file() and p.name not in ELSEWHERE]
+    return sorted(source_code.dependencies(modules, rooms))
+
+
+@functools.cache
+def _own_code() -> str:
+    """What measures a leaf."""
+    return "".join(code(inspect.getsource(function)) for function in (build, measure))
 
 
 def _of_backbone(composed: Mapping[str, Any]) -> set[str]:

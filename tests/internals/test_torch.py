@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
-import time
+import signal
 import types
 import weakref
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -51,12 +52,43 @@ def test_loader_processes_end_when_they_are_told_to() -> None:
     assert loader._iterator is iterator  # made by `_get_iterator`, which torch asks
     workers = list(iterator._workers)
     assert all(worker.is_alive() for worker in workers)
-    started = time.monotonic()
     _kill_workers(weakref.ref(iterator))
     for worker in workers:
-        worker.join(20)
+        worker.join(60)
     assert not any(worker.is_alive() for worker in workers)
-    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_end_with_the_last_reference(persistent: bool) -> None:
+    loader = MortalLoader(range(4), num_workers=1, persistent_workers=persistent)  # type: ignore[arg-type]
+    gc.disable()
+    try:
+        iterator: Any = iter(loader)
+        assert next(iterator) == 0
+        (worker,), reference = iterator._workers, weakref.ref(iterator)
+        del iterator, loader
+        assert reference() is None
+    finally:
+        gc.enable()
+    assert not worker.is_alive()
+    assert worker.exitcode == 0
+
+
+def deaf(worker: int) -> None:
+    """As the workers of runs are."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def test_workers_end_with_a_cycle_that_the_garbage_collector_finds() -> None:
+    loader: Any = MortalLoader(range(4), num_workers=1, persistent_workers=True, worker_init_fn=deaf)  # type: ignore[arg-type]
+    loader.itself = loader
+    iterator: Any = iter(loader)
+    assert next(iterator) == 0
+    (worker,) = iterator._workers
+    del iterator, loader
+    gc.collect()
+    assert not worker.is_alive()
+    assert worker.exitcode == 0
 
 
 def test_tensors_without_content() -> None:

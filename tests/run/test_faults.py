@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from distributed_tools import REPOSITORY, Job, environment, torchrun, vistrain
+from pausing import VARIABLE
 from training_tools import TinyData, Watch, fit, make_task
 
 from vistrain import processes
@@ -185,9 +186,9 @@ print("workers", *(worker.pid for worker in loader._iterator._workers), flush=Tr
 sys.exit(2)
 """
     with Job([sys.executable, "-c", program]) as job:
-        assert job.wait(30) == 2, job.output
+        assert job.wait() == 2, job.output
         assert "workers" in job.output
-        assert not job.pids()
+        assert job.leaves_nothing()
 
 
 # ---------------------------------------------------------------- torn files
@@ -280,7 +281,7 @@ def test_train_sbatch_requeues_what_was_told_to_stop(cluster: dict[str, str], co
 
 
 def test_torchrun_sbatch_remembers_that_it_was_told_to_stop(cluster: dict[str, str]) -> None:
-    waits = 'echo $$ > "$CALLS.step"; trap "exit 1" TERM; while :; do sleep 0.05; done'
+    waits = 'trap "exit 1" TERM; echo $$ > "$CALLS.step"; while :; do sleep 0.05; done'
     script = ["bash", str(SLURM / "torchrun.sbatch"), "--config", "x.yaml"]
     with subprocess.Popen(script, env={**cluster, "FAKE": waits}, stdout=subprocess.DEVNULL) as job:
         step = Path(cluster["CALLS"] + ".step")
@@ -301,12 +302,16 @@ def test_torchrun_sbatch_remembers_that_it_was_told_to_stop(cluster: dict[str, s
 
 # ---------------------------------------------------------------- real commands
 
+PAUSED = 7  # the step at which a run waits to be interrupted, see `pausing`
 CONFIG = {
     "base": "vistrain:demo/restoration",
     "data": {"train_images": 8, "val_images": 2, "workers": 0, "batch_size": 4, "patch": 8, "repeat": 6},
     "model": {"network": {"num_feat": 4, "num_block": 1}},
     "schedule": {"warmup_steps": 2},
-    "callbacks": {"checkpoints": {"type": "callbacks.Checkpoints", "every_n_steps": 2}},
+    "callbacks": {
+        "checkpoints": {"type": "callbacks.Checkpoints", "every_n_steps": 2},
+        "pause": {"type": "pausing.Pause", "step": PAUSED},
+    },
     "trainer": {"accelerator": "cpu", "max_epochs": 3, "check_val_every_n_epoch": 1, "log_every_n_steps": 1},
 }
 LIMIT = 60.0  # seconds; grows with the load of the machine
@@ -321,12 +326,25 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(config: Path, folder: Path, *more: str) -> list[str]:
-    return ["fit", "--config", str(config), "--resume", "auto", f"run.folder={folder}", *more]
+    return [
+        *("fit", "--config", str(config), "--resume", "auto", "--allow", "pausing", f"run.folder={folder}"),
+        *more,
+    ]
 
 
-def elastic(config: Path, folder: Path, restarts: int = 0) -> Job:
+def go(folder: Path) -> Path:
+    """The file that a run waits for at `PAUSED`, where `pauses` asked it to."""
+    return folder.with_suffix(".go")
+
+
+def pauses(folder: Path) -> dict[str, str]:
+    """What makes a run pause. Once it is told to go on, a continued one does not."""
+    return {VARIABLE: str(go(folder))}
+
+
+def elastic(config: Path, folder: Path, restarts: int = 0, **env: str) -> Job:
     # A store that outlives a restart holds the addresses of processes that are gone.
-    env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **env}
     return torchrun(["vistrain", *arguments(config, folder)], restarts=restarts, env=env)
 
 
@@ -356,9 +374,10 @@ def whole(config: Path) -> Path:
 @pytest.mark.slow
 def test_a_killed_rank_is_replaced_and_the_run_ends_with_the_same_bits(whole: Path, config: Path) -> None:
     folder = config.parent / "killed"
-    with elastic(config, folder, 2) as job:
+    with elastic(config, folder, 2, **pauses(folder)) as job:
         job.wait_for(lambda: steps(folder) >= 5, LIMIT)
         os.kill(job.wait_for(lambda: job.rank_pid(1)), signal.SIGKILL)
+        go(folder).touch()
         assert job.wait(LIMIT) == 0, job.output
     assert same(folder, whole)
 
@@ -367,9 +386,10 @@ def test_a_killed_rank_is_replaced_and_the_run_ends_with_the_same_bits(whole: Pa
 @pytest.mark.parametrize("victim", ["rank", "agent"])
 def test_a_termination_saves_on_all_ranks(whole: Path, config: Path, victim: str) -> None:
     folder = config.parent / f"terminated_{victim}"
-    with elastic(config, folder) as job:
+    with elastic(config, folder, **pauses(folder)) as job:
         job.wait_for(lambda: steps(folder) >= 5, LIMIT)
-        os.kill(job.process.pid if victim == "agent" else job.rank_pid(1) or 0, signal.SIGTERM)
+        os.kill(job.process.pid if victim == "agent" else job.wait_for(lambda: job.rank_pid(1)), signal.SIGTERM)
+        go(folder).touch()
         assert job.wait(LIMIT) != 0
         assert "told to stop at step" in job.output, job.output
         assert f"vistrain fit --resume {folder}" in job.output
@@ -383,13 +403,14 @@ def test_a_termination_saves_on_all_ranks(whole: Path, config: Path, victim: str
 @pytest.mark.slow
 def test_lightnings_launcher_and_ctrl_c(whole: Path, config: Path) -> None:
     folder = config.parent / "interrupted"
-    with vistrain(*arguments(config, folder, "trainer.devices=2")) as job:
+    with vistrain(*arguments(config, folder, "trainer.devices=2"), env=pauses(folder)) as job:
         job.wait_for(lambda: steps(folder) >= 3, LIMIT)
         os.killpg(job.process.pid, signal.SIGINT)  # as a terminal does
+        go(folder).touch()
         assert job.wait(LIMIT) == 130, job.output
         assert "interrupted at step" in job.output
         assert "Traceback" not in job.output
-        assert not job.pids()
+        assert job.leaves_nothing()
     with vistrain(*arguments(config, folder, "trainer.devices=2")) as job:
         assert job.wait(LIMIT) == 0, job.output
     assert same(folder, whole)
@@ -443,7 +464,10 @@ def test_srun_starts_the_processes_and_is_told_75(whole: Path, config: Path) -> 
             "MASTER_ADDR": "127.0.0.1",
         }  # fmt: skip
         return [
-            vistrain(*arguments(config, folder), env={**common, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)})
+            vistrain(
+                *arguments(config, folder),
+                env={**common, **pauses(folder), "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
+            )
             for i in range(2)
         ]
 
@@ -451,6 +475,7 @@ def test_srun_starts_the_processes_and_is_told_75(whole: Path, config: Path) -> 
     with first, second:
         first.wait_for(lambda: steps(folder) >= 3, LIMIT)
         second.process.send_signal(signal.SIGUSR1)
+        go(folder).touch()
         assert [job.wait(LIMIT) for job in (first, second)] == [75, 75], first.output + second.output
         assert not list(folder.glob("hpc_ckpt*"))
     first, second = tasks()

@@ -75,11 +75,20 @@ class MortalLoader(DataLoader[Any]):
         if self.num_workers:
             atexit.register(_kill_workers, weakref.ref(iterator))
             self._processes = list(iterator._workers)
-            # By a proxy: an iterator that held itself would be left to the garbage collector, which may close the pipes
-            # to the workers before the iterator asks them to end; they ignore SIGTERM, and Python would wait for ever.
-            ask = functools.partial(type(iterator)._try_get_data, weakref.proxy(iterator))
-            iterator._try_get_data = functools.partial(self._ask, ask)
+            iterator._try_get_data = functools.partial(_ask, weakref.ref(self), weakref.ref(iterator))
+            # Of a cycle (a trainer's, say) the garbage collector would close the queues first, then have the iterator
+            # tell its workers through them to end, and wait in vain. What is kept is closed afterwards.
+            kept = (iterator._workers, iterator._index_queues, iterator._worker_result_queue)
+            weakref.finalize(iterator, len, kept).atexit = False
         return iterator
+
+
+def _ask(loader: weakref.ref[Any], iterator: weakref.ref[Any], *timeout: float) -> tuple[bool, Any]:
+    """In place of the iterator's own method, and without a cycle: the workers end with the last reference to it."""
+    asked, own = loader(), iterator()
+    cls: Any = type(own)
+    ask = functools.partial(cls._try_get_data, own)
+    return ask(*timeout) if asked is None else asked._ask(ask, *timeout)
 
 
 def _kill_workers(reference: weakref.ref[Any]) -> None:
