@@ -3,8 +3,8 @@
     python tools/large_volume.py [--sides 1000 512 512] [--classes 60] [--window 64 128 128] [--overlap 0.5]
         [--threads 2] [--kept FOLDER]
 
-A CT is generated (z, y, x of `--sides`, 16-bit, uncompressed), a tiny network for `--classes` classes is made by `vistrain
-fit` in two steps, and `vistrain predict` runs in a process of its own without mirror images. Printed are
+A CT is generated (z, y, x of `--sides`, 16-bit, uncompressed), a tiny network for `--classes` classes is made by
+`vistrain fit` in two steps, and `vistrain predict` runs in a process of its own without mirror images. Printed are
 its peak resident memory, the most that its scratch and output folders held, and its processor time. Exits with 1 where
 the memory reaches 6 GB or the files 2 GB.
 """
@@ -32,7 +32,9 @@ CONFIG = """
 base: vistrain:med/custom_nifti
 data: {{root: set, patch: {window}, batch_size: 1, patches: 1, workers: 0, cache: cache, intensities: [window],
   window: [-1000, 1000, 0, 400], within: all, augment: {{type: data.VolumeAugment, rotate: 0, scale: 0}}}}
-model: {{network: {{type: segmentation.UNet3d, widths: [4, 8], depths: [1, 1], decoder_depth: 1, deep: false}}, mirror: []}}
+model:
+  network: {{type: segmentation.UNet3d, widths: [4, 8], depths: [1, 1], decoder_depth: 1, deep: false}}
+  mirror: []
 trainer: {{max_epochs: 1, limit_train_batches: 2, check_val_every_n_epoch: 2, accelerator: cpu}}
 run: {{folder: run}}
 """

@@ -20,6 +20,7 @@ from vistrain.metrics.mean_iou import IOU, MeanIoU
 from vistrain.metrics.panoptic_quality import PanopticQuality
 from vistrain.metrics.probe_accuracy import ProbeAccuracy
 from vistrain.metrics.reconstruction_loss import ReconstructionLoss
+from vistrain.metrics.region_components import RegionComponents
 from vistrain.metrics.region_overlap import REGIONS, RegionOverlap
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
@@ -35,6 +36,7 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "boundary_iou": BoundaryIoU,
     "vessels": BinaryPixels,
     **{name: functools.partial(RegionOverlap, name) for name in REGIONS},
+    "components": RegionComponents,
     "panoptic": PanopticQuality,
     "culane": CULaneF1,
     "tusimple": TuSimpleAccuracy,
@@ -52,6 +54,7 @@ METRICS: tuple[type[Metric], ...] = (
     MeanIoU,
     BinaryPixels,
     RegionOverlap,
+    RegionComponents,
     CityscapesIoU,
     BoundaryIoU,
     PanopticQuality,
@@ -82,6 +85,7 @@ __all__ = [
     "ProbeAccuracy",
     "ReconstructionLoss",
     "Record",
+    "RegionComponents",
     "RegionOverlap",
     "TuSimpleAccuracy",
     "Unit",

@@ -22,14 +22,13 @@ from vistrain.segmentation.volume import SliceNetwork, VolumeNetwork
 from vistrain.structures import Factory
 
 
-
 class ChannelsLastConv3d(nn.Conv3d):
     """A 3-D convolution that is computed with channels last on a CPU, where that is faster at equal values.
 
     Weights are kept as they are, so that files and other devices do not notice.
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+    def forward(self, input: Tensor) -> Tensor:
         """`[B, N, D, H, W]` -> `[B, M, D', H', W']`; the format of the weights decides that of the computation."""
         weight = self.weight
         if input.device.type == "cpu":

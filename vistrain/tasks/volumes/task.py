@@ -13,6 +13,7 @@ from rich.console import RenderableType
 from vistrain import pictures
 from vistrain.data.base.module import DataModule
 from vistrain.errors import ConfigError
+from vistrain.metrics.region_components import RegionComponents
 from vistrain.metrics.region_overlap import MEASURES, RegionOverlap
 from vistrain.predictions import Segmentation
 from vistrain.structures import LabelSpace
@@ -31,7 +32,7 @@ class VolumeTask(Task):
     """
 
     predictor = VolumePredictor
-    protocols = RegionOverlap.families
+    protocols = (*RegionOverlap.families, *RegionComponents.families)
 
     def draw_sample(
         self, batch: Batch, index: int, prediction: Segmentation | None, side: int, threshold: float
