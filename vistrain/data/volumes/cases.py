@@ -46,6 +46,7 @@ class Case:
         images: one for each modality, or one whose fourth axis has them all.
         label: its label map, or None.
         brain: a mask of what intensities are measured on, or None.
+        previous: label map that the first stage of a cascade has found, or None.
         patient: whose cases stay together when folds are made.
         fold: where a list says it, else None.
     """
@@ -56,11 +57,12 @@ class Case:
     brain: Path | None = None
     patient: str = ""
     fold: int | None = None
+    previous: Path | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All of them."""
-        return (*self.images, *(file for file in (self.label, self.brain) if file is not None))
+        return (*self.images, *(file for file in (self.label, self.brain, self.previous) if file is not None))
 
 
 @dataclass

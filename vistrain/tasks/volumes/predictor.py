@@ -15,10 +15,11 @@ import torch
 
 from vistrain import pictures
 from vistrain.data.volumes.cases import NUMBERED, TRUTH, WORDS, Case, modality_of
+from vistrain.data.volumes.first_stage import label_maps
 from vistrain.data.volumes.labels import VoxelLabels
 from vistrain.data.volumes.nifti import SUFFIXES, Geometry, refuse_other_kinds, stem_of, write_volume
 from vistrain.data.volumes.preparation import VolumePreparation
-from vistrain.data.volumes.prepared import of_case, read_images, read_truth
+from vistrain.data.volumes.prepared import of_case, read_images, read_previous, read_truth
 from vistrain.errors import ConfigError, DataError
 from vistrain.metrics.region_components import LARGEST, cleaned
 from vistrain.metrics.region_overlap import RegionOverlap
@@ -44,12 +45,14 @@ class Volume:
         geometry: where the voxels are; what is written has it again.
         brain: mask of what intensities are measured on, bool `[z, y, x]`, or None.
         name: for messages.
+        previous: class channels `[z, y, x]` of a first stage, or None.
     """
 
     images: np.ndarray
     geometry: Geometry
     brain: np.ndarray | None = None
     name: str = "volume"
+    previous: np.ndarray | None = None
 
 
 @dataclass
@@ -86,8 +89,11 @@ class VolumePredictor(Predictor[VolumeResult]):
             alone where there is none.
         components: `folds.json` of folds that were measured with `components`, whose rules are applied to label maps.
 
+        previous: folder of what the first stage of a cascade has predicted of the inputs.
+
     Raises:
-        ConfigError: a value is out of its range, or the network takes no windows.
+        ConfigError: a value is out of its range, the network takes no windows, or it takes label maps of a first stage
+            and there are none.
         DataError: the file of rules cannot be read, or has none.
     """
 
@@ -107,6 +113,7 @@ class VolumePredictor(Predictor[VolumeResult]):
         window_batch: int | None = None,
         truth: str | None = None,
         components: str | None = None,
+        previous: str | None = None,
         **base: Any,
     ) -> None:
         super().__init__(model, device, **base)
@@ -125,6 +132,10 @@ class VolumePredictor(Predictor[VolumeResult]):
             model.mirror = (0, 1, 2) if mirror else ()
         model.overlap = model.overlap if overlap is None else overlap
         model.window_batch = window_batch or model.window_batch
+        if bool(self.preparation.previous) != (previous is not None):
+            problem = "the network takes label maps of a first stage" if previous is None else "it has no first stage"
+            raise ConfigError("--previous", problem, "give the folder of its predictions, where there is one")
+        self._previous = {} if previous is None else label_maps(previous)
         self.kept_regions = RegionOverlap("regions", self.labels).regions
         self.rules = {} if components is None else rules_of(Path(components), self.kept_regions)
 
@@ -178,8 +189,13 @@ class VolumePredictor(Predictor[VolumeResult]):
         names = self.preparation.modalities
         case, _ = _case_of(path)
         files, brain = self._siblings(path, names)
-        images, geometry, mask = read_images(Case(case, files, None, brain), len(names))
-        return Volume(images, geometry, mask, case)
+        stems = (case, stem_of(path))
+        first = next((self._previous[stem] for stem in stems if stem in self._previous), None)
+        if self.preparation.previous and first is None:
+            raise DataError(case, "has no label map in --previous", "predict it with the first stage")
+        files_of_case = Case(case, files, None, brain, previous=first)
+        images, geometry, mask = read_images(files_of_case, len(names))
+        return Volume(images, geometry, mask, case, read_previous(files_of_case, geometry, labels_of(self.labels)))
 
     def _siblings(self, path: Path, names: Sequence[str]) -> tuple[tuple[Path, ...], Path | None]:
         """The file of each modality, and a mask of the brain."""
@@ -217,7 +233,9 @@ class VolumePredictor(Predictor[VolumeResult]):
     def _found(self, volume: Volume) -> VolumeResult:
         sides = volume.images.shape[1:]
         with of_case(volume.name):
-            image, box = self.preparation.prepared(volume.images, volume.geometry.spacing, volume.brain)
+            image, box = self.preparation.prepared(
+                volume.images, volume.geometry.spacing, volume.brain, volume.previous
+            )
         batch = {
             "image": torch.from_numpy(image)[None],
             "size": torch.tensor([image.shape[1:]]),
@@ -274,9 +292,7 @@ class VolumePredictor(Predictor[VolumeResult]):
 
     def write_picture(self, file: InputFile, image: Volume, result: VolumeResult, target: Path) -> None:
         """See `Predictor` and the class."""
-        values = np.array([self.labels.category_of.get(c, 0) for c in range(self.labels.num_classes)])
-        smallest = np.promote_types(np.min_scalar_type(values.min()), np.min_scalar_type(values.max()))
-        write_volume(target, values.astype(smallest)[result.classes], image.geometry)
+        write_volume(target, stored_values(result.classes, self.labels), image.geometry)
         name = target.relative_to(self._folder / self.label_maps)
         stem = name.with_name(stem_of(name))
         if result.probabilities is not None:
@@ -321,6 +337,13 @@ class VolumePredictor(Predictor[VolumeResult]):
     def header(self) -> dict[str, Any]:
         """The classes, and the values that label maps have for them."""
         return {"classes": [{"value": v, "name": n} for v, n in zip(self.labels.ids, self.labels.names, strict=True)]}
+
+
+def stored_values(classes: np.ndarray, labels: LabelSpace) -> np.ndarray:
+    """Class channels as the values that the data's files have, of the smallest type that holds them."""
+    values = np.array([labels.category_of.get(channel, 0) for channel in range(labels.num_classes)])
+    smallest = np.promote_types(np.min_scalar_type(values.min()), np.min_scalar_type(values.max()))
+    return values.astype(smallest)[classes]
 
 
 def rules_of(path: Path, regions: Collection[str]) -> dict[str, str | float]:
