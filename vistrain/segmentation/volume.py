@@ -317,7 +317,8 @@ class VolumeSegmenter(Network):
         Args:
             image, box: see `planes`.
         """
-        members = [self, *self.averaged]
+        device = next(self.parameters()).device
+        members = [self, *(other.to(device) for other in self.averaged)]  # which are no part of this module
         for planes in zip(*(member.planes(image, box) for member in members), strict=True):
             yield torch.stack([self.plane_probabilities(plane) for plane in planes]).mean(0)
 
