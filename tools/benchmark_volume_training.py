@@ -5,9 +5,9 @@
 Both sides train a U-Net of one layout (MONAI's DynUNet) with SGD, cross-entropy and Dice on the same patches of the
 generated brain tumours, in processes of their own that take turns. A step is all between the ends of two steps, the
 loader and the logging included: processor time of one thread, the median. Memory is how far the peak of the resident
-set rises above what is held at the end of the first step. Where MONAI is not installed, that part is left out. Exits with 1 where a
-step is slower than MONAI's or takes more memory, or where more than 5 % of an epoch with two workers is spent waiting
-for data.
+set rises above what is held at the end of the first step. Where MONAI is not installed, that part is left out. Exits
+with 1 where a step is slower than MONAI's or takes more memory, or where more than 5 % of an epoch with two workers is
+spent waiting for data.
 """
 
 from __future__ import annotations
