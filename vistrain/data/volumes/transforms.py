@@ -80,14 +80,13 @@ class VolumeAugment:
     drop: float = 0.2
 
     def __post_init__(self) -> None:
-        names = ("rotate", "scale", "elastic", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma")
-        values = (self.rotate, self.scale, self.elastic, self.noise, self.blur, self.brightness, self.contrast,
-                  self.low_resolution, self.gamma)  # fmt: skip
-        names, values = (
-            (*names, "inverted_gamma", "reshape", "drop"),
-            (*values, self.inverted_gamma, self.reshape, self.drop),
-        )
-        for name, value in zip(names, values, strict=True):
+        shares = {
+            "rotate": self.rotate, "scale": self.scale, "elastic": self.elastic, "noise": self.noise,
+            "blur": self.blur, "brightness": self.brightness, "contrast": self.contrast,
+            "low_resolution": self.low_resolution, "gamma": self.gamma, "inverted_gamma": self.inverted_gamma,
+            "reshape": self.reshape, "drop": self.drop,
+        }  # fmt: skip
+        for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise ConfigError(f"data.augment.{name}", f"{value}", "a probability, 0..1")
         ranges = {"factors": self.factors, "sigmas": self.sigmas, "shares": self.shares, "exponents": self.exponents,
