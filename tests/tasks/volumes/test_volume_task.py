@@ -367,4 +367,6 @@ def test_planes_go_through_what_matters() -> None:
     found[3, 1:4, 2:5] = 1
     found[3, 2, 5] = 1
     assert middle_of([found], found.shape) == (3, 2, 2)
+    found[0] = 255  # outside of a case
+    assert middle_of([found], found.shape) == (3, 2, 2)
     assert middle_of([found * 0], found.shape) == (2, 3, 3)
