@@ -68,7 +68,7 @@ def test_a_real_volume_keeps_its_geometry(tmp_path: Path, monkeypatch: pytest.Mo
   root: .
   cases_file: cases.csv
   modalities: [t2]
-  spacing: [6, 3, 3]
+  spacing: [6, 6, 6]
   classes: {background: 0, bright: 1}
   folds: 2"""
         )
