@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vistrain.checkpoints import KeyMap
 from vistrain.contract import GuardedContract
+from vistrain.errors import ConfigError
 from vistrain.structures import LabelSpace, Preprocessing
 
 
@@ -81,6 +82,14 @@ class Network(GuardedContract, nn.Module, abc.ABC):
         Raises:
             ConfigError: naming sizes that it can take.
         """
+
+    def average_with(self, others: Sequence[Network]) -> None:
+        """Predict the mean with other networks from now on; refused unless it says how.
+
+        Raises:
+            ConfigError: it does not average, or they have other outputs.
+        """
+        raise ConfigError("--ckpt", f"{type(self).__name__} does not average networks", "give one")
 
     def on_step_end(self, step: int) -> None:
         """Called after the optimizer's step number `step` (from 1), for teachers and schedules; does nothing."""

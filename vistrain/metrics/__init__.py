@@ -22,6 +22,7 @@ from vistrain.metrics.mean_iou import IOU, MeanIoU
 from vistrain.metrics.panoptic_quality import PanopticQuality
 from vistrain.metrics.probe_accuracy import ProbeAccuracy
 from vistrain.metrics.reconstruction_loss import ReconstructionLoss
+from vistrain.metrics.region_components import RegionComponents
 from vistrain.metrics.region_overlap import REGIONS, RegionOverlap
 
 # Each builds a metric from what it needs to know; the defaults are the protocol's frozen arguments.
@@ -39,6 +40,7 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "annotators": AnnotatorAgreement,
     **{name: functools.partial(RegionOverlap, name) for name in REGIONS},
     **{name: functools.partial(LesionOverlap, name) for name in LESIONS},
+    "components": RegionComponents,
     "panoptic": PanopticQuality,
     "culane": CULaneF1,
     "tusimple": TuSimpleAccuracy,
@@ -58,6 +60,7 @@ METRICS: tuple[type[Metric], ...] = (
     AnnotatorAgreement,
     RegionOverlap,
     LesionOverlap,
+    RegionComponents,
     CityscapesIoU,
     BoundaryIoU,
     PanopticQuality,
@@ -91,6 +94,7 @@ __all__ = [
     "ProbeAccuracy",
     "ReconstructionLoss",
     "Record",
+    "RegionComponents",
     "RegionOverlap",
     "TuSimpleAccuracy",
     "Unit",

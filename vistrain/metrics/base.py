@@ -50,6 +50,10 @@ class Metric(Contract, ABC):
     def compute(self, records: Sequence[Record]) -> dict[str, float]:
         """Named numbers (`family/name`) from the records of all samples, the most important one first."""
 
+    def choice(self) -> dict[str, Any]:
+        """Settings of prediction that the latest `compute` found best on its samples, plain values; nothing, here."""
+        return {}
+
     @classmethod
     def unit(cls, name: str) -> Unit:
         """What one of its numbers (`coco/AP`) is measured in; a plain number of which much is good, if it says

@@ -82,6 +82,16 @@ class Comparison:
         star = " *" if ends[0] > 0 or ends[1] < 0 else ""
         return f"{said} ({ends[0]:+.{unit(name).digits}f} to {ends[1]:+.{unit(name).digits}f}){star}"
 
+    def best(self) -> str:
+        """A sentence that names the best run by the first number that all were tested on; empty if there is none."""
+        shared = [name for name in self.runs[0].numbers if all(name in run.numbers for run in self.runs)]
+        if not shared:
+            return ""
+        first = shared[0]
+        values = [(place, run.numbers[first]) for place, run in enumerate(self.runs)]
+        place, value = best(first, values)
+        return f"best by {first}: {self.names[place]}, {printed(first, value)}"
+
     def paired(self, other: int) -> bool:
         """Whether the tests of a run and of the first one were on the same samples."""
         first, second = (self.runs[i].tested.get("images") or {} for i in (0, other))
@@ -124,6 +134,8 @@ class Comparison:
         yield Heading("Numbers")
         if rows:
             yield Table(headings, rows, headings[1:])
+            if said := self.best():
+                yield Text(said)
             if any(self.paired(other) for other in range(1, len(self.runs))):
                 yield Text(
                     "In brackets the 95 % interval of the difference over the test's samples, paired (delete-half "

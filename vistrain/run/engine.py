@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from vistrain.run import refusals
 from vistrain.run.continued import Continued
 from vistrain.run.folders import folder_of, run_folder
 from vistrain.run.lock import held
-from vistrain.run.networks import load_checkpoint, load_named, load_whole, refuse_other_classes
+from vistrain.run.networks import load, load_checkpoint, load_named, load_whole, refuse_other_classes
 from vistrain.run.parts import build_parts, build_trainer, monitored, stage_configs
 from vistrain.run.rehearsal import refuse_ahead
 from vistrain.run.run_page import write_report
@@ -130,6 +130,8 @@ def test(
     allow: Collection[str] = (),
     analysis: Path | None = None,
     records: Path | None = None,
+    others: Sequence[Path] = (),
+    folder: Path | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint of ours, or a config with foreign weights, on the test split.
 
@@ -141,6 +143,8 @@ def test(
         allow: see `fit`.
         analysis: folder for what the task's `analyse` writes of the test; None: nothing.
         records: file for the records of each metric, JSON, of which a metric makes its numbers; None: none.
+        others: further checkpoints, with whose networks that of the first is averaged.
+        folder: for `test.json`; None: that of the checkpoint, or of the run.
 
     Returns:
         The numbers by name, such as `test/coco/AP`.
@@ -167,10 +171,19 @@ def test(
             refuse_other_classes(checkpoint, LabelSpace.from_dict(facts["labels"]), parts.data.labels)
         load_weights(parts.model, facts["state_dict"], where=str(checkpoint))
         parts.data.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
+        if others:
+            loaded = [load(other, allow) for other in others]
+            for file, (_, known) in zip(others, loaded, strict=True):
+                for key in ("labels", "evaluation"):
+                    if known[key] != facts[key]:
+                        raise ConfigError("--ckpt", f"{file} has other {key} than {checkpoint}", "average of one kind")
+            parts.model.average_with([model for model, _ in loaded])
     elif weights:
         load_whole(parts.model, weights)
     parts.task.analysis_folder = analysis
-    folder = Path(checkpoint).parent if checkpoint is not None else run_folder(config, None)
+    reported = folder is None
+    if folder is None:
+        folder = Path(checkpoint).parent if checkpoint is not None else run_folder(config, None)
     trainer = build_trainer(config, parts, folder, allow, evaluate_only=True)
     if records is not None:
         trainer.callbacks.append(KeepRecords(records))  # type: ignore[attr-defined]  # Lightning hides the list
@@ -188,6 +201,6 @@ def test(
         record["halves"] = parts.task.tested.halves
         with whole_file(folder / "test.json") as path:
             path.write_text(json.dumps(record, indent=2) + "\n")
-        if checkpoint is not None and (folder / "config.yaml").is_file():
+        if reported and checkpoint is not None and (folder / "config.yaml").is_file():
             _report(folder)
     return numbers

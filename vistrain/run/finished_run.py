@@ -40,7 +40,7 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> Run:
-        """Read a folder.
+        """Read a folder; that of `vistrain folds` is the config of its first fold, and the numbers of all cases.
 
         Raises:
             ConfigError: it is not that of a run.
@@ -48,6 +48,12 @@ class Run:
         stages = sorted(folder.glob("stage_*"), key=lambda path: (len(path.name), path.name))
         if stages and not (folder / "metrics.csv").is_file():
             folder = stages[-1]  # what the run came to
+        folds = _json(folder / "folds.json")
+        if folds and (folder / "fold_0" / "config.yaml").is_file():
+            numbers = {f"test/{name}": value for name, value in (folds.get("numbers") or {}).items()}
+            images = {"digest": folds.get("digest")}
+            tested = {"numbers": numbers, "halves": folds.get("halves"), "images": images}
+            return cls(folder, read_file(folder / "fold_0" / "config.yaml"), {}, {}, tested, [])
         if not (folder / "config.yaml").is_file():
             remedy = "name the folder that `vistrain fit` wrote, such as runs/detection"
             raise ConfigError(str(folder), "is no run: there is no config.yaml in it", remedy)

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rich.table import Table
 from vistrain import metrics, processes
 from vistrain.config import compose
 from vistrain.errors import ConfigError, DataError
+from vistrain.metrics.halves import Tested
 from vistrain.run.engine import fit, test
 from vistrain.run.folders import folder_of, own_run
 from vistrain.run.parts import data_of
@@ -43,6 +44,8 @@ class FoldReport:
         samples: how many there are.
         results: what each metric prints of all samples.
         missing: folds that were not run yet; then nothing is known of all.
+        choices: protocol -> settings of prediction that are best on all samples, see `Metric.choice`.
+        tested: numbers of random halves of all samples, with which folds of other configs are compared.
     """
 
     folder: Path
@@ -53,11 +56,14 @@ class FoldReport:
     samples: int = 0
     results: list[Any] = field(default_factory=list)
     missing: list[int] = field(default_factory=list)
+    choices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tested: Tested = field(default_factory=Tested)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, as in `folds.json`."""
-        names = ("numbers", "intervals", "spread", "samples", "missing")
-        return {**{name: vars(self)[name] for name in names}, "by_fold": {str(k): v for k, v in self.by_fold.items()}}
+        names = ("numbers", "intervals", "spread", "samples", "missing", "choices")
+        by_fold = {str(k): v for k, v in self.by_fold.items()}
+        return {**{name: vars(self)[name] for name in names}, "by_fold": by_fold, **asdict(self.tested)}
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         table = Table(box=None, pad_edge=False)
@@ -129,6 +135,42 @@ def cross_validate(
     return report(config, whole, data.folds, allow)
 
 
+def average(config: dict[str, Any], folders: Sequence[Path], allow: Collection[str] = ()) -> FoldReport:
+    """Measure the mean of the networks that several configs have left for each fold, on what none of them has seen.
+
+    Args:
+        config: composed and resolved: the data, the metrics, and where the report goes.
+        folders: of `cross_validate`, all folds done.
+        allow: see `fit`.
+
+    Raises:
+        ConfigError, DataError, WeightsError: something is the user's to mend, such as folders without all folds.
+    """
+    if len(folders) < 2:
+        raise ConfigError("--average", "one folder", "name two or more")
+    data, whole = data_of(config, allow), folder_of(config)
+    if any(whole.resolve() == folder.resolve() for folder in folders):
+        raise ConfigError("run.folder", f"{whole} is one of the averaged ones", "name another one")
+    for fold in range(data.folds):
+        files = [folder / f"fold_{fold}" / "last.ckpt" for folder in folders]
+        if missing := [file for file in files if not file.is_file()]:
+            raise DataError(str(missing[0]), "is missing", "run all folds of each config first")
+        folder = whole / f"fold_{fold}"
+        folder.mkdir(parents=True, exist_ok=True)
+        first, *others = files
+        with whole_file(folder / "config.yaml") as path:
+            path.write_text((first.parent / "config.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+        test(
+            {"metrics": config.get("metrics")},
+            checkpoint=first,
+            allow=allow,
+            records=folder / RECORDS,
+            others=others,
+            folder=folder,
+        )
+    return report(config, whole, data.folds, allow)
+
+
 def report(config: Mapping[str, Any], whole: Path, folds: int, allow: Collection[str] = ()) -> FoldReport:
     """The numbers of all folds that are done, and `folds.json`.
 
@@ -169,6 +211,8 @@ def _together(found: FoldReport, merged: Mapping[str, Sequence[Any]], data: Any)
         numbers = metric.compute(records)
         found.numbers |= numbers
         found.results.append(metric.result)
+        found.choices[name] = metric.choice()
+        found.tested.add("test/", metric, records)
         found.samples = len(records)
         again = metrics.protocol(name, labels=data.labels, ground_truth=None)
         drawn: dict[str, list[float]] = {number: [] for number in numbers}

@@ -181,7 +181,7 @@ class VolumeSegmenter(Network):
         self.overlap, self.window_batch, self.mirror = overlap, window_batch, tuple(mirror)
         self.network = network(in_channels=self.channels, out_channels=len(self.painted) or labels.num_classes)
         self.num_outputs = len(self.painted) or labels.num_classes
-        self.window, self._told = window, False
+        self.window, self._told, self.averaged = window, False, list[VolumeSegmenter]()
         if window is not None:
             self.check_size(*window)
         self.key_maps = inside("network.", self.network.key_maps)
@@ -273,8 +273,12 @@ class VolumeSegmenter(Network):
             batch: `image`, `size`, `original_size`, and `box` `[B, 3, 2]` int64, the part of the original that the
                 image shows (all of it if that is missing).
         """
-        cases = _cases(batch)
-        return [Segmentation(semantic=self.decided(self.planes(i, box), size, box)) for i, size, box in cases]
+        return [
+            Segmentation(semantic=self.decided(self.mean_planes(image, box), size, box, 0.5))
+            if self.averaged
+            else Segmentation(semantic=self.decided(self.planes(image, box), size, box))
+            for image, size, box in _cases(batch)
+        ]
 
     @torch.no_grad()
     def case_probabilities(self, batch: Mapping[str, Any]) -> list[Tensor]:
@@ -290,10 +294,33 @@ class VolumeSegmenter(Network):
             if not self.painted:
                 shares[0] = 1
             part = shares[:, *(slice(low, high) for low, high in box)]
-            for index, plane in enumerate(self.planes(image, box)):
-                part[:, index] = self.plane_probabilities(plane).to(part)
+            for index, plane in enumerate(self.mean_planes(image, box)):
+                part[:, index] = plane.to(part)
             found.append(shares)
         return found
+
+    def average_with(self, others: Sequence[Network]) -> None:
+        """See `Network`: of their probabilities; mirror images, overlap and batches of windows are those of this one.
+
+        Raises:
+            ConfigError: they have other outputs.
+        """
+        for other in others:
+            if not isinstance(other, VolumeSegmenter) or other.painted != self.painted:
+                raise ConfigError("--ckpt", "networks of different outputs", "average networks of one config")
+            other.mirror, other.overlap, other.window_batch = self.mirror, self.overlap, self.window_batch
+            self.averaged.append(other.to(next(self.parameters()).device).eval())
+
+    def mean_planes(self, image: Tensor, box: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+        """Probabilities `[K, h, w]` of each plane, of this network or the mean with those of `average_with`.
+
+        Args:
+            image, box: see `planes`.
+        """
+        device = next(self.parameters()).device
+        members = [self, *(other.to(device) for other in self.averaged)]  # which are no part of this module
+        for planes in zip(*(member.planes(image, box) for member in members), strict=True):
+            yield torch.stack([self.plane_probabilities(plane) for plane in planes]).mean(0)
 
     def plane_probabilities(self, logits: Tensor) -> Tensor:
         """Logits `[K, ...]` -> probabilities in 0..1 of the same shape."""
@@ -308,13 +335,15 @@ class VolumeSegmenter(Network):
             classes.masked_fill_(own > threshold, channel)
         return classes
 
-    def decided(self, planes: Iterator[Tensor], size: Sequence[int], box: Sequence[tuple[int, int]]) -> Tensor:
-        """Classes `[*size]` from planes of logits `[K, h, w]` of the box, which are forgotten one by one."""
+    def decided(
+        self, planes: Iterator[Tensor], size: Sequence[int], box: Sequence[tuple[int, int]], threshold: float = 0.0
+    ) -> Tensor:
+        """Classes `[*size]` from planes `[K, h, w]` of the box, which are forgotten one by one; see `plane_classes`."""
         few = self.labels.num_classes <= 256
         found = torch.zeros(tuple(size), dtype=torch.uint8 if few else torch.int64)
         part = found[tuple(slice(low, high) for low, high in box)]
         for index, plane in enumerate(planes):
-            part[index] = self.plane_classes(plane).to(part)
+            part[index] = self.plane_classes(plane, threshold).to(part)
         return found
 
     def planes(self, image: Tensor, box: Sequence[tuple[int, int]]) -> Iterator[Tensor]:

@@ -19,6 +19,7 @@ from vistrain.cli import main
 from vistrain.data.volumes.generated import write_tumours
 from vistrain.data.volumes.nifti import Geometry, read_labels, read_volume, write_volume
 from vistrain.errors import DataError
+from vistrain.metrics.region_components import cleaned
 from vistrain.run.predict import load_predictor
 from vistrain.tasks.volumes.pictures import middle_of
 from vistrain.tasks.volumes.predictor import Volume, VolumePredictor
@@ -149,7 +150,7 @@ def test_files_give_the_numbers_of_the_test(trained: Path, monkeypatch: pytest.M
 
 def test_folds_are_run_reported_and_averaged(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(trained)
-    words = ["folds", "-c", "mine.yaml", "run.folder=cv", "trainer.max_epochs=1"]
+    words = ["folds", "-c", "mine.yaml", "run.folder=cv", "trainer.max_epochs=1", "metrics=[regions, components]"]
     assert main([*words, "--only", "2"]) == 0
     assert "folds 0, 1 are missing" in capsys.readouterr().out
     time = (trained / "cv/fold_2/last.ckpt").stat().st_mtime_ns
@@ -173,6 +174,31 @@ def test_folds_are_run_reported_and_averaged(trained: Path, monkeypatch: pytest.
     case = str(trained / SET / "Phantom_000/Phantom_000_flair.nii.gz")
     mean = np.mean([one.predict(case).probabilities.astype(np.float32) for one in alone], 0)
     np.testing.assert_allclose(together.predict(case).probabilities, mean, atol=2e-3)
+    # What the folds chose, or here: what they might have chosen, is done to predictions.
+    assert set(found["choices"]) == {"regions", "components"}
+    found["choices"]["components"] = {"WT": "largest", "ET": 1e9}
+    (trained / "rules.json").write_text(json.dumps(found))
+    plain = alone[0].predict(case).classes
+    kept = load_predictor(checkpoints[0], "cpu", components=str(trained / "rules.json")).predict(case).classes
+    regions = {"WT": (1, 2, 3), "ET": (3,)}
+    assert np.array_equal(kept, cleaned(plain.copy(), {"WT": "largest", "ET": 1e9}, regions, 1.0))
+    assert 3 not in kept
+    for wrong in ({**found, "missing": [1]}, {**found, "choices": {"components": {"liver": "largest"}}}, []):
+        (trained / "rules.json").write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match="rule"):
+            load_predictor(checkpoints[0], "cpu", components=str(trained / "rules.json"))
+    # The mean of a network with itself is that network: the numbers of its folds come back, and are compared.
+    chosen = ["-c", "mine.yaml", "metrics=[regions]"]
+    assert main(["folds", "--average", "cv", "cv", *chosen, "run.folder=both"]) == 0
+    again = json.loads((trained / "both/folds.json").read_text())
+    assert again["numbers"] == {k: v for k, v in found["numbers"].items() if k.startswith("regions")}
+    assert again["digest"] == found["digest"]
+    assert main(["folds", "--average", "cv", "run", *chosen, "run.folder=wrong"]) == 2
+    assert main(["folds", "--average", "cv", "both", *chosen, "run.folder=both"]) == 2
+    capsys.readouterr()
+    assert main(["compare", "cv", "both", "--output", "compared"]) == 0
+    said = capsys.readouterr().out
+    assert f"best by test/regions/Dice: cv, {found['numbers']['regions/Dice']:.4f}" in said
     assert main([*words, "--only", "3"]) == 2
     assert main(["folds", "-c", "vistrain:demo/segmentation"]) == 2
     assert "has no folds" in capsys.readouterr().err
@@ -355,5 +381,7 @@ def test_planes_go_through_what_matters() -> None:
     found = np.zeros((5, 6, 7), np.uint8)
     found[3, 1:4, 2:5] = 1
     found[3, 2, 5] = 1
+    assert middle_of([found], found.shape) == (3, 2, 2)
+    found[0] = 255  # outside of a case
     assert middle_of([found], found.shape) == (3, 2, 2)
     assert middle_of([found * 0], found.shape) == (2, 3, 3)

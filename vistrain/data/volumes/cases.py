@@ -45,6 +45,7 @@ class Case:
         images: one for each modality, or one whose fourth axis has them all.
         label: its label map, or None.
         brain: a mask of what intensities are measured on, or None.
+        previous: label map that the first stage of a cascade has found, or None.
         patient: whose cases stay together when folds are made.
         fold: where a list says it, else None.
         label_slices: its label map as a picture for each slice, from below to above, in place of `label`; see
@@ -58,6 +59,7 @@ class Case:
     patient: str = ""
     fold: int | None = None
     label_slices: tuple[Path, ...] = ()
+    previous: Path | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -67,7 +69,7 @@ class Case:
     @property
     def volumes(self) -> tuple[Path, ...]:
         """Those that are NIfTI files."""
-        return (*self.images, *(file for file in (self.label, self.brain) if file is not None))
+        return (*self.images, *(file for file in (self.label, self.brain, self.previous) if file is not None))
 
 
 @dataclass

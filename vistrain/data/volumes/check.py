@@ -169,6 +169,9 @@ def check_volumes(data: VolumeData, output: str | Path) -> VolumeReport:
     if seen:
         report.fingerprint = _fingerprint(seen, data)
         made = plans(report.fingerprint, [case.spacing for case in seen.values()])
+        if "low_resolution" in made:
+            second = {**made["3d"]["data"], "previous": "runs/plan_low_resolution"}
+            made["second_stage"] = {**made["3d"], "data": second}
         for name, plan in made.items():
             file = folder / f"plan_{name}.yaml"
             with whole_file(file) as partial:
@@ -325,6 +328,7 @@ def _explained(name: str, plan: dict[str, Any]) -> str:
         "3d": "A network for volumes at the set's own resolution.",
         "2d": "A network for slices: quicker, and often as good where slices lie far apart.",
         "low_resolution": "A network for volumes at a lower resolution, whose patches show a quarter of a case.",
+        "second_stage": "As plan_3d, behind the folds of plan_low_resolution with task.keep_labels=true.",
     }[name]
     how = "# Proposed by `vistrain check`; use it after your own config:\n# vistrain fit -c mine.yaml -c THIS\n"
     return f"# {what}\n{how}{to_yaml(plan)}"

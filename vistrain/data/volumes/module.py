@@ -7,6 +7,7 @@ import logging
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from vistrain.data.base.collate import Batch
 from vistrain.data.base.module import DataModule, SplitName, data_root, refuse_below
 from vistrain.data.base.patient_folds import refuse_fold
 from vistrain.data.volumes.cases import Case, CaseList, folds_of, refuse_missing
+from vistrain.data.volumes.first_stage import label_maps
 from vistrain.data.volumes.labels import VoxelLabels
 from vistrain.data.volumes.preparation import Intensities, VolumePreparation
 from vistrain.data.volumes.prepared import Cache, PreparedCase
@@ -47,6 +49,7 @@ class VolumeData(DataModule):
         augment: training augmentation; `VolumeAugment()` if None.
         cache: folder for prepared cases; None: `prepared` in `VISTRAIN_DATA` or `data/`. It is about as large as the
             set uncompressed, in two bytes a voxel.
+        previous: folder of the label maps of a first stage, see `first_stage`: their classes are further channels.
         unpaired: `refuse` images without a label, and labels without an image, or `skip` them.
         batch_size, base: see `DataModule`.
 
@@ -74,6 +77,7 @@ class VolumeData(DataModule):
         patches: int = 1,
         augment: VolumeAugment | None = None,
         cache: str | None = None,
+        previous: str | None = None,
         unpaired: Literal["refuse", "skip"] = "refuse",
         batch_size: int = 2,
         **base: Any,
@@ -87,7 +91,7 @@ class VolumeData(DataModule):
         self.patch, self.fold, self.folds, self.foreground, self.patches = patch, fold, folds, foreground, patches
         self.classes, self.regions, self.ignore, self.unpaired = classes, regions, tuple(ignore), unpaired
         self.augment = VolumeAugment() if augment is None else augment
-        self.cache_folder = cache
+        self.cache_folder, self.previous = cache, previous
         self._settings: dict[str, Any] = {
             "spacing": spacing, "intensities": tuple(intensities), "percentiles": percentiles, "window": window,
             "within": within, "crop": crop,
@@ -116,8 +120,13 @@ class VolumeData(DataModule):
 
     @property
     def channels(self) -> int:  # type: ignore[override]  # known once the set is
-        """One for each modality."""
-        return len(self.modalities)
+        """One for each modality, and for each class of a first stage."""
+        return len(self.modalities) + self.previous_classes
+
+    @property
+    def previous_classes(self) -> int:
+        """Classes of a first stage that are channels; 0 without one."""
+        return 0 if self.previous is None else len(self.rule.names) - 1
 
     @property
     def labels(self) -> LabelSpace:
@@ -127,14 +136,26 @@ class VolumeData(DataModule):
     @property
     def eval_transform(self) -> VolumePreparation:
         """What is done to a case; needs no files but those that say the modalities."""
-        return VolumePreparation(self.modalities, **self._settings)
+        return VolumePreparation(self.modalities, previous=self.previous_classes, **self._settings)
 
     @property
     def listing(self) -> CaseList:
         """See `case_list`; looked for the first time."""
         if self._list is None:
             self._list = self.case_list()
+            if self.previous is not None:
+                self._add_previous(self._list, self.previous)
         return self._list
+
+    @staticmethod
+    def _add_previous(found: CaseList, folder: str) -> None:
+        maps = label_maps(folder)
+        for index, case in enumerate(found.cases):
+            if case.id in maps:
+                found.cases[index] = replace(case, previous=maps[case.id])
+            else:
+                remedy = "predict it with the first stage"
+                found.problems.append(DataError(case.id, f"has no label map in {folder} (data.previous)", remedy))
 
     def cases(self, split: SplitName | None = None) -> list[Case]:
         """The cases of a split that have images and a label, by id; of all splits if None.
@@ -212,7 +233,8 @@ class VolumeData(DataModule):
         """Patches for `train`, whole cases otherwise."""
         found = self.prepared(self.cases(split))
         if split == "train":
-            return Patches(found, self.patch, self.foreground, self.augment, self.rule.ignored, self.patches)
+            drawn = self.patch, self.foreground, self.augment, self.rule.ignored, self.patches
+            return Patches(found, *drawn, previous=self.previous_classes)
         return WholeCases(found)
 
     def largest(self, split: SplitName) -> tuple[int, ...]:

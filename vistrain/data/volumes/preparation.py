@@ -38,6 +38,7 @@ class VolumePreparation(EvalTransform):
             whatever is not air; or in `all` voxels. Air is the one value that at least half of an image's border has
             (in skull-stripped images 0 as a rule, but not always). What is not brain becomes 0.
         crop: leave out what lies around the brain.
+        previous: classes of a first stage (without the background) that are further channels, see `first_stage`.
 
     Raises:
         ConfigError: numbers make no sense.
@@ -50,6 +51,7 @@ class VolumePreparation(EvalTransform):
     window: tuple[float, float, float, float] | None = None
     within: Literal["brain", "all"] = "brain"
     crop: bool = True
+    previous: int = 0
 
     def __post_init__(self) -> None:
         if self.spacing is not None and not all(0 < length < math.inf for length in self.spacing):
@@ -144,7 +146,11 @@ class VolumePreparation(EvalTransform):
         return tuple(max(1, length) for length in found)
 
     def prepared(
-        self, images: np.ndarray, spacing: Sequence[float], brain: np.ndarray | None = None
+        self,
+        images: np.ndarray,
+        spacing: Sequence[float],
+        brain: np.ndarray | None = None,
+        previous: np.ndarray | None = None,
     ) -> tuple[np.ndarray, Box]:
         """All of it.
 
@@ -152,9 +158,11 @@ class VolumePreparation(EvalTransform):
             images: float32 `[C, z, y, x]`, as measured; may be written to.
             spacing: mm along z, y, x.
             brain: its mask, where there is one.
+            previous: class channels `[z, y, x]` of the first stage, where the network takes them.
 
         Returns:
-            float32 `[C, d, h, w]` of the box, and the box in voxels of the case.
+            float32 `[C, d, h, w]` of the box, with the channels of the first stage behind the images, and the box in
+            voxels of the case.
 
         Raises:
             DataError: see `sides_of`.
@@ -169,7 +177,13 @@ class VolumePreparation(EvalTransform):
         # A copy of the box alone, so that the whole can be let go of.
         images = np.ascontiguousarray(images[(slice(None), *inside)])
         self.normalised(images, None if brain is None else brain[inside])
-        return resampled(images, sides), box
+        images = resampled(images, sides)
+        if self.previous:
+            if previous is None:
+                raise DataError("data.previous", "has no label map of this case", "predict it with the first stage")
+            found = one_hot(np.ascontiguousarray(previous[inside]), sides, self.previous)
+            images = np.concatenate((images, found))
+        return images, box
 
 
 def air_of(image: np.ndarray) -> float | None:
@@ -213,3 +227,18 @@ def resampled_labels(labels: np.ndarray, sides: Sequence[int]) -> np.ndarray:
         best[better] = share[better]
         found[better] = value
     return found.numpy().astype(labels.dtype)
+
+
+def one_hot(classes: np.ndarray, sides: Sequence[int], count: int) -> np.ndarray:
+    """Class channels of a first stage as the network takes them.
+
+    Args:
+        classes: `[*S]`, 0 is the background.
+        sides: wanted.
+        count: of the classes but the background.
+
+    Returns:
+        float32 `[count, *sides]` of 0 and 1.
+    """
+    there = resampled_labels(classes, sides)
+    return np.stack([there == channel for channel in range(1, count + 1)]).astype(np.float32)

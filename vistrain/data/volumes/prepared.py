@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +158,9 @@ class Cache:
         images, geometry, brain = read_images(case, len(self.preparation.modalities))
         sides, spacing = images.shape[1:], geometry.spacing
         truth = read_truth(case, geometry, self.labels)
+        previous = read_previous(case, geometry, self.labels) if self.preparation.previous else None
         with of_case(case.id):
-            image, box = self.preparation.prepared(images, spacing, brain)
+            image, box = self.preparation.prepared(images, spacing, brain, previous)
         del images
         inside = tuple(slice(low, high) for low, high in box)
         label = resampled_labels(np.ascontiguousarray(truth[inside]), image.shape[1:])
@@ -270,6 +271,15 @@ def read_truth(case: Case, geometry: Geometry, labels: VoxelLabels) -> np.ndarra
             remedy = f"a label map has the grid of its image; resample {case.label.name} without interpolation"
             raise DataError(str(case.label), f"has {difference}, unlike {case.images[0].name}", remedy)
         return labels.channels(values, str(case.label))
+
+
+def read_previous(case: Case, geometry: Geometry, labels: VoxelLabels) -> np.ndarray | None:
+    """Class channels that the first stage of a cascade has found, uint8 `[z, y, x]`, or None.
+
+    Raises:
+        DataError: as `read_truth`.
+    """
+    return None if case.previous is None else read_truth(replace(case, label=case.previous), geometry, labels)
 
 
 def places_of(label: np.ndarray, labels: VoxelLabels) -> np.ndarray:

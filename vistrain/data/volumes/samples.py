@@ -75,6 +75,7 @@ class Patches(SampleSet):
         augment: what is done to it; None: nothing.
         ignored: label outside of a case.
         repeats: patches of each case in an epoch.
+        previous: how many of the last channels are classes of a first stage.
     """
 
     def __init__(
@@ -85,9 +86,10 @@ class Patches(SampleSet):
         augment: VolumeAugment | None,
         ignored: int,
         repeats: int = 1,
+        previous: int = 0,
     ) -> None:
         self.cases, self.patch, self.foreground = list(cases), tuple(patch), foreground
-        self.augment, self.ignored, self.repeats = augment, ignored, repeats
+        self.augment, self.ignored, self.repeats, self.previous = augment, ignored, repeats, previous
 
     def __len__(self) -> int:
         return len(self.cases) * self.repeats
@@ -110,7 +112,7 @@ class Patches(SampleSet):
             low = [c + (p - e) // 2 for c, p, e in zip(corner, self.patch, extent, strict=True)]
             image, label = motion.applied(*self._cut(images, labels, low, extent), self.patch, self.ignored)
         if self.augment is not None:
-            image, label = self.augment.values(image, label, draw)
+            image, label = self.augment.values(image, label, draw, self.previous)
         arrays = np.ascontiguousarray(image.half().numpy()), np.ascontiguousarray(label.numpy())
         box = tuple((0, side) for side in self.patch)
         return VolumeSample(*arrays, case.id, self.patch, box, tuple(case.facts["spacing"]))

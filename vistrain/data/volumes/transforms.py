@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vistrain.data.volumes.first_stage import disturbed
 from vistrain.errors import ConfigError
 
 Range = tuple[float, float]
@@ -47,6 +48,8 @@ class VolumeAugment:
         gamma: probability; an exponent of `exponents`, mean and deviation as before.
         exponents: least and greatest.
         inverted_gamma: probability; the same on the negative.
+        reshape: probability; classes of a first stage grow and shrink, see `first_stage.disturbed`.
+        drop: probability; a class of a first stage loses a component.
 
     Raises:
         ConfigError: a number makes no sense.
@@ -73,12 +76,17 @@ class VolumeAugment:
     gamma: float = 0.3
     exponents: Range = (0.7, 1.5)
     inverted_gamma: float = 0.1
+    reshape: float = 0.4
+    drop: float = 0.2
 
     def __post_init__(self) -> None:
-        names = ("rotate", "scale", "elastic", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma")
-        values = (self.rotate, self.scale, self.elastic, self.noise, self.blur, self.brightness, self.contrast,
-                  self.low_resolution, self.gamma)  # fmt: skip
-        for name, value in zip((*names, "inverted_gamma"), (*values, self.inverted_gamma), strict=True):
+        shares = {
+            "rotate": self.rotate, "scale": self.scale, "elastic": self.elastic, "noise": self.noise,
+            "blur": self.blur, "brightness": self.brightness, "contrast": self.contrast,
+            "low_resolution": self.low_resolution, "gamma": self.gamma, "inverted_gamma": self.inverted_gamma,
+            "reshape": self.reshape, "drop": self.drop,
+        }  # fmt: skip
+        for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise ConfigError(f"data.augment.{name}", f"{value}", "a probability, 0..1")
         ranges = {"factors": self.factors, "sigmas": self.sigmas, "shares": self.shares, "exponents": self.exponents,
@@ -105,14 +113,18 @@ class VolumeAugment:
         scales = np.array([1.0 if flat else 1 / factor, 1 / factor, 1 / factor])
         return Motion(matrix * scales[None, :], seed if chosen[2] else None, strength, flat)
 
-    def values(self, image: Tensor, label: Tensor, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def values(
+        self, image: Tensor, label: Tensor, draw: np.random.Generator, previous: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """Everything that does not move voxels, and mirroring.
 
         Args:
             image: float32 `[C, d, h, w]`, of intensities with mean 0 and deviation 1; may be written to.
             label: `[d, h, w]`.
             draw: decides.
+            previous: how many of the last channels are classes of a first stage, which have no intensities.
         """
+        image, maps = image[: len(image) - previous], image[len(image) - previous :]
         chosen = draw.random(7) < (self.noise, self.blur, self.brightness, self.contrast, self.low_resolution,
                                    self.inverted_gamma, self.gamma)  # fmt: skip
         if chosen[0]:
@@ -134,6 +146,8 @@ class VolumeAugment:
                 image[channel] = -power(-image[channel], _drawn(draw, self.exponents))
             if chosen[6]:
                 image[channel] = power(image[channel], _drawn(draw, self.exponents))
+        if previous:
+            image = torch.cat((image, disturbed(maps, draw, self.reshape, self.drop)))
         axes = [axis for axis in self.mirror if draw.random() < 0.5]
         if axes:
             image, label = image.flip([axis + 1 for axis in axes]), label.flip(axes)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from vistrain.data.volumes.labels import IGNORED
 from vistrain.pictures import class_colours, legend, overlaid
 from vistrain.pictures.grids import GROUND
 from vistrain.structures import LabelSpace
@@ -16,9 +17,10 @@ GAP = 2  # pixels
 
 
 def middle_of(maps: Sequence[np.ndarray], sides: Sequence[int]) -> tuple[int, int, int]:
-    """The planes (z, y, x) that show most of the first map that has any class but the first; else the middle ones."""
+    """The planes (z, y, x) that show most of the first map that has any class but the first; else the middle ones. What
+    is not annotated, as outside of a case, is no class."""
     for found in maps:
-        inside = found > 0
+        inside = (found > 0) & (found != IGNORED)
         if inside.any():
             sums = [inside.sum(tuple(a for a in range(3) if a != axis)) for axis in range(3)]
             z, y, x = (int(of_axis.argmax()) for of_axis in sums)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,11 +15,14 @@ import torch
 
 from vistrain import pictures
 from vistrain.data.volumes.cases import NUMBERED, TRUTH, WORDS, Case, modality_of
+from vistrain.data.volumes.first_stage import label_maps
 from vistrain.data.volumes.labels import VoxelLabels
 from vistrain.data.volumes.nifti import SUFFIXES, Geometry, refuse_other_kinds, stem_of, write_volume
 from vistrain.data.volumes.preparation import VolumePreparation
-from vistrain.data.volumes.prepared import of_case, read_images, read_truth
+from vistrain.data.volumes.prepared import of_case, read_images, read_previous, read_truth
 from vistrain.errors import ConfigError, DataError
+from vistrain.metrics.region_components import LARGEST, cleaned
+from vistrain.metrics.region_overlap import RegionOverlap
 from vistrain.network import Network
 from vistrain.segmentation.volume import VolumeSegmenter
 from vistrain.structures import LabelSpace
@@ -41,12 +45,14 @@ class Volume:
         geometry: where the voxels are; what is written has it again.
         brain: mask of what intensities are measured on, bool `[z, y, x]`, or None.
         name: for messages.
+        previous: class channels `[z, y, x]` of a first stage, or None.
     """
 
     images: np.ndarray
     geometry: Geometry
     brain: np.ndarray | None = None
     name: str = "volume"
+    previous: np.ndarray | None = None
 
 
 @dataclass
@@ -81,9 +87,14 @@ class VolumePredictor(Predictor[VolumeResult]):
         window_batch: windows at a time; by default the network's own.
         truth: folder of label maps called as the inputs are: montages show them beside the prediction, which is
             alone where there is none.
+        components: `folds.json` of folds that were measured with `components`, whose rules are applied to label maps.
+
+        previous: folder of what the first stage of a cascade has predicted of the inputs.
 
     Raises:
-        ConfigError: a value is out of its range, or the network takes no windows.
+        ConfigError: a value is out of its range, the network takes no windows, or it takes label maps of a first stage
+            and there are none.
+        DataError: the file of rules cannot be read, or has none.
     """
 
     noun = "volume"
@@ -101,6 +112,8 @@ class VolumePredictor(Predictor[VolumeResult]):
         overlap: float | None = None,
         window_batch: int | None = None,
         truth: str | None = None,
+        components: str | None = None,
+        previous: str | None = None,
         **base: Any,
     ) -> None:
         super().__init__(model, device, **base)
@@ -112,13 +125,19 @@ class VolumePredictor(Predictor[VolumeResult]):
             raise ConfigError("--overlap", f"{overlap}", "a share of a window's side: from 0 to below 1")
         if window_batch is not None and window_batch < 1:
             raise ConfigError("--window-batch", f"{window_batch}", "use 1 or more")
-        self.segmenter, self.preparation, self.others = model, self.transform, list[VolumeSegmenter]()
+        self.segmenter, self.preparation = model, self.transform
         self.probabilities, self.truth, self._folder = probabilities, truth, Path()
         self._truths: dict[str, Path] = {}
         if mirror is not None:
             model.mirror = (0, 1, 2) if mirror else ()
         model.overlap = model.overlap if overlap is None else overlap
         model.window_batch = window_batch or model.window_batch
+        if bool(self.preparation.previous) != (previous is not None):
+            problem = "the network takes label maps of a first stage" if previous is None else "it has no first stage"
+            raise ConfigError("--previous", problem, "give the folder of its predictions, where there is one")
+        self._previous = {} if previous is None else label_maps(previous)
+        self.kept_regions = RegionOverlap("regions", self.labels).regions
+        self.rules = {} if components is None else rules_of(Path(components), self.kept_regions)
 
     def average_with(self, others: Sequence[Network]) -> None:
         """See `Predictor`: of their probabilities.
@@ -126,12 +145,7 @@ class VolumePredictor(Predictor[VolumeResult]):
         Raises:
             ConfigError: they have other outputs.
         """
-        for other in others:
-            if not isinstance(other, VolumeSegmenter) or other.painted != self.segmenter.painted:
-                raise ConfigError("--ckpt", "networks of different outputs", "average networks of one config")
-            other.mirror, other.overlap = self.segmenter.mirror, self.segmenter.overlap
-            other.window_batch = self.segmenter.window_batch
-            self.others.append(other.to(self.device).eval())
+        self.segmenter.average_with(others)
 
     # ---------------------------------------------------------------- inputs
 
@@ -175,8 +189,13 @@ class VolumePredictor(Predictor[VolumeResult]):
         names = self.preparation.modalities
         case, _ = _case_of(path)
         files, brain = self._siblings(path, names)
-        images, geometry, mask = read_images(Case(case, files, None, brain), len(names))
-        return Volume(images, geometry, mask, case)
+        stems = (case, stem_of(path))
+        first = next((self._previous[stem] for stem in stems if stem in self._previous), None)
+        if self.preparation.previous and first is None:
+            raise DataError(case, "has no label map in --previous", "predict it with the first stage")
+        files_of_case = Case(case, files, None, brain, previous=first)
+        images, geometry, mask = read_images(files_of_case, len(names))
+        return Volume(images, geometry, mask, case, read_previous(files_of_case, geometry, labels_of(self.labels)))
 
     def _siblings(self, path: Path, names: Sequence[str]) -> tuple[tuple[Path, ...], Path | None]:
         """The file of each modality, and a mask of the brain."""
@@ -205,40 +224,45 @@ class VolumePredictor(Predictor[VolumeResult]):
     @torch.inference_mode()
     def run(self, inputs: Sequence[Volume]) -> list[VolumeResult]:
         """Classes of several cases, one after the other, in their own voxels."""
-        return [self._found(volume) for volume in inputs]
+        results = [self._found(volume) for volume in inputs]
+        for volume, result in zip(inputs, results, strict=True):
+            mm3 = float(np.prod(volume.geometry.spacing))
+            cleaned(result.classes, self.rules, self.kept_regions, mm3)
+        return results
 
     def _found(self, volume: Volume) -> VolumeResult:
         sides = volume.images.shape[1:]
         with of_case(volume.name):
-            image, box = self.preparation.prepared(volume.images, volume.geometry.spacing, volume.brain)
+            image, box = self.preparation.prepared(
+                volume.images, volume.geometry.spacing, volume.brain, volume.previous
+            )
         batch = {
             "image": torch.from_numpy(image)[None],
             "size": torch.tensor([image.shape[1:]]),
             "original_size": torch.tensor([sides]),
             "box": torch.tensor([box]),
         }
-        if not self.probabilities and not self.others:
+        if not self.probabilities:
             (found,) = self.segmenter.predict(batch)
             assert found.semantic is not None
             return VolumeResult(found.semantic.cpu().numpy())
-        shares, members = None, [self.segmenter, *self.others]
         classes = np.zeros(sides, np.uint8)
-        if self.probabilities:
-            shares = np.zeros((self.segmenter.num_outputs, *sides), np.float16)
-            shares[: 0 if self.segmenter.painted else 1] = 1  # outside the box it is the background
+        shares = np.zeros((self.segmenter.num_outputs, *sides), np.float16)
+        shares[: 0 if self.segmenter.painted else 1] = 1  # outside the box it is the background
         inside = tuple(slice(low, high) for low, high in box)
         part = classes[inside]
-        for index, planes in enumerate(zip(*(m.planes(batch["image"][0], box) for m in members), strict=True)):
-            mean = torch.stack([self.segmenter.plane_probabilities(plane) for plane in planes]).mean(0)
+        for index, mean in enumerate(self.segmenter.mean_planes(batch["image"][0], box)):
             part[index] = self.segmenter.plane_classes(mean, threshold=0.5).cpu().numpy()
-            if shares is not None:
-                shares[(slice(None), *inside)][:, index] = mean.cpu().numpy()
+            shares[(slice(None), *inside)][:, index] = mean.cpu().numpy()
         return VolumeResult(classes, shares)
 
     def describe(self, image: Volume, result: VolumeResult) -> dict[str, Any]:
         """Sides of the file in voxels and mm, and how many millilitres each class but the first has."""
         geometry = image.geometry
-        counts = np.bincount(result.classes.ravel(), minlength=self.labels.num_classes)
+        # Plane by plane: NumPy counts in 64 bits, which would be eight times the case.
+        counts = np.zeros(max(self.labels.num_classes, int(result.classes.max()) + 1), np.int64)
+        for plane in result.classes:
+            counts += np.bincount(plane.ravel(), minlength=len(counts))
         cubic = float(np.prod(geometry.spacing)) / 1000
         names = self.labels.name_of
         return {
@@ -268,8 +292,7 @@ class VolumePredictor(Predictor[VolumeResult]):
 
     def write_picture(self, file: InputFile, image: Volume, result: VolumeResult, target: Path) -> None:
         """See `Predictor` and the class."""
-        stored = np.array([self.labels.category_of.get(c, 0) for c in range(self.labels.num_classes)])[result.classes]
-        write_volume(target, stored, image.geometry)
+        write_volume(target, stored_values(result.classes, self.labels), image.geometry)
         name = target.relative_to(self._folder / self.label_maps)
         stem = name.with_name(stem_of(name))
         if result.probabilities is not None:
@@ -314,6 +337,34 @@ class VolumePredictor(Predictor[VolumeResult]):
     def header(self) -> dict[str, Any]:
         """The classes, and the values that label maps have for them."""
         return {"classes": [{"value": v, "name": n} for v, n in zip(self.labels.ids, self.labels.names, strict=True)]}
+
+
+def stored_values(classes: np.ndarray, labels: LabelSpace) -> np.ndarray:
+    """Class channels as the values that the data's files have, of the smallest type that holds them."""
+    values = np.array([labels.category_of.get(channel, 0) for channel in range(labels.num_classes)])
+    smallest = np.promote_types(np.min_scalar_type(values.min()), np.min_scalar_type(values.max()))
+    return values.astype(smallest)[classes]
+
+
+def rules_of(path: Path, regions: Collection[str]) -> dict[str, str | float]:
+    """Region -> rule for its components, of what `vistrain folds` wrote.
+
+    Raises:
+        DataError: it cannot be read, has no rules, or one of a region that is not there.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(str(path), "cannot be read", "give the folds.json of `vistrain folds`") from error
+    choices = content.get("choices") if isinstance(content, dict) else None
+    if not isinstance(choices, dict) or content.get("missing") or "components" not in choices:
+        problem = "has no rules for components"
+        raise DataError(str(path), problem, "run all folds with `metrics=[regions, components]`")
+    rules: dict[str, str | float] = choices["components"]
+    for region, rule in rules.items():
+        if region not in regions or not (rule == LARGEST or isinstance(rule, int | float)):
+            raise DataError(str(path), f"has the rule {rule!r} for {region!r}", "use that of the same classes")
+    return rules
 
 
 def truth_of(folder: Path, name: str) -> Path | None:

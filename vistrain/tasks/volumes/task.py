@@ -12,8 +12,10 @@ from rich.console import RenderableType
 
 from vistrain import pictures
 from vistrain.data.base.module import DataModule
+from vistrain.data.volumes.nifti import read_geometry, write_volume
 from vistrain.errors import ConfigError
 from vistrain.metrics.lesions import LesionOverlap, LesionResult
+from vistrain.metrics.region_components import RegionComponents
 from vistrain.metrics.region_overlap import IN_MM, RegionOverlap, RegionResult
 from vistrain.predictions import Segmentation
 from vistrain.structures import LabelSpace
@@ -21,7 +23,7 @@ from vistrain.tasks.base.task import Batch, Cells, Task
 from vistrain.tasks.base.worst import WORST, draw_worst, write_table
 from vistrain.tasks.volumes.evaluate import evaluate_volumes
 from vistrain.tasks.volumes.pictures import montage
-from vistrain.tasks.volumes.predictor import VolumePredictor
+from vistrain.tasks.volumes.predictor import VolumePredictor, stored_values
 
 
 class VolumeTask(Task):
@@ -29,10 +31,27 @@ class VolumeTask(Task):
 
     Args:
         model, optimizer, base: see `Task`.
+        keep_labels: tests write the label map that was found of each case, `labels/CASE.nii.gz` in the run's folder:
+            what a second stage takes as `data.previous`.
     """
 
     predictor = VolumePredictor
-    protocols = (*RegionOverlap.families, *LesionOverlap.families)
+    protocols = (*RegionOverlap.families, *LesionOverlap.families, *RegionComponents.families)
+
+    def __init__(self, *, keep_labels: bool = False, **base: Any) -> None:
+        super().__init__(**base)
+        self.keep_labels = keep_labels
+
+    def predictions(self, batch: Batch, split: str) -> list[Any]:
+        """See `Task`; those of a test are written if they are to be kept."""
+        found = super().predictions(batch, split)
+        if self.keep_labels and split == "test":
+            folder = Path(self.trainer.default_root_dir) / "labels"
+            for case, prediction in zip(batch["id"], found, strict=True):
+                geometry = read_geometry(self.datamodule.image_path("test", str(case)))
+                stored = stored_values(prediction.semantic.cpu().numpy(), self.model.labels or LabelSpace((), ()))
+                write_volume(folder / f"{case}.nii.gz", stored, geometry)
+        return found
 
     def draw_sample(
         self, batch: Batch, index: int, prediction: Segmentation | None, side: int, threshold: float
