@@ -2,7 +2,7 @@
 
 Each takes an operator of ours, whose weights it uses, tokens `[B, N, C]` and (H, W), and gives `[B, N, C]`: step by
 step, weights of pairs of tokens written out, neighbours gathered, distances looked up pair by pair, as the description
-of the operator says. `PLAIN` has one for each operator. Tests hold both sides equal.
+of the operator says. `PLAIN` says which operator is measured against which. Tests hold both sides equal.
 """
 
 from __future__ import annotations
