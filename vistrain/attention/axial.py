@@ -54,7 +54,7 @@ class AxialAttention(AttentionOperator):
         return total.flatten(1, len(size))
 
     def path(self, device: torch.device) -> str:
-        """Lines are brought into the batch by a transposition; see `layers.windows.attend_few` for what is done there."""
+        """Lines are brought into the batch by a transposition; see `layers.windows.attend_few` for what follows."""
         fused = "scaled_dot_product_attention"
         return f"lines, products in training, {fused} without" if device.type == "cpu" else f"lines, {fused}"
 
