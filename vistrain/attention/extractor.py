@@ -66,9 +66,8 @@ class ExtractorAttention(AttentionOperator):
         # Transforms are along the last axis: they are slow across channels, the more so the longer they are
         whole, reach, weight = 2 * tokens, min(tokens, self.length), self.weight.movedim(0, -1)
         first = self.length - 1 if self.bidirectional else 0  # of lag 0
-        back = (
-            weight[..., first + 1 - reach : first] if self.bidirectional else weight[..., :0]
-        )  # lags 1 - reach ... -1
+        earliest = first + 1 - reach if self.bidirectional else first
+        back = weight[..., earliest:first]  # of lags below 0
         nothing = weight.new_zeros(*weight.shape[:-1], whole - reach - back.shape[-1])
         spectrum = torch.fft.rfft(torch.cat((weight[..., first : first + reach], nothing, back), -1))
         inputs = torch.fft.rfft(torch.cat((x.mT, torch.zeros_like(x.mT)), -1))
