@@ -25,12 +25,18 @@ def rotary_angles(positions: Tensor, channels: int, theta: float = 10000.0) -> T
     return angles.repeat_interleave(2, 1)
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
+def turns(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for `rotate`, of angles `[N, C]` that are the same for both channels of a pair: `[N, C / 2]`."""
+    each = angles[..., ::2]
+    return each.cos().to(dtype), each.sin().to(dtype)
+
+
+def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     """Turns neighbouring channels (0 and 1, 2 and 3, ...) by their angle.
 
     Args:
         x: `[..., N, C]`.
-        angles: `[N, C]`.
+        turn: see `turns`; what is turned alike shares them.
     """
-    turned = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
-    return x * angles.cos().to(x.dtype) + turned * angles.sin().to(x.dtype)
+    (first, second), (cos, sin) = x.unflatten(-1, (-1, 2)).unbind(-1), turn
+    return torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2)
