@@ -26,9 +26,9 @@ def rotary_angles(positions: Tensor, channels: int, theta: float = 10000.0) -> T
 
 
 def turns(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for `rotate`, of angles `[N, C]` that are the same for both channels of a pair: `[N, C / 2]`."""
-    each = angles[..., ::2]
-    return each.cos().to(dtype), each.sin().to(dtype)
+    """What `rotate` multiplies by: cosines of angles `[N, C]`, and sines, those of the first of each pair negative."""
+    cos, sin = angles.cos(), angles.sin().unflatten(-1, (-1, 2))
+    return cos.to(dtype), torch.stack((-sin[..., 0], sin[..., 1]), -1).flatten(-2).to(dtype)
 
 
 def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
@@ -38,5 +38,6 @@ def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
         x: `[..., N, C]`.
         turn: see `turns`; what is turned alike shares them.
     """
-    (first, second), (cos, sin) = x.unflatten(-1, (-1, 2)).unbind(-1), turn
-    return torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2)
+    cos, sin = turn
+    other = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(x * cos, other, sin)
