@@ -86,7 +86,7 @@ class RankAugmentedAttention(GatedRotaryAttention):
         q, k = F.elu(q) + 1, F.elu(k) + 1
         tokens = k.shape[2]
         share = (q.mean(2, keepdim=True) @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
-        k = k * share.mT * tokens
+        k = k * (share.mT * tokens)
         norm = 1 / (q @ k.mean(2, keepdim=True).mT + 1e-6)
         turn = turns(angles, q.dtype)
         context = rotate(k, turn).mT @ (v / tokens)
