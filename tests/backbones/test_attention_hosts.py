@@ -194,7 +194,7 @@ def test_paths_are_named() -> None:
     model = timm.create_model("attention_pyramid_micro", **PYRAMID, attention=["window", "window", "axial", "softmax"])
     assert paths_of(model, torch.device("cuda")) == [
         "WindowAttention x 2: windows, scaled_dot_product_attention",
-        "AxialAttention x 1: scaled_dot_product_attention of lines",
+        "AxialAttention x 1: lines, scaled_dot_product_attention",
         "SoftmaxAttention x 1: scaled_dot_product_attention",
     ]
     assert "products in training" in paths_of(model, torch.device("cpu"))[0]

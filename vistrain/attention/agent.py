@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from vistrain.attention.base import AttentionOperator, Size
 from vistrain.attention.heads import check_heads, merge_heads, split_heads
+from vistrain.layers.biased_attention import biased_attention
 
 FORMULA = "y = softmax(q A^T / sqrt(d) + B2) softmax(A k^T / sqrt(d) + B1) v + conv(v), A = pool(q)"
 TABLE = 7  # cells along an axis of the tables that biases of agents are interpolated from
@@ -97,8 +98,8 @@ class AgentOperator(AttentionOperator):
         """
         q, agents, k, v = (split_heads(x, self.num_heads) for x in (q, agents, k, v))
         drop = self.attn_drop if self.training else 0.0
-        gathered = F.scaled_dot_product_attention(agents, k, v, key_bias.to(q.dtype), drop)
-        return merge_heads(F.scaled_dot_product_attention(q, agents, gathered, query_bias.to(q.dtype), drop))
+        gathered = biased_attention(agents, k, v, key_bias, dropout=drop)
+        return merge_heads(biased_attention(q, agents, gathered, query_bias, dropout=drop))
 
     def pool(self, q: Tensor, size: Size) -> Tensor:
         """`[B, H * W, C]` -> `[B, n, C]`."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vistrain.attention.base import AttentionOperator, Size
 from vistrain.attention.heads import check_heads
+from vistrain.layers.windows import attend_few
 
 
 class AxialAttention(AttentionOperator):
@@ -54,8 +54,9 @@ class AxialAttention(AttentionOperator):
         return total.flatten(1, len(size))
 
     def path(self, device: torch.device) -> str:
-        """Lines are brought into the batch by a transposition."""
-        return "scaled_dot_product_attention of lines"
+        """Lines are brought into the batch by a transposition; see `layers.windows.attend_few` for what follows."""
+        fused = "scaled_dot_product_attention"
+        return f"lines, products in training, {fused} without" if device.type == "cpu" else f"lines, {fused}"
 
 
 class LineAttention(nn.Module):
@@ -79,6 +80,6 @@ class LineAttention(nn.Module):
         lines = x.flatten(0, -3)
         q = self.to_q(lines).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.to_kv(lines).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
+        mixed = attend_few(q, k, v, None, dropout=self.attn_drop if self.training else 0.0)
         out: Tensor = self.to_out(mixed.transpose(1, 2).flatten(2)).view(x.shape)
         return out

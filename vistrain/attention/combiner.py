@@ -65,15 +65,21 @@ class CombinerAttention(MultiHeadAttention):
 
 def _fixed(q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
     """`[B, heads, N, d]` each, queries scaled -> the same."""
-    tokens = q.shape[2]
-    q, k, v = (F.pad(part, (0, 0, 0, -tokens % block)).unflatten(2, (-1, block)) for part in (q, k, v))
+    tokens, missing = q.shape[2], -q.shape[2] % block
+    if missing:  # padding by nothing copies
+        q, k, v = (F.pad(part, (0, 0, 0, missing)) for part in (q, k, v))
+    q, k, v = (part.unflatten(2, (-1, block)) for part in (q, k, v))
     blocks = q.shape[2]
     absent = (torch.arange(blocks * block, device=q.device) >= tokens).unflatten(0, (blocks, block))
     far_off = torch.finfo(q.dtype).min / 4  # finite, so that a row of nothing else gives no NaN
-    span_q, span_k = (part.masked_fill(absent[..., None], far_off).amax(3) for part in (q, k))
-    inside = (span_q[..., None, :] @ k.mT).masked_fill(absent[:, None], far_off).softmax(-1)
+
+    def without(x: Tensor, hidden: Tensor) -> Tensor:
+        return x.masked_fill(hidden, far_off) if missing else x
+
+    span_q, span_k = (without(part, absent[..., None]).amax(3) for part in (q, k))
+    inside = without(span_q[..., None, :] @ k.mT, absent[:, None]).softmax(-1)
     span_v = (inside @ v)[:, :, :, 0]
-    own = (q @ k.mT).masked_fill(absent[:, None], far_off)
+    own = without(q @ k.mT, absent[:, None])
     same = torch.eye(blocks, dtype=torch.bool, device=q.device)[:, None]
     others = (q.flatten(2, 3) @ span_k.mT).unflatten(2, (blocks, block)).masked_fill(same, far_off)
     weights = torch.cat((own, others), -1).softmax(-1)

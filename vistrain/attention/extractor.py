@@ -63,13 +63,13 @@ class ExtractorAttention(AttentionOperator):
         tokens = x.shape[1]
         if self.weight is None:
             return x.sum(1, keepdim=True).expand_as(x) if self.bidirectional else x.cumsum(1)
-        whole, reach = 2 * tokens, min(tokens, self.length)
-        kernel = self.weight.new_zeros(whole, *self.weight.shape[1:])
-        ahead = self.weight[self.length - 1 :] if self.bidirectional else self.weight
-        kernel = torch.cat((ahead[:reach], kernel[reach:]))
-        if self.bidirectional and reach > 1:
-            back = self.weight[self.length - reach : self.length - 1]  # lags 1 - reach ... -1
-            kernel = torch.cat((kernel[: whole - reach + 1], back))
-        spectrum, inputs = torch.fft.rfft(kernel, dim=0), torch.fft.rfft(x, n=whole, dim=1)
-        mixed = torch.einsum("bnc,ncd->bnd", inputs, spectrum) if self.kind == "SHE" else inputs * spectrum
-        return torch.fft.irfft(mixed, n=whole, dim=1)[:, :tokens]
+        # Transforms are along the last axis: they are slow across channels, the more so the longer they are
+        whole, reach, weight = 2 * tokens, min(tokens, self.length), self.weight.movedim(0, -1)
+        first = self.length - 1 if self.bidirectional else 0  # of lag 0
+        earliest = first + 1 - reach if self.bidirectional else first
+        back = weight[..., earliest:first]  # of lags below 0
+        nothing = weight.new_zeros(*weight.shape[:-1], whole - reach - back.shape[-1])
+        spectrum = torch.fft.rfft(torch.cat((weight[..., first : first + reach], nothing, back), -1))
+        inputs = torch.fft.rfft(torch.cat((x.mT, torch.zeros_like(x.mT)), -1))
+        mixed = torch.einsum("bcn,cdn->bdn", inputs, spectrum) if self.kind == "SHE" else inputs * spectrum
+        return torch.fft.irfft(mixed, n=whole)[..., :tokens].mT

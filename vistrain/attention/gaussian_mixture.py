@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from vistrain.attention.base import Size
 from vistrain.attention.multi_head import MultiHeadAttention
 from vistrain.attention.window import SwinWindowAttention
-from vistrain.layers.windows import WindowOrder, check_divides, relative_position_bias, window_order
+from vistrain.layers.windows import WindowOrder, relative_position_bias, window_order
 
 LEAST = 1e-5  # added to the variances
 
@@ -107,7 +107,7 @@ class GaussianMixtureWindowAttention(SwinWindowAttention):
     def forward(self, x: Tensor, size: Size, order: WindowOrder | None = None) -> Tensor:
         """See `SwinWindowAttention`."""
         if order is None:
-            check_divides(self.window, (size[0], size[1]))
+            self.check_size(size)
             order = window_order(x.shape[0], (size[0], size[1]), self.window, self.shift, device=x.device)
         q, k, v = self.qkv(order.cut(x)).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         bias = relative_position_bias(self.relative_position_bias_table, self.index)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.attention.base import AttentionOperator
-from vistrain.layers.rotary import rotary_angles, rotate
+from vistrain.layers.rotary import rotary_angles, rotate, turns
 
 Size = tuple[int, int]
 
@@ -63,7 +63,8 @@ class GatedRotaryAttention(AttentionOperator):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, angles: Tensor) -> Tensor:
         """`[B, heads, N, D]` each -> `[B, heads, N, D]`."""
-        return F.scaled_dot_product_attention(rotate(q, angles), rotate(k, angles), v)
+        turn = turns(angles, q.dtype)
+        return F.scaled_dot_product_attention(rotate(q, turn), rotate(k, turn), v)
 
 
 class RankAugmentedAttention(GatedRotaryAttention):
@@ -85,7 +86,8 @@ class RankAugmentedAttention(GatedRotaryAttention):
         q, k = F.elu(q) + 1, F.elu(k) + 1
         tokens = k.shape[2]
         share = (q.mean(2, keepdim=True) @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
-        k = k * share.mT * tokens
+        k = k * (share.mT * tokens)
         norm = 1 / (q @ k.mean(2, keepdim=True).mT + 1e-6)
-        context = rotate(k, angles).mT @ (v / tokens)
-        return rotate(q, angles) @ context * norm
+        turn = turns(angles, q.dtype)
+        context = rotate(k, turn).mT @ (v / tokens)
+        return rotate(q, turn) @ context * norm

@@ -6,6 +6,7 @@ S2AFormer: Strip Self-Attention for Efficient Vision Transformer, arXiv 2505.221
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -59,4 +60,16 @@ class StripSelfAttention(AttentionOperator):
             source = self.norm(self.sr(grid).flatten(2).mT)
         parts = (self.q(x), self.k(source), self.v(source))
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        if self.multiplies_plainly(x.device):
+            mixed = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1).to(v.dtype) @ v
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+    def multiplies_plainly(self, device: torch.device) -> bool:
+        """Torch's fused kernel for processors takes no queries narrower than values, and falls back to slower steps."""
+        return device.type == "cpu" and self.q.out_features != self.v.out_features
+
+    def path(self, device: torch.device) -> str:
+        """See `multiplies_plainly`."""
+        return "products" if self.multiplies_plainly(device) else "scaled_dot_product_attention"

@@ -18,7 +18,6 @@ from vistrain.errors import ConfigError
 from vistrain.layers.windows import (
     Size,
     WindowOrder,
-    check_divides,
     relative_position_bias,
     relative_position_index,
     window_attention,
@@ -98,7 +97,7 @@ class SwinWindowAttention(AttentionOperator):
             DataError: windows do not tile the map.
         """
         if order is None:
-            check_divides(self.window, size)
+            self.check_size(size)
             order = window_order(x.shape[0], size, self.window, self.shift, device=x.device)
         q, k, v = self.qkv(order.cut(x)).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         bias = relative_position_bias(self.relative_position_bias_table, self.index)

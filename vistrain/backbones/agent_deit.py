@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from timm.layers import DropPath, Mlp
 from timm.models import generate_default_cfgs
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vistrain.attention.agent import AgentAttention
 from vistrain.attention.base import AttentionOperator
 from vistrain.attention.softmax import SoftmaxAttention
+from vistrain.backbones.class_token import ClassTokenBackbone, as_map, as_tokens, class_and_cells
 from vistrain.backbones.staged import (
     Published,
     StagedBackbone,
@@ -33,7 +33,6 @@ from vistrain.backbones.staged import (
 )
 from vistrain.checkpoints import KeyMap
 from vistrain.layers.norms import LayerNorm2d
-from vistrain.layers.position import resized_positions
 
 # Authors' names -> ours, but for the number of a block, which is turned into one of a stage and of a block in it.
 AUTHORS = KeyMap(name="Agent-DeiT", marker=r"^patch_embed\.proj\.", rules=((r"^patch_embed\.", "stem."),))
@@ -87,15 +86,16 @@ class DeiTStage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.grad_checkpointing = False
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """`[B, 1 + H * W, C]` -> the same shape; `size` is (H, W)."""
+    def forward(self, x: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        """A map `[B, C, H, W]` and the class's token `[B, C, 1, 1]` -> the same shapes."""
+        size, tokens = (x.shape[2], x.shape[3]), as_tokens(x, token)
         for block in self.blocks:
             again = self.grad_checkpointing and torch.is_grad_enabled()
-            x = checkpoint(block, x, size, use_reentrant=False) if again else block(x, size)
-        return x
+            tokens = checkpoint(block, tokens, size, use_reentrant=False) if again else block(tokens, size)
+        return as_map(tokens, size)
 
 
-class AgentDeiT(StagedBackbone):
+class AgentDeiT(ClassTokenBackbone):
     """Agent-DeiT (arXiv 2312.08874, section 3.3), in stages of about a quarter each. Classes are told by a token.
 
     Args:
@@ -150,43 +150,15 @@ class AgentDeiT(StagedBackbone):
         self.cls_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, embed_dim), std=0.02))
         self.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1 + side**2, embed_dim), std=0.02))
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images `[B, in_chans, H, W]` -> the class's token, normalised, as a map of one cell `[B, C, 1, 1]`."""
-        x, size = self._tokens(x)
-        for stage in self.stages:
-            x = stage(x, size)
-        return self.norm(x[:, 0, :, None, None])
+    def start(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See `StagedBackbone`; the class's token is there from the start, and positions are added."""
+        x, _ = super().start(images)
+        return class_and_cells(x, self.cls_token, self.pos_embed)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """See `StagedBackbone`: maps are those of cells, and the first result is the class's token."""
-        if output_fmt != "NCHW":
-            raise ValueError(f"maps come out as NCHW, not {output_fmt}")
-        chosen, last = feature_take_indices(len(self.stages), indices)
-        maps: list[Tensor] = []
-        x, size = self._tokens(x)
-        for index, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
-            x = stage(x, size)
-            if index in chosen:
-                maps.append(x[:, 1:].mT.unflatten(2, size))
-        if norm and last == len(self.stages) - 1:
-            maps[-1] = self.norm(maps[-1])
-        return maps if intermediates_only else (self.norm(x[:, 0, :, None, None]), maps)
-
-    def _tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """`[B, in_chans, H, W]` -> `[B, 1 + h * w, C]` with positions, and (h, w)."""
-        self._refuse_small(x)
-        x = self.stem(x)
-        size = (x.shape[2], x.shape[3])
-        cells = (x + resized_positions(self.pos_embed[:, 1:], size)).flatten(2).mT
-        return torch.cat(((self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1), cells), 1), size
+    def advance(self, stage: nn.Module, x: Tensor, token: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `StagedBackbone`."""
+        found: tuple[Tensor, Tensor] = stage(x, token)
+        return found
 
     def no_weight_decay(self) -> set[str]:
         """Positions, and the class's token."""

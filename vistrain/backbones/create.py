@@ -284,8 +284,11 @@ def _load_file(body: Any, name: str, path: Path, channels: int) -> None:
 
 
 def _for_channels(weights: dict[str, Tensor], body: Any, channels: int, path: Path) -> dict[str, Tensor]:
-    """Weights of colour images for images of other channels: the first convolutions, by timm's rule, as for those that
-    timm fetches."""
+    """Weights of colour images for images of other channels: the first convolutions, by timm's rule.
+
+    Not by `checkpoints.with_channels`: timm adapts what it fetches itself, and a file of the same weights must give the
+    same network.
+    """
     first = body.pretrained_cfg.get("first_conv") or ()
     keys = [f"{name}.weight" for name in ((first,) if isinstance(first, str) else first)]
     found = {key: weights[key] for key in keys if key in weights and weights[key].ndim == 4}

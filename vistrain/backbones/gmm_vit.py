@@ -7,11 +7,9 @@ description.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 from timm.models import generate_default_cfgs
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from vistrain.attention.gaussian_mixture import GaussianMixtureAttention
@@ -113,23 +111,6 @@ class GaussianMixtureViT(StagedBackbone):
         super().__init__(stem, stages, norm, channels=[dim] * count, strides=[patch_size] * count, **base)
         self.size_divisor = self.smallest_side = patch_size
         initialise(self)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """See `StagedBackbone`; the norm of the pooled vector is that of the last map, if asked for."""
-        found = super().forward_intermediates(x, indices, False, stop_early, output_fmt, intermediates_only)
-        maps = found[1] if isinstance(found, tuple) else found
-        _, last = feature_take_indices(len(self.stages), indices)
-        if norm and last == len(self.stages) - 1:
-            maps[-1] = self.norm(maps[-1])
-        return found
 
     def no_weight_decay(self) -> set[str]:
         """Positions."""

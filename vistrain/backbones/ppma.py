@@ -25,7 +25,7 @@ from vistrain.backbones.staged import (
     register_model,
 )
 from vistrain.checkpoints import KeyMap
-from vistrain.layers.rotary import rotary_angles, rotate
+from vistrain.layers.rotary import rotary_angles, rotate, turns
 
 # Authors' names -> ours.
 AUTHORS = KeyMap(
@@ -80,7 +80,8 @@ class PathMaskedAttention(nn.Module):
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).permute(0, 3, 1, 2, 4) for part in (q, k, v))
         # Positions are counted row by row, as if the map were a line.
         angles = rotary_angles(torch.arange(height * width, device=x.device), q.shape[-1])
-        q, k = (rotate(part.flatten(2, 3), angles).unflatten(2, (height, width)) for part in (q, k))
+        turn = turns(angles, q.dtype)
+        q, k = (rotate(part.flatten(2, 3), turn).unflatten(2, (height, width)) for part in (q, k))
         attend = self._chunks if self.chunkwise else self._whole
         attended = attend(q, k, v, along_rows, along_columns)  # [B, heads, H, W, D]
         return self.out_proj(attended.permute(0, 2, 3, 1, 4).flatten(3) + position).flatten(1, 2)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from timm.layers import DropPath, Mlp
 from timm.models import generate_default_cfgs
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vistrain.attention.base import attend
 from vistrain.attention.softmax_free import SoftmaxFreeAttention
+from vistrain.backbones.class_token import ClassTokenBackbone, as_map, as_tokens, class_and_cells
 from vistrain.backbones.staged import (
     Published,
     Stage,
@@ -175,22 +175,20 @@ class ClassStage(Stage):
         self.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1 + grid**2, dim), std=0.02))
 
     def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`[B, C, H, W]` -> the class's token as a map of one cell, `[B, C', 1, 1]`, and the map `[B, C', H', W']`."""
+        """`[B, C, H, W]` -> the map `[B, C', H', W']`, and the class's token as one of one cell, `[B, C', 1, 1]`."""
         x = self.downsample(x)
-        size = (x.shape[2], x.shape[3])
-        x = (x + resized_positions(self.pos_embed[:, 1:], size)).flatten(2).mT
-        x = torch.cat(((self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1), x), 1)
+        tokens = as_tokens(*class_and_cells(x, self.cls_token, self.pos_embed))
         for block in self.blocks:
             again = self.grad_checkpointing and torch.is_grad_enabled()
-            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
-        return x[:, 0, :, None, None], x[:, 1:].mT.unflatten(2, size)
+            tokens = checkpoint(block, tokens, use_reentrant=False) if again else block(tokens)
+        return as_map(tokens, (x.shape[2], x.shape[3]))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` -> `[B, C', H', W']`."""
-        return self.tokens(x)[1]
+        return self.tokens(x)[0]
 
 
-class SOFT(StagedBackbone):
+class SOFT(ClassTokenBackbone):
     """SOFT (arXiv 2110.11945, table 1). Classes are told by a token of the last stage, which is no cell of its map.
 
     Args:
@@ -238,39 +236,9 @@ class SOFT(StagedBackbone):
         super().__init__(stem, stages, norm, channels=embed_dims, strides=(4, 8, 16, 32), **base)
         initialise(self)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images `[B, in_chans, H, W]` -> the class's token, normalised, as a map of one cell `[B, C, 1, 1]`."""
-        *before, last = self.stages
-        x = self.stem(x)
-        for stage in before:
-            x = stage(x)
-        assert isinstance(last, ClassStage)
-        return self.norm(last.tokens(x)[0])
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """See `StagedBackbone`: maps are those of cells, and the first result is the class's token."""
-        if output_fmt != "NCHW":
-            raise ValueError(f"maps come out as NCHW, not {output_fmt}")
-        chosen, last = feature_take_indices(len(self.stages), indices)
-        maps: list[Tensor] = []
-        found = x = self.stem(x)
-        for index, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
-            if isinstance(stage, ClassStage):
-                found, x = stage.tokens(x)
-                found, x = self.norm(found), self.norm(x) if norm else x
-            else:
-                found = x = stage(x)
-            if index in chosen:
-                maps.append(x)
-        return maps if intermediates_only else (found, maps)
+    def advance(self, stage: nn.Module, x: Tensor, token: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `StagedBackbone`; the last stage brings the class's token."""
+        return stage.tokens(x) if isinstance(stage, ClassStage) else super().advance(stage, x, token)
 
     def no_weight_decay(self) -> set[str]:
         """Positions, and the class's token."""

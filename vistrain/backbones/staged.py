@@ -203,8 +203,8 @@ class StagedBackbone(nn.Module):
         Raises:
             DataError: images are smaller than `smallest_side`.
         """
-        self._refuse_small(x)
-        x = self.stages(self.stem(x))
+        x, _ = self.start(x)
+        x = self.stages(x)
         return x if self.pool_first else self.norm(x)
 
     def _refuse_small(self, images: Tensor) -> None:
@@ -244,22 +244,35 @@ class StagedBackbone(nn.Module):
         Raises:
             DataError: images are smaller than `smallest_side`.
         """
-        self._refuse_small(x)
         if output_fmt != "NCHW":
             raise ValueError(f"maps come out as NCHW, not {output_fmt}")
         chosen, last = feature_take_indices(len(self.stages), indices)
         maps: list[Tensor] = []
-        x = self.stem(x)
+        x, token = self.start(x)
         for index, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
-            x = stage(x)
+            x, token = self.advance(stage, x, token)
             if index in chosen:
                 maps.append(x)
+        if norm and last == len(self.stages) - 1:
+            maps[-1] = self.norm(x)
+        if intermediates_only:
+            return maps
+        found = x if token is None else token
         whole = last == len(self.stages) - 1 or not stop_early
-        if whole and not self.pool_first and (norm or not intermediates_only):
-            x = self.norm(x)
-            if norm and last == len(self.stages) - 1:
-                maps[-1] = x
-        return maps if intermediates_only else (x, maps)
+        return (self.norm(found) if whole and not self.pool_first else found), maps
+
+    def start(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images `[B, in_chans, H, W]` -> the stem's map, and the class's token if there is one already.
+
+        Raises:
+            DataError: images are smaller than `smallest_side`.
+        """
+        self._refuse_small(images)
+        return self.stem(images), None
+
+    def advance(self, stage: nn.Module, x: Tensor, token: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A stage's map of a map, and beside them the class's token `[B, C, 1, 1]` where there is one."""
+        return stage(x), None
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True

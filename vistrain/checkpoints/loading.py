@@ -169,7 +169,8 @@ def with_channels(weight: Tensor, channels: int) -> Tensor:
 
     Channel i of the new ones takes the weights of channel i modulo the old number, in equal shares where several take
     the same; fewer new channels take sums: old channel i goes to i modulo the new number. Either way an image whose
-    channels are all equal gives what it gave.
+    channels are all equal gives what it gave. Backbones' own weights keep timm's rule (`backbones/create.py`), which is
+    another one but for one channel and multiples of three, and knows weights of three channels alone.
 
     Args:
         weight: `[out, in, *kernel]`, of any number of axes.

@@ -6,7 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None = None) -> Tensor:
+def biased_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None = None, dropout: float = 0.0
+) -> Tensor:
     """Attend.
 
     On a CPU by plain products: torch's fused attention knows no gradient of a bias there, and the steps that it falls
@@ -16,11 +18,13 @@ def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float
         q, k, v: `[..., N, D]`, `[..., M, D]` and `[..., M, D']`.
         bias: `[..., N, M]`, broadcast, added to the logits.
         scale: of the logits; None is `D ** -0.5`.
+        dropout: probability that an attention weight is dropped.
 
     Returns:
         `[..., N, D']`.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if q.device.type == "cpu":
-        return (q * scale @ k.mT + bias).softmax(-1).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), scale=scale)
+        weights = (q * scale @ k.mT + bias).softmax(-1).to(v.dtype)
+        return (F.dropout(weights, dropout) if dropout else weights) @ v
+    return F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout, scale=scale)

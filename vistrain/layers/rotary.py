@@ -25,12 +25,19 @@ def rotary_angles(positions: Tensor, channels: int, theta: float = 10000.0) -> T
     return angles.repeat_interleave(2, 1)
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
+def turns(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What `rotate` multiplies by: cosines of angles `[N, C]`, and sines, those of the first of each pair negative."""
+    cos, sin = angles.cos(), angles.sin().unflatten(-1, (-1, 2))
+    return cos.to(dtype), torch.stack((-sin[..., 0], sin[..., 1]), -1).flatten(-2).to(dtype)
+
+
+def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     """Turns neighbouring channels (0 and 1, 2 and 3, ...) by their angle.
 
     Args:
         x: `[..., N, C]`.
-        angles: `[N, C]`.
+        turn: see `turns`; what is turned alike shares them.
     """
-    turned = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
-    return x * angles.cos().to(x.dtype) + turned * angles.sin().to(x.dtype)
+    cos, sin = turn
+    other = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(x * cos, other, sin)
