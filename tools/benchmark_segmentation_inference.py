@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from vistrain.backbones import Backbone
 from vistrain.segmentation import SemanticSegmenter, UPerHead
-from vistrain.segmentation.inference import Axis, View, best_classes, sliding_bands, sliding_class_map
+from vistrain.segmentation.inference import Axis, View, best_classes
+from vistrain.segmentation.sliding_windows import Windows
 from vistrain.structures import Factory, LabelSpace
 
 CLASSES = 150
@@ -63,8 +64,8 @@ def windows(
     stored = network(image[None, :, :window, :window])
 
     def together(of: Callable[[Tensor], Tensor] = network) -> Tensor:
-        bands = sliding_bands(of, image, (window, window), (stride, stride), CLASSES, 1)
-        return sliding_class_map(bands, tuple(image.shape[1:]), tuple(image.shape[1:]))
+        size = (image.shape[1], image.shape[2])
+        return Windows((window, window), (stride, stride), batch=1).class_map(of, image, size, size)
 
     def alone() -> None:
         for top in range(0, image.shape[1] - window + 1, stride):
