@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vistrain.backbones import Backbone
+from vistrain.layers.axis import Axis
 from vistrain.segmentation import SemanticSegmenter, UPerHead
-from vistrain.segmentation.inference import Axis, View, best_classes
+from vistrain.segmentation.inference import View, best_classes
 from vistrain.segmentation.sliding_windows import Windows
 from vistrain.structures import Factory, LabelSpace
 

@@ -109,7 +109,7 @@ def official_boundaries(truth: dict[str, Any], results: list[dict[str, Any]]) ->
         return float((found & true).sum() / whole.sum()) if whole.any() else 0.0
 
     class PixelByPixel(COCOeval):
-        def computeIoU(self, image: int, category: int) -> Any:  # noqa: N802
+        def computeIoU(self, image: int, category: int) -> Any:
             mine = [a for a in truth["annotations"] if (a["image_id"], a["category_id"]) == (image, category)]
             found = [r for r in results if (r["image_id"], r["category_id"]) == (image, category)]
             found.sort(key=lambda r: -r["score"])

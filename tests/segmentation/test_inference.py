@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError
+from vistrain.layers.axis import Axis
 from vistrain.segmentation import SegFormerHead, SemanticSegmenter
 from vistrain.segmentation.inference import (
-    Axis,
     View,
     best_classes,
     probabilities,

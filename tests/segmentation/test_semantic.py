@@ -31,8 +31,8 @@ from vistrain.segmentation import (
 )
 from vistrain.segmentation.bevanet import boundaries
 from vistrain.segmentation.inference import class_map
-from vistrain.segmentation.sliding_windows import Windows
 from vistrain.segmentation.projections import convolved_enlarged
+from vistrain.segmentation.sliding_windows import Windows
 from vistrain.segmentation.wnet import spline_resized
 from vistrain.structures import Factory, LabelSpace, Preprocessing
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.checkpoints import KeyMap, under
 from vistrain.errors import ConfigError
+from vistrain.layers.axis import Axis
 from vistrain.layers.conv import resize
 from vistrain.layers.loss_weights import refuse_negative
 from vistrain.layers.padding import Normalize
@@ -24,7 +25,6 @@ from vistrain.network import Network
 from vistrain.predictions import Segmentation
 from vistrain.segmentation.head import DecodeHead
 from vistrain.segmentation.inference import (
-    Axis,
     Seen,
     View,
     best_classes,
@@ -119,7 +119,7 @@ class SemanticNetwork(Network):
 
     def pixel_loss(self, logits: Tensor, labels: Tensor, count: Tensor | None) -> Tensor:
         """The criterion on logits that are enlarged to the labels' size."""
-        return self.criterion(resize(logits, labels.shape[1:], self.align_corners), labels, self.ignore_index, count)
+        return self.criterion.enlarged(logits, labels, self.ignore_index, count, self.align_corners)
 
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Weighted training losses.

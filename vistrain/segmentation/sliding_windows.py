@@ -13,8 +13,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vistrain.layers.axis import Axis
 from vistrain.layers.tiling import warn_of_many
-from vistrain.segmentation.inference import Axis, Mosaic, Placed, View, best_classes
+from vistrain.segmentation.inference import Mosaic, Placed, View, best_classes
 
 Merge = Literal["mean", "cut", "blend"]
 
@@ -26,9 +27,9 @@ class Windows(NamedTuple):
         window: (height, width); a smaller image is one window.
         stride: between windows.
         batch: windows that are computed at once.
-        merge: what is done where windows overlap: their `mean` (mmsegmentation), a mean that is `blend`ed from window to
-            window, weights falling towards their borders, or a `cut` through the middle.
-        align_corners: of the enlargement of a window's logits to the window, and of the image to the one that is wanted.
+        merge: what is done where windows overlap: their `mean` (mmsegmentation), a mean that is `blend`ed from window
+            to window, weights falling towards their borders, or a `cut` through the middle.
+        align_corners: of the enlargement of a window's logits to the window, and of the image's to what is wanted.
     """
 
     window: tuple[int, int]
