@@ -113,7 +113,7 @@ def official_boundaries(truth: dict[str, Any], results: list[dict[str, Any]]) ->
             mine = [a for a in truth["annotations"] if (a["image_id"], a["category_id"]) == (image, category)]
             found = [r for r in results if (r["image_id"], r["category_id"]) == (image, category)]
             found.sort(key=lambda r: -r["score"])
-            rows = []
+            rows: list[list[float]] = []
             for mask, edge in masks_of(found):
                 rows.append([])
                 for entry, (true, contour) in zip(mine, masks_of(mine), strict=True):

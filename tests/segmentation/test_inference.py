@@ -142,7 +142,7 @@ def test_several_scales_mirrored(window: tuple[int, int] | None) -> None:
             if window is None:
                 logits = F.interpolate(plain(view), sides, mode="bilinear")
             else:
-                logits = Windows(window, window).logits(plain, view[0], tuple(sides))[None]
+                logits = Windows(window, window).logits(plain, view[0], sides)[None]
             share = F.interpolate(logits, original, mode="bilinear").softmax(1)[0]
             total += share.flip(-1) if flip else share
     with torch.no_grad():

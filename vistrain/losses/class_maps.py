@@ -119,7 +119,7 @@ class PixelCrossEntropy(PixelLoss):
         with torch.autocast("cpu", enabled=False):
             logits = at_least_float32(logits)
             settings = self._settings(logits, ignore_index)
-            total: Tensor = _TiledCrossEntropy.apply(logits, labels, align_corners, settings)  # type: ignore[no-untyped-call]
+            total: Tensor = _TiledCrossEntropy.apply(logits, labels, align_corners, settings)
             return self.weight * self._mean(total, labels, ignore_index, count)
 
     def _settings(self, logits: Tensor, ignore_index: int) -> dict[str, Any]:
