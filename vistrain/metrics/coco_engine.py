@@ -157,7 +157,7 @@ def _run_pycocotools(
         ground.createIndex()
         results.createIndex()
         evaluator = COCOeval(ground, results, kind)
-        for name, value in (settings | changed).items():
+        for name, value in {**settings, **changed}.items():
             setattr(evaluator.params, name, value)
         return evaluator
 
@@ -165,8 +165,8 @@ def _run_pycocotools(
     with contextlib.redirect_stdout(io.StringIO()) as chatter:
         evaluator = evaluator_of(*both, "bbox" if iou_type == "bbox" else "segm")
         if iou_type == "boundary":
-            near = ([{**x, "segmentation": mask_edge(x["segmentation"])} for x in side] for side in both)
-            edges = evaluator_of(*near, "segm", areaRng=[])  # overlaps alone: it matches nothing
+            near = [[{**x, "segmentation": mask_edge(x["segmentation"])} for x in side] for side in both]
+            edges = evaluator_of(near[0], near[1], "segm", areaRng=[])  # overlaps alone: it matches nothing
             edges.evaluate()
             crowds: dict[tuple[int, int], list[bool]] = {}
             for x in truth["annotations"]:
