@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vistrain.errors import ConfigError
 from vistrain.losses import LovaszSoftmax, PixelCrossEntropy, PixelFocal, PixelTopK
@@ -138,3 +140,51 @@ def test_the_hardest_share_of_the_pixels() -> None:
     assert PixelTopK()(logits, torch.full_like(labels, 255), 255).item() == 0
     with pytest.raises(ConfigError, match=r"model\.loss\.share: 0"):
         PixelTopK(0.0)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"over_all": False}, {"over_all": False, "class_weights": [0.5, 2.0, 0.0, 1.5]}, {"label_smoothing": 0.2}],
+)
+def test_cross_entropy_of_enlarged_logits_in_tiles(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], align_corners: bool
+) -> None:
+    monkeypatch.setattr("vistrain.losses.class_maps.CACHED", 4 * 7 * 5)
+    monkeypatch.setattr("vistrain.losses.class_maps.TILE", 7)  # tiles of 5 x 7, and smaller ones at the borders
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 5, 6, dtype=torch.float64, generator=draw)
+    labels = torch.randint(4, (2, 18, 23), generator=draw)
+    labels[:, :6] = IGNORED
+    labels[1] = IGNORED
+    loss = PixelCrossEntropy(**settings, weight=1.5)
+    for count in (None, torch.tensor(100.0, dtype=torch.float64)):
+        found, whole = (logits.clone().requires_grad_() for _ in range(2))
+        value = loss.enlarged(found, labels, IGNORED, count, align_corners)
+        enlarged = F.interpolate(whole, (18, 23), mode="bilinear", align_corners=align_corners)
+        expected = loss(enlarged, labels, IGNORED, count)
+        torch.testing.assert_close(value, expected)
+        gradients = [torch.autograd.grad(3 * x, of)[0] for x, of in ((value, found), (expected, whole))]
+        torch.testing.assert_close(*gradients)
+        assert gradients[0].abs().sum() > 0
+    with torch.no_grad():
+        torch.testing.assert_close(
+            loss.enlarged(logits, labels, IGNORED, None, align_corners),
+            loss(F.interpolate(logits, (18, 23), mode="bilinear", align_corners=align_corners), labels, IGNORED),
+        )
+
+
+def test_enlarged_logits_of_half_precision_and_without_labels() -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 3, 4, 4, generator=draw).bfloat16().requires_grad_()
+    labels = torch.randint(3, (1, 16, 16), generator=draw)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = PixelCrossEntropy().enlarged(logits, labels, IGNORED)
+    assert value.dtype == torch.float32
+    enlarged = F.interpolate(logits.float(), (16, 16), mode="bilinear")
+    torch.testing.assert_close(value, PixelCrossEntropy()(enlarged, labels, IGNORED))
+    value.backward()
+    assert logits.grad is not None
+    assert logits.grad.dtype == torch.bfloat16
+    nothing = PixelCrossEntropy(over_all=False).enlarged(logits, torch.full_like(labels, IGNORED), IGNORED)
+    assert nothing == 0

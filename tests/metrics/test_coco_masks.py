@@ -17,9 +17,9 @@ from pycocotools import mask as mask_tools
 
 from vistrain.errors import ConfigError, DataError
 from vistrain.layers.packed_masks import PackedMasks
-from vistrain.metrics import CocoMask, protocol
+from vistrain.metrics import CocoBoundary, CocoMask, protocol
 from vistrain.metrics.coco import write_predictions
-from vistrain.metrics.coco_masks import encode_part
+from vistrain.metrics.coco_masks import encode_part, mask_edge
 from vistrain.predictions import Detections, InstanceDetections
 from vistrain.structures import LabelSpace
 from vistrain.tasks.detection.evaluate import evaluate_file
@@ -90,6 +90,50 @@ def official(truth: dict[str, Any], results: list[dict[str, Any]]) -> list[float
     return evaluator.stats.tolist()
 
 
+def official_boundaries(truth: dict[str, Any], results: list[dict[str, Any]]) -> list[float]:
+    """pycocotools' matching on overlaps that are counted pixel by pixel, each by its chessboard distance to what is not
+    in its mask."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+    from scipy.ndimage import distance_transform_cdt
+
+    near = round(0.02 * float(np.hypot(*SIZE)))
+
+    def masks_of(entries: list[dict[str, Any]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        masks = [mask_tools.decode(entry["segmentation"]).astype(bool) for entry in entries]
+        inside = [distance_transform_cdt(np.pad(mask, 1), "chessboard")[1:-1, 1:-1] for mask in masks]
+        return [(mask, mask & (far <= near)) for mask, far in zip(masks, inside, strict=True)]
+
+    def overlap(found: np.ndarray, true: np.ndarray, crowd: int) -> float:
+        whole = found if crowd else found | true
+        return float((found & true).sum() / whole.sum()) if whole.any() else 0.0
+
+    class PixelByPixel(COCOeval):
+        def computeIoU(self, image: int, category: int) -> Any:
+            mine = [a for a in truth["annotations"] if (a["image_id"], a["category_id"]) == (image, category)]
+            found = [r for r in results if (r["image_id"], r["category_id"]) == (image, category)]
+            found.sort(key=lambda r: -r["score"])
+            rows: list[list[float]] = []
+            for mask, edge in masks_of(found):
+                rows.append([])
+                for entry, (true, contour) in zip(mine, masks_of(mine), strict=True):
+                    both = [overlap(mask, true, entry["iscrowd"])]
+                    if not entry["iscrowd"]:
+                        both.append(overlap(edge, contour, 0))
+                    rows[-1].append(min(both))
+            return np.array(rows) if mine else []
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        ground = COCO()
+        ground.dataset = copy.deepcopy(truth)
+        ground.createIndex()
+        evaluator = PixelByPixel(ground, ground.loadRes(copy.deepcopy(results)), "segm")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator.stats.tolist()
+
+
 def as_results(found: dict[int, InstanceDetections]) -> list[dict[str, Any]]:
     """Results without boxes, as COCO allows."""
     results = []
@@ -118,6 +162,41 @@ def test_numbers_are_those_of_pycocotools_and_of_files(tmp_path: Path, seed: int
     for file in (tmp_path / "masks.json", written):
         assert evaluate_file(file, tmp_path / "truth.json", metric=CocoMask).numbers == numbers
     assert evaluate_file(tmp_path / "masks.json", tmp_path / "truth.json").protocol == "coco_box"
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "faster_coco_eval"])
+def test_boundary_ap_is_that_of_contours_counted_pixel_by_pixel(backend: str) -> None:
+    if backend == "faster_coco_eval":
+        pytest.importorskip("faster_coco_eval")
+    for seed in range(2):
+        truth, found = make(seed)
+        assert any(annotation["iscrowd"] for annotation in truth["annotations"])
+        masks, contours = (
+            protocol(name, ground_truth=truth, labels=LABELS, backend=backend)
+            for name in ("coco_mask", "coco_boundary")
+        )
+        records = contours.update(list(found), list(found.values()), None)
+        numbers = contours.compute(records)
+        assert tuple(numbers) == CocoBoundary.offers
+        assert list(numbers.values()) == official_boundaries(truth, as_results(found))
+        assert 0 < numbers["coco_boundary/AP"] < masks.compute(records)["coco_mask/AP"]
+        assert contours.protocol == "coco_boundary"
+
+
+@pytest.mark.parametrize("size", [(9, 12), (60, 83), (1, 5), (300, 260)])
+def test_the_edge_of_a_mask_is_what_erosions_take_away(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    near = max(1, round(0.02 * float(np.hypot(*size))))
+    for density in (0.0, 0.3, 0.97, 1.0):
+        coarse = (rng.random((size[0] // 4 + 1, size[1] // 4 + 1)) < density).astype(np.uint8)
+        mask = cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_NEAREST)
+        padded = np.pad(mask, near)
+        inner = np.ones(size, bool)
+        for y in range(2 * near + 1):
+            for x in range(2 * near + 1):
+                inner &= padded[y : y + size[0], x : x + size[1]] == 1
+        edge = mask_edge(mask_tools.encode(np.asfortranarray(mask)))
+        assert np.array_equal(mask_tools.decode(edge), mask & ~inner)
 
 
 def test_run_lengths_of_parts_are_those_of_the_whole() -> None:

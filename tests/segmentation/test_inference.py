@@ -11,16 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError
+from vistrain.layers.axis import Axis
 from vistrain.segmentation import SegFormerHead, SemanticSegmenter
 from vistrain.segmentation.inference import (
-    Axis,
     View,
     best_classes,
     probabilities,
-    sliding_bands,
-    sliding_class_map,
-    sliding_logits,
 )
+from vistrain.segmentation.sliding_windows import Windows
 from vistrain.structures import Factory, Preprocessing
 
 CHANNELS, STRIDES = (4, 6, 8, 10), (4, 8, 16, 32)
@@ -76,7 +74,7 @@ def test_classes_of_one_view_and_of_several(monkeypatch: pytest.MonkeyPatch) -> 
 def test_windows_of_what_does_not_look_around_give_it_back(merge: Any) -> None:
     image = noise(2, 50, 41).float()
     for window, stride in (((32, 32), (20, 20)), ((16, 41), (16, 10)), ((64, 20), (64, 13))):
-        found = sliding_logits(lambda x: x, image, window, stride, 2, batch=3, merge=merge)
+        found = Windows(window, stride, 3, merge).logits(lambda x: x, image, (50, 41))
         torch.testing.assert_close(found, image)
 
 
@@ -92,7 +90,8 @@ def test_where_windows_overlap() -> None:
     rows = {}
     for merge in ("mean", "cut", "blend"):
         calls.clear()
-        rows[merge] = sliding_logits(network, torch.zeros(3, 4, 12), (4, 8), (4, 4), 1, 4, merge)[0, 0].tolist()  # type: ignore[arg-type]
+        windows = Windows((4, 8), (4, 4), 4, merge)  # type: ignore[arg-type]
+        rows[merge] = windows.logits(network, torch.zeros(3, 4, 12), (4, 12))[0, 0].tolist()
     assert rows["mean"] == [0.0] * 4 + [0.5] * 4 + [1.0] * 4
     assert rows["cut"] == [0.0] * 6 + [1.0] * 6
     assert rows["blend"] == pytest.approx([0.0] * 4 + [0.125, 0.375, 0.625, 0.875] + [1.0] * 4)
@@ -101,10 +100,14 @@ def test_where_windows_overlap() -> None:
 def test_rows_of_windows_are_forgotten() -> None:
     image = noise(3, 96, 40).float()
     for size in ((96, 40), (140, 61), (37, 20)):
-        bands = list(sliding_bands(lambda x: x, image, (32, 32), (16, 16), 3))
-        assert [band.shape[1] for band in bands] == [16, 16, 16, 16, 32]
+        windows = Windows((32, 32), (16, 16))
+        bands = list(windows.bands(lambda x: x, image, (96, 40), size))
+        assert [top for top, _ in bands] == [0, *(top + band.size[0] for top, band in bands[:-1])]
+        assert sum(band.size[0] for _, band in bands) == size[0]
+        # Of two rows of windows, two in each; of a third one, where pixels are between those of two.
+        assert [len(band.parts) for _, band in bands] == ([2, 4, 4, 4, 4] if size == (96, 40) else [2, 4, 6, 6, 6])
         whole = F.interpolate(image[None], size, mode="bilinear")[0].argmax(0)
-        assert torch.equal(sliding_class_map(iter(bands), (96, 40), size), whole)
+        assert torch.equal(windows.class_map(lambda x: x, image, (96, 40), size), whole)
 
 
 @pytest.mark.parametrize("window", [None, (32, 32)])
@@ -139,7 +142,7 @@ def test_several_scales_mirrored(window: tuple[int, int] | None) -> None:
             if window is None:
                 logits = F.interpolate(plain(view), sides, mode="bilinear")
             else:
-                logits = sliding_logits(plain._enlarged, view[0], window, window, 5)[None]
+                logits = Windows(window, window).logits(plain, view[0], sides)[None]
             share = F.interpolate(logits, original, mode="bilinear").softmax(1)[0]
             total += share.flip(-1) if flip else share
     with torch.no_grad():

@@ -30,8 +30,9 @@ from vistrain.segmentation import (
     WNet,
 )
 from vistrain.segmentation.bevanet import boundaries
-from vistrain.segmentation.inference import class_map, sliding_logits
+from vistrain.segmentation.inference import class_map
 from vistrain.segmentation.projections import convolved_enlarged
+from vistrain.segmentation.sliding_windows import Windows
 from vistrain.segmentation.wnet import spline_resized
 from vistrain.structures import Factory, LabelSpace, Preprocessing
 
@@ -200,9 +201,10 @@ def test_sliding_windows_cover_all_and_are_averaged() -> None:
         return x + torch.arange(len(x)).view(-1, 1, 1, 1) * 0
 
     image = torch.randn(2, 50, 41)
-    torch.testing.assert_close(sliding_logits(network, image, (32, 32), (20, 20), 2, batch=3), image)
+    windows = Windows((32, 32), (20, 20), batch=3)
+    torch.testing.assert_close(windows.logits(network, image, (50, 41)), image)
     assert sum(shape[0] for shape in seen) == 4
-    assert sliding_logits(network, image[:, :20, :10], (32, 32), (20, 20), 2).shape == (2, 20, 10)
+    assert windows.logits(network, image[:, :20, :10], (20, 10)).shape == (2, 20, 10)
 
 
 def test_bad_label_maps_are_refused_with_the_image_and_the_reason() -> None:

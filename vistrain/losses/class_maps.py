@@ -6,15 +6,22 @@ None counts this batch. Written from their formulas; constants follow mmsegmenta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError
+from vistrain.layers.axis import Axis
+from vistrain.layers.conv import resize
 from vistrain.layers.loss_weights import refuse_negative
 from vistrain.layers.precision import at_least_float32
+
+CACHED = 1 << 19  # logits of a tile, which stay in a processor's caches
+TILE = 128  # pixels across
 
 
 class PixelLoss(nn.Module):
@@ -40,6 +47,17 @@ class PixelLoss(nn.Module):
     def compute(self, logits: Tensor, labels: Tensor, ignore_index: int, count: Tensor | None) -> Tensor:
         """The loss, without its weight."""
         raise NotImplementedError
+
+    def enlarged(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ignore_index: int,
+        count: Tensor | None = None,
+        align_corners: bool = False,
+    ) -> Tensor:
+        """As `forward`, of logits `[B, K, *s]` of any size, which are enlarged to the labels'."""
+        return self(resize(logits, labels.shape[1:], align_corners), labels, ignore_index, count)
 
 
 def refuse_other_weights(loss: nn.Module, num_classes: int) -> None:
@@ -84,16 +102,80 @@ class PixelCrossEntropy(PixelLoss):
 
     def compute(self, logits: Tensor, labels: Tensor, ignore_index: int, count: Tensor | None) -> Tensor:
         """See `PixelLoss`; 0 where nothing is labelled."""
+        total = F.cross_entropy(logits, labels, **self._settings(logits, ignore_index))
+        return self._mean(total, labels, ignore_index, count)
+
+    def enlarged(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ignore_index: int,
+        count: Tensor | None = None,
+        align_corners: bool = False,
+    ) -> Tensor:
+        """See `PixelLoss`; on processors in tiles, so that what is enlarged stays in their caches."""
+        if logits.device.type != "cpu" or logits.dim() != 4 or logits.shape[2:] == labels.shape[1:]:
+            return super().enlarged(logits, labels, ignore_index, count, align_corners)
+        with torch.autocast("cpu", enabled=False):
+            logits = at_least_float32(logits)
+            settings = self._settings(logits, ignore_index)
+            total: Tensor = _TiledCrossEntropy.apply(logits, labels, align_corners, settings)
+            return self.weight * self._mean(total, labels, ignore_index, count)
+
+    def _settings(self, logits: Tensor, ignore_index: int) -> dict[str, Any]:
+        """Of `torch.nn.functional.cross_entropy`, for the sum over pixels."""
         factors = None if self.class_weights is None else self.class_weights.to(logits.dtype)
-        total = F.cross_entropy(
-            logits, labels, factors, ignore_index=ignore_index, label_smoothing=self.label_smoothing, reduction="sum"
-        )
+        smoothing = self.label_smoothing
+        return {"weight": factors, "ignore_index": ignore_index, "label_smoothing": smoothing, "reduction": "sum"}
+
+    def _mean(self, total: Tensor, labels: Tensor, ignore_index: int, count: Tensor | None) -> Tensor:
         if self.over_all:
             return total / labels.numel()
         if count is None:
-            labelled = labels[labels != ignore_index]
-            count = factors[labelled].sum() if factors is not None else total.new_tensor(labelled.numel())
+            labelled, factors = labels[labels != ignore_index], self.class_weights
+            count = total.new_tensor(labelled.numel()) if factors is None else factors.to(total.dtype)[labelled].sum()
         return total / count.clamp(min=torch.finfo(total.dtype).tiny)
+
+
+class _TiledCrossEntropy(torch.autograd.Function):
+    """The sum of the cross-entropies of enlarged logits, and its gradient, tile by tile.
+
+    All at once, logits of 150 classes at 512 x 512 pixels and what is computed from them go through memory a dozen
+    times.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, align_corners: bool, settings: Mapping[str, Any]) -> Tensor:
+        """Of logits `[B, K, h, w]` and labels `[B, H, W]` int64: a scalar."""
+        height, width = labels.shape[1:]
+        rows, columns = (
+            Axis.resized(old, new, align_corners) for old, new in zip(logits.shape[2:], (height, width), strict=True)
+        )
+        across = [slice(x, min(x + TILE, width)) for x in range(0, width, TILE)]
+        high = max(1, CACHED // (logits.shape[1] * min(TILE, width)))
+        down = [slice(y, min(y + high, height)) for y in range(0, height, high)]
+        horizontal = [(x, *columns.between(x.start, x.stop, logits)) for x in across]
+        vertical = [(y, *rows.between(y.start, y.stop, logits)) for y in down]
+        wanted = ctx.needs_input_grad[0]
+        total, gradient = logits.new_zeros(()), torch.zeros_like(logits) if wanted else None
+        for b in range(len(logits)):
+            for (y, over, vertically), (x, along, horizontally) in itertools.product(vertical, horizontal):
+                with torch.set_grad_enabled(wanted):
+                    part = logits[b, :, over, along].detach().requires_grad_(wanted)
+                    tile = vertically @ (part @ horizontally.mT)
+                    loss = F.cross_entropy(tile[None], labels[b : b + 1, y, x], **settings)
+                total += loss.detach()
+                if gradient is not None:
+                    gradient[b, :, over, along] += torch.autograd.grad(loss, part)[0]
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, None, None, None]:
+        """The gradient, which `forward` has computed."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer, None, None, None
 
 
 class PixelFocal(PixelLoss):

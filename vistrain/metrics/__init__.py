@@ -13,7 +13,7 @@ from vistrain.metrics.base import Metric, Record, Unit
 from vistrain.metrics.binary_pixels import BinaryPixels
 from vistrain.metrics.boundary_iou import BoundaryIoU
 from vistrain.metrics.cityscapes_iou import CityscapesIoU
-from vistrain.metrics.coco import CocoBox, CocoMask
+from vistrain.metrics.coco import CocoBoundary, CocoBox, CocoMask
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lane_metrics import CULaneF1, TuSimpleAccuracy
 from vistrain.metrics.lesions import LESIONS, LesionOverlap
@@ -29,6 +29,7 @@ from vistrain.metrics.region_overlap import REGIONS, RegionOverlap
 PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "coco_box": CocoBox,
     "coco_mask": CocoMask,
+    "coco_boundary": CocoBoundary,
     "accuracy": Accuracy,
     "multi_label": MultiLabel,
     **{name: functools.partial(ImageQuality, name) for name in QUALITY},
@@ -51,6 +52,7 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
 METRICS: tuple[type[Metric], ...] = (
     CocoBox,
     CocoMask,
+    CocoBoundary,
     Accuracy,
     MultiLabel,
     ImageQuality,
@@ -82,6 +84,7 @@ __all__ = [
     "BoundaryIoU",
     "CULaneF1",
     "CityscapesIoU",
+    "CocoBoundary",
     "CocoBox",
     "CocoMask",
     "ImageQuality",

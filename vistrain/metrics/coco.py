@@ -1,4 +1,5 @@
-"""Average precision as COCO defines it, of boxes (`coco_box`) and of masks (`coco_mask`).
+"""Average precision as COCO defines it, of boxes (`coco_box`), of masks (`coco_mask`) and of their contours, too
+(`coco_boundary`).
 
 Source: Lin et al., "Microsoft COCO: Common Objects in Context" (arXiv 1405.0312) and `pycocotools.cocoeval`. The
 protocol's arguments are the defaults: IoU 0.50:0.05:0.95, 101 recall points, areas split at 32^2 and 96^2 square
@@ -62,7 +63,7 @@ class CocoResult:
             tools say it).
         per_class: one row per category, by ascending id: `id`, `name`, `objects` (crowds left out), `AP`, `AP50`, `AR`;
             NaN for a category without objects.
-        protocol: `coco_box` or `coco_mask`, or `custom(...)` naming what differs.
+        protocol: `coco_box`, `coco_mask` or `coco_boundary`, or `custom(...)` naming what differs.
         images: how many images were evaluated.
         backend: the library that did it.
         iou_range: the IoU thresholds that AP and AR average over, as `0.50:0.95`.
@@ -145,7 +146,7 @@ class CocoBox(Metric):
         self.backend = choose_backend(backend)
         self.iou_thresholds, self.max_detections = tuple(iou_thresholds), tuple(max_detections)
         self.result: CocoResult | None = None
-        self._truth = check_ground_truth(ground_truth, masks=self.iou_type == "segm")
+        self._truth = check_ground_truth(ground_truth, masks=self.iou_type != "bbox")
         self._image_ids = sorted(image["id"] for image in self._truth["images"])
         known = {c["id"] for c in self._truth["categories"]}
         if labels.ids and known and not known & set(labels.ids):
@@ -317,6 +318,25 @@ class CocoMask(CocoBox):
         if not isinstance(found, InstanceDetections):
             raise ConfigError("metrics", "the network finds boxes without masks", f"leave out {self.frozen!r}")
         return {"masks": [run for run, good in zip(encoded_masks(found.masks), kept, strict=True) if good]}
+
+
+class CocoBoundary(CocoMask):
+    """Boundary AP, keyed `coco_boundary/AP` and so on: mask AP in which two masks overlap as much as the lesser of
+    their IoU and that of their pixels within 2 % of the image's diagonal of a contour; with a crowd as masks do.
+
+    Source: Cheng et al., "Boundary IoU" (arXiv 2103.16562), and its program's `COCOeval`.
+
+    Args:
+        ground_truth, labels, backend, base: see `CocoMask`.
+
+    Raises:
+        DataError, ConfigError: see `CocoMask`.
+    """
+
+    families = ("coco_boundary",)
+    offers = tuple(f"coco_boundary/{name}" for name in NAMES)
+    frozen = "coco_boundary"
+    iou_type = "boundary"
 
 
 def write_predictions(records: Iterable[Mapping[str, Any]], path: str | Path) -> Path:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from vistrain.errors import ConfigError
+from vistrain.metrics.coco_masks import mask_area, mask_edge
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ def curve_arrays(
         detections: COCO results in any order (within one image and category, ties keep their order); taken over: `id`,
             `area` and `iscrowd` are written into them.
         image_ids: the images to evaluate; those without objects count, their detections are false positives.
-        iou_type: `bbox`, or `segm` when both sides carry `segmentation`.
+        iou_type: `bbox`; or, when both sides carry `segmentation`, `segm` or `boundary`, where the overlap of two masks
+            is the lesser of theirs and their edges' (Cheng et al. 2021; of a crowd the mask's alone).
         iou_thresholds: ascending, in 0..1.
         max_detections: ascending; how many of the best per image **and category** count.
         backend: `pycocotools` or `faster_coco_eval`.
@@ -120,14 +122,11 @@ def mean_where_defined(values: np.ndarray) -> float:
 
 def _complete(detections: Sequence[dict[str, Any]], iou_type: str) -> None:
     """Give results the fields that COCO's `loadRes` gives them, less its polygon per box, which doubles the memory."""
-    if iou_type == "segm":
-        from pycocotools import mask as masks
-
-        for detection in detections:
-            detection["area"] = float(masks.area(detection["segmentation"]))
-    else:
-        for detection in detections:
+    for detection in detections:
+        if iou_type == "bbox":
             detection["area"] = detection["bbox"][2] * detection["bbox"][3]
+        else:
+            detection["area"] = mask_area(detection["segmentation"])
     for i, detection in enumerate(detections, start=1):  # from 1: an id of 0 means "unmatched" to both libraries
         detection["id"], detection["iscrowd"] = i, 0
 
@@ -152,14 +151,35 @@ def _run_pycocotools(
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    with contextlib.redirect_stdout(io.StringIO()) as chatter:
+    def evaluator_of(annotations: Sequence[Any], found: Sequence[Any], kind: str, **changed: Any) -> COCOeval:
         ground, results = COCO(), COCO()
-        ground.dataset, results.dataset = dict(truth), {**truth, "annotations": list(detections)}
+        ground.dataset, results.dataset = {**truth, "annotations": annotations}, {**truth, "annotations": found}
         ground.createIndex()
         results.createIndex()
-        evaluator = COCOeval(ground, results, iou_type)
-        for name, value in settings.items():
+        evaluator = COCOeval(ground, results, kind)
+        for name, value in {**settings, **changed}.items():
             setattr(evaluator.params, name, value)
+        return evaluator
+
+    both = (truth["annotations"], list(detections))
+    with contextlib.redirect_stdout(io.StringIO()) as chatter:
+        evaluator = evaluator_of(*both, "bbox" if iou_type == "bbox" else "segm")
+        if iou_type == "boundary":
+            near = [[{**x, "segmentation": mask_edge(x["segmentation"])} for x in side] for side in both]
+            edges = evaluator_of(near[0], near[1], "segm", areaRng=[])  # overlaps alone: it matches nothing
+            edges.evaluate()
+            crowds: dict[tuple[int, int], list[bool]] = {}
+            for x in truth["annotations"]:
+                crowds.setdefault((x["image_id"], x["category_id"]), []).append(bool(x["iscrowd"]))
+
+            def overlaps(image: int, category: int) -> Any:
+                of_masks = COCOeval.computeIoU(evaluator, image, category)
+                of_edges = edges.ious[image, category]
+                if not len(of_masks):
+                    return of_masks
+                return np.where(crowds[image, category], of_masks, np.minimum(of_masks, of_edges))
+
+            evaluator.computeIoU = overlaps
         evaluator.evaluate()
         evaluator.accumulate()
     log.debug(chatter.getvalue())

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.checkpoints import KeyMap, under
 from vistrain.errors import ConfigError
+from vistrain.layers.axis import Axis
 from vistrain.layers.conv import resize
 from vistrain.layers.loss_weights import refuse_negative
 from vistrain.layers.padding import Normalize
@@ -24,17 +25,14 @@ from vistrain.network import Network
 from vistrain.predictions import Segmentation
 from vistrain.segmentation.head import DecodeHead
 from vistrain.segmentation.inference import (
-    Axis,
-    Merge,
+    Seen,
     View,
     best_classes,
     probabilities,
     probability_tiles,
-    sliding_bands,
-    sliding_class_map,
-    sliding_views,
 )
 from vistrain.segmentation.label_maps import label_maps
+from vistrain.segmentation.sliding_windows import Merge, Windows
 from vistrain.structures import Factory, LabelSpace, Preprocessing
 
 IGNORED = 255  # where a label space does not say otherwise
@@ -55,7 +53,7 @@ class SemanticNetwork(Network):
         window, window_stride: (height, width) of the windows that images are cut into for inference, and their steps,
             pixels; None takes images whole.
         window_batch: windows that are computed at once.
-        window_merge: what is done where windows overlap, see `inference.sliding_bands`.
+        window_merge: what is done where windows overlap, see `sliding_windows.Windows`.
         scales: of the views of an image that inference takes the mean probability of; 1 is the size that evaluation
             gave it. Enlarging that adds no detail.
         flip: each view also mirrored left to right.
@@ -121,7 +119,7 @@ class SemanticNetwork(Network):
 
     def pixel_loss(self, logits: Tensor, labels: Tensor, count: Tensor | None) -> Tensor:
         """The criterion on logits that are enlarged to the labels' size."""
-        return self.criterion(resize(logits, labels.shape[1:], self.align_corners), labels, self.ignore_index, count)
+        return self.criterion.enlarged(logits, labels, self.ignore_index, count, self.align_corners)
 
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Weighted training losses.
@@ -164,8 +162,8 @@ class SemanticNetwork(Network):
         if self.window is not None and self.scales == (1.0,) and not self.flip:
             maps = []
             for image, size, original in zip(images, sizes, originals, strict=True):
-                bands = self._bands(image[:, : size[0], : size[1]])
-                maps.append(sliding_class_map(bands, tuple(size), tuple(original), self.align_corners))
+                cut, windows = self._windows(image[:, : size[0], : size[1]])
+                maps.append(windows.class_map(self, cut, tuple(size), tuple(original)))
         else:
             maps = [best_classes(views) for views in self._views(images, sizes, originals)]
         return [Segmentation(semantic=labels) for labels in maps]
@@ -195,9 +193,9 @@ class SemanticNetwork(Network):
             for views in self._views(images, [size], [original]):
                 yield from probability_tiles(views)
             return
-        bands = self._bands(images[0, :, : size[0], : size[1]])
-        for top, view in sliding_views(bands, tuple(size), tuple(original), self.align_corners):
-            for rows, columns, tile in probability_tiles([view]):
+        cut, windows = self._windows(images[0, :, : size[0], : size[1]])
+        for top, band in windows.bands(self, cut, tuple(size), tuple(original)):
+            for rows, columns, tile in probability_tiles([band]):
                 yield slice(top + rows.start, top + rows.stop), columns, tile
 
     @torch.no_grad()
@@ -207,35 +205,33 @@ class SemanticNetwork(Network):
         sizes = batch["size"].tolist()
         if self.window is None:
             return [self._at_size(x, size) for x, size in zip(self._whole(images, sizes), sizes, strict=True)]
-        return [
-            torch.cat(list(self._bands(image[:, :height, :width])), 1)
-            for image, (height, width) in zip(images, sizes, strict=True)
-        ]
+        found = []
+        for image, (height, width) in zip(images, sizes, strict=True):
+            cut, windows = self._windows(image[:, :height, :width])
+            found.append(windows.logits(self, cut, (height, width)))
+        return found
 
     def _views(
         self, images: Tensor, sizes: Sequence[Sequence[int]], originals: Sequence[Sequence[int]]
-    ) -> Iterator[list[View]]:
+    ) -> Iterator[list[Seen]]:
         """The views of each image."""
         if self.window is None and self.scales == (1.0,) and not self.flip:
             for logits, size, original in zip(self._whole(images, sizes), sizes, originals, strict=True):
                 yield [View(logits, *self._axes(logits, size, original))]
             return
         for image, size, original in zip(images, sizes, originals, strict=True):
-            views = []
+            views: list[Seen] = []
             for scale in self.scales:
                 sides = [max(1, int(side * scale + 0.5)) for side in size]
                 scaled = resize(image[None, :, : size[0], : size[1]], tuple(sides))[0]
                 for flip in (False, True)[: 1 + self.flip]:
                     view = scaled.flip(-1) if flip else scaled
-                    if self.window is None:
-                        logits = self._whole(view[None], [sides])[0]
-                        rows, columns = self._axes(logits, sides, original)
-                    else:
-                        logits = torch.cat(list(self._bands(view)), 1)
-                        rows, columns = (
-                            Axis.resized(old, new, self.align_corners)
-                            for old, new in zip(logits.shape[1:], original, strict=True)
-                        )
+                    if self.window is not None:
+                        cut, windows = self._windows(view)
+                        views.append(windows.whole(self, cut, (sides[0], sides[1]), (original[0], original[1]), flip))
+                        continue
+                    logits = self._whole(view[None], [sides])[0]
+                    rows, columns = self._axes(logits, sides, original)
                     views.append(View(logits, rows, columns.mirrored() if flip else columns))
             yield views
 
@@ -267,8 +263,8 @@ class SemanticNetwork(Network):
         padded = [_up(side, self.preprocessing.size_divisor) for side in size]
         return resize(logits[None], tuple(padded), self.align_corners)[0, :, : size[0], : size[1]]
 
-    def _bands(self, image: Tensor) -> Iterator[Tensor]:
-        """See `inference.sliding_bands`, of an image `[C, H, W]` without padding."""
+    def _windows(self, image: Tensor) -> tuple[Tensor, Windows]:
+        """An image `[C, H, W]`, padded where it is smaller than a window, and how it is cut into windows."""
         assert self.window is not None
         assert self.window_stride is not None
         divisor, whole = self.preprocessing.size_divisor, image.shape[1:]
@@ -276,14 +272,8 @@ class SemanticNetwork(Network):
             _up(side, divisor) if side < window else side for side, window in zip(whole, self.window, strict=True)
         ]
         image = F.pad(image, (0, padded[1] - whole[1], 0, padded[0] - whole[0]))
-        place = (self.window, self.window_stride, self.labels.num_classes, self.window_batch, self.window_merge)
-        left = whole[0]
-        for band in sliding_bands(self._enlarged, image, *place):
-            yield band[:, :left, : whole[1]]
-            left = max(left - band.shape[1], 0)
-
-    def _enlarged(self, images: Tensor) -> Tensor:
-        return resize(self(images).float(), images.shape[2:], self.align_corners)
+        windows = (self.window, self.window_stride, self.window_batch, self.window_merge, self.align_corners)
+        return image, Windows(*windows)
 
 
 def _up(side: int, divisor: int) -> int:

@@ -87,6 +87,9 @@ def test_test_predict_and_evaluate_agree(trained: Path, monkeypatch: pytest.Monk
     assert main(["evaluate", "out/coco_results.json", "--annotations", str(truth)]) == 0
     said = capsys.readouterr().out
     assert "coco_mask, 4 images" in said
+    assert "coco_boundary" not in said
+    assert main(["evaluate", "out/coco_results.json", "--annotations", str(truth), "--boundary", "true"]) == 0
+    assert "coco_boundary, 4 images" in capsys.readouterr().out
     assert len(list(Path("out/pictures").glob("*.jpg"))) == 4
 
 

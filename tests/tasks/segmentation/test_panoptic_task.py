@@ -43,7 +43,7 @@ model:
   outputs: [semantic, panoptic, instances]
   object_threshold: 0.2
   overlap_threshold: 0.2
-metrics: [panoptic, coco_mask, miou_present]
+metrics: [panoptic, coco_mask, coco_boundary, miou_present]
 optimizer: {type: torch.optim.AdamW, lr: 3e-3}
 trainer: {max_epochs: 4, check_val_every_n_epoch: 4, accelerator: cpu, log_every_n_steps: 1}
 run: {folder: run}
@@ -57,7 +57,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_numbers_and_pictures(trained: Path) -> None:
     metrics = rows(trained / "run/metrics.csv")
-    wanted = {"val/panoptic/PQ", "val/panoptic/PQ_things", "val/coco_mask/AP", "val/miou_present/mIoU"}
+    wanted = {"val/panoptic/PQ", "val/panoptic/PQ_things", "val/coco_mask/AP", "val/coco_boundary/AP"}
+    wanted |= {"val/miou_present/mIoU"}
     assert wanted | {"train/loss_mask", "train/loss_dice_0"} <= set(metrics[0])
     classes = rows(trained / "run/per_class.csv")
     assert [(row["class"], row["kind"]) for row in classes] == [
@@ -105,9 +106,10 @@ def test_test_predict_and_evaluate_agree(
         tables = [text[text.index("┃        ┃   PQ") :].split("\ntested")[0] for text in (said, again)]
         first = tables[0][: tables[0].index("per class")]
         assert first == tables[1][: len(first)]  # the same numbers from files
-    assert main(["evaluate", "out", "-c", "mine.yaml", "--protocol", "coco_mask"]) == 0
-    again = capsys.readouterr().out
-    assert again[again.index("coco_mask") :].split("per class")[0].strip() in said
+    for protocol in ("coco_mask", "coco_boundary"):
+        assert main(["evaluate", "out", "-c", "mine.yaml", "--protocol", protocol]) == 0
+        again = capsys.readouterr().out
+        assert again[again.index(protocol) :].split("per class")[0].strip() in said
 
 
 @pytest.mark.parametrize(

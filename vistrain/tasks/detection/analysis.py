@@ -19,7 +19,6 @@ from vistrain.data.base.module import DataModule, SplitName
 from vistrain.data.detection.module import DetectionData
 from vistrain.errors import DataError, VistrainError
 from vistrain.metrics import Record
-from vistrain.metrics.coco import CocoMask
 from vistrain.metrics.detection_errors import KINDS, DetectionAnalysis, ImageErrors, analyse
 from vistrain.tasks.base.task import Task, as_task
 from vistrain.tasks.detection.pictures import judged_boxes, precision_recall
@@ -126,7 +125,7 @@ def analyse_task(task: Task, folder: Path, **options: Any) -> None:
     truth = data.ground_truth("test")
     reader = set_reader(truth, data, "test")
     Console().print(analyse_records(truth, records, folder, reader, **options))
-    if found := task.records.get(CocoMask.frozen):
+    if found := next((of_one for of_one in task.records.values() if of_one and "masks" in of_one[0]), None):
         Console().print(analyse_records(truth, found, folder / "masks", reader, masks=True, **options))
     log.info("analysis: %s", folder)
 

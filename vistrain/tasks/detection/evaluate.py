@@ -10,7 +10,7 @@ from vistrain.data.base.storage import read_json
 from vistrain.data.coco.kinds import refuse_other_kind
 from vistrain.data.coco.reader import read_coco
 from vistrain.errors import DataError
-from vistrain.metrics.coco import CocoBox, CocoMask, CocoResult, evaluate_records, records_of
+from vistrain.metrics.coco import CocoBoundary, CocoBox, CocoMask, CocoResult, evaluate_records, records_of
 from vistrain.metrics.coco_files import annotations_have_masks
 
 log = logging.getLogger(__name__)
@@ -64,10 +64,13 @@ def _has_detections(content: dict[str, Any]) -> bool:
     return isinstance(images, list) and all(isinstance(image, dict) and "detections" in image for image in images)
 
 
-def evaluations(truth: dict[str, Any], records: list[dict[str, Any]]) -> list[CocoResult]:
-    """Of boxes, and of masks where there are any; of what `read_records` gives."""
-    has_masks = any("masks" in record for record in records)
-    return [evaluate_records(truth, records, metric=m) for m in (CocoBox, CocoMask)[: 1 + has_masks]]
+def evaluations(truth: dict[str, Any], records: list[dict[str, Any]], boundary: bool = False) -> list[CocoResult]:
+    """Of boxes, and of masks where there are any, with `boundary` of their contours, too; of what `read_records`
+    gives."""
+    metrics: list[type[CocoBox]] = [CocoBox]
+    if any("masks" in record for record in records):
+        metrics += [CocoMask, CocoBoundary] if boundary else [CocoMask]
+    return [evaluate_records(truth, records, metric=metric) for metric in metrics]
 
 
 def evaluate_file(

@@ -37,7 +37,7 @@ class DetectionTask(Task):
     """
 
     predictor = DetectionPredictor
-    protocols = ("coco_box", "coco_mask")
+    protocols = ("coco_box", "coco_mask", "coco_boundary")
 
     def __init__(
         self, model: Network, optimizer: Factory[Optimizer], *, tta: TestTimeAugmentation | None = None, **base: Any
@@ -87,6 +87,7 @@ class DetectionTask(Task):
         annotations: Path | None = None,
         images: Path | None = None,
         analysis: Path | None = None,
+        boundary: bool = False,
     ) -> RenderableType:
         """COCO's numbers of a file of detections, over all images of the truth: of boxes, and of masks where both have
         them.
@@ -97,6 +98,7 @@ class DetectionTask(Task):
             annotations: the truth, in COCO's format.
             images: folder of the images, for pictures of the worst ones.
             analysis: folder for the confusion matrix, precision-recall curves, errors by kind and worst images.
+            boundary: whether boundary AP is measured, too, where there are masks.
 
         Raises:
             ConfigError: there is no truth, or there are two.
@@ -112,7 +114,7 @@ class DetectionTask(Task):
             remedy = "give --annotations FILE, or the data's --config FILE"
             raise ConfigError("evaluate", "no truth to compare with", remedy)
         checked, records = read_records(predictions, name, truth)
-        found: list[RenderableType] = [*evaluations(checked, records)]
+        found: list[RenderableType] = [*evaluations(checked, records, boundary)]
         if analysis is not None:
             reader = None if data is None else set_reader(truth, data, "test")
             reader = reader if images is None else image_reader(truth, images)

@@ -62,13 +62,14 @@ def evaluate_panoptic(predictions: Path, data: PanopticFolders) -> PanopticResul
     return result
 
 
-def evaluate_instances(predictions: Path, data: DataModule) -> CocoResult:
+def evaluate_instances(predictions: Path, data: DataModule, metric: type[CocoMask] = CocoMask) -> CocoResult:
     """Mask AP of instances against a data module's test split.
 
     Args:
         predictions: a file in COCO's results format with run lengths; or what `vistrain predict` wrote, with
             `--threshold 0` for the numbers of `vistrain test`.
         data: its ground truth is in COCO's terms.
+        metric: `metrics.CocoMask`, or `CocoBoundary`.
 
     Raises:
         DataError: the file is missing or damaged, or names images that are not in the split.
@@ -86,7 +87,7 @@ def evaluate_instances(predictions: Path, data: DataModule) -> CocoResult:
         refuse_other_kind(file, "instances", remedy)
         content = read_json(file, remedy, "results")
     truth, records = records_of(content, data.ground_truth("test"), str(file), "the test split")
-    return evaluate_records(truth, records, metric=CocoMask)
+    return evaluate_records(truth, records, metric=metric)
 
 
 def _has_detections(content: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from vistrain.data.segmentation.instances import InstanceFolders
 from vistrain.data.segmentation.module import SegmentationData
 from vistrain.data.segmentation.panoptic import PanopticFolders
 from vistrain.errors import ConfigError
-from vistrain.metrics import IOU, Metric, Record, protocol
+from vistrain.metrics import IOU, CocoBoundary, CocoMask, Metric, Record, protocol
 from vistrain.metrics.panoptic_quality import COUNTS, NAME, PanopticQuality
 from vistrain.predictions import Segmentation
 from vistrain.segmentation.mask_classifier import MaskClassifier
@@ -33,8 +33,8 @@ from vistrain.tasks.segmentation.task import SegmentationTask
 log = logging.getLogger(__name__)
 
 # What a network must give for the numbers of a protocol.
-MASKS = "coco_mask"
-NEEDED = {NAME: "panoptic", MASKS: "instances", **dict.fromkeys(IOU, "semantic")}
+MASKS: Mapping[str, type[CocoMask]] = {metric.frozen: metric for metric in (CocoMask, CocoBoundary)}
+NEEDED = {NAME: "panoptic", **dict.fromkeys(MASKS, "instances"), **dict.fromkeys(IOU, "semantic")}
 
 # What a network can learn from data: in words, and outputs.
 TAUGHT_BY = {
@@ -47,7 +47,7 @@ TAUGHT: dict[type, tuple[str, tuple[str, ...]]] = {
     SegmentationData: ("regions of classes", ("semantic",)),
 }
 # Protocols that data has the truth for.
-TRUTHS: dict[type, tuple[str, ...]] = {InstanceFolders: (MASKS,), SegmentationData: tuple(IOU)}
+TRUTHS: dict[type, tuple[str, ...]] = {InstanceFolders: tuple(MASKS), SegmentationData: tuple(IOU)}
 
 
 class PanopticTask(SegmentationTask):
@@ -77,8 +77,9 @@ class PanopticTask(SegmentationTask):
                 problem = f"{name} measures {needed} predictions, the network gives {', '.join(outputs)}"
                 raise ConfigError("metrics", problem, self._remedy(outputs, needed))
         data = self.datamodule
-        truth = {MASKS: data.ground_truth(cast(Any, split))} if MASKS in self.metrics else {}
-        return {n: protocol(n, ground_truth=truth.get(n), labels=self.model.labels) for n in self.metrics}
+        truth = data.ground_truth(cast(Any, split)) if MASKS.keys() & set(self.metrics) else None
+        facts = {name: {"ground_truth": truth if name in MASKS else None} for name in self.metrics}
+        return {name: protocol(name, labels=self.model.labels, **fact) for name, fact in facts.items()}
 
     def _outputs(self) -> tuple[str, ...]:
         """What the network predicts; empty: it does not say."""
@@ -139,8 +140,8 @@ class PanopticTask(SegmentationTask):
         """Write `per_class.csv`, `per_image.csv` and the worst images of the latest test, truth beside prediction; of
         instances what `instance_analysis` does, in the folder `instances` where there are segments, too."""
         metric = self.evaluators["test"].get(NAME)
-        if MASKS in self.records:
-            analyse_instances(self, self.records[MASKS], folder / "instances" if metric is not None else folder)
+        if found := next((self.records[name] for name in MASKS if name in self.records), None):
+            analyse_instances(self, found, folder / "instances" if metric is not None else folder)
             if metric is None and not set(self.records) & set(IOU):
                 return
         if not isinstance(metric, PanopticQuality):
@@ -166,7 +167,8 @@ class PanopticTask(SegmentationTask):
             predictions: a panoptic JSON file with the folder of its PNGs beside it, or a file of instances with run
                 lengths; or what `vistrain predict` wrote.
             data: the data module whose test split they are of.
-            protocol: of the numbers: panoptic, or coco_mask, which is taken where the data has instances alone.
+            protocol: of the numbers: panoptic; or coco_mask, which is taken where the data has instances alone, or
+                coco_boundary.
 
         Raises:
             ConfigError: there is no data, or no such protocol for what it holds.
@@ -174,10 +176,10 @@ class PanopticTask(SegmentationTask):
         """
         if data is None or isinstance(data, SegmentationData):
             return super().evaluate_file(predictions, data, protocol="miou" if protocol == NAME else protocol)
-        if protocol == MASKS or isinstance(data, InstanceFolders):
-            return evaluate_instances(predictions, data)
+        if protocol in MASKS or isinstance(data, InstanceFolders):
+            return evaluate_instances(predictions, data, MASKS.get(protocol, CocoMask))
         if protocol != NAME:
-            raise ConfigError("--protocol", f"{protocol!r} is none for segments", f"use {NAME} or {MASKS}")
+            raise ConfigError("--protocol", f"{protocol!r} is none for segments", f"use {NAME}, {', '.join(MASKS)}")
         if not isinstance(data, PanopticFolders):
             raise ConfigError("data.type", f"{type(data).__name__} has no segments", "use panoptic data")
         return evaluate_panoptic(predictions, data)
