@@ -94,15 +94,19 @@ class MAE(Pretrainer):
         Returns:
             `[B, N, C]`, those that were shown first.
         """
+        x = self.decoder_input(latent, split, grid)
+        for block in self.decoder_blocks if blocks is None else blocks:
+            x = block(x)
+        return x[:, self.backbone.prefix :]
+
+    def decoder_input(self, latent: Tensor, split: TokenSplit, grid: tuple[int, int]) -> Tensor:
+        """What the decoder's first block reads, `[B, P + N, C]`; arguments as of `decode`."""
         x = self.decoder_embed(latent)
         prefix, hidden = self.backbone.prefix, split.order.shape[1] - split.kept
         x = torch.cat((x, self.mask_token.to(x.dtype).expand(len(x), hidden, -1)), 1)
         table = self.decoder_positions(grid)
         where = torch.cat((table[:, :prefix].expand(len(x), -1, -1), take(table[:, prefix:], split.order)), 1)
-        x = x + where
-        for block in self.decoder_blocks if blocks is None else blocks:
-            x = block(x)
-        return x[:, prefix:]
+        return x + where
 
     def decoder_positions(self, grid: tuple[int, int]) -> Tensor:
         """The decoder's table `[1, P + N, C]` for a grid of patches."""
