@@ -350,3 +350,15 @@ def test_patches_find_their_places() -> None:
         Selfie(small_resnet(), None, (16, 16), 8, 16, 1, 2)
     with pytest.raises(ConfigError, match="vit_tiny_patch16_224 is no ResNet"):
         PatchResNet("vit_tiny_patch16_224")
+
+
+def test_the_last_block_computes_what_is_read_alone() -> None:
+    network = MAE(encoder(), **SMALL)
+    images = network.prepared(batch())
+    split = network.draw(images)
+    grid = network.backbone.grid(32, 32)
+    rows = network.pixel_rows(network.backbone(images, split.shown), split, grid)[:, split.kept :]
+    target = network.compared(images, split.removed)[0]
+    torch.testing.assert_close(network.patch_losses(images, split), (rows - target).square().mean(-1))
+    with pytest.raises(ConfigError, match=r"model.decoder_depth: 0 is too small"):
+        MAE(encoder(), decoder_depth=0)

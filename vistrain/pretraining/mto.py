@@ -7,6 +7,7 @@ licence), and the formulas are not known to us: those here are ours, and no numb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,7 +99,7 @@ def relative_entropy(logits: Tensor) -> Tensor:
     if logits.shape[-1] == 1:
         return torch.zeros_like(logits[..., 0])
     logs = logits.log_softmax(-1)
-    return -(logs.exp() * logs).sum(-1) / torch.tensor(float(logits.shape[-1])).log().to(logits)
+    return -(logs.exp() * logs).sum(-1) / math.log(logits.shape[-1])
 
 
 def recalibrated(unlike: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def test_all_frames_of_a_clip_are_cut_out_alike(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
     frames(tmp_path / "short" / "a", 6)
-    with pytest.raises(DataError, match=r"a: is too short: it has 6 frames, a clip of 4 of every 2th frame wants 7"):
+    with pytest.raises(DataError, match=r"a: is too short: it has 6 frames, a clip of 4, one frame in 2, wants 7"):
         data(tmp_path / "short", val=".").find("train")
     assert len(data(tmp_path / "short", val=".", step=1).clips("train")) == 1
     (tmp_path / "broken").mkdir()

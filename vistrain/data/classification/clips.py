@@ -103,7 +103,7 @@ class VideoFile:
             wanted = set(chosen)
             for index in range(max(wanted) + 1):
                 if not capture.grab():
-                    problem = f"ends after {index} frames, and frame {max(wanted)} is wanted: it is damaged"
+                    problem = f"ends after {index} frames, and frame {max(wanted)} is wanted"
                     raise DataError(str(self.path), problem, "write it anew, or leave it out")
                 if index in wanted:
                     good, frame = capture.retrieve()
@@ -144,10 +144,10 @@ def find_clips(folder: Path) -> list[Clip]:
     return sorted(found, key=lambda clip: str(clip.path))
 
 
-def _numbered(name: str) -> tuple[Any, ...]:
+def _numbered(name: str) -> tuple[tuple[int, ...], str]:
     """`frame10` after `frame9`."""
     digits = "".join(c if c.isdigit() else " " for c in os.path.splitext(name)[0]).split()
-    return (*(int(d) for d in digits), name)
+    return tuple(int(d) for d in digits if d.isdecimal()), name
 
 
 class Clips(SampleSet):
@@ -219,7 +219,7 @@ def refuse_short(clip: Clip, frames: int, step: int) -> None:
     """
     wanted = (frames - 1) * step + 1
     if len(clip) < wanted:
-        every = "" if step == 1 else f" of every {step}th frame"
+        every = "" if step == 1 else f", one frame in {step},"
         problem = f"is too short: it has {len(clip)} frames, a clip of {frames}{every} wants {wanted}"
         raise DataError(str(clip.path), problem, "lower data.frames or data.step, or leave it out")
 
