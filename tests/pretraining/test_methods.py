@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from vistrain.backbones.create import create
+from vistrain.checkpoints import save_durably
 from vistrain.errors import ConfigError, DataError
 from vistrain.network import Network
 from vistrain.pretraining import (
@@ -332,7 +335,7 @@ def test_masked_tokens_are_told_apart() -> None:
         MTO(encoder(), early=2, **SMALL)
 
 
-def test_patches_find_their_places() -> None:
+def test_patches_find_their_places(tmp_path: Path) -> None:
     """Of Selfie: equal patches cannot be told apart; the loss falls when the right one has the greatest product; a
     patch's vector depends on nothing else; what is handed over has timm's names."""
     network = METHODS["selfie"]().eval()
@@ -346,6 +349,12 @@ def test_patches_find_their_places() -> None:
     torch.testing.assert_close(network(images)[:, 1:], network(other)[:, 1:])
     names = {name.removeprefix("backbone.body.") for name in network.state_dict() if "backbone" in name}
     assert names == set(small_resnet().body.state_dict())
+    save_durably({"state_dict": {f"model.{n}": v for n, v in network.state_dict().items()}}, tmp_path / "best.ckpt")
+    args = {"stem_width": 8, "channels": [8, 16, 32, 64]}
+    body, _ = create("resnet10t", str(tmp_path / "best.ckpt"), args, 3)
+    assert all(
+        torch.equal(value, network.backbone.body.state_dict()[name]) for name, value in body.state_dict().items()
+    )
     with pytest.raises(ConfigError, match="hides one of 4 patches"):
         Selfie(small_resnet(), None, (16, 16), 8, 16, 1, 2)
     with pytest.raises(ConfigError, match="vit_tiny_patch16_224 is no ResNet"):
