@@ -31,6 +31,7 @@ from vistrain.data.classification.transforms import random_window, resize
 from vistrain.errors import ConfigError, DataError
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # it would write lines of its own beside an error
 RATIO = (3 / 4, 4 / 3)  # width / height of the windows that are cut out
 
 
@@ -352,6 +353,11 @@ class ClipFolder(DataModule):
     def largest(self, split: SplitName) -> tuple[int, ...]:
         """Frames, and the sides of a clip, pixels."""
         return (self.frames, *self.size)
+
+    def ground_truth(self, split: SplitName) -> dict[str, Any]:
+        """`images`: how many videos there are; they have no classes."""
+        found = len(self.clips(split))
+        return {"images": found, "labels": [()] * found}
 
     def image_path(self, split: SplitName, image_id: int) -> Path:
         """The file of a video, or the folder of its frames."""
