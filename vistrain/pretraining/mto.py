@@ -1,8 +1,8 @@
 """MTO: Emerging Property of Masked Token for Effective Pre-training (ECCV 2024, arXiv 2404.08330).
 
 The paper says that masked tokens should differ from those of the patches that are shown in the first blocks, and adds
-three losses on their heterogeneity and entropy there, and a recalibration of weights. There is no code (no licence), and
-the formulas are not known to us: those here are ours, and no number of the paper is claimed for them.
+three losses on their heterogeneity and entropy there, and a recalibration of weights. There is no code (no licence),
+and the formulas are not known to us: those here are ours, and no number of the paper is claimed for them.
 """
 
 from __future__ import annotations
