@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,10 +73,10 @@ class DPTHead(nn.Module):
         ]
         fused: Tensor | None = None
         for level in (3, 2, 1, 0):
-            *before, after = self.units[level]  # type: ignore[misc]
-            x = maps[level] if fused is None else fused + before[0](maps[level])
+            units = list(cast(nn.ModuleList, self.units[level]))
+            x = maps[level] if fused is None else fused + units[0](maps[level])
             size = maps[level - 1].shape[2:] if level else tuple(2 * side for side in x.shape[2:])
-            fused = self.mix[level](F.interpolate(after(x), size=size, mode="bilinear", align_corners=True))
+            fused = self.mix[level](F.interpolate(units[-1](x), size=size, mode="bilinear", align_corners=True))
         assert fused is not None
         large = F.interpolate(self.first(fused), scale_factor=2.0, mode="bilinear", align_corners=True)
         found: Tensor = self.last(large)
@@ -217,7 +217,7 @@ class CroCoMatcher(CroCo):
                 yield slice(top, top + self.size[0]), slice(left, left + self.size[1])
 
     def _start_from(self, path: Path) -> None:
-        saved, own = state_dict_in(load_file(path), path), self.state_dict()
+        saved, own = state_dict_in(load_file(path), str(path)), self.state_dict()
         saved = {name.removeprefix("model."): value for name, value in saved.items()}
         wanted = [name for name in own if not name.startswith("head.")]
         if missing := [name for name in wanted if name not in saved]:
