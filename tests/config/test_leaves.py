@@ -72,6 +72,25 @@ def test_a_leaf_is_short_and_says_what_it_is(leaf):
     assert leaf in index.load("configs")
 
 
+@pytest.mark.parametrize("leaf", sorted(FILES.keys() - set(COMPLETE)))
+def test_a_template_composes_once_all_is_given(leaf):
+    asked = r"^(\S+): must be given"
+    given = []
+    with pytest.raises(ConfigError, match=asked):
+        compose(leaf)
+    while True:
+        try:
+            made = compose(leaf, *given)
+        except ConfigError as error:
+            found = re.match(asked, str(error))
+            if found is None:
+                raise
+            given.append(f"{found[1]}=given")
+        else:
+            break
+    assert made["model"]["type"]
+
+
 @pytest.mark.parametrize("leaf", COMPLETE)
 def test_a_leaf_is_as_the_index_says(leaf):
     """Composing checks its keys and types; what it is built of is built where that changed."""

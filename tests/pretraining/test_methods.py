@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from vistrain.backbones.create import create
+from vistrain.checkpoints import save_durably
 from vistrain.errors import ConfigError, DataError
 from vistrain.network import Network
 from vistrain.pretraining import (
@@ -19,6 +22,7 @@ from vistrain.pretraining import (
     LUT,
     MAE,
     MP3,
+    MTO,
     BlockCorruption,
     BlockMasking,
     ColorMasking,
@@ -29,13 +33,17 @@ from vistrain.pretraining import (
     Masking,
     MiniLM,
     PatchEncoder,
+    PatchResNet,
     RandomMasking,
     RandomWords,
     SelfDistillation,
+    Selfie,
     TubeMasking,
     VideoMAE,
 )
 from vistrain.pretraining.color_masks import color_noise
+from vistrain.pretraining.mto import likeness, recalibrated, relative_entropy
+from vistrain.pretraining.selfie import matching_losses
 from vistrain.structures import Channels
 
 VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -55,6 +63,10 @@ def beit() -> PatchEncoder:
     return PatchEncoder("beit_base_patch16_224", positions="fixed_rows", args=VIT | args)
 
 
+def small_resnet() -> PatchResNet:
+    return PatchResNet("resnet10t", args={"stem_width": 8, "channels": [8, 16, 32, 64]})
+
+
 METHODS: dict[str, Callable[[], Network]] = {
     "mae": lambda: MAE(encoder(), **SMALL),
     "mae, colours": lambda: MAE(encoder(), ColorMasking(side=16, count=3), **SMALL),
@@ -67,6 +79,8 @@ METHODS: dict[str, Callable[[], Network]] = {
     "minilm": lambda: MiniLM(encoder(), teacher(embed_dim=48, num_heads=3), relation_heads=4),
     "self-distillation": lambda: SelfDistillation(encoder(), teacher(), **SMALL),
     "hybrid": lambda: HybridDistillation(encoder(), teacher(embed_dim=48), teacher(), masking_steps=3),
+    "mto": lambda: MTO(encoder(), early=1, **SMALL),
+    "selfie": lambda: Selfie(small_resnet(), None, (32, 32), 8, 16, 1, 2),
     "croco": lambda: CroCo((32, 32), 8, dim=32, depth=1, heads=2, decoder_dim=16, decoder_depth=1, decoder_heads=2),
 }
 
@@ -215,6 +229,11 @@ def test_clips() -> None:
     network.losses(given)["loss_pixels"].backward()
     assert all(p.grad is not None for p in network.parameters())
     found = network.predict(given)
+    assert found[0].image.shape == (3, 16, 24)
+    assert found[0].hidden.shape == (2, 3)
+    shown = ~found[0].hidden.repeat_interleave(8, 0).repeat_interleave(8, 1)
+    torch.testing.assert_close(found[0].image[:, shown], clips[0, :, 2][:, shown] / 255, rtol=0, atol=1e-5)
+    assert not torch.equal(found[0].image[:, ~shown], clips[0, :, 2][:, ~shown] / 255)
     assert found[1].loss["loss_pixels"] == pytest.approx(network.predict(given)[1].loss["loss_pixels"])
     with pytest.raises(ConfigError, match="clips of 1 frames"):
         network.check_size(1, 16, 24)
@@ -290,3 +309,65 @@ def test_what_does_not_go_together_is_refused() -> None:
         PatchEncoder("swin_tiny_patch4_window7_224")
     with pytest.raises(ConfigError, match="has a bias for all pairs of patches"):
         PatchEncoder("beit_base_patch16_224", args={"use_abs_pos_emb": True, "depth": 1})
+
+
+# ------------------------------------------------------------------ methods of which only a part is known
+
+
+def test_masked_tokens_are_told_apart() -> None:
+    """Of MTO: cosines and entropies at their extremes, weights of mean 1, and MAE's loss where nothing is added."""
+    tokens = torch.eye(6)[None]
+    assert likeness(tokens, 4).abs().max() == 0
+    assert torch.equal(likeness(tokens[:, [0, 1, 0]], 2), torch.tensor([[[1.0, 0.0]]]))
+    assert relative_entropy(torch.zeros(2, 5)).tolist() == pytest.approx([1, 1])
+    assert relative_entropy(torch.tensor([[0.0, 200.0]])).item() == pytest.approx(0)
+    assert relative_entropy(torch.zeros(3, 1)).tolist() == [0, 0, 0]
+    weights = recalibrated(torch.tensor([[0.1, 0.5, 0.9]]))
+    assert weights.mean().item() == pytest.approx(1)
+    assert weights[0].argsort().tolist() == [0, 1, 2]
+    network = MTO(encoder(), early=1, recalibration=0.0, spatial_weight=0.0, entropy_weight=0.0, **SMALL)
+    images = network.prepared(batch())
+    split = network.draw(images)
+    found = network.learn(images, split, {})
+    torch.testing.assert_close(found["loss_pixels"], network.patch_losses(images, split).mean())
+    assert found["loss_spatial"] == found["loss_entropy"] == 0
+    with pytest.raises(ConfigError, match=r"model.early: 2 of 1 blocks"):
+        MTO(encoder(), early=2, **SMALL)
+
+
+def test_patches_find_their_places(tmp_path: Path) -> None:
+    """Of Selfie: equal patches cannot be told apart; the loss falls when the right one has the greatest product; a
+    patch's vector depends on nothing else; what is handed over has timm's names."""
+    network = METHODS["selfie"]().eval()
+    assert isinstance(network, Selfie)
+    same = network.losses(batch() | {"image": torch.full((4, 3, 32, 32), 90, dtype=torch.uint8)})["loss_patches"]
+    assert same.item() == pytest.approx(np.log(4), abs=1e-4)  # a quarter of 16 patches is hidden
+    assert matching_losses(50 * torch.eye(3)[None]).item() < 1e-6
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    other = images.clone()
+    other[:, :, :8, :8] = 0
+    torch.testing.assert_close(network(images)[:, 1:], network(other)[:, 1:])
+    names = {name.removeprefix("backbone.body.") for name in network.state_dict() if "backbone" in name}
+    assert names == set(small_resnet().body.state_dict())
+    save_durably({"state_dict": {f"model.{n}": v for n, v in network.state_dict().items()}}, tmp_path / "best.ckpt")
+    args = {"stem_width": 8, "channels": [8, 16, 32, 64]}
+    body, _ = create("resnet10t", str(tmp_path / "best.ckpt"), args, 3)
+    assert all(
+        torch.equal(value, network.backbone.body.state_dict()[name]) for name, value in body.state_dict().items()
+    )
+    with pytest.raises(ConfigError, match="hides one of 4 patches"):
+        Selfie(small_resnet(), None, (16, 16), 8, 16, 1, 2)
+    with pytest.raises(ConfigError, match="vit_tiny_patch16_224 is no ResNet"):
+        PatchResNet("vit_tiny_patch16_224")
+
+
+def test_the_last_block_computes_what_is_read_alone() -> None:
+    network = MAE(encoder(), **SMALL)
+    images = network.prepared(batch())
+    split = network.draw(images)
+    grid = network.backbone.grid(32, 32)
+    rows = network.pixel_rows(network.backbone(images, split.shown), split, grid)[:, split.kept :]
+    target = network.compared(images, split.removed)[0]
+    torch.testing.assert_close(network.patch_losses(images, split), (rows - target).square().mean(-1))
+    with pytest.raises(ConfigError, match=r"model.decoder_depth: 0 is too small"):
+        MAE(encoder(), decoder_depth=0)

@@ -6,6 +6,7 @@ from vistrain.data.base.module import DataModule
 from vistrain.data.base.scenes import Scenes
 from vistrain.data.base.transform import EvalTransform
 from vistrain.data.classification.class_folders import ImageFolder, ImageList
+from vistrain.data.classification.clips import ClipFolder
 from vistrain.data.classification.generated import GeneratedPatterns
 from vistrain.data.classification.imagenet import ImageNet
 from vistrain.data.classification.module import ClassificationData
@@ -23,6 +24,7 @@ from vistrain.data.restoration.degradations import Bicubic, Chain, GaussianNoise
 from vistrain.data.restoration.image_pairs import ImageSet
 from vistrain.data.restoration.module import RestorationData
 from vistrain.data.restoration.textures import GeneratedTextures
+from vistrain.data.segmentation.adaptation import AdaptationFolders
 from vistrain.data.segmentation.annotators import Annotator
 from vistrain.data.segmentation.field_of_view import (
     DRIVE,
@@ -68,6 +70,7 @@ __all__ = [
     "MNIST",
     "TCGALGG",
     "ADE20KPanoptic",
+    "AdaptationFolders",
     "AffineAugment",
     "Annotator",
     "Bands",
@@ -80,6 +83,7 @@ __all__ = [
     "Cityscapes",
     "CityscapesPanoptic",
     "ClassificationData",
+    "ClipFolder",
     "Coco2017",
     "CocoDetection",
     "CocoInstances",

@@ -145,7 +145,7 @@ class CroCo(Network):
     """
 
     compiled_parts = ()
-    entrances = ("losses", "predict", "features")
+    entrances: tuple[str, ...] = ("losses", "predict", "features")
     enc_pos_embed: Tensor
     dec_pos_embed: Tensor
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError
+from vistrain.layers.averaged import AveragedTeacher
 from vistrain.pretraining.mae import MAE, MAE_NAMES
 from vistrain.pretraining.patch_encoder import PatchEncoder
 from vistrain.pretraining.pretrainer import start_linear
-from vistrain.pretraining.teachers import AveragedTeacher, TeacherNames
+from vistrain.pretraining.teachers import TeacherNames
 from vistrain.pretraining.token_masks import Masking, TokenSplit, by_noise
 
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError
+from vistrain.layers.averaged import AveragedTeacher
 from vistrain.layers.loss_weights import refuse_all_zero
 from vistrain.pretraining.minilm import last_parts, relation_loss, split_anew
 from vistrain.pretraining.patch_encoder import PatchEncoder
 from vistrain.pretraining.pretrainer import Pretrainer
-from vistrain.pretraining.teachers import AveragedTeacher, FrozenViT, attention_parts, refuse_other_grid
+from vistrain.pretraining.teachers import FrozenViT, attention_parts, refuse_other_grid
 from vistrain.pretraining.token_masks import Masking, RandomMasking, TokenSplit, take
 
 

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vistrain.checkpoints import KeyMap
+from vistrain.errors import ConfigError
 from vistrain.layers.position import grid_table
 from vistrain.pretraining.patch_encoder import PatchEncoder
 from vistrain.pretraining.patches import normalised, patchify, unpatchify
@@ -40,6 +42,9 @@ class MAE(Pretrainer):
         mlp_ratio: how many times wider its hidden layers are.
         norm_pix: compare with patches of mean 0 and variance 1 instead of pixels.
         backbone, masking: see `Pretrainer`.
+
+    Raises:
+        ConfigError: the decoder has no block.
     """
 
     key_maps: Sequence[KeyMap] = (MAE_NAMES,)
@@ -55,6 +60,8 @@ class MAE(Pretrainer):
         norm_pix: bool = True,
     ) -> None:
         super().__init__(backbone, masking)
+        if decoder_depth < 1:
+            raise ConfigError("model.decoder_depth", f"{decoder_depth} is too small", "use 1 or more")
         self.norm_pix = norm_pix
         if backbone.starts_fresh:
             backbone.body.blocks.apply(start_linear)
@@ -94,15 +101,19 @@ class MAE(Pretrainer):
         Returns:
             `[B, N, C]`, those that were shown first.
         """
+        x = self.decoder_input(latent, split, grid)
+        for block in self.decoder_blocks if blocks is None else blocks:
+            x = block(x)
+        return x[:, self.backbone.prefix :]
+
+    def decoder_input(self, latent: Tensor, split: TokenSplit, grid: tuple[int, int]) -> Tensor:
+        """What the decoder's first block reads, `[B, P + N, C]`; arguments as of `decode`."""
         x = self.decoder_embed(latent)
         prefix, hidden = self.backbone.prefix, split.order.shape[1] - split.kept
         x = torch.cat((x, self.mask_token.to(x.dtype).expand(len(x), hidden, -1)), 1)
         table = self.decoder_positions(grid)
         where = torch.cat((table[:, :prefix].expand(len(x), -1, -1), take(table[:, prefix:], split.order)), 1)
-        x = x + where
-        for block in self.decoder_blocks if blocks is None else blocks:
-            x = block(x)
-        return x[:, prefix:]
+        return x + where
 
     def decoder_positions(self, grid: tuple[int, int]) -> Tensor:
         """The decoder's table `[1, P + N, C]` for a grid of patches."""
@@ -130,8 +141,11 @@ class MAE(Pretrainer):
     def patch_losses(self, images: Tensor, split: TokenSplit) -> Tensor:
         """The mean squared errors of the hidden patches, `[B, N - K]`, in the order of `split.removed`."""
         grid = self.backbone.grid(*images.shape[-2:])
-        found = self.decoder_norm(self.decode(self.backbone(images, split.shown), split, grid))
-        rows = self.decoder_pred(found[:, split.kept :])
+        x = self.decoder_input(self.backbone(images, split.shown), split, grid)
+        *first, last = self.decoder_blocks
+        for block in first:
+            x = block(x)
+        rows = self.decoder_pred(self.decoder_norm(last_rows(last, x, self.backbone.prefix + split.kept)))
         target = self.compared(images, split.removed)[0]
         with torch.autocast(images.device.type, enabled=False):
             return (rows.float() - target).square().mean(-1)
@@ -150,3 +164,18 @@ class MAE(Pretrainer):
         made = made.scatter(1, index, rows * deviation + mean)
         errors = (rows - target).square().mean((1, 2))
         return {"loss_pixels": errors}, unpatchify(made, self.backbone.patch, grid)
+
+
+def last_rows(block: Any, x: Tensor, start: int) -> Tensor:
+    """What a block of timm's ViT, without dropout, makes of the tokens from `start` on, which look at all: `[B, n, C]`
+    -> `[B, n - start, C]`. The last block's other tokens are read by nothing."""
+    attention, normed = block.attn, block.norm1(x)
+    dim = attention.qkv.in_features
+    weights = zip(*(t.split([dim, 2 * dim]) for t in (attention.qkv.weight, attention.qkv.bias)), strict=True)
+    (q_weight, q_bias), (kv_weight, kv_bias) = weights
+    q = F.linear(normed[:, start:], q_weight, q_bias).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+    k, v = F.linear(normed, kv_weight, kv_bias).unflatten(-1, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    x = x[:, start:] + attention.proj(attended)
+    changed: Tensor = x + block.mlp(block.norm2(x))
+    return changed

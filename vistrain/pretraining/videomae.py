@@ -6,7 +6,7 @@ those of MCG-NJU/VideoMAE (CC BY-NC 4.0), of which nothing else is here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -127,10 +127,11 @@ class VideoMAE(Network):
 
     def target(self, clips: Tensor) -> Tensor:
         """Cubes `[B, N, t * p * p * C]` of normalised clips: each colour in a cube of mean 0 and variance 1."""
-        std, mean = self.normalize.std[..., None], self.normalize.mean[..., None]
-        rows = cubes(clips * std + mean, self.cube).unflatten(-1, (-1, self.channels))
-        # Here the small number is added to the deviation, not to the variance as in MAE.
-        return ((rows - rows.mean(-2, keepdim=True)) / (rows.std(-2, keepdim=True) + 1e-6)).flatten(2)
+        return normalised_colours(self.colours(clips), self.channels)[0].flatten(2)
+
+    def colours(self, clips: Tensor) -> Tensor:
+        """Cubes `[B, N, t * p * p * C]` of normalised clips, brightest pixel 1."""
+        return cubes(clips * self.normalize.std[..., None] + self.normalize.mean[..., None], self.cube)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Tokens `[B, N, D]` of clips `[B, C, T, H, W]` that are shown whole."""
@@ -145,13 +146,23 @@ class VideoMAE(Network):
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Any]) -> list[Reconstruction]:
-        """Losses of each clip under the mask of its id; no pictures."""
+        """Losses of each clip under the mask of its id, and its middle frame with the hidden cubes made up.
+
+        A cube's mean and deviation of each colour are those of the clip, which was not shown.
+        """
         clips = self.normalize(batch["image"], batch["size"])[0]
         times, grid = self._grid(clips)
         seeds = [torch.Generator().manual_seed(seed_of(name)) for name in batch["id"]]
         parts = [self.masking.tubes(1, times, grid, seed) for seed in seeds]
         split = self._on(TokenSplit(torch.cat([part.order for part in parts]), parts[0].kept), clips)
-        return [Reconstruction({"loss_pixels": value.item()}) for value in self._errors(clips, split)]
+        rows, true = self.complete(clips, split).float(), self.colours(clips)
+        wanted, mean, deviation = normalised_colours(take(true, split.removed), self.channels)
+        errors = (rows - wanted.flatten(2)).square().mean((1, 2))
+        made = (rows.unflatten(-1, (-1, self.channels)) * deviation + mean).flatten(2)
+        whole = true.scatter(1, split.removed[..., None].expand_as(made), made)
+        pictures = middle_frames(whole, self.cube, clips.shape[2:]).cpu()
+        hidden = split.hidden.view(-1, times, *grid)[:, 0].cpu()
+        return [Reconstruction({"loss_pixels": errors[i].item()}, hidden[i], pictures[i]) for i in range(len(clips))]
 
     def check_size(self, *size: int) -> None:
         """Refuse clips that are shorter or smaller than a cube, or no multiples of it."""
@@ -179,6 +190,29 @@ def cubes(clips: Tensor, cube: tuple[int, int, int]) -> Tensor:
     (t, p, q), (times, rows, columns) = cube, (side // part for side, part in zip(sides, cube, strict=True))
     cut = clips.view(batch, channels, times, t, rows, p, columns, q)
     return cut.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(batch, times * rows * columns, -1)
+
+
+def normalised_colours(rows: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each colour of a cube with mean 0 and variance 1: `[B, n, t * p * q * C]` -> `[B, n, t * p * q, C]`, and the
+    means and deviations, `[B, n, 1, C]`."""
+    values = rows.unflatten(-1, (-1, channels))
+    # Here the small number is added to the deviation, not to the variance as in MAE.
+    mean, deviation = values.mean(-2, keepdim=True), values.std(-2, keepdim=True) + 1e-6
+    return (values - mean) / deviation, mean, deviation
+
+
+def middle_frames(rows: Tensor, cube: tuple[int, int, int], sides: Sequence[int]) -> Tensor:
+    """Frame T // 2 of clips in cubes: `[B, N, t * p * q * C]` -> `[B, C, H, W]`.
+
+    Args:
+        rows: cubes, as `cubes` gives them.
+        cube: frames, rows and columns of a cube.
+        sides: T, H and W of the clips.
+    """
+    (t, p, q), grid = cube, [side // part for side, part in zip(sides, cube, strict=True)]
+    when, within = divmod(sides[0] // 2, t)
+    cut = rows.unflatten(-1, (t, p, q, -1)).unflatten(1, grid)[:, when, :, :, within]
+    return cut.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 def line_table(length: int, features: int) -> Tensor:

@@ -9,11 +9,13 @@ from vistrain.segmentation.espnet import ESPNet, ESPNetC
 from vistrain.segmentation.fcn import FCNHead
 from vistrain.segmentation.lane_network import LaneDecoder
 from vistrain.segmentation.mask2former import Mask2Former, MaskedDecoder
+from vistrain.segmentation.mfm import MFM
 from vistrain.segmentation.multi_scale_attention import MultiScaleAttention
 from vistrain.segmentation.pem import PEM, PEMDecoder, PEMPixelDecoder
 from vistrain.segmentation.pixel_decoder import DeformablePixelDecoder
 from vistrain.segmentation.scnn import SCNN
 from vistrain.segmentation.segformer import SegFormerHead
+from vistrain.segmentation.self_training import SelfTrainedSegmenter
 from vistrain.segmentation.semantic import SemanticSegmenter
 from vistrain.segmentation.semantic_fpn import FPNHead
 from vistrain.segmentation.slice_encoder import SliceEncoder
@@ -25,6 +27,7 @@ from vistrain.segmentation.vwformer import VWCityHead, VWHead
 from vistrain.segmentation.wnet import WNet
 
 __all__ = [
+    "MFM",
     "PEM",
     "SCNN",
     "AGUNet",
@@ -46,6 +49,7 @@ __all__ = [
     "PEMDecoder",
     "PEMPixelDecoder",
     "SegFormerHead",
+    "SelfTrainedSegmenter",
     "SemanticSegmenter",
     "SliceEncoder",
     "SliceNetwork",

@@ -29,16 +29,16 @@ class LabelledImage:
     """One image on its way to a batch.
 
     Attributes:
-        image: uint8 `[H, W, 3]`, RGB.
+        image: uint8 `[H, W, 3]`, RGB; of clips `[T, H, W, 3]`.
         id: its index in the split.
-        original_size: height, width in pixels before any transform.
+        original_size: height, width in pixels before any transform; of clips the frames before them.
         labels: its classes.
         views: further versions of it, each `[H, W, 3]`.
     """
 
     image: np.ndarray
     id: int
-    original_size: tuple[int, int]
+    original_size: tuple[int, ...]
     labels: tuple[int, ...]
     views: tuple[np.ndarray, ...] = ()
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Subset
 
 from vistrain.classification.probes import LinearProbe, vote
+from vistrain.data.classification.clips import ClipFolder
 from vistrain.data.classification.module import ClassificationData
 from vistrain.errors import ConfigError
 from vistrain.metrics import Metric, ProbeAccuracy
@@ -74,9 +75,13 @@ class PretrainingTask(Task):
         if self.probes and (not isinstance(data, ClassificationData) or data.multi_label or not data.labels.names):
             problem = f"{type(data).__name__} has not one class for each image"
             raise ConfigError("task.probes", problem, "leave them out, or train on data.ImageFolder")
-        if not isinstance(data, ClassificationData):
+        if not isinstance(data, ClassificationData | ClipFolder):
             return
         for key, size in data.image_sizes().items():
+            if len(size) != len(self.model.measured_size):
+                takes = "clips" if len(self.model.measured_size) == 3 else "images"
+                problem = f"{type(self.model).__name__} takes {takes}, which {type(data).__name__} does not give"
+                raise ConfigError("data.type", problem, "take data.ClipFolder for clips, others for images")
             try:
                 self.model.check_size(*size)
             except ConfigError as error:
