@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vistrain.backbones.resnet_keys import DETECTRON2
 from vistrain.backbones.timm_keys import AUTHORS
-from vistrain.checkpoints import load_file, load_weights, state_dict_in
+from vistrain.checkpoints import load_file, load_weights, locate, state_dict_in
 from vistrain.devices import on_meta
 from vistrain.errors import ConfigError, VistrainError, WeightsError, first_line, nearest, to_blame
 
@@ -81,7 +81,7 @@ def create(
         body, flexible = _build_pretrained(name, arguments)
     else:
         body, flexible = _build(name, arguments)
-        _load_file(body, name, Path(pretrained), channels)
+        _load_file(body, name, locate(pretrained).path, channels)
     if num_classes is not None and getattr(body, "num_classes", num_classes) != num_classes:
         body.reset_classifier(num_classes)
     return body, flexible

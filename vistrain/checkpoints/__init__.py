@@ -1,11 +1,12 @@
 """Safe reading, strict loading, durable writing of checkpoints; a paper's key table lives in the paper's own file."""
 
+from vistrain.checkpoints.fetching import Located, locate, with_digest
+from vistrain.checkpoints.finding import find_state_dict
 from vistrain.checkpoints.keymap import KeyMap
 from vistrain.checkpoints.loading import (
     Adapted,
     LeftOut,
     LoadReport,
-    find_state_dict,
     load_weights,
     merged,
     read_state_dict,
@@ -21,9 +22,11 @@ __all__ = [
     "KeyMap",
     "LeftOut",
     "LoadReport",
+    "Located",
     "find_state_dict",
     "load_file",
     "load_weights",
+    "locate",
     "merged",
     "read_state_dict",
     "refuse_unreadable",
@@ -31,4 +34,5 @@ __all__ = [
     "state_dict_in",
     "under",
     "with_channels",
+    "with_digest",
 ]
