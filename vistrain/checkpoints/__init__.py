@@ -1,9 +1,11 @@
 """Safe reading, strict loading, durable writing of checkpoints; a paper's key table lives in the paper's own file."""
 
 from vistrain.checkpoints.fetching import Located, locate, with_digest
-from vistrain.checkpoints.finding import find_state_dict
+from vistrain.checkpoints.finding import find_state_dict, strip_prefixes
 from vistrain.checkpoints.keymap import KeyMap
 from vistrain.checkpoints.loading import (
+    disagreements,
+    renamed,
     Adapted,
     LeftOut,
     LoadReport,
@@ -23,6 +25,7 @@ __all__ = [
     "LeftOut",
     "LoadReport",
     "Located",
+    "disagreements",
     "find_state_dict",
     "load_file",
     "load_weights",
@@ -30,8 +33,10 @@ __all__ = [
     "merged",
     "read_state_dict",
     "refuse_unreadable",
+    "renamed",
     "save_durably",
     "state_dict_in",
+    "strip_prefixes",
     "under",
     "with_channels",
     "with_digest",

@@ -11,6 +11,7 @@ from typing import Any
 from vistrain.internals.patterns import CODES, parsed, parsed_replacement
 
 Rule = tuple[str, str]
+_MOST = 1000  # names that are tried for one
 
 
 class NoInverse(ValueError):
@@ -28,28 +29,35 @@ class _Backwards:
 def original(name: str, rules: Sequence[Rule]) -> str:
     """The name that rules, applied with `re.sub` one after the other, turn into this one.
 
-    What a rule may have made, it has made, if the rules then give `name` again; where several names would, the one that
-    more of the last rules have changed is taken. Optional parts of a pattern are left out, of alternatives outside
-    groups that the replacement names the first is taken.
+    Where several names would, the one is taken of which the rules say most: whose replacements matched the longest
+    texts. Optional parts of a pattern are left out, of alternatives outside groups that the replacement names the first
+    is taken.
 
     Raises:
         NoInverse: a rule cannot be read backwards, or no name gives this one.
     """
     backwards = _all_backwards(tuple(rules))
+    found: dict[str, int] = {}
+    tried = 0
 
-    def search(so_far: str, left: int) -> str | None:
+    def search(so_far: str, left: int, said: int) -> None:
+        nonlocal tried
         while left and not backwards[left - 1].pattern.search(so_far):
             left -= 1
-        if not left:
-            return so_far if _applied(so_far, rules) == name else None
-        rule = backwards[left - 1]
-        found = search(rule.pattern.sub(rule.replacement, so_far), left - 1)
-        return search(so_far, left - 1) if found is None else found
+        if left and tried < _MOST:
+            rule = backwards[left - 1]
+            length = sum(match.end() - match.start() for match in rule.pattern.finditer(so_far))
+            search(rule.pattern.sub(rule.replacement, so_far), left - 1, said + length)
+            search(so_far, left - 1, said)
+            return
+        tried += 1
+        if _applied(so_far, rules) == name:
+            found.setdefault(so_far, said)
 
-    found = search(name, len(backwards))
-    if found is None:
+    search(name, len(backwards), 0)
+    if not found:
         raise NoInverse(f"nothing becomes '{name}'")
-    return found
+    return max(found, key=found.__getitem__)
 
 
 @functools.cache

@@ -134,16 +134,9 @@ def load_weights(
     del content
     own = model.state_dict()
     foreign = strip_prefixes(foreign, own)
-    recognised: KeyMap | None = None
-    if _counted(foreign).keys() != _counted(own).keys():
-        recognised = next((key_map for key_map in key_maps if key_map.matches(foreign)), None)
-    try:
-        weights = recognised.apply(foreign) if recognised else dict(foreign)
-    except WeightsError as error:
-        raise WeightsError(where, f"{error.where} names: {error.problem}", error.remedy) from error
-
+    weights, recognised = renamed(foreign, own, key_maps, where)
     weights, adapted = _with_our_channels(weights, own, input_layers)
-    left_out, problems = _compare(weights, own, class_layers, scale_layers)
+    left_out, problems = disagreements(weights, own, class_layers, scale_layers)
     if problems:
         naming = f"{recognised.name} names" if recognised else "names of vistrain"
         alike = looks_like(foreign)
@@ -164,6 +157,29 @@ def load_weights(
     report = LoadReport(where, picked, name, len(own.keys() - skipped), left_out, adapted)
     log.info("%s", report)
     return report
+
+
+def renamed(
+    foreign: Mapping[str, Tensor], own: Mapping[str, Tensor], key_maps: Sequence[KeyMap], where: str
+) -> tuple[dict[str, Tensor], KeyMap | None]:
+    """Weights under our names, and the key map that knew theirs; None if they were ours already, or nobody's.
+
+    Args:
+        foreign: of a file, without what wrappers put before names.
+        own: the model's.
+        key_maps: the first that matches is used.
+        where: what messages call the file.
+
+    Raises:
+        WeightsError: see `KeyMap.apply`.
+    """
+    recognised: KeyMap | None = None
+    if _counted(foreign).keys() != _counted(own).keys():
+        recognised = next((key_map for key_map in key_maps if key_map.matches(foreign)), None)
+    try:
+        return (recognised.apply(foreign) if recognised else dict(foreign)), recognised
+    except WeightsError as error:
+        raise WeightsError(where, f"{error.where} names: {error.problem}", error.remedy) from error
 
 
 def with_channels(weight: Tensor, channels: int) -> Tensor:
@@ -245,10 +261,16 @@ def _with_our_channels(
     return changed, tuple(adapted)
 
 
-def _compare(
+def disagreements(
     weights: Mapping[str, Tensor], own: Mapping[str, Tensor], class_layers: Sequence[str], scale_layers: Sequence[str]
 ) -> tuple[tuple[LeftOut, ...], list[str]]:
-    """What may be left out, and what is wrong, in words."""
+    """What may be left out of some weights for a model, and what is wrong with the rest, in words.
+
+    Args:
+        weights: under our names.
+        own: the model's.
+        class_layers, scale_layers: as in `load_weights`.
+    """
 
     def matches(name: str, patterns: Sequence[str]) -> bool:
         return any(re.search(pattern, name) for pattern in patterns)
