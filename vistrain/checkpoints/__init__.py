@@ -4,14 +4,14 @@ from vistrain.checkpoints.fetching import Located, locate, with_digest
 from vistrain.checkpoints.finding import find_state_dict, strip_prefixes
 from vistrain.checkpoints.keymap import KeyMap
 from vistrain.checkpoints.loading import (
-    disagreements,
-    renamed,
     Adapted,
     LeftOut,
     LoadReport,
+    disagreements,
     load_weights,
     merged,
     read_state_dict,
+    renamed,
     state_dict_in,
     under,
     with_channels,

@@ -51,5 +51,7 @@ def arrays(path: Path, most: int) -> dict[str, np.ndarray]:
         unnamed = next((name for name, _ in kept if "/vars/" in f"/{name}"), None)
         if unnamed is not None:
             problem = f"is of Keras 3, whose files do not say what their arrays are ({unnamed})"
-            raise WeightsError(str(path), problem, "save it there with model.save_weights('x.h5') of tf_keras, or as .npz")
+            raise WeightsError(
+                str(path), problem, "save it there with model.save_weights('x.h5') of tf_keras, or as .npz"
+            )
         return {name: item[()] for name, item in kept}

@@ -82,7 +82,10 @@ class KerasMap(KeyMap):
             if path not in place:
                 raise WeightsError(self.name, f"'{key}' is of no layer of {', '.join(dict(self.layers))}")
             is_kernel = tensor == "weight" and value.ndim > 1
-            usual = {"weight": "kernel" if is_kernel else "gamma", "bias": "bias" if _has_kernel(path, state_dict) else "beta"}
+            usual = {
+                "weight": "kernel" if is_kernel else "gamma",
+                "bias": "bias" if _has_kernel(path, state_dict) else "beta",
+            }
             name = theirs.get((kinds[path], tensor)) or usual.get(tensor) or _STATISTICS.get(tensor, tensor)
             foreign[f"{place[path]}/{name}"] = LAYOUTS["flax_kernel"].theirs(value) if name == "kernel" else value
         return foreign

@@ -56,9 +56,7 @@ class Layout(NamedTuple):
 # A key map names them, so that it stays plain data.
 LAYOUTS = {
     "flax_kernel": Layout(_flax_kernel, lambda x: x.movedim((0, 1), (-1, -2)).contiguous()),
-    "flax_conv_transpose": Layout(
-        _flax_conv_transpose, lambda x: x.flip(2, 3).movedim((0, 1), (-2, -1)).contiguous()
-    ),
+    "flax_conv_transpose": Layout(_flax_conv_transpose, lambda x: x.flip(2, 3).movedim((0, 1), (-2, -1)).contiguous()),
     "tf_depthwise": Layout(_tf_depthwise, lambda x: x.movedim((0, 1), (-2, -1)).contiguous()),
     "tf_heads_in": Layout(_tf_heads_in, lambda x: x.t().unflatten(1, (-1, HEAD)).contiguous()),
     "tf_heads_out": Layout(_tf_heads_out, lambda x: x.t().unflatten(0, (-1, HEAD)).contiguous()),

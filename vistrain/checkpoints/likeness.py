@@ -24,7 +24,7 @@ _SAID = 3  # configs named
 def sketch(tensors: Mapping[str, Tensor]) -> str:
     """A short text that says what shapes the weights of a network have, and how many of each; empty: there are none.
 
-    Biases, norms and tables do not count, nor do the order of axes and axes of length 1, which differ from code to code.
+    Biases and norms do not count, nor do the order of axes and axes of length 1, which differ from code to code.
     """
     shapes: Counter[tuple[int, ...]] = Counter()
     for name, tensor in tensors.items():

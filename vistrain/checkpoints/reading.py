@@ -46,8 +46,8 @@ _DAMAGED = (
 )
 
 _TRUST = (
-    "nothing was executed; `python tools/convert_pickle.py FILE -o OUTPUT` of the repository takes its tensors out in a "
-    "process of its own, if you trust its source"
+    "nothing was executed; if you trust its source, the repository's `python tools/convert_pickle.py FILE -o OUTPUT` "
+    "takes its tensors out, in a process of its own"
 )
 _UNPACK = "unpack it, and name the checkpoint file in it"
 _FETCH = "download it again"

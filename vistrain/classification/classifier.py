@@ -185,4 +185,6 @@ class TimmNames(KeyMap):
             WeightsError: a name cannot be told.
         """
         prefix = "backbone.body."
-        return self.backbone.official({k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)})
+        return self.backbone.official(
+            {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        )

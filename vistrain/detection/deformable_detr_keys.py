@@ -72,7 +72,7 @@ def names_of(box_refinement: bool, two_stage: bool) -> tuple[KeyMap, KeyMap]:
 
 
 def detrex_exports(maps: int) -> Exports:
-    """The inverse of detrex's rules, those of Swin included, without the heads; `maps`: number of the backbone's maps."""
+    """The inverse of detrex's rules and Swin's, without the heads; `maps`: number of the backbone's maps."""
     encoder, decoder = r"^(encoder\.layers\.\d+)\.", r"^(decoder\.layers\.\d+)\."
     return (
         *detectron2_exports("backbone.", "backbone.body."),

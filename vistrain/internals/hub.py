@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-
 from pathlib import Path
 
 from huggingface_hub import constants, get_session, hf_hub_download, try_to_load_from_cache
