@@ -114,7 +114,7 @@ def test_a_file_of_the_hub_that_is_not() -> None:
         locate("hf://owner/name/other.pth")
     with pytest.raises(WeightsError, match=r"write hf://owner/name\[@revision\]/file"):
         locate("hf://owner")
-    with pytest.raises(WeightsError, match="timm has no weights 'resnet50.nobody'"):
+    with pytest.raises(WeightsError, match=r"timm has no weights 'resnet50\.nobody'"):
         locate("timm://resnet50.nobody")
 
 

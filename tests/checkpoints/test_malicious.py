@@ -38,7 +38,10 @@ def corpus(trace: str) -> dict[str, bytes]:
     write = f"open({trace!r}, 'w').close()"
     touch = f"touch '{trace}'"
     pathed = call(name("pathlib", "Path"), text(trace))
+    system = name("os", "system")
+    state = system + b"(" + text(touch) + b"t}N"  # of a partial: function, arguments, keywords, attributes
     inner = b"\x80\x02" + call(name("os", "system"), text(touch)) + b"."
+    latin1 = call(name("_codecs", "encode"), text(inner.decode("latin1")), text("latin1"))
     return {
         "a shell": call(name("os", "system"), text(touch)),
         "a shell by its platform's name": call(name("posix", "system"), text(touch)),
@@ -51,8 +54,8 @@ def corpus(trace: str) -> dict[str, bytes]:
         "a method found by operator": call(call(name("operator", "methodcaller"), text("touch")), pathed),
         "a module's own runner": call(name("runpy", "_run_code"), text(write), b"}"),
         "a timer": call(name("timeit", "timeit"), text(write), text("pass"), name("time", "perf_counter"), b"K\x01"),
-        "a pickle in a pickle": call(name("pickle", "loads"), call(name("_codecs", "encode"), text(inner.decode("latin1")), text("latin1"))),
-        "state that is set": call(name("functools", "partial"), name("os", "system")) + b"(" + name("os", "system") + b"(" + text(touch) + b"t}Ntb)R",
+        "a pickle in a pickle": call(name("pickle", "loads"), latin1),
+        "state that is set": call(name("functools", "partial"), system) + b"(" + state + b"tb)R",
     }  # fmt: skip
 
 
