@@ -95,9 +95,8 @@ def main() -> int:
     seconds, memory = (min(values) for values in zip(*found, strict=True))
     print(f"{arguments.config}: a file of {size / 2**20:.0f} MiB")
     print(f"  {seconds:.2f} s of processor time (at most {LIMITS['seconds']:g})")
-    print(
-        f"  {memory / 2**20:.0f} MiB beyond the network, {memory / size:.2f} of the file (at most {LIMITS['memory']:g})"
-    )
+    share = f"{memory / size:.2f} of the file (at most {LIMITS['memory']:g})"
+    print(f"  {memory / 2**20:.0f} MiB beyond the network, {share}")
     return int(seconds > LIMITS["seconds"] or memory > LIMITS["memory"] * size)
 
 
