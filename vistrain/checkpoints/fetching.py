@@ -26,7 +26,6 @@ from urllib.parse import unquote, urlsplit
 import torch
 
 from vistrain.errors import WeightsError, first_line
-from vistrain.internals import hub
 from vistrain.internals.waiting import NoAnswer, within
 from vistrain.regular_files import open_regular
 
@@ -140,6 +139,8 @@ def _of_timm(place: str) -> str:
 
 
 def _of_hub(name: str, place: str) -> Located:
+    from vistrain.internals import hub  # nobody else needs it
+
     parts = _HUB.fullmatch(place)
     if parts is None:
         raise WeightsError(name, "is no file of the hub", "write hf://owner/name[@revision]/file")
@@ -177,7 +178,8 @@ def _of_url(name: str, url: str) -> Path:
     except (NoAnswer, OSError, ValueError) as error:  # URLError is an OSError
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        reason = first_line(getattr(error, "reason", None) or error, 160)  # type: ignore[arg-type]
+        cause = error.reason if isinstance(error, urllib.error.URLError) else error
+        reason = first_line(cause, 160) if isinstance(cause, Exception) else str(cause)
         raise WeightsError(name, f"cannot be downloaded ({reason})", _REMEDY) from error
     return place
 

@@ -21,7 +21,7 @@ class FileMemory:
     def __init__(self, files: Iterable[Path]) -> None:
         wanted = {str(file.resolve()) for file in files}
         self._ranges: list[tuple[int, int]] = []
-        if sys.platform == "linux":
+        if wanted and sys.platform == "linux":
             for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
                 parts = line.split(maxsplit=5)
                 if len(parts) == 6 and parts[5] in wanted:
