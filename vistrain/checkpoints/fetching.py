@@ -178,7 +178,7 @@ def _of_url(name: str, url: str) -> Path:
     except (NoAnswer, OSError, ValueError) as error:  # URLError is an OSError
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        cause = error.reason if isinstance(error, urllib.error.URLError) else error
+        cause = error.reason if type(error) is urllib.error.URLError else error  # its subclass says the code
         reason = first_line(cause, 160) if isinstance(cause, Exception) else str(cause)
         raise WeightsError(name, f"cannot be downloaded ({reason})", _REMEDY) from error
     return place
