@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -104,7 +104,8 @@ def convert(source: Path, output: Path) -> None:
     Raises:
         SystemExit: there are no tensors to be had.
     """
-    reader = SimpleNamespace(Unpickler=Unpickler, load=lambda file, **keys: Unpickler(file, **keys).load())
+    reader = ModuleType("reader")  # as torch wants it
+    vars(reader).update(Unpickler=Unpickler, load=lambda file, **keys: Unpickler(file, **keys).load())
     try:
         content = torch.load(source, map_location="cpu", weights_only=False, pickle_module=reader)
         found = {key: value.contiguous() for key, value in collected(content, "").items()}

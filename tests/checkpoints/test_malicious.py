@@ -63,7 +63,7 @@ NAMES = list(corpus(""))
 
 
 def pickled(trace: Path, which: str) -> bytes:
-    return b"\x80\x04" + b"}" + text("model") + corpus(str(trace))[which] + b"s."
+    return b"\x80\x02" + b"}" + text("model") + corpus(str(trace))[which] + b"s."
 
 
 def as_torch(data: bytes, path: Path) -> None:
