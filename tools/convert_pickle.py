@@ -34,18 +34,23 @@ DEEP = 64
 class Thing:
     """Stands for an object of any class: keeps the state that it is given, does nothing."""
 
-    def __new__(cls, *_: Any, **__: Any) -> Thing:
-        return object.__new__(cls)
+    arguments: tuple[Any, ...]
+    state: Any
+    items: dict[Any, Any]
+
+    def __new__(cls, *arguments: Any, **_: Any) -> Thing:
+        made = object.__new__(cls)
+        made.arguments, made.state, made.items = arguments, {}, {}
+        return made
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        self.state: Any = {}
-        self.items: dict[Any, Any] = {}
+        pass
 
     def __setstate__(self, state: Any) -> None:
-        self.state, self.items = state, {}
+        self.state = state
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        vars(self).setdefault("items", {})[key] = value
+        self.items[key] = value
 
     def append(self, _: Any) -> None:
         """Of lists."""
@@ -82,6 +87,9 @@ def collected(value: Any, name: str, depth: int = 0) -> dict[str, torch.Tensor]:
         return {}
     if isinstance(value, torch.Tensor):
         return {name: value.detach()}
+    if isinstance(value, Thing) and type(value).__name__ in ("Parameter", "Variable"):  # of torch before 0.4
+        inside = (*value.arguments, *(value.state if isinstance(value.state, tuple) else ()))
+        return next(({name: item.detach()} for item in inside if isinstance(item, torch.Tensor)), {})
     if isinstance(value, Thing):
         state = value.state if isinstance(value.state, dict) else {}
         parts = [state.get(key) for key in ("_parameters", "_buffers", "_modules")]
@@ -111,7 +119,8 @@ def convert(source: Path, output: Path) -> None:
         found = {key: value.contiguous() for key, value in collected(content, "").items()}
     except Exception as error:  # of any kind: the file may hold anything
         raise SystemExit(f"{source}: cannot be read ({type(error).__name__}: {error})") from error
-    while found and len({key.partition(".")[0] for key in found}) == 1 and all("." in key for key in found):
+    top = {key.partition(".")[0] for key in found}
+    if isinstance(content, dict) and len(top) == 1 and all("." in key for key in found):
         found = {key.partition(".")[2]: value for key, value in found.items()}  # `net.` before everything
     if not found:
         raise SystemExit(f"{source}: no tensors in it")
