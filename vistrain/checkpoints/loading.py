@@ -147,7 +147,7 @@ def load_weights(
             f"is the config the one that these weights were trained with? {alike}".rstrip(),
         )
     skipped = {item.name for item in left_out}
-    memory = FileMemory([] if path is None else [path])
+    memory = FileMemory(path, [tensor.data_ptr() for tensor in foreign.values()])
     if wrong := _of_another_kind(weights, own, {name for name, _ in model.named_parameters()}, skipped, memory):
         remedy = "was the training that saved it broken, or its file converted? take another checkpoint"
         raise WeightsError(where, "; ".join(wrong), remedy)
@@ -297,27 +297,17 @@ def disagreements(
 def _fill(model: nn.Module, weights: dict[str, Tensor], memory: FileMemory) -> None:
     """`model.load_state_dict`, which copies one module after the other; of what lies in a file nothing stays in memory
     for longer than its module."""
-    hooks = []
-    for prefix, module in model.named_modules():
-        below = f"{prefix}." if prefix else ""
-        names = [n for n, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))]
-        mine = [weights[below + name] for name in names if below + name in weights]
+    modules = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
 
-        def let_go(_module: nn.Module, _keys: object, mine: list[Tensor] = mine) -> None:
-            for tensor in mine:
-                _give_back(tensor, memory)
+    def let_go(_module: nn.Module, _keys: object) -> None:
+        memory.give_back()
 
-        hooks.append(module.register_load_state_dict_post_hook(let_go))
+    hooks = [module.register_load_state_dict_post_hook(let_go) for module in modules]
     try:
         model.load_state_dict(weights)
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _give_back(tensor: Tensor, memory: FileMemory) -> None:
-    if tensor.is_contiguous() and tensor.device.type == "cpu":
-        memory.give_back(tensor.data_ptr(), tensor.nbytes)
 
 
 def _of_another_kind(
@@ -339,7 +329,7 @@ def _of_another_kind(
             bad = tensor.isnan().any() if name not in parameters else ~tensor.isfinite().all()
             if bad:
                 broken.append(name)
-            _give_back(tensor, memory)
+        memory.give_back()
     kinds = (("of another kind of number", integers), ("not finite (NaN or infinite)", broken))
     return [f"{len(names)} weights are {kind}: {_few(names)}" for kind, names in kinds if names]
 

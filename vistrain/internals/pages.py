@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import ctypes
 import mmap
 import sys
@@ -12,37 +13,29 @@ __all__ = ["FileMemory"]
 
 
 class FileMemory:
-    """The places in this process's memory that are files; elsewhere than on Linux there are none known.
+    """Places in this process's memory that are a file's; elsewhere than on Linux there are none known.
 
     Args:
-        files: those that are meant.
+        file: the file; None: there are none.
+        addresses: of numbers that nobody changes; what holds none of them is left alone.
     """
 
-    def __init__(self, files: Iterable[Path]) -> None:
-        wanted = {str(file.resolve()) for file in files}
+    def __init__(self, file: Path | None, addresses: Iterable[int]) -> None:
         self._ranges: list[tuple[int, int]] = []
-        if wanted and sys.platform == "linux":
-            for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
-                parts = line.split(maxsplit=5)
-                if len(parts) == 6 and parts[5] in wanted:
-                    start, _, end = parts[0].partition("-")
-                    self._ranges.append((int(start, 16), int(end, 16)))
+        if file is None or sys.platform != "linux":
+            return
+        wanted, known = str(file.resolve()), sorted(addresses)
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+            parts = line.split(maxsplit=5)
+            if len(parts) == 6 and parts[5] == wanted:
+                start, end = (int(part, 16) for part in parts[0].split("-"))
+                if bisect.bisect_left(known, start) < bisect.bisect_left(known, end):
+                    self._ranges.append((start, end))
 
-    def give_back(self, start: int, size: int) -> bool:
-        """Let go of the whole pages between two addresses; whoever reads them again, reads the file.
-
-        Args:
-            start: address of the first byte, of numbers that nobody has changed.
-            size: bytes.
-
-        Returns:
-            whether it is a file's memory, and was let go of; other memory is never touched.
-        """
-        if not any(low <= start and start + size <= high for low, high in self._ranges):
-            return False
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE - first
-        if length <= 0:
-            return False
-        advise = ctypes.CDLL(None, use_errno=True).madvise
-        return int(advise(ctypes.c_void_p(first), ctypes.c_size_t(length), ctypes.c_int(mmap.MADV_DONTNEED))) == 0
+    def give_back(self) -> int:
+        """Let go of all of it: whoever reads it again, reads the file. Bytes that were asked for."""
+        if self._ranges:
+            advise = ctypes.CDLL(None, use_errno=True).madvise
+            for start, end in self._ranges:
+                advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(mmap.MADV_DONTNEED))
+        return sum(end - start for start, end in self._ranges)
