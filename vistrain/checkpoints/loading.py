@@ -325,6 +325,9 @@ def _of_another_kind(
         if tensor.is_floating_point() != own[name].is_floating_point():
             integers.append(f"{name} ({str(tensor.dtype).removeprefix('torch.')})")
         elif tensor.is_floating_point():
+            if bool(tensor.sum(dtype=torch.float32).isfinite()):
+                memory.give_back()
+                continue  # then each is; and nothing of the tensor's size was made to find out
             # Masks of attention hold infinities, which are no weights
             bad = tensor.isnan().any() if name not in parameters else ~tensor.isfinite().all()
             if bad:
