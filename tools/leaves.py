@@ -139,3 +139,10 @@ def measure(composed: dict[str, Any]) -> dict[str, Any]:
     size = tuple(model.measured_size)
     multiply_adds, _, _ = count(model, size, model.channels)
     return {"parameters": parameters, "gmacs": round(multiply_adds / 1e9, 1), "image_size": list(size), **facts}
+
+
+def sketch(composed: dict[str, Any]) -> str:
+    """What weights of a leaf's model look like, see `vistrain.checkpoints.likeness`."""
+    from vistrain.checkpoints import likeness
+
+    return likeness.sketch(build(composed).state_dict())

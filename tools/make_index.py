@@ -63,19 +63,23 @@ def make(committed: dict[str, Any], measure: bool, remeasure: bool = False) -> d
             and multiply-adds; otherwise these are taken over (`tests/config/test_leaves.py` builds some).
         remeasure: build the unchanged ones too.
     """
-    made = {**make_names(), "configs": {}}
+    made = {**make_names(), "configs": {}, "weights": {}}
     if measure:  # composing checks configs against the index, so the names must be there first
-        write({**made, "configs": committed["configs"]})
+        write({**made, "configs": committed["configs"], "weights": committed["weights"]})
     old, new = leaves.hashes(), {}
     for name, path in leaves.config_files():
         composed = {} if leaves.is_template(path) else config.compose([path])
         before = committed["configs"].get(name, {})
         facts = {key: before[key] for key in MEASURED if key in before}
+        sketch = committed["weights"].get(name, "")
         if measure and composed:
             new[name] = leaves.digest(composed)
             if remeasure or not facts or new[name] != old.get(name):
-                facts = leaves.measure(composed)
+                facts, sketch = leaves.measure(composed), ""
+            sketch = sketch or leaves.sketch(composed)
         made["configs"][name] = describe_config(path, composed) | facts
+        if sketch:
+            made["weights"][name] = sketch
     if measure:
         leaves.HASHES.write_text(json.dumps(new, indent=0) + "\n", encoding="utf-8")
     return made

@@ -17,6 +17,7 @@ from vistrain.commands import (
     check,
     compare,
     completion,
+    convert_weights,
     doctor,
     evaluate,
     explain,
@@ -37,7 +38,7 @@ from vistrain.internals.argparse import commands_of, options_of
 
 COMMANDS = (
     *(fit, folds, test, reproduce, predict, evaluate, report, compare, check, import_data, profile),
-    *(list_, explain, export, doctor, completion),
+    *(list_, explain, export, convert_weights, doctor, completion),
 )
 DESCRIPTION = "Trains, evaluates and reproduces dense-vision models."
 EXAMPLES = """\

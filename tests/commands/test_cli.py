@@ -264,6 +264,7 @@ def test_usage_errors_and_help_return_codes(capsys):
         "list",
         "explain",
         "profile",
+        "convert-weights",
         "doctor",
         "completion",
     ):

@@ -49,6 +49,10 @@ def test_full_size_names(name: str, form: str) -> None:
     report = load_weights(model, {"model": state}, key_maps=model.key_maps, class_layers=model.class_layers)
     assert report.loaded == len(model.state_dict())
     assert not report.left_out
+    naming = next(key_map for key_map in model.key_maps if key_map.name == report.key_map)
+    exported = naming.export(model.state_dict())
+    kept = {key: value.shape for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    assert {key: value.shape for key, value in exported.items()} == kept
 
 
 @pytest.mark.filterwarnings("ignore:for .*:UserWarning")

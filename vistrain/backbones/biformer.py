@@ -49,6 +49,19 @@ AUTHORS = KeyMap(
         (r"\.mlp\.1\.dwconv\.", ".mlp.conv.conv."),
         (r"\.mlp\.[23]\.", ".mlp.fc2."),
     ),
+    # the last stage's attention is not routed, and keeps its names
+    exports=(
+        (r"^stem\.", ("downsample_layers.0.",)),
+        (r"^stages\.(\d)\.downsample\.", (r"downsample_layers.\1.",)),
+        (r"^(stages\.[012]\.\S+\.attn)\.qkv\.", (r"\1.qkv.qkv.",)),
+        (r"^(stages\.[012]\.\S+\.attn)\.proj\.", (r"\1.wo.",)),
+        (r"\.attn\.router\.", (".attn.router.emb.",)),
+        (r"\.pos_embed\.conv\.", (".pos_embed.",)),
+        (r"\.mlp\.fc1\.", (".mlp.0.",)),
+        (r"\.mlp\.conv\.conv\.", (".mlp.1.dwconv.",)),
+        (r"\.mlp\.fc2\.", (".mlp.3.",)),
+        (r"^stages\.(\d)\.blocks\.", (r"stages.\1.",)),
+    ),
 )
 checkpoint_filter_fn = converter(AUTHORS)
 DENSE = dense_key_map(AUTHORS, [rf"extra_norms\.{i}" for i in range(4)])

@@ -25,7 +25,7 @@ from vistrain.backbones import timm_body
 from vistrain.backbones.argument_values import SHARES, defaults_of, refuse_values
 from vistrain.backbones.resnet_keys import DETECTRON2
 from vistrain.backbones.timm_keys import AUTHORS
-from vistrain.checkpoints import load_file, load_weights, state_dict_in
+from vistrain.checkpoints import KeyMap, load_file, load_weights, locate, state_dict_in
 from vistrain.config.values import shown
 from vistrain.devices import on_meta
 from vistrain.errors import ConfigError, VistrainError, WeightsError, first_line, nearest, to_blame
@@ -86,7 +86,7 @@ def create(
         body, flexible = _build_pretrained(name, arguments)
     else:
         body, flexible = _build(name, arguments)
-        _load_file(body, name, Path(pretrained), channels)
+        _load_file(body, name, locate(pretrained).path, channels)
     _refuse_unfit(name, args, channels)
     if num_classes is not None and getattr(body, "num_classes", num_classes) != num_classes:
         body.reset_classifier(num_classes)
@@ -383,6 +383,21 @@ def convert(weights: Mapping[str, torch.Tensor], body: Any, name: str, where: st
         return dict(filter_function(dict(weights), body))
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise WeightsError(where, f"timm cannot read it as {name} ({error})", f"is it a {name}?") from error
+
+
+def official(weights: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """Weights under the names of the authors of a model of ours; under timm's of the others.
+
+    Args:
+        weights: of the model, under timm's names or ours.
+        name: timm's name of it.
+
+    Raises:
+        WeightsError: a name cannot be told.
+    """
+    own = [value for value in vars(_module_of(name)).values() if isinstance(value, KeyMap)]
+    authors = next((known for known in own if not known.name.startswith("dense ")), None)
+    return dict(weights) if authors is None else authors.export(weights)
 
 
 def _module_of(name: str) -> ModuleType:

@@ -46,7 +46,7 @@ AUTHORS = KeyMap(
         *((rf"^blocks{i}\.{n}\.", f"stages.{i - 1}.blocks.{n - 2}.") for i in (2, 3, 4) for n in range(2, 32)),
         (r"\.mixer\.conv\.", ".mixer.branches.large."),
         (r"\.mixer\.conv1\.", ".mixer.branches.small."),
-        (r"\.mixer\.m\.", ".mixer."),
+        (r"\.mixer\.m\.(?=qkv|dw|proj|attention)", ".mixer."),
         (r"\.ffn\.m\.", ".ffn."),
         (r"\.c\.(?=weight$)", ".conv."),
         (r"^head\.bn\.", "norm."),

@@ -58,6 +58,24 @@ AUTHORS = KeyMap(
         (r"/attention/o/weight", "tf_heads_out"),
         (r"/attention/[qkv]/bias", "tf_flat"),
     ),
+    drop=(r"num_batches_tracked",),
+    exports=(
+        (r"norm(\d?)\.weight$", (r"norm\1/gamma",)),
+        (r"norm(\d?)\.bias$", (r"norm\1/beta",)),
+        (r"\.running_mean$", ("/moving_mean",)),
+        (r"\.running_var$", ("/moving_variance",)),
+        (r"\.depthwise_conv\.weight$", (".depthwise_conv/depthwise_kernel",)),
+        (r"attention\.([qkvo])\.(weight|bias)$", (r"attention/\1/\2",)),
+        (r"\.se\.(reduce|expand)\.", (r".se/\1_conv2d.",)),
+        (r"\.weight$", ("/kernel",)),
+        (r"^norm/", ("final_layer_norm/",)),
+        (r"^head(?=[./])", ("logits_head",)),
+        (r"^stem\.(conv|norm)(\d)", (r"\1_\2",)),
+        (r"^stages\.(\d)\.blocks\.(\d)\.", (r"moat/block_0\1_0\2/",)),
+        (r"^stages\.(\d)\.blocks\.(\d+)\.", (r"moat/block_0\1_\2/",)),
+        (r"\.", ("/",)),
+        (r"$", (":0",)),
+    ),
 )
 checkpoint_filter_fn = converter(AUTHORS)
 BN_EPS = 1e-3

@@ -36,7 +36,7 @@ AUTHORS = KeyMap(
         (r"\.retention_layer_norm\.", ".norm1."),
         (r"\.final_layer_norm\.", ".norm2."),
         (r"\.retention\.path_embed\.", ".attn."),
-        (r"\.retention\.", ".attn."),
+        (r"\.retention\.(?!dt_|A_log)", ".attn."),
         (r"\.(lepe|dwconv|pos)\.conv\.", r".\1."),
     ),
     drop=(r"\.Relpos\.angle$",),  # constants

@@ -48,7 +48,7 @@ AUTHORS = KeyMap(
         *((rf"^norm{i + 1}\.", f"stages.{i}.norm.") for i in range(4)),
         (r"\.dwconv\.dwconv\.", ".dwconv."),
         (r"\.c\.(?=weight$)", ".conv."),
-        (r"\.bn\.", ".norm."),
+        (r"\.(conv\d|conv\.\d)\.bn\.", r".\1.norm."),
     ),
 )
 checkpoint_filter_fn = converter(AUTHORS)

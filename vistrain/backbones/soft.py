@@ -53,6 +53,21 @@ AUTHORS = KeyMap(
         (r"\.att\.mha\.ff\.", ".attn.proj."),
         (r"\.att\.", "."),
     ),
+    exports=(
+        (r"^(stages\.[012]\S*)\.attn\.([qv])\.", (r"\1.att.mha.W_\2.",)),
+        (r"^(stages\.[012]\S*)\.attn\.landmarks\.", (r"\1.att.mha.attn.Qlandmark_op.",)),
+        (r"^(stages\.[012]\S*)\.attn\.norm\.", (r"\1.att.mha.attn.Qnorm_act.0.",)),
+        (r"^(stages\.[012]\S*)\.attn\.conv\.", (r"\1.att.mha.attn.conv.",)),
+        (r"^(stages\.[012]\S*)\.attn\.proj\.", (r"\1.att.mha.ff.",)),
+        (r"^(stages\.[012]\.blocks\.\d+)\.(?!att\.)", (r"\1.att.",)),
+        *((rf"^stages\.{i}\.blocks\.", (f"block{i + 1}.",)) for i in range(4)),
+        (r"^stem\.pos_embed$", ("pos_embed1",)),
+        *((rf"^stages\.{i}\.downsample\.pos_embed$", (f"pos_embed{i + 1}",)) for i in (1, 2)),
+        (r"^stages\.3\.pos_embed$", ("pos_embed4",)),
+        (r"^stages\.3\.cls_token$", ("cls_token",)),
+        (r"^stem\.", ("patch_embed1.",)),
+        *((rf"^stages\.{i}\.downsample\.", (f"patch_embed{i + 1}.",)) for i in (1, 2, 3)),
+    ),
 )
 checkpoint_filter_fn = converter(AUTHORS)
 GRIDS = (56, 28, 14, 7)  # sides of the tables of positions, whatever the images' size

@@ -488,5 +488,13 @@ def dense_key_map(authors: KeyMap, norms: Sequence[str]) -> KeyMap:
             (r"^(?!norms\.)", "body."),
         ),
         drop=(*authors.drop, r"^(norm|head)\."),  # of classification
+        exports=(
+            *((rf"^norms\.{i}\.", (f"{name}.".replace("\\.", "."),)) for i, name in enumerate(norms)),
+            (r"^body\.", ("",)),
+            *authors.exports,
+        )
+        if authors.exports
+        else (),
+        layouts=authors.layouts,
         stacked=authors.stacked,
     )

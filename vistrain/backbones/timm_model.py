@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vistrain.backbones import timm_body
-from vistrain.backbones.create import convert, create
+from vistrain.backbones.create import convert, create, official
 from vistrain.backbones.sizes import takes_any_size
 from vistrain.errors import ConfigError
 from vistrain.structures import Channels, LabelSpace, Preprocessing
@@ -141,6 +141,14 @@ class TimmModel(nn.Module):
             WeightsError: they are of another model.
         """
         return convert(weights, self.body, self.name, f"weights of {self.name}")
+
+    def official(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of `body` under its authors' names, or timm's where timm has the model.
+
+        Raises:
+            WeightsError: a name cannot be told.
+        """
+        return official(weights, self.name)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trades time for memory in training: activations are computed again in the backward pass."""

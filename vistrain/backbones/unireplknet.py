@@ -46,8 +46,8 @@ AUTHORS = KeyMap(
         (r"\.dwconv\.dil_conv_(k\d+_\d+)\.", r".dwconv.branches.\1.conv."),
         (r"\.dwconv\.dil_bn_(k\d+_\d+)\.", r".dwconv.branches.\1.bn."),
         (r"\.pwconv1\.1\.", ".pwconv1."),
-        (r"\.pwconv2\.0\.", ".pwconv2."),
         (r"\.pwconv2\.2\.", ".norm2."),
+        (r"\.pwconv2\.0\.", ".pwconv2."),
         (r"\.act\.1\.", ".grn."),
     ),
 )

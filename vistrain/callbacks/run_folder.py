@@ -81,6 +81,8 @@ class RunFolder(Callback):
         self._began = time.monotonic()
         self._before = self._seconds_before() if trainer.global_step else 0.0
         facts = {**environment(), "commit": commit(), "hardware": hardware()}
+        if "weights" in as_task(pl_module).checkpoint_facts:
+            facts["weights"] = as_task(pl_module).checkpoint_facts["weights"]
         self._write("environment.json", lambda path: path.write_text(json.dumps(facts, indent=2) + "\n"))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -1,14 +1,17 @@
 """Safe reading, strict loading, durable writing of checkpoints; a paper's key table lives in the paper's own file."""
 
+from vistrain.checkpoints.fetching import Located, locate, with_digest
+from vistrain.checkpoints.finding import find_state_dict, strip_prefixes
 from vistrain.checkpoints.keymap import KeyMap
 from vistrain.checkpoints.loading import (
     Adapted,
     LeftOut,
     LoadReport,
-    find_state_dict,
+    disagreements,
     load_weights,
     merged,
     read_state_dict,
+    renamed,
     state_dict_in,
     under,
     with_channels,
@@ -21,14 +24,20 @@ __all__ = [
     "KeyMap",
     "LeftOut",
     "LoadReport",
+    "Located",
+    "disagreements",
     "find_state_dict",
     "load_file",
     "load_weights",
+    "locate",
     "merged",
     "read_state_dict",
     "refuse_unreadable",
+    "renamed",
     "save_durably",
     "state_dict_in",
+    "strip_prefixes",
     "under",
     "with_channels",
+    "with_digest",
 ]

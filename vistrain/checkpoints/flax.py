@@ -15,5 +15,11 @@ FLAX = KeyMap(
     marker=r"/kernel$",
     rules=((r"^(opt/target/|params/)", ""), (r"/(kernel|scale)$", "/weight"), (r"/", ".")),
     drop=(r"^opt/(?!target/)",),
+    exports=(
+        (r"(?i)(norm(_\w+)?)\.weight$", (r"\1.scale",)),
+        (r"\.weight$", (".kernel",)),
+        (r"\.", ("/",)),
+        (r"^", ("opt/target/",)),
+    ),
     layouts=((r"ConvTranspose_\d+/kernel$", "flax_conv_transpose"), (r"/kernel$", "flax_kernel")),
 )

@@ -19,6 +19,7 @@ _TENSORS = {
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
+_STATISTICS = {"running_mean": "moving_mean", "running_var": "moving_variance"}
 _KEY = re.compile(r"^(?P<kind>[a-z]\w*?)(?:_(?P<number>\d+))?/(?:.*/)?(?P<tensor>\w+?)(?::0)?$")
 
 
@@ -60,11 +61,39 @@ class KerasMap(KeyMap):
         names = {(kind, theirs): ours for kind, theirs, ours in self.own}
         ours = {
             f"{paths[kind][order[kind][number]]}.{names.get((kind, tensor), _TENSORS.get(tensor, tensor))}": (
-                LAYOUTS["flax_kernel"](state_dict[key]) if tensor == "kernel" else state_dict[key]
+                LAYOUTS["flax_kernel"].ours(state_dict[key]) if tensor == "kernel" else state_dict[key]
             )
             for key, kind, number, tensor in found
         }
         return super().apply(ours)
+
+    def export(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our tensors as `conv3d/kernel`, `conv3d_1/kernel`: numbered from 0 by kind, whatever the file had.
+
+        Raises:
+            WeightsError: a tensor is of no layer of the authors'.
+        """
+        place = {path: f"{kind}_{i}" if i else kind for kind, paths in self.layers for i, path in enumerate(paths)}
+        kinds = {path: kind for kind, paths in self.layers for path in paths}
+        theirs = {(kind, ours): name for kind, name, ours in self.own}
+        foreign = {}
+        for key, value in super().export(state_dict).items():
+            path, _, tensor = key.rpartition(".")
+            if path not in place:
+                raise WeightsError(self.name, f"'{key}' is of no layer of {', '.join(dict(self.layers))}")
+            is_kernel = tensor == "weight" and value.ndim > 1
+            usual = {
+                "weight": "kernel" if is_kernel else "gamma",
+                "bias": "bias" if _has_kernel(path, state_dict) else "beta",
+            }
+            name = theirs.get((kinds[path], tensor)) or usual.get(tensor) or _STATISTICS.get(tensor, tensor)
+            foreign[f"{place[path]}/{name}"] = LAYOUTS["flax_kernel"].theirs(value) if name == "kernel" else value
+        return foreign
+
+
+def _has_kernel(path: str, state_dict: Mapping[str, Tensor]) -> bool:
+    weight = state_dict.get(f"{path}.weight")
+    return weight is not None and weight.ndim > 1
 
 
 def creation_order(network: nn.Module, kinds: Mapping[str, type[nn.Module]]) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vistrain.checkpoints.inverse import NoInverse, original
 from vistrain.errors import WeightsError
+
+HEAD = 32  # channels of a head, of layouts that have heads as an axis
 
 
 def _flax_kernel(kernel: Tensor) -> Tensor:
@@ -37,14 +41,27 @@ def _tf_heads_out(kernel: Tensor) -> Tensor:
     return kernel.flatten(0, 1).t().contiguous()
 
 
-# How another framework's kernels become torch's; a key map names them, so that it stays plain data.
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "flax_kernel": _flax_kernel,
-    "flax_conv_transpose": _flax_conv_transpose,
-    "tf_depthwise": _tf_depthwise,
-    "tf_heads_in": _tf_heads_in,
-    "tf_heads_out": _tf_heads_out,
-    "tf_flat": Tensor.flatten,
+def _pointwise(kernel: Tensor) -> Tensor:
+    """`[out, in, 1, 1]` of a convolution -> `[out, in]` of a linear layer; what is that already stays."""
+    return kernel[:, :, 0, 0] if kernel.shape[2:] == (1, 1) else kernel
+
+
+class Layout(NamedTuple):
+    """How a tensor of another framework becomes torch's, and back, bit for bit."""
+
+    ours: Callable[[Tensor], Tensor]
+    theirs: Callable[[Tensor], Tensor]
+
+
+# A key map names them, so that it stays plain data.
+LAYOUTS = {
+    "flax_kernel": Layout(_flax_kernel, lambda x: x.movedim((0, 1), (-1, -2)).contiguous()),
+    "flax_conv_transpose": Layout(_flax_conv_transpose, lambda x: x.flip(2, 3).movedim((0, 1), (-2, -1)).contiguous()),
+    "tf_depthwise": Layout(_tf_depthwise, lambda x: x.movedim((0, 1), (-2, -1)).contiguous()),
+    "tf_heads_in": Layout(_tf_heads_in, lambda x: x.t().unflatten(1, (-1, HEAD)).contiguous()),
+    "tf_heads_out": Layout(_tf_heads_out, lambda x: x.t().unflatten(0, (-1, HEAD)).contiguous()),
+    "tf_flat": Layout(Tensor.flatten, lambda x: x.unflatten(0, (-1, HEAD))),
+    "pointwise": Layout(_pointwise, lambda x: x[:, :, None, None] if x.ndim == 2 else x),
 }
 
 
@@ -60,7 +77,8 @@ class KeyMap:
         aliases: `(pattern, replacement)`, applied after the rules: a key that changes is a second spelling of the key
             it changes to. Both hold one tensor; a difference is an error.
         exports: `(pattern, replacements)`, applied one after the other to each of our keys; several replacements give
-            several names. Only needed by `export`.
+            several names. Needed where `rules` read backwards do not say what the authors write (see `original`): they
+            forget something, or a name stands in files twice.
         layouts: `(pattern, name of LAYOUTS)`; the first pattern that a foreign key contains says how its tensor's axes
             are turned into torch's order.
         stacked: `(patterns, replacement)`: keys that differ, after the rules, in which of the patterns they contain are
@@ -126,27 +144,66 @@ class KeyMap:
 
     def _turned(self, key: str, value: Tensor) -> Tensor:
         """A foreign tensor with its axes in torch's order."""
+        for prefix, _, part in self.parts:
+            if key.startswith(prefix):
+                return part._turned(key.removeprefix(prefix), value)
+        layout = self._layout(key)
+        return value if layout is None else layout.ours(value)
+
+    def _layout(self, key: str) -> Layout | None:
         name = next((name for pattern, name in self.layouts if re.search(pattern, key)), None)
-        return value if name is None else LAYOUTS[name](value)
+        return None if name is None else LAYOUTS[name]
 
     def export(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our tensors under the foreign names, second spellings included.
+        """Our tensors under the foreign names, second spellings included: what `apply` takes back, bit for bit.
+
+        Left out is what `apply` would drop.
 
         Raises:
-            WeightsError: the map has no `exports`, or two of our keys become one foreign key.
+            WeightsError: a foreign name cannot be told, is no name of ours after `apply`, or stands for two tensors.
         """
-        if not self.exports:
-            raise WeightsError(self.name, "this key map cannot write the foreign names", "give it `exports`")
         foreign: dict[str, Tensor] = {}
         for key, value in state_dict.items():
-            names = [key]
-            for pattern, replacements in self.exports:
-                names = [re.sub(pattern, new, name) for name in names for new in replacements]
-            for name in dict.fromkeys(names):  # a pattern that does not match yields the same name several times
+            for name, tensor in self._foreign(key, value):
                 if name in foreign:
                     raise WeightsError(self.name, f"two weights become '{name}'", "mend `exports`")
-                foreign[name] = value
+                foreign[name] = tensor
         return foreign
+
+    def _foreign(self, key: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Foreign names of one of our keys, each with its tensor."""
+        part = next(((theirs, ours, part) for theirs, ours, part in self.parts if key.startswith(ours)), None)
+        if part is not None:
+            theirs, ours, names = part
+            yield from ((theirs + name, tensor) for name, tensor in names._foreign(key.removeprefix(ours), value))
+            return
+        patterns, replacement = self.stacked
+        wholes = [key]
+        if patterns and replacement in key:
+            wholes = [original(key, ((pattern, replacement),)) for pattern in patterns]
+        for part_key, tensor in zip(wholes, value.chunk(len(wholes)) if len(wholes) > 1 else (value,), strict=True):
+            for name in self._names(part_key):
+                renamed = self.rename(name)
+                if renamed is None:
+                    continue
+                if _substitute(renamed, self.aliases) != part_key:
+                    problem = f"'{key}' would be written as '{name}', which is read as '{renamed}'"
+                    raise WeightsError(self.name, problem, "mend `exports`")
+                layout = self._layout(name)
+                yield name, tensor if layout is None else layout.theirs(tensor)
+
+    def _names(self, key: str) -> list[str]:
+        """Foreign names of one of our keys, second spellings included."""
+        try:
+            if not self.exports:
+                spellings = [key, *(original(key, (alias,)) for alias in self.aliases)]
+                return list(dict.fromkeys(original(name, self.rules) for name in spellings))
+        except NoInverse as error:
+            raise WeightsError(self.name, f"cannot write the foreign names: {error}", "give it `exports`") from error
+        names = [key]
+        for pattern, replacements in self.exports:
+            names = [re.sub(pattern, new, name) for name in names for new in replacements]
+        return list(dict.fromkeys(names))  # a pattern that does not match yields the same name several times
 
 
 def _stacked(tensors: dict[str, Tensor], patterns: tuple[str, ...], replacement: str) -> dict[str, Tensor]:

@@ -12,19 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vistrain.checkpoints.fetching import locate
+from vistrain.checkpoints.finding import find_state_dict, strip_prefixes
 from vistrain.checkpoints.keymap import KeyMap
+from vistrain.checkpoints.likeness import looks_like
 from vistrain.checkpoints.reading import load_file
 from vistrain.errors import WeightsError
+from vistrain.internals.pages import FileMemory
 
 log = logging.getLogger(__name__)
 
-# Where training programs put the state dict, averaged weights first: published numbers are theirs. mmengine's
-# `ema_state_dict` is missing on purpose: its hook swaps the two before saving, `state_dict` holds the average.
-_WRAPPERS = (
-    *("params_ema", "model_ema", "ema_model", "state_dict_ema", "ema"),
-    *("state_dict", "model", "model_state_dict", "params", "net", "network", "network_weights", "module", "weights"),
-)
-EXPANDED = 2**26  # bytes of a tensor that repeats a few values
 _SHOWN = 4  # names listed per kind of disagreement before a count follows
 
 
@@ -130,38 +127,59 @@ def load_weights(
         WeightsError: the file cannot be read, or names or shapes disagree; the first few are listed.
     """
     where = where or ("state dict" if isinstance(source, Mapping) else str(source))
-    content = source if isinstance(source, Mapping) else load_file(source)
+    path = None if isinstance(source, Mapping) else locate(source).path
+    content = source if path is None else load_file(path, mapped=True)
+    assert isinstance(content, Mapping)
     foreign, picked = find_state_dict(content, where)
+    del content
     own = model.state_dict()
-    foreign = _strip_prefixes(foreign, own)
-    recognised: KeyMap | None = None
-    if _counted(foreign).keys() != _counted(own).keys():
-        recognised = next((key_map for key_map in key_maps if key_map.matches(foreign)), None)
-    try:
-        weights = recognised.apply(foreign) if recognised else dict(foreign)
-    except WeightsError as error:
-        raise WeightsError(where, f"{error.where} names: {error.problem}", error.remedy) from error
-
+    foreign = strip_prefixes(foreign, own)
+    weights, recognised = renamed(foreign, own, key_maps, where)
     weights, adapted = _with_our_channels(weights, own, input_layers)
-    left_out, problems = _compare(weights, own, class_layers, scale_layers)
+    left_out, problems = disagreements(weights, own, class_layers, scale_layers)
     if problems:
         naming = f"{recognised.name} names" if recognised else "names of vistrain"
+        alike = looks_like(foreign)
         tried = "" if recognised or not key_maps else f" (not the names of {', '.join(m.name for m in key_maps)})"
         raise WeightsError(
             where,
             f"does not fit {type(model).__name__}, read with {naming}{tried}: {'; '.join(problems)}",
-            "is the config the one that these weights were trained with?",
+            f"is the config the one that these weights were trained with? {alike}".rstrip(),
         )
     skipped = {item.name for item in left_out}
-    if wrong := _of_another_kind(weights, own, {name for name, _ in model.named_parameters()}, skipped):
+    memory = FileMemory(path, [tensor.data_ptr() for tensor in foreign.values()])
+    if wrong := _of_another_kind(weights, own, {name for name, _ in model.named_parameters()}, skipped, memory):
         remedy = "was the training that saved it broken, or its file converted? take another checkpoint"
         raise WeightsError(where, "; ".join(wrong), remedy)
     complete = {name: weights[name] if name in weights and name not in skipped else own[name] for name in own}
-    model.load_state_dict(complete)
+    _fill(model, complete, memory)
     name = recognised.name if recognised else None
     report = LoadReport(where, picked, name, len(own.keys() - skipped), left_out, adapted)
     log.info("%s", report)
     return report
+
+
+def renamed(
+    foreign: Mapping[str, Tensor], own: Mapping[str, Tensor], key_maps: Sequence[KeyMap], where: str
+) -> tuple[dict[str, Tensor], KeyMap | None]:
+    """Weights under our names, and the key map that knew theirs; None if they were ours already, or nobody's.
+
+    Args:
+        foreign: of a file, without what wrappers put before names.
+        own: the model's.
+        key_maps: the first that matches is used.
+        where: what messages call the file.
+
+    Raises:
+        WeightsError: see `KeyMap.apply`.
+    """
+    recognised: KeyMap | None = None
+    if _counted(foreign).keys() != _counted(own).keys():
+        recognised = next((key_map for key_map in key_maps if key_map.matches(foreign)), None)
+    try:
+        return (recognised.apply(foreign) if recognised else dict(foreign)), recognised
+    except WeightsError as error:
+        raise WeightsError(where, f"{error.where} names: {error.problem}", error.remedy) from error
 
 
 def with_channels(weight: Tensor, channels: int) -> Tensor:
@@ -200,7 +218,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file cannot be read, or holds no state dict.
     """
-    return state_dict_in(load_file(path), str(path))
+    return state_dict_in(load_file(locate(path).path), str(path))
 
 
 def state_dict_in(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
@@ -209,7 +227,7 @@ def state_dict_in(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     Raises:
         WeightsError: there is no state dict in it.
     """
-    return _strip_prefixes(find_state_dict(content, where)[0], {})
+    return strip_prefixes(find_state_dict(content, where)[0], {})
 
 
 def merged(paths: Sequence[str | Path]) -> dict[str, Tensor]:
@@ -221,77 +239,9 @@ def merged(paths: Sequence[str | Path]) -> dict[str, Tensor]:
     return {name: value for path in paths for name, value in read_state_dict(path).items()}
 
 
-def find_state_dict(content: Mapping[str, Any], where: str = "state dict") -> tuple[dict[str, Tensor], str]:
-    """Finds the state dict within what a training program saved.
-
-    Args:
-        content: a state dict, or nested dictionaries around one.
-        where: the file, for the message.
-
-    Returns:
-        The state dict (tensors alone) and its dotted place, empty for the top level.
-
-    Raises:
-        WeightsError: no tensors in any of the usual places.
-    """
-    found = _search(content, set())
-    if found is None:
-        keys = ", ".join(f"{key!r:.40}" for key in list(content)[:8]) or "nothing"
-        raise WeightsError(where, f"no state dict in it; it holds {keys}", "save `model.state_dict()` alone")
-    refuse_odd(found[0], where)
-    return found
-
-
-def refuse_odd(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Refuses tensors that are no plain numbers, one for each place: what follows copies and compares them.
-
-    Raises:
-        WeightsError: one is sparse, quantised, complex, without content, of a subclass, or claims more values than it
-            holds.
-    """
-    for name, tensor in tensors.items():
-        kind = ""
-        if tensor.layout != torch.strided or tensor.is_nested:
-            kind = "sparse or nested"
-        elif tensor.is_quantized:
-            kind = "quantised"
-        elif tensor.device.type == "meta":
-            kind = "without content (on the meta device)"
-        elif tensor.is_complex():
-            kind = "complex"
-        elif tensor.is_floating_point() and tensor.element_size() == 1:
-            kind = f"{tensor.dtype}, which needs scales that are not weights"
-        elif tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), EXPANDED):
-            kind = f"{list(tensor.shape)}, but holds {tensor.untyped_storage().nbytes()} bytes"
-        if kind:
-            raise WeightsError(where, f"{name} is {kind}", "save plain tensors of floating-point numbers")
-
-
-def _search(content: Mapping[str, Any], seen: set[int]) -> tuple[dict[str, Tensor], str] | None:
-    """The state dict within nested dictionaries, of which one may hold itself."""
-    seen.add(id(content))
-    for name in _WRAPPERS:
-        inner = content.get(name)
-        if isinstance(inner, Mapping) and id(inner) not in seen and (found := _search(inner, seen)):
-            return found[0], f"{name}.{found[1]}".rstrip(".")
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    return (tensors, "") if tensors else None
-
-
 def _counted(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the batch counters, which no inference and no training with a fixed momentum reads."""
     return {key: value for key, value in state_dict.items() if not key.endswith("num_batches_tracked")}
-
-
-def _strip_prefixes(state_dict: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Removes what wrappers put before names: torch.compile, DDP, AveragedModel, LightningModule."""
-    state_dict = {key.replace("_orig_mod.", ""): value for key, value in state_dict.items()}
-    if all(key.startswith("module.") for key in state_dict if key != "n_averaged"):
-        state_dict.pop("n_averaged", None)  # AveragedModel's counter
-    for prefix in ("module.", "model."):
-        if all(key.startswith(prefix) for key in state_dict) and not any(key.startswith(prefix) for key in own):
-            state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
-    return state_dict
 
 
 def _with_our_channels(
@@ -312,10 +262,16 @@ def _with_our_channels(
     return changed, tuple(adapted)
 
 
-def _compare(
+def disagreements(
     weights: Mapping[str, Tensor], own: Mapping[str, Tensor], class_layers: Sequence[str], scale_layers: Sequence[str]
 ) -> tuple[tuple[LeftOut, ...], list[str]]:
-    """What may be left out, and what is wrong, in words."""
+    """What may be left out of some weights for a model, and what is wrong with the rest, in words.
+
+    Args:
+        weights: under our names.
+        own: the model's.
+        class_layers, scale_layers: as in `load_weights`.
+    """
 
     def matches(name: str, patterns: Sequence[str]) -> bool:
         return any(re.search(pattern, name) for pattern in patterns)
@@ -339,8 +295,28 @@ def _compare(
     return tuple(left_out), [f"{len(names)} {kind}: {_few(names)}" for kind, names in kinds if names]
 
 
+def _fill(model: nn.Module, weights: dict[str, Tensor], memory: FileMemory) -> None:
+    """`model.load_state_dict`, which copies one module after the other; of what lies in a file nothing stays in memory
+    for longer than its module."""
+    modules = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
+
+    def let_go(_module: nn.Module, _keys: object) -> None:
+        memory.give_back()
+
+    hooks = [module.register_load_state_dict_post_hook(let_go) for module in modules]
+    try:
+        model.load_state_dict(weights)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _of_another_kind(
-    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], parameters: set[str], skipped: set[str]
+    weights: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    parameters: set[str],
+    skipped: set[str],
+    memory: FileMemory,
 ) -> list[str]:
     """What cannot be the weights of this network, though its shapes are: loading would round or spread it silently."""
     integers, broken = [], []
@@ -350,10 +326,14 @@ def _of_another_kind(
         if tensor.is_floating_point() != own[name].is_floating_point():
             integers.append(f"{name} ({str(tensor.dtype).removeprefix('torch.')})")
         elif tensor.is_floating_point():
+            if bool(tensor.sum(dtype=torch.float32).isfinite()):
+                memory.give_back()
+                continue  # then each is; and nothing of the tensor's size was made to find out
             # Masks of attention hold infinities, which are no weights
             bad = tensor.isnan().any() if name not in parameters else ~tensor.isfinite().all()
             if bad:
                 broken.append(name)
+        memory.give_back()
     kinds = (("of another kind of number", integers), ("not finite (NaN or infinite)", broken))
     return [f"{len(names)} weights are {kind}: {_few(names)}" for kind, names in kinds if names]
 

@@ -10,6 +10,8 @@ import argparse
 import pickle
 import re
 import struct
+import sys
+import tarfile
 import tokenize
 import zipfile
 from collections import OrderedDict
@@ -19,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vistrain.checkpoints import numpy_pickle
+from vistrain.checkpoints import hdf5, numpy_pickle, tar_form
+from vistrain.checkpoints.fetching import is_remote, without_digest
 from vistrain.errors import WeightsError
 from vistrain.regular_files import open_regular, read_regular
 
@@ -27,6 +30,7 @@ from vistrain.regular_files import open_regular, read_regular
 _DAMAGED = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
+    tarfile.TarError,
     struct.error,
     tokenize.TokenError,
     EOFError,
@@ -42,14 +46,18 @@ _DAMAGED = (
 )
 
 _TRUST = (
-    "nothing was executed; in an environment that you trust, with its authors' code at hand, load it and save "
-    "`model.state_dict()` alone with torch.save"
+    "nothing was executed; if you trust its source, the repository's `python tools/convert_pickle.py FILE -o OUTPUT` "
+    "takes its tensors out, in a process of its own"
 )
+_UNPACK = "unpack it, and name the checkpoint file in it"
 _FETCH = "download it again"
 
 # Weights hardly compress. Archives of zeros do: small ones are none of our business.
 _RATIO, _SMALL = 4, 2**28  # times the size of the file, and bytes, that an archive may unpack to
 _DEEP, _MANY = 32, 10**6  # levels of dictionaries, and their items; a dictionary may hold itself
+
+_CHECKPOINT = re.compile(r"\.(pth|pt|ckpt|pkl|h5|npz|safetensors|bin)(\.tar)?$")
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd")
 
 # First bytes of torch's format before 1.6: the pickled magic number 0x1950A86A20F9469CFC6C.
 _LEGACY_TORCH = re.compile(rb"\x80.\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
@@ -99,6 +107,7 @@ _INERT = (
     "builtins.list",
     "builtins.int",
     "builtins.str",
+    "builtins.getattr",  # methods of HistoryBuffer, in files of mmengine
 )
 _INERT_DICTS = (
     "yacs.config.CfgNode",
@@ -115,14 +124,15 @@ _STAND_INS: list[Any] = [
 ]
 
 
-def load_file(path: str | Path) -> dict[str, Any]:
+def load_file(path: str | Path, mapped: bool = False) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU, executing nothing that it contains.
 
-    Understands torch files (both formats, `weights_only=True`), safetensors, `.npz` archives (no pickle) and pickles
-    of NumPy arrays (detectron2's `.pkl`). Objects that are no weights come back as empty stand-ins.
+    Understands torch files (all three formats, `weights_only=True`), safetensors, `.npz` archives (no pickle), pickles
+    of NumPy arrays (detectron2's `.pkl`) and Keras's `.h5`. Objects that are no weights come back as empty stand-ins.
 
     Args:
         path: the file; its content decides the format.
+        mapped: tensors of a torch or safetensors file may lie in the file itself, and are not to be changed or kept.
 
     Returns:
         The file's top-level dictionary; arrays of `.npz` and `.pkl` files have become tensors.
@@ -133,27 +143,35 @@ def load_file(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     head = _read_head(path)
     if head.startswith(b"PK"):
-        content = _load_zip(path)
+        content = _load_zip(path, mapped)
     elif head[4:9] == b"\0\0\0\0{":  # length of the header in 8 bytes, which may begin like a pickle; then JSON
         content = _load_safetensors(path)
     elif _LEGACY_TORCH.match(head):
         content = _load_torch(path)
     elif head.startswith(b"\x80"):
         content = _load_numpy_pickle(path)
+    elif head.startswith(hdf5.SIGNATURE):
+        content = _load_hdf5(path)
+    elif tar_form.is_tar(head):
+        content = _load_tar(path)
+    elif head.startswith(_PACKED):
+        raise WeightsError(str(path), "is a packed archive, not a checkpoint", _UNPACK)
     else:
-        raise WeightsError(str(path), "is not a checkpoint in any known format", "known: torch, safetensors, npz, pkl")
+        known = "known: torch, safetensors, npz, pkl, h5"
+        raise WeightsError(str(path), "is not a checkpoint in any known format", known)
     if not isinstance(content, dict):
         raise WeightsError(str(path), f"holds one {type(content).__name__} where a dictionary of weights is expected")
     return content
 
 
 def refuse_unreadable(path: str | Path) -> None:
-    """Refuse what has no chance to be a checkpoint, by the beginning of the file.
+    """Refuse what has no chance to be a checkpoint, by the beginning of the file; what is of a network is not fetched.
 
     Raises:
         WeightsError: there is no such file, it cannot be read, is empty, a web page or a git-lfs pointer.
     """
-    _read_head(Path(path))
+    if not is_remote(path):
+        _read_head(Path(without_digest(path)).expanduser())
 
 
 def _read_head(path: Path) -> bytes:
@@ -179,7 +197,7 @@ def _read_head(path: Path) -> bytes:
     return head
 
 
-def _load_zip(path: Path) -> Any:
+def _load_zip(path: Path, mapped: bool) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -198,16 +216,32 @@ def _load_zip(path: Path) -> Any:
                 return {name: _tensor(arrays[name], name, path) for name in arrays.files}
         except _DAMAGED as error:
             raise _damaged(path, error) from error
-    return _load_torch(path)
+    if not any(name.endswith("data.pkl") for name in names) and any(_CHECKPOINT.search(name) for name in names):
+        raise WeightsError(str(path), "is an archive with a checkpoint in it", _UNPACK)
+    # Torch maps what is packed or of another byte order without a word, and wrongly.
+    plain = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    return _load_torch(path, mapped and plain and _order_of(path, names) == sys.byteorder)
 
 
-def _load_torch(path: Path) -> Any:
+def _order_of(path: Path, names: list[str]) -> str:
+    """Byte order of the numbers in a torch file; files that do not say it are little-endian."""
+    name = next((name for name in names if name.endswith("/byteorder")), None)
+    if name is None:
+        return "little"
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+            return file.read(16).decode("ascii", "replace")
+    except _DAMAGED as error:
+        raise _damaged(path, error) from error
+
+
+def _load_torch(path: Path, mapped: bool = False) -> Any:
     try:
         with torch.serialization.safe_globals(_STAND_INS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except _DAMAGED as error:
         # weights_only refusals and damage reach us as the same UnpicklingError; its text tells them apart.
-        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        name = re.search(r"(?:GLOBAL|unrecognized function) <?([\w.]+)", str(error))
         if name:
             raise _refused(path, name[1]) from error
         raise _damaged(path, error) from error
@@ -220,6 +254,25 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
     try:
         return dict(safetensors.torch.load_file(path, device="cpu"))
     except (safetensors.SafetensorError, *_DAMAGED) as error:
+        raise _damaged(path, error) from error
+
+
+def _load_hdf5(path: Path) -> dict[str, Any]:
+    try:
+        arrays = hdf5.arrays(path, max(_RATIO * path.stat().st_size, _SMALL))
+        return {name: _tensor(array, name, path) for name, array in arrays.items()}
+    except _DAMAGED as error:
+        raise _damaged(path, error) from error
+
+
+def _load_tar(path: Path) -> Any:
+    try:
+        return tar_form.load(path)
+    except numpy_pickle.ForbiddenName as error:
+        raise _refused(path, str(error)) from error
+    except _DAMAGED as error:
+        if isinstance(error, KeyError) and error.args and error.args[0] in tar_form.MEMBERS:
+            raise WeightsError(str(path), "is a tar archive, not a checkpoint", _UNPACK) from error
         raise _damaged(path, error) from error
 
 

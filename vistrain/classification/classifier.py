@@ -177,3 +177,14 @@ class TimmNames(KeyMap):
             WeightsError: timm cannot read them as this model.
         """
         return {f"backbone.body.{name}": value for name, value in self.backbone.convert(state_dict).items()}
+
+    def export(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our tensors under the names of the backbone's authors; of models that timm has, under timm's.
+
+        Raises:
+            WeightsError: a name cannot be told.
+        """
+        prefix = "backbone.body."
+        return self.backbone.official(
+            {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        )

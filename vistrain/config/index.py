@@ -24,7 +24,7 @@ NAMES = Path(__file__).parent / "names"
 # Section of the index -> the file that holds it
 FILES = {
     "versions": "classes", "protocols": "classes", "classes": "classes", "configs": "configs",
-    "backbones": "backbones", "our_backbones": "backbones",
+    "backbones": "backbones", "our_backbones": "backbones", "weights": "weights",
 }  # fmt: skip
 
 # Class names are permanent. One that had to change stays here for ever: old name -> new name, as configs write them.
@@ -60,7 +60,7 @@ SECTION_HINTS = {
 LOGGERS = {"wandb": "WandB", "tensorboard": "TensorBoard"}
 PLAIN_SECTIONS = {
     "run": ("folder", "name", "weights"),
-    "reference": ("paper", "metric", "value", "values", "tolerance", "weights", "source", "note"),
+    "reference": ("paper", "metric", "value", "values", "tolerance", "weights", "sha256", "source", "note"),
 }
 TRAINER = "lightning.pytorch.Trainer"
 # Keys that a constructor takes but the run gives: written there they would contradict what stands elsewhere.

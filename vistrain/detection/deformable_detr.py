@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vistrain.backbones import Backbone, DenseBackbone
-from vistrain.detection.deformable_detr_keys import DETREX, OFFICIAL
+from vistrain.detection.deformable_detr_keys import DETREX, OFFICIAL, names_of
 from vistrain.detection.set_detector import Decoded, SetDetector, class_head, initialize
 from vistrain.detr import DenoisingQueries, Pyramid, box_position, flatten_pyramid, token_proposals, top_proposals
 from vistrain.detr.deformable import (
@@ -106,6 +106,7 @@ class DeformableDETR(SetDetector):
             channels=backbone.channels, strides=backbone.strides, num_levels=num_levels, embed_dim=embed_dim
         )
         self.box_refinement, self.two_stage, self.num_queries = box_refinement, two_stage, num_queries
+        self.key_maps = names_of(box_refinement, two_stage)
         self.position = SinePositionEncoding(embed_dim // 2, position_temperature, offset=position_offset)
         self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
         sizes: dict[str, Any] = {"embed_dim": embed_dim, "num_heads": num_heads, "num_points": num_points}

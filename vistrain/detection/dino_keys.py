@@ -6,12 +6,10 @@ The tables depend on the configuration: level 3 comes from the backbone in a 5-s
 
 from __future__ import annotations
 
-from vistrain.backbones.resnet_keys import COUNTERS, detectron2_exports
+from vistrain.backbones.resnet_keys import COUNTERS
 from vistrain.backbones.swin_keys import TABLES, swin_exports, swin_rules
 from vistrain.checkpoints import KeyMap
-from vistrain.detection.deformable_detr_keys import DETREX, SHARED_HEADS
-
-Exports = tuple[tuple[str, tuple[str, ...]], ...]
+from vistrain.detection.deformable_detr_keys import DETREX, SHARED_HEADS, detrex_exports
 
 
 def official_names(maps: int, decoder_layers: int) -> KeyMap:
@@ -63,24 +61,3 @@ def detrex_names(maps: int) -> KeyMap:
 
 # The decoder holds the heads a second time.
 BOTH_HEADS = (r"^((class|bbox)_embed\.)", (r"\1", r"transformer.decoder.\1"))
-
-
-def detrex_exports(maps: int) -> Exports:
-    """The inverse of the rules of `detrex_names`, without the heads; `maps` as in `official_names`."""
-    encoder, decoder = r"^(encoder\.layers\.\d+)\.", r"^(decoder\.layers\.\d+)\."
-    return (
-        *detectron2_exports("backbone.", "backbone.body."),
-        *swin_exports("backbone.", "backbone.body.", maps),
-        (r"^level_embed$", ("transformer.level_embeds",)),
-        (rf"{encoder}self_attn\.", (r"\1.attentions.0.",)),
-        (rf"{encoder}norm1\.", (r"\1.norms.0.",)),
-        (rf"{encoder}norm2\.", (r"\1.norms.1.",)),
-        (rf"{decoder}self_attn\.", (r"\1.attentions.0.attn.",)),
-        (rf"{decoder}cross_attn\.", (r"\1.attentions.1.",)),
-        (rf"{decoder}norm2\.", (r"\1.norms.0.",)),
-        (rf"{decoder}norm1\.", (r"\1.norms.1.",)),
-        (rf"{decoder}norm3\.", (r"\1.norms.2.",)),
-        (r"^(\w+\.layers\.\d+)\.linear1\.", (r"\1.ffns.0.layers.0.0.",)),
-        (r"^(\w+\.layers\.\d+)\.linear2\.", (r"\1.ffns.0.layers.1.",)),
-        (r"^((encoder|decoder|tgt_embed|enc_output\w*)\.)", (r"transformer.\1",)),
-    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from vistrain.backbones.resnet_keys import COUNTERS
 from vistrain.backbones.swin_keys import TABLES, swin_rules
 from vistrain.checkpoints import KeyMap
-from vistrain.detection.deformable_detr_keys import DETREX, SHARED_HEADS
-from vistrain.detection.dino_keys import BOTH_HEADS, detrex_exports
+from vistrain.detection.deformable_detr_keys import DETREX, SHARED_HEADS, detrex_exports
+from vistrain.detection.dino_keys import BOTH_HEADS
 
 
 def official_names(maps: int, encoder_layers: int, decoder_layers: int) -> KeyMap:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants, get_session, hf_hub_download, try_to_load_from_cache
 
-__all__ = ["fetching"]
+from vistrain.internals.waiting import within
+
+__all__ = ["cached", "download", "fetching"]
 
 PATIENCE = 5.0  # seconds, for an answer of the hub
 SILENCE = 15.0  # seconds, that a download of another host may pause
@@ -36,10 +39,25 @@ def fetching() -> Iterator[str]:
         socket.setdefaulttimeout(silence)
 
 
+def cached(repo: str, file: str, revision: str | None) -> Path | None:
+    """A file of a repository in the hub's cache, which no network is asked for; None: it is not there."""
+    found = try_to_load_from_cache(repo, file, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def download(repo: str, file: str, revision: str | None) -> Path:
+    """The same, fetched; inside `fetching`.
+
+    Raises:
+        OSError, ValueError: it cannot be.
+    """
+    return Path(hf_hub_download(repo, file, revision=revision))
+
+
 def _unreachable() -> str:
     """Why the hub does not answer; empty: it does, whatever it says."""
     try:
-        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+        within(2 * PATIENCE, lambda: get_session().head(constants.ENDPOINT, timeout=PATIENCE))
     except Exception as error:  # its client's library is another one from version to version
         return f"{constants.ENDPOINT} does not answer: {(str(error).splitlines() or [type(error).__name__])[0][:100]}"
     return ""

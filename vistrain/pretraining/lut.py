@@ -25,7 +25,12 @@ from vistrain.pretraining.patch_encoder import PatchEncoder
 from vistrain.pretraining.teachers import TeacherNames
 from vistrain.pretraining.token_masks import Masking, TokenSplit
 
-NAMES = replace(MAE_NAMES, name="LUT", rules=(*MAE_NAMES.rules, (r"^predictor\.", "context_predictor.")))
+NAMES = replace(
+    MAE_NAMES,
+    name="LUT",
+    rules=(*MAE_NAMES.rules, (r"^predictor\.", "context_predictor.")),
+    exports=(*MAE_NAMES.exports, (r"^context_predictor\.", ("predictor.",))),
+)
 
 
 class LUT(MAE):

@@ -12,7 +12,7 @@ from lightning.pytorch import seed_everything
 
 from vistrain import processes
 from vistrain.callbacks.records import KeepRecords
-from vistrain.checkpoints import load_weights
+from vistrain.checkpoints import load_weights, locate
 from vistrain.config import compose, to_yaml, without_pretrained
 from vistrain.errors import ConfigError, DataError, VistrainError
 from vistrain.run import refusals
@@ -73,6 +73,7 @@ def _fit_in(folder: Path, config: dict[str, Any], resume: Path | None, allow: Co
         continued.refuse_misfit(parts.task, parts.data.labels, config.get("callbacks") or {}, allow)
     elif weights:
         load_named(parts.model, weights)
+        parts.task.checkpoint_facts["weights"] = locate(weights).identity()
     checkpoint, said = (None, ()) if continued is None else (continued.path, continued.said)
     del continued  # the trainer reads it anew
     trainer = build_trainer(config, parts, folder, allow)
@@ -193,6 +194,8 @@ def test(
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         record = {"checkpoint": str(checkpoint or weights), "metrics": config.get("metrics"), "numbers": numbers}
+        if checkpoint is None and weights:
+            record["weights"] = locate(weights).identity()
         images = {"from": parts.data.place("test"), "of": len(parts.data.watched["test"])}
         record["images"] = {**images, "digest": parts.task.tested.digest}
         if not numbers:

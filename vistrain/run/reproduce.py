@@ -7,7 +7,6 @@ without torch; it refuses what cannot be compared before anything is evaluated.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vistrain import __version__, processes
-from vistrain.errors import ConfigError, DataError, nearest
+from vistrain.errors import ConfigError, nearest
 from vistrain.writing import whole_file
 
 if TYPE_CHECKING:
@@ -199,8 +198,11 @@ def reproduce(
     folder = folder or Path("reproduced") / name
     started = time.perf_counter()
     from vistrain import run
+    from vistrain.checkpoints import locate, with_digest
     from vistrain.surroundings import commit, environment, hardware
 
+    if weights is not None and reference.get("sha256"):
+        weights = with_digest(weights, str(reference["sha256"]))
     # The evaluation's own folder: a run of the same name is neither looked at nor written to.
     numbers = run.test({**config, "run": {**run_section, "folder": str(folder)}}, weights=weights, allow=allow)
     report = Report(name, compare(rows, numbers), tuple(config.get("metrics") or ()), folder / "reproduction.json")
@@ -216,7 +218,7 @@ def reproduce(
             "results": [{**asdict(r), "difference": r.difference, "within": r.within} for r in report.rows],
             "protocols": report.protocols,
             "numbers": numbers,
-            "weights": _identity(weights),
+            "weights": None if weights is None else locate(weights).identity(),
             "reference": reference,
             "composed": dict(config),
             "seconds": round(time.perf_counter() - started, 1),
@@ -242,18 +244,6 @@ def _refuse_untrained(config: Mapping[str, Any], allow: Collection[str]) -> None
         source = ", ".join(str(reference[key]) for key in ("weights", "source") if reference.get(key))
         remedy = "give --weights FILE" + (f"; published: {source}" if source else "")
         raise ConfigError("reproduce", "with which weights?", remedy)
-
-
-def _identity(path: str | None) -> dict[str, Any] | None:
-    """What tells a file of weights from others of its name."""
-    if path is None:
-        return None
-    try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"file": str(path), "bytes": Path(path).stat().st_size, "sha256": digest}
-    except OSError as error:
-        raise DataError(str(path), f"cannot be read ({error.strerror})") from error
 
 
 def _digits(value: float) -> int:

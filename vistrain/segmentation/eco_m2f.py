@@ -99,7 +99,13 @@ class ECOMask2Former(Mask2Former):
     """
 
     default_pixel_decoder = Factory(GatedPixelDecoder)
-    key_maps = (replace(OFFICIAL, rules=(*OFFICIAL.rules, GATE)),)
+    key_maps = (
+        replace(
+            OFFICIAL,
+            rules=(*OFFICIAL.rules, GATE),
+            exports=((r"^pixel_decoder\.gate\.", ("pixel_decoder.encoder.gt.head.",)), *OFFICIAL.exports),
+        ),
+    )
 
     def __init__(
         self,

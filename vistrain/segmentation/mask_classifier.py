@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vistrain.backbones import Backbone, DenseBackbone
-from vistrain.backbones.resnet_keys import COUNTERS, detectron2_rules
+from vistrain.backbones.resnet_keys import COUNTERS, detectron2_exports, detectron2_rules
 from vistrain.checkpoints import KeyMap
 from vistrain.errors import ConfigError, DataError
 from vistrain.layers.conv import resize
@@ -40,6 +40,12 @@ OFFICIAL = KeyMap(
         (r"^sem_seg_head\.pixel_decoder\.(transformer\.)?", "pixel_decoder."),
     ),
     drop=(r"^criterion\.empty_weight$", *COUNTERS),
+    exports=(
+        *detectron2_exports("backbone.", "backbone.body."),
+        (r"^pixel_decoder\.(level_embed$|encoder\.)", (r"sem_seg_head.pixel_decoder.transformer.\1",)),
+        (r"^pixel_decoder\.", ("sem_seg_head.pixel_decoder.",)),
+        (r"^decoder\.", ("sem_seg_head.predictor.",)),
+    ),
 )
 
 

@@ -219,6 +219,7 @@ class PEM(MaskClassifier):
                 (r"(cross_attention_layers\.\d+)\.to_query\.", r"\1.feature_proj."),
                 (r"(cross_attention_layers\.\d+)\.to_key\.", r"\1.query_proj."),
             ),
+            exports=(*OFFICIAL.exports, (r"(\.csm\.\d\.mlp\.0)\.(?=\d)", (r"\1.mlp.",))),
         ),
     )
 

@@ -1,0 +1,27 @@
+"""Of the standard library: how `re` reads a regular expression, as a tree."""
+
+from __future__ import annotations
+
+from re import _constants, _parser
+from typing import Any
+
+__all__ = ["CODES", "parsed", "parsed_replacement"]
+
+CODES: Any = _constants  # names of the nodes
+
+
+def parsed(pattern: str) -> list[tuple[Any, Any]]:
+    """The nodes of a regular expression, one after the other, as `(code, argument)`."""
+    return list(_parser.parse(pattern))
+
+
+def parsed_replacement(pattern: str, replacement: str) -> list[str | int]:
+    """A replacement as texts and numbers of groups, in turn."""
+    import re
+
+    template: Any = _parser.parse_template(replacement, re.compile(pattern))  # type: ignore[attr-defined]
+    if isinstance(template, tuple):  # before Python 3.12: groups by place, and texts with None for them
+        groups, texts = template
+        places = dict(groups)
+        return [places[i] if text is None else text for i, text in enumerate(texts)]
+    return [part for part in template if part != ""]
