@@ -117,7 +117,7 @@ def sha256(path: Path) -> str:
     """
     try:
         with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO has no readinto
     except OSError as error:
         raise WeightsError(str(path), f"cannot be read ({error.strerror})", "check the path") from error
 

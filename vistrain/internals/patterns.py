@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from re import _constants, _parser
+import re
 from typing import Any
 
 __all__ = ["CODES", "parsed", "parsed_replacement"]
 
-CODES: Any = _constants  # names of the nodes
+_constants: Any = vars(re)["_constants"]
+_parser: Any = vars(re)["_parser"]
+CODES = _constants  # names of the nodes
 
 
 def parsed(pattern: str) -> list[tuple[Any, Any]]:
@@ -17,9 +19,7 @@ def parsed(pattern: str) -> list[tuple[Any, Any]]:
 
 def parsed_replacement(pattern: str, replacement: str) -> list[str | int]:
     """A replacement as texts and numbers of groups, in turn."""
-    import re
-
-    template: Any = _parser.parse_template(replacement, re.compile(pattern))  # type: ignore[attr-defined]
+    template: Any = _parser.parse_template(replacement, re.compile(pattern))
     if isinstance(template, tuple):  # before Python 3.12: groups by place, and texts with None for them
         groups, texts = template
         places = dict(groups)

@@ -126,6 +126,7 @@ def _write(tensors: Mapping[str, Tensor], output: Path, facts: dict[str, str]) -
         import numpy as np
 
         with whole_file(output) as path, path.open("wb") as file:
-            np.savez(file, **{name: value.numpy() for name, value in plain.items()})
+            arrays: dict[str, Any] = {name: value.numpy() for name, value in plain.items()}
+            np.savez(file, **arrays)
     else:
         save_durably(plain, output)

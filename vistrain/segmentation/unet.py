@@ -159,7 +159,8 @@ class UNetBody(nn.Module):
             name, number = next(iter(wrong.items()))
             problem = f"{number} of them, and {len(widths)} widths"
             raise ConfigError(f"model.network.{name}", problem, "write one for each level")
-        for name, sizes in {"widths": widths, "strides": strides, "kernels": kernels, "depths": depths}.items():
+        levels: dict[str, Sequence[Any]] = {"widths": widths, "strides": strides, "kernels": kernels, "depths": depths}
+        for name, sizes in levels.items():
             if not len(sizes) or np.min(sizes) < 1:
                 problem = f"{_listed(sizes)} - whole numbers of 1 or more, for each level"
                 raise ConfigError(f"model.network.{name}", problem, "1 keeps a level as large as the one above it")

@@ -28,7 +28,7 @@ from vistrain.tasks.base.inputs import InputFile, picture_paths
 from vistrain.tasks.base.looks import picture_of
 from vistrain.tasks.base.predictor import ImagePredictor
 from vistrain.tasks.base.task import Batch, Cells, Task
-from vistrain.tasks.segmentation.analysis import write_table
+from vistrain.tasks.base.worst import write_table
 from vistrain.writing import whole_file
 
 Lanes = tuple[np.ndarray, ...]
