@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,6 +60,16 @@ def read_regular(path: str | Path, most: int | None = None) -> bytes:
         if most is not None and size > most:
             raise OSError(errno.EFBIG, f"it has {size / 2**30:.1f} GiB, of which {most / 2**30:g} are read", str(path))
         return file.read()
+
+
+def refuse_to_replace(path: str | Path) -> None:
+    """Refuse to put a file in the place of a device, a pipe or a folder; what is not there, or a plain file, is fine.
+
+    Raises:
+        OSError: something else is there, which `strerror` says.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        _refuse(path, os.stat(path).st_mode)
 
 
 def _refuse(path: str | Path, mode: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vistrain.errors import DataError
+from vistrain.regular_files import refuse_to_replace
 
 
 @contextmanager
@@ -27,6 +28,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     digest = hashlib.sha1(os.fsencode(path.name)).hexdigest()[:16]
     partial = path.with_name(f".{digest}.{os.getpid()}.partial")
     try:
+        refuse_to_replace(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         with open(partial, "rb+") as file:

@@ -113,12 +113,14 @@ def test_predict_passes_its_options_on(calls):
     options |= dict.fromkeys(
         (
             "annotations",
+            "components",
             "flip",
             "format",
             "merge",
             "mirror",
             "opacity",
             "overlap",
+            "previous",
             "probabilities",
             "scales",
             "stride",

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from vistrain import config
+from vistrain.checkpoints import load_file
 from vistrain.cli import main
 from vistrain.run.networks import build_model
 from vistrain.structures import LabelSpace
@@ -73,3 +74,20 @@ def test_what_does_not_fit_is_one_line(
     assert main(words) == 2
     assert "did you mean 'official Focus-DETR'?" in capsys.readouterr().err
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_numbers_that_are_none_are_refused_and_bfloat16_is_kept_exactly(
+    tmp_path: Path, official: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = {name: x.bfloat16() if x.is_floating_point() else x for name, x in official.items()}
+    torch.save(half, tmp_path / "half.pth")
+    assert main(["convert-weights", str(tmp_path / "half.pth"), "--as", CONFIG, "-o", str(tmp_path / "x.npz")]) == 0
+    written = load_file(tmp_path / "x.npz")
+    assert any(torch.equal(value, half_value.float()) for value in written.values() for half_value in half.values())
+    assert all(value.dtype != torch.bfloat16 for value in written.values())
+    name = next(name for name, x in official.items() if x.is_floating_point())
+    broken = {**official, name: official[name] * float("nan")}
+    torch.save(broken, tmp_path / "nan.pth")
+    assert main(["convert-weights", str(tmp_path / "nan.pth"), "--as", CONFIG, "-o", str(tmp_path / "y.npz")]) == 2
+    assert "1 weights are not finite (NaN or infinite)" in capsys.readouterr().err
+    assert not (tmp_path / "y.npz").exists()

@@ -129,5 +129,5 @@ def test_a_whole_pickle_is_refused(tmp_path, capsys, monkeypatch):
     assert main([*words, "--output", str(tmp_path)]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "needs code execution to be read (it names `__main__.DnCNN`) and was refused - nothing was executed" in said
-    assert "save `model.state_dict()` alone" in said
+    assert "`python tools/convert_pickle.py FILE -o OUTPUT`" in said
     assert not (tmp_path / "reproduction.json").exists()

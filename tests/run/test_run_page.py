@@ -152,3 +152,38 @@ def test_runs_of_one_name_are_told_apart_and_need_not_share_a_number(tmp_path: P
     found.write(tmp_path / "out")
     assert "No number is of two runs" in (tmp_path / "out" / "compare.md").read_text()
     assert "No number is of two runs" in str(found.table())
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("summary", "seconds", "abc"),
+        ("summary", "memory_bytes", [1]),
+        ("summary", "samples", 5),
+        ("summary", "unreadable", 5),
+        ("environment", "command", "vistrain fit"),
+        ("environment", "commit", [1]),
+        ("test", "halves", [1]),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(
+    file: str, key: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "mine")
+    content = json.loads((run / f"{file}.json").read_text())
+    (run / f"{file}.json").write_text(json.dumps({**content, key: value}))
+    assert main(["report", str(run)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f"vistrain: {run / file}.json: is damaged: {key}")
+    assert "\n" not in said
+
+
+def test_a_run_that_went_on_tells_how_it_was_started(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "mine")
+    facts = json.loads((run / "environment.json").read_text())
+    resumed = {**facts, "command": ["vistrain", "fit", "--resume", "mine"], "started": facts["command"]}
+    (run / "environment.json").write_text(json.dumps(resumed))
+    assert main(["report", str(run)]) == 0
+    text = (run / "report.md").read_text()
+    assert "What differs from vistrain:demo/detection" in text
+    assert "--resume" not in text

@@ -47,6 +47,7 @@ _DECIDED = {
     "checkpoint_path": "use `pretrained: /path/to/file` beside `args`",
     "cache_dir": "set the environment variable HF_HOME",
 }
+INHERITED = "if the config you stand on gave it to another backbone, drop its args first: model.backbone.args=null"
 FITTING = "leave it out, or give a value of the kind that it has there, which fits the others"
 UNFIT = (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, ValueError)  # what timm raises
 _CANARY = "vistrain_checks_that_unknown_arguments_are_refused"
@@ -131,8 +132,8 @@ def _check_args(name: str, args: Mapping[str, Any]) -> None:
         known = _parameters(type(swallowing))
         unknown = [key for key in args if key not in known]
     if unknown:
-        problem, remedy = f"timm's {name} has no such argument", nearest(unknown[0], known, count=3)
-        raise ConfigError(f"args.{unknown[0]}", problem, remedy)
+        problem, remedy = f"timm's {name} has no such argument", nearest(unknown[0], set(known) - set(unknown), count=3)
+        raise ConfigError(f"args.{unknown[0]}", problem, f"{remedy.rstrip('?')}; {INHERITED}")
 
 
 def _defaults(name: str) -> dict[str, Any]:

@@ -291,6 +291,7 @@ class ModuleResNet(StagedBackbone):
         dims = [width * 2**i * kind.expansion for i in range(len(depths))]
         super().__init__(stem, stages, nn.Identity(), channels=dims, strides=strides, **base)
         self.smallest_side = _smallest_side(places, strides)
+        self.img_size = img_size
         _start(self)
 
 
@@ -342,6 +343,7 @@ class ModuleMobileNet(StagedBackbone):
         channels = [stage[-1] for stage in widths]
         super().__init__(stem, stages, norm, channels=channels, strides=strides, num_features=features, **base)
         self.smallest_side = _smallest_side(places, strides)
+        self.img_size = img_size
         _start(self)
 
 

@@ -81,6 +81,9 @@ class RunFolder(Callback):
         self._began = time.monotonic()
         self._before = self._seconds_before() if trainer.global_step else 0.0
         facts = {**environment(), "commit": commit(), "hardware": hardware()}
+        if trainer.global_step:  # a run that goes on was started by another command
+            before = _read_json(self.folder / "environment.json")
+            facts["started"] = before.get("started") or before.get("command") or facts["command"]
         if "weights" in as_task(pl_module).checkpoint_facts:
             facts["weights"] = as_task(pl_module).checkpoint_facts["weights"]
         self._write("environment.json", lambda path: path.write_text(json.dumps(facts, indent=2) + "\n"))

@@ -109,7 +109,7 @@ def strip_prefixes(state_dict: dict[str, Tensor], own: Mapping[str, Tensor]) -> 
         own: whose names are wanted: a prefix that these have, too, stays.
     """
     state_dict = {key.replace("_orig_mod.", ""): value for key, value in state_dict.items()}
-    # mmdetection's hook swaps the two before saving: what is under the plain name is the average.
+    # OpenMMLab's hook swaps the two before saving: what is under the plain name is the average.
     copies = {f"ema_{key.replace('.', '_')}" for key in state_dict}
     state_dict = {key: value for key, value in state_dict.items() if key not in copies}
     for prefix in _AVERAGES:

@@ -148,7 +148,7 @@ def load_weights(
         )
     skipped = {item.name for item in left_out}
     memory = FileMemory(path, [tensor.data_ptr() for tensor in foreign.values()])
-    if wrong := _of_another_kind(weights, own, {name for name, _ in model.named_parameters()}, skipped, memory):
+    if wrong := of_another_kind(weights, own, {name for name, _ in model.named_parameters()}, skipped, memory):
         remedy = "was the training that saved it broken, or its file converted? take another checkpoint"
         raise WeightsError(where, "; ".join(wrong), remedy)
     complete = {name: weights[name] if name in weights and name not in skipped else own[name] for name in own}
@@ -311,7 +311,7 @@ def _fill(model: nn.Module, weights: dict[str, Tensor], memory: FileMemory) -> N
             hook.remove()
 
 
-def _of_another_kind(
+def of_another_kind(
     weights: Mapping[str, Tensor],
     own: Mapping[str, Tensor],
     parameters: set[str],

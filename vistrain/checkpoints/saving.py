@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from vistrain.errors import WeightsError
+from vistrain.regular_files import refuse_to_replace
 
 
 def save_durably(content: Any, path: str | Path) -> None:
@@ -30,6 +31,7 @@ def save_durably(content: Any, path: str | Path) -> None:
     # One fixed name, so that what a killed run left behind is overwritten and never piles up.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        refuse_to_replace(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:  # buffered: a bare file may write less than it is given, unseen by torch
             torch.save(content, file)

@@ -1,7 +1,8 @@
 """Average precision as COCO defines it, of boxes (`coco_box`), of masks (`coco_mask`) and of their contours, too
 (`coco_boundary`).
 
-Source: Lin et al., "Microsoft COCO: Common Objects in Context" (arXiv 1405.0312) and `pycocotools.cocoeval`. The
+Source: Lin et al., "Microsoft COCO: Common Objects in Context" (arXiv 1405.0312) and `pycocotools.cocoeval` (BSD); of
+contours Cheng et al. (see `CocoBoundary`), whose program's licence is not stated here. The
 protocol's arguments are the defaults: IoU 0.50:0.05:0.95, 101 recall points, areas split at 32^2 and 96^2 square
 pixels, the best 1, 10 and 100 detections per image **and category**. Detections are never cut to 100 per image before
 that rule: DETR-like models give 300, and practically all of them count.

@@ -1,7 +1,8 @@
 """Which connected components of a prediction are worth keeping: a rule for each region, chosen on cases with a truth.
 
 The largest component alone, or those of a least size, as nnU-Net chooses after its cross-validation (Isensee et al.
-2021, arXiv 1904.08128); written from there. A rule is taken if its region's mean Dice rises and that of none falls.
+2021, arXiv 1904.08128; its program nnunetv2 is Apache-2.0); written from there. A rule is taken if its region's mean
+Dice rises and that of none falls.
 """
 
 from __future__ import annotations

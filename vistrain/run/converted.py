@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from vistrain.checkpoints import (
     find_state_dict,
     load_file,
     locate,
+    of_another_kind,
     renamed,
     save_durably,
     strip_prefixes,
@@ -25,6 +27,7 @@ from vistrain.config.builder import build
 from vistrain.data import DataModule
 from vistrain.devices import on_meta
 from vistrain.errors import ConfigError, WeightsError, nearest
+from vistrain.internals.pages import FileMemory
 from vistrain.network import Network
 from vistrain.run.networks import build_model, section
 from vistrain.writing import whole_file
@@ -70,6 +73,9 @@ def convert(
     if problems:
         remedy = "is it the config that these weights were trained with?"
         raise WeightsError(str(weights), f"is not of {name or 'this config'}: {'; '.join(problems)}", remedy)
+    parameters = {key for key, _ in model.named_parameters()}
+    if wrong := of_another_kind(ours, own, parameters, set(), FileMemory(None, ())):
+        raise WeightsError(str(weights), "; ".join(wrong), "take another checkpoint")
     left = [] if known is None else [key for key in foreign if known.rename(key) is None]
     facts = {"format": "pt", "vistrain": __version__, "config": name, "sha256_of_source": found.identity()["sha256"]}
     if official is None:
@@ -114,6 +120,17 @@ def _refuse_other(again: Mapping[str, Tensor], ours: Mapping[str, Tensor], namin
         raise WeightsError(naming.name, f"these names cannot be written: '{strange[0]}' would be read back")
 
 
+def _write_npz(tensors: Mapping[str, Tensor], output: Path) -> None:
+    """Any names, which `numpy.savez` takes for its own arguments; bfloat16, which NumPy lacks, in float32, exactly."""
+    import numpy as np
+
+    with whole_file(output) as path, zipfile.ZipFile(path, "w") as archive:
+        for name, value in tensors.items():
+            array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
+
+
 def _write(tensors: Mapping[str, Tensor], output: Path, facts: dict[str, str]) -> None:
     # Second names of one tensor hold it twice: formats for others know no sharing.
     plain = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
@@ -123,10 +140,6 @@ def _write(tensors: Mapping[str, Tensor], output: Path, facts: dict[str, str]) -
         with whole_file(output) as path:
             save_file(plain, path, metadata=facts)
     elif output.suffix == ".npz":
-        import numpy as np
-
-        with whole_file(output) as path, path.open("wb") as file:
-            arrays: dict[str, Any] = {name: value.numpy() for name, value in plain.items()}
-            np.savez(file, **arrays)
+        _write_npz(plain, output)
     else:
         save_durably(plain, output)

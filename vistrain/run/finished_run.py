@@ -6,7 +6,6 @@ Nothing here needs the network or the data of the run.
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from vistrain.config import read_file
+from vistrain.config.builder import check_value
+from vistrain.data.base.storage import read_json
 from vistrain.errors import ConfigError, DataError
 from vistrain.metrics import Unit, unit_of
+
+# What is read of the files of a run, and its types; anything else in them is free.
+ENVIRONMENT = {
+    "command": list[str], "started": list[str], "devices": list[str], "hardware": dict[str, Any],
+    "commit": dict[str, Any], "versions": dict[str, Any],
+}  # fmt: skip
+SUMMARY = {
+    "steps": int, "seconds": float, "memory_bytes": float, "samples": dict[str, int], "unreadable": list[str],
+    "extremes": dict[str, Any],
+}  # fmt: skip
+TESTED = {"numbers": dict[str, Any], "halves": dict[str, Any], "images": dict[str, Any]}
+FOLDS = {"numbers": dict[str, Any], "halves": dict[str, Any], "digest": str}
+REMEDY = "remove it, and make it again"
+CONFIG = {"model": dict[str, Any], "data": dict[str, Any], "trainer": dict[str, Any], "metrics": list[str]}
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,7 @@ class Run:
         stages = sorted(folder.glob("stage_*"), key=lambda path: (len(path.name), path.name))
         if stages and not (folder / "metrics.csv").is_file():
             folder = stages[-1]  # what the run came to
-        folds = _json(folder / "folds.json")
+        folds = _json(folder / "folds.json", FOLDS)
         if folds and (folder / "fold_0" / "config.yaml").is_file():
             numbers = {f"test/{name}": value for name, value in (folds.get("numbers") or {}).items()}
             images = {"digest": folds.get("digest")}
@@ -57,8 +72,10 @@ class Run:
         if not (folder / "config.yaml").is_file():
             remedy = "name the folder that `vistrain fit` wrote, such as runs/detection"
             raise ConfigError(str(folder), "is no run: there is no config.yaml in it", remedy)
-        environment, summary, tested = (_json(folder / f"{name}.json") for name in ("environment", "summary", "test"))
-        config, rows = read_file(folder / "config.yaml"), _rows(folder / "metrics.csv")
+        environment = _json(folder / "environment.json", ENVIRONMENT)
+        summary, tested = _json(folder / "summary.json", SUMMARY), _json(folder / "test.json", TESTED)
+        config = _typed(read_file(folder / "config.yaml"), CONFIG, folder / "config.yaml")
+        rows = _rows(folder / "metrics.csv")
         return cls(folder, config, environment, summary, tested, rows)
 
     @property
@@ -103,7 +120,8 @@ class Run:
     @property
     def command(self) -> list[str]:
         """What the run was started with, as one would write it."""
-        first, *rest = [str(word) for word in self.environment.get("command") or ("",)]
+        words = self.environment.get("started") or self.environment.get("command")  # of a run that went on, the first
+        first, *rest = [str(word) for word in words or ("",)]
         return ["vistrain" if first == "__main__.py" else first, *rest] if first else []
 
     @property
@@ -164,11 +182,20 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
+    """The object in a file of a run, its values of their types; empty where there is none.
+
+    Raises:
+        DataError: it is no JSON, or a value is of another type.
+    """
     if not path.is_file():
         return {}
+    return _typed(read_json(path, REMEDY), types, path)
+
+
+def _typed(found: Any, types: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    kept = {key: value for key, value in found.items() if value is not None} if isinstance(found, dict) else {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(str(path), "cannot be read: it is no JSON", "remove it, and make it again") from error
-    return found if isinstance(found, dict) else {}
+        return kept | {key: check_value(kept[key], hint, key) for key, hint in types.items() if key in kept}
+    except ConfigError as error:
+        raise DataError(str(path), f"is damaged: {error.where}: {error.problem}", REMEDY) from error

@@ -154,6 +154,8 @@ class UNetBody(nn.Module):
         patch: Sides,
     ) -> None:
         super().__init__()
+        if not len(widths):
+            raise ConfigError("model.network.widths", "[] - whole numbers of 1 or more", "the channels of each level")
         counts = {"strides": len(strides), "kernels": len(kernels), "depths": len(depths)}
         if wrong := {name: n for name, n in counts.items() if n != len(widths)}:
             name, number = next(iter(wrong.items()))
@@ -161,7 +163,7 @@ class UNetBody(nn.Module):
             raise ConfigError(f"model.network.{name}", problem, "write one for each level")
         levels: dict[str, Sequence[Any]] = {"widths": widths, "strides": strides, "kernels": kernels, "depths": depths}
         for name, sizes in levels.items():
-            if not len(sizes) or np.min(sizes) < 1:
+            if np.min(sizes) < 1:
                 problem = f"{_listed(sizes)} - whole numbers of 1 or more, for each level"
                 raise ConfigError(f"model.network.{name}", problem, "1 keeps a level as large as the one above it")
         self.deep = deep

@@ -115,9 +115,10 @@ def say_what_is_not_evaluated(trainer: Trainer, total_steps: float, steps_per_ep
         log.warning("nothing is evaluated, and there will be no best.ckpt: trainer.limit_val_batches=0")
     elif first > total_steps:
         keys = "trainer.val_check_interval" if every is None else f"trainer.check_val_every_n_epoch={every}"
+        remedy = "train longer" if every == 1 else f"lower {keys}, or train longer"
         log.warning(
             "nothing is evaluated, and there will be no best.ckpt: the run ends after %g steps, its first evaluation "
-            "would come after %g - lower %s, or train longer", total_steps, first, keys,
+            "would come after %g - %s", total_steps, first, remedy,
         )  # fmt: skip
     elif every and epochs is not None and epochs > 0 and trainer.max_steps == -1 and epochs % every:
         log.warning(
@@ -138,18 +139,18 @@ def together(error: VistrainError, schedule: Schedule, data: DataModule, trainer
         schedule, data, trainer: of the run.
 
     Returns:
-        An error with all of them and the overrides that mend them together; `error` itself, if it is another one, or
-        the only one.
+        An error with all of them and the overrides that mend them together; `error` itself, if it is another one.
     """
     try:
         samples = len(data.dataset("train"))  # type: ignore[arg-type]  # ours have a length
     except (VistrainError, TypeError):
         return error
     found, mended = _too_large(samples, schedule, data, trainer)
-    if len(found) < 2 or error.where.split(".")[0] not in ("data", "schedule"):
-        return error
     if not any(error.where in (where, "data.train") for where, _ in found):
         return error
+    if len(found) < 2:
+        remedy = f"{error.remedy}: {mended[0]}" if error.remedy else mended[0]
+        return type(error)(error.where, error.problem, remedy)
     problems = "; ".join(f"{where}: {problem}" for where, problem in found[1:])
     return ConfigError(found[0][0], f"{found[0][1]}; {problems}", f"these work together: {' '.join(mended)}")
 
