@@ -261,6 +261,13 @@ class Task(Contract, LightningModule):
         self._asked, self._total_steps = asked_of(optimizer), total
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def train(self, mode: bool = True) -> Task:
+        """Like `nn.Module.train`; batch norms that `optimizer.groups.freeze` matches keep their statistics."""
+        super().train(mode)
+        if mode:
+            self.groups.keep_statistics(self.model)
+        return self
+
     def length_of_run(self) -> tuple[float, int]:
         """Optimizer steps of the whole run (`inf` if it has no end), and of an epoch."""
         internals.know_length_of_epoch(self.trainer)  # a run that is limited by steps would not know it yet
