@@ -103,7 +103,8 @@ def _inner(content: Mapping[str, Any]) -> Iterator[tuple[dict[str, Tensor], str]
 def strip_prefixes(state_dict: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Removes what wrappers put before names: torch.compile, DDP, AveragedModel, LightningModule, averages.
 
-    Weights that learnt through low-rank products come with the product added (`layers.low_rank`). Of weights and their average in one state dict, the average is taken; counters of it are dropped.
+    Weights that learnt through low-rank products come with the product added (`layers.low_rank`). Of weights and their
+    average in one state dict, the average is taken; counters of it are dropped.
 
     Args:
         state_dict: of a file.
