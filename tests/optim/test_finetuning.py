@@ -162,11 +162,10 @@ def small_run(root: Path, folder: Path, **more: Any) -> dict[str, Any]:
     changes = {
         "data": {"root": str(root), "train_images": 2, "val_images": 1, "batch_size": 5, "workers": 0,
                  "image_size": 32},
-        "trainer": {"max_epochs": 2, "accelerator": "cpu", "log_every_n_steps": 1, "check_val_every_n_epoch": 1},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "log_every_n_steps": 1, "check_val_every_n_epoch": 1},
         "model": {"backbone": {"name": "test_vit", "args": {"channels": None, "img_size": 32}}},
         "optimizer": {"groups": {"freeze": ["backbone.body.blocks.*", "backbone.body.patch_embed.*"], "lora": lora}},
         "schedule": {"warmup_steps": 1},
-        "callbacks": {"ema": {"decay": 0.5}},
         "run": {"folder": str(folder)},
     }  # fmt: skip
     composed = compose(["vistrain:demo/classification"], changes=changes)
@@ -175,42 +174,46 @@ def small_run(root: Path, folder: Path, **more: Any) -> dict[str, Any]:
     return composed
 
 
-def test_a_run_with_products_resumes_to_the_bit_and_is_read_without_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole, half = tmp_path / "whole", tmp_path / "half"
-    assert run.fit(small_run(tmp_path, whole)) == 0
-    assert run.fit(small_run(tmp_path, half, max_epochs=1)) == 0
-    assert run.fit(small_run(tmp_path, half), resume=half) == 0
-    found, again = (load_file(folder / "last.ckpt") for folder in (whole, half))
-    for key in ("state_dict", "current_model_state"):
-        assert all(torch.equal(value, again[key][name]) for name, value in found[key].items())
-    state = found["state_dict"]
+def test_a_run_with_products_is_read_without_them(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run.fit(small_run(tmp_path, folder)) == 0
+    state = load_file(folder / "last.ckpt")["state_dict"]
     thin = [name for name in state if name.endswith("lora_B")]
     assert len(thin) > 2
     assert all(state[name].any() for name in thin)
-    facts = load_checkpoint(whole / "last.ckpt")
+    facts = load_checkpoint(folder / "last.ckpt")
     assert not [name for name in facts["state_dict"] if "parametrizations" in name]
-    network, _ = run.load(whole / "last.ckpt")
+    network, _ = run.load(folder / "last.ckpt")
     assert not [m for m in network.modules() if isinstance(m, LowRank)]
-    numbers = run.test(checkpoint=whole / "last.ckpt")
-    assert 0 <= numbers["test/cls/top1"] <= 100
-    assert load_weights(network, whole / "last.ckpt").loaded == len(facts["state_dict"])
-    other = small_run(tmp_path, half, max_epochs=3)
+    assert 0 <= run.test(checkpoint=folder / "last.ckpt")["test/cls/top1"] <= 100
+    assert load_weights(network, folder / "last.ckpt").loaded == len(facts["state_dict"])
+    other = small_run(tmp_path, folder, max_epochs=2)
     other["optimizer"]["groups"]["lora"]["rank"] = 2
     with pytest.raises(ConfigError, match=r"weights are others than the run's"):
-        run.fit(other, resume=half)
+        run.fit(other, resume=folder)
 
 
-def test_averages_hold_the_products_too(tmp_path: Path) -> None:
-    groups = ParameterGroups(lora=LoRA(("head",), rank=2))
-    task = make_task(groups=groups)
+def with_products() -> Any:
+    groups = ParameterGroups(freeze=("backbone.0.*",), lora=LoRA(("head",), rank=2))
+    task = make_task(TinyDetector(dropout=0.3, norm=True), groups=groups)
     groups.prepare(task.model)
-    fit(tmp_path, task, TinyData(), [EMA(decay=0.9), Checkpoints()], max_epochs=1)
-    saved = load_file(tmp_path / "last.ckpt")
+    return task
+
+
+def test_a_run_with_products_resumes_to_the_bit_and_its_average_holds_them(tmp_path: Path) -> None:
+    def callbacks() -> list[Any]:
+        return [EMA(decay=0.9), Checkpoints()]
+
+    fit(tmp_path / "whole", with_products(), TinyData(), callbacks(), max_epochs=2)
+    fit(tmp_path / "half", with_products(), TinyData(), callbacks(), max_epochs=1)
+    half = tmp_path / "half" / "last.ckpt"
+    fit(tmp_path / "half", with_products(), TinyData(), callbacks(), max_epochs=2, resume=half)
+    found, again = load_file(tmp_path / "whole" / "last.ckpt"), load_file(half)
+    for key in ("state_dict", "current_model_state"):
+        assert all(torch.equal(value, again[key][name]) for name, value in found[key].items())
     key = "model.head.parametrizations.weight.0.lora_B"
-    assert saved["state_dict"][key].any()
-    assert not torch.equal(saved["state_dict"][key], saved["current_model_state"][key])
+    assert found["state_dict"][key].any()
+    assert not torch.equal(found["state_dict"][key], found["current_model_state"][key])
 
 
 # ------------------------------------------------------------------ Muon
