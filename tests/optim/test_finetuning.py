@@ -19,13 +19,14 @@ from vistrain.callbacks import EMA, Checkpoints
 from vistrain.checkpoints import load_file, load_weights
 from vistrain.classification import Classifier
 from vistrain.config import compose
+from vistrain.config.builder import build
 from vistrain.errors import ConfigError
 from vistrain.layers.low_rank import LowRank, adapted, merged_low_rank
 from vistrain.optim import LoRA, ParameterGroups
 from vistrain.optim.groups import table_of_frozen
 from vistrain.optim.kernels import hidden_weights
 from vistrain.run.networks import load_checkpoint
-from vistrain.structures import LabelSpace
+from vistrain.structures import Factory, LabelSpace
 
 LABELS = LabelSpace(("a", "b", "c"), (1, 2, 3))
 
@@ -74,9 +75,9 @@ def test_what_is_frozen_is_told_by_parts(caplog: pytest.LogCaptureFixture) -> No
 def test_patterns_that_match_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"optimizer.groups.freeze: 'bakbone\.\*' matches no parameter - nearest"):
         ParameterGroups(freeze=("bakbone.*",)).prepare(TinyDetector())
+    groups, model = ParameterGroups(freeze=("*",)), TinyDetector()
+    groups.prepare(model)
     with pytest.raises(ConfigError, match=r"optimizer.groups: the network has no trainable parameter"):
-        groups = ParameterGroups(freeze=("*",))
-        groups.prepare(model := TinyDetector())
         groups(model, 1.0, 0.0)
 
 
@@ -243,3 +244,18 @@ def test_a_kernel_takes_an_orthogonal_step_in_its_flattened_form() -> None:
     step = torch.linalg.svdvals((model[0].weight.detach() - before).flatten(1))
     assert raw[0] / raw[-1] > 5
     assert step[0] / step[-1] < 2.5
+
+
+def test_a_config_names_muon() -> None:
+    model = vit()
+    node = {"type": "timm.optim.Muon", "lr": 1e-3, "weight_decay": 0.01}
+    groups = build({"fallback": True}, ParameterGroups, where="optimizer.groups")
+    optimizer = build(node, Factory[torch.optim.Optimizer], where="optimizer")(groups(model, 1e-3, 0.01))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model(torch.rand(2, 3, 160, 160)).square().sum().backward()
+    optimizer.step()
+    memory = {name: set(optimizer.state[p]) for name, p in model.named_parameters()}
+    hidden = hidden_weights(model)
+    assert all("momentum_buffer" in memory[name] for name in hidden)
+    assert all("exp_avg" in memory[name] for name in memory if name not in hidden)
+    assert not torch.equal(before["backbone.body.head.weight"], model.backbone.body.head.weight)

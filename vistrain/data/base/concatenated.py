@@ -95,6 +95,10 @@ class Concatenated(DataModule):
                 raise ConfigError(name, f"{len(numbers)} numbers for {len(sets)} sets", "give one for each")
             if numbers is not None and (min(numbers) < least or not any(numbers)):
                 raise ConfigError(name, f"{list(numbers)} cannot be", f"use {least} or more")
+        for part in sets[1:]:
+            if type(part).collate is not type(sets[0]).collate:
+                kinds = f"{type(sets[0]).__name__} and {type(part).__name__}"
+                raise ConfigError("sets", f"{kinds} do not make the same batches", "take sets of one task")
         if times is not None and weights is not None:
             raise ConfigError("weights", "are given beside times", "keep one")
         self.sets = list(sets)  # before the base, which sets the preprocessing of all

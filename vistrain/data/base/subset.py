@@ -97,7 +97,9 @@ def _listed(samples: Dataset[Any], count: int, subset: str, root: Path) -> list[
         raise DataError(str(file), what, nearest(missing[0], places))
     several = next((line for line in wanted if len(places[line]) > 1), None)
     if several is not None:
-        raise DataError(str(file), f"{several!r} stands for {len(places[several])} samples", "write more of their paths")
+        raise DataError(
+            str(file), f"{several!r} stands for {len(places[several])} samples", "write more of their paths"
+        )
     if not wanted:
         raise DataError(str(file), "lists no sample", "write one in each line")
     return sorted(set().union(*(places[line] for line in wanted)))

@@ -50,7 +50,7 @@ def relabelled(sample: Sample, channels: tuple[int, ...]) -> Sample:
         channels: the new ones; objects of -1 are left out.
     """
     labels = np.array(channels, dtype=np.int64)[sample.labels]
-    kept = np.flatnonzero(labels >= 0)
+    kept = labels >= 0
     masks = None if sample.masks is None else sample.masks.kept(kept)
     return replace(sample, labels=labels[kept], boxes=sample.boxes[kept], masks=masks)
 
