@@ -122,7 +122,7 @@ def boxes(root: Path, name: str, categories: dict[int, str]) -> CocoDetection:
         content = {"images": images, "annotations": annotations,
                    "categories": [{"id": c, "name": n} for c, n in categories.items()]}  # fmt: skip
         (root / name / f"{split}.json").write_text(json.dumps(content))
-    splits = {split: CocoSplit(f"{split}.json", split) for split in ("train", "val")}
+    splits = {split: CocoSplit(split, f"{split}.json") for split in ("train", "val")}
     augment = DetrAugment(scales=(30,), long_side=40, crop=0.0, flip=0.0)
     return CocoDetection(root=str(root / name), augment=augment, workers=0, **splits)
 

@@ -85,6 +85,7 @@ def test_shares_and_files_that_are_none_are_refused(tmp_path: Path) -> None:
 
 def test_only_the_training_split_is_cut(tmp_path: Path) -> None:
     data = GeneratedPatterns(root=str(tmp_path), train_images=3, val_images=2, image_size=32, subset=0.5, batch_size=5)
+    data.prepare_data()
     assert len(data.training_samples()) == len(data.dataset("train")) // 2 == 15
     assert len(data.val_dataloader().dataset) == 20
 

@@ -173,6 +173,11 @@ class Concatenated(DataModule):
             return self.sets[0].largest(split)
         return tuple(map(max, zip(*(sorted(part.largest(split)) for part in self.sets), strict=True)))
 
+    def prepare_data(self) -> None:
+        """Makes what the sets generate."""
+        for part in self.sets:
+            part.prepare_data()
+
     def find(self, split: SplitName) -> None:
         """Looks for the files of all sets to train on, and that they are of one kind."""
         for part in self.sets if split == "train" else self.sets[:1]:
