@@ -83,11 +83,11 @@ def test_weights_balance_what_is_drawn(two: list[DataModule]) -> None:
 
 
 def test_sets_and_all_of_them_may_be_cut(two: list[DataModule]) -> None:
-    two[1].subset = 1 / 3
+    two[1].train_on = 1 / 3
     data = Concatenated(sets=two, batch_size=2, workers=0, seed=3)
     assert len(data.training_samples()) == 6 + 3
     assert two[1].seed == 3
-    half = Concatenated(sets=two, batch_size=2, workers=0, subset=0.5, weights=(1.0, 1.0))
+    half = Concatenated(sets=two, batch_size=2, workers=0, train_on=0.5, weights=(1.0, 1.0))
     assert len(half.training_samples()) == 4
     assert len(half.train_dataloader().sampler.weights) == 4
 

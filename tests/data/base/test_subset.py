@@ -77,14 +77,16 @@ def test_lists_that_are_none_are_refused(tmp_path: Path, text: str, said: str) -
 
 def test_shares_and_files_that_are_none_are_refused(tmp_path: Path) -> None:
     for share in (0.0, -0.5, 1.5):
-        with pytest.raises(ConfigError, match=r"subset: .* is no share"):
-            TinyData(subset=share)
+        with pytest.raises(ConfigError, match=r"train_on: .* is no share"):
+            TinyData(train_on=share)
     with pytest.raises(DataError, match=r"nowhere.txt: no such file here or in"):
-        TinyData(subset="nowhere.txt", root=str(tmp_path)).training_samples()
+        TinyData(train_on="nowhere.txt", root=str(tmp_path)).training_samples()
 
 
 def test_only_the_training_split_is_cut(tmp_path: Path) -> None:
-    data = GeneratedPatterns(root=str(tmp_path), train_images=3, val_images=2, image_size=32, subset=0.5, batch_size=5)
+    data = GeneratedPatterns(
+        root=str(tmp_path), train_images=3, val_images=2, image_size=32, train_on=0.5, batch_size=5
+    )
     data.prepare_data()
     assert len(data.training_samples()) == len(data.dataset("train")) // 2 == 15
     assert len(data.val_dataloader().dataset) == 20
@@ -92,7 +94,7 @@ def test_only_the_training_split_is_cut(tmp_path: Path) -> None:
 
 def test_a_part_is_dealt_exactly_and_resumes_where_it_was(tmp_path: Path) -> None:
     def data() -> TinyData:
-        return TinyData(count=24, batch_size=4, subset=0.5, seed=5)
+        return TinyData(count=24, batch_size=4, train_on=0.5, seed=5)
 
     whole, first, rest = Watch(), Watch(stop_after=4), Watch()
     fit(tmp_path / "a", make_task(), data(), [whole], max_epochs=3)
@@ -114,7 +116,7 @@ def test_weights_of_samples_follow_the_part() -> None:
             sampler.weights = [float(i) for i in range(self.count)]
             return sampler
 
-    data = Weighted(count=10, batch_size=2, subset=0.4)
+    data = Weighted(count=10, batch_size=2, train_on=0.4)
     loader = data.train_dataloader()
     assert loader.sampler.weights == [float(i) for i in data.training_samples().chosen]
 
@@ -129,5 +131,5 @@ def test_folders_take_a_list(tmp_path: Path) -> None:
             for i in range(3):
                 cv2.imwrite(str(tmp_path / split / name / f"{i}.png"), np.full((8, 8, 3), i, np.uint8))
     (tmp_path / "few.txt").write_text("train/cat/0.png\ntrain/dog/2.png\n")
-    data = ImageFolder(root=str(tmp_path), subset="few.txt")
+    data = ImageFolder(root=str(tmp_path), train_on="few.txt")
     assert [data.training_samples().where(i)[-9:] for i in range(2)] == ["cat/0.png", "dog/2.png"]

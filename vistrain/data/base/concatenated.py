@@ -62,7 +62,7 @@ class Concatenated(DataModule):
     """Trains on several sets of one task together, and evaluates on the first.
 
     Classes are matched by name. Those of the first set come first, with its ids, so that its evaluation is what it
-    would be alone; then those that the others add. Each set reads, augments and cuts (`subset`) its own samples by its
+    would be alone; then those that the others add. Each set reads, augments and cuts (`train_on`) its own samples by its
     own keys; batches, seed and workers are this one's. An epoch shows every sample of every set as often as `times`
     says, or is drawn with repetition, as long as ever, where `weights` are given.
 
@@ -73,7 +73,7 @@ class Concatenated(DataModule):
             targets, where the task's samples may have none.
         times: how often each set's samples come in an epoch; once if None.
         weights: share of each set in what is drawn; equal ones balance the sets. None draws nothing.
-        base: see `DataModule`; `root` is of the subset's file alone, the sets have their own.
+        base: see `DataModule`; `root` is of a list in `train_on` alone, the sets have their own.
 
     Raises:
         ConfigError: fewer than two sets, sets of several kinds, or numbers that do not belong to them.

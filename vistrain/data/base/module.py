@@ -75,7 +75,7 @@ class DataModule(Contract, LightningDataModule, ABC):
         seed: of shuffling and augmentation.
         eval_batch_size: images per evaluation batch. Padding can change a prediction in the third digit: published DETR
             numbers are for 1.
-        subset: of the training samples, those that are trained on: a share in 0..1, which the seed draws, or a text
+        train_on: of the training samples, those that are trained on: a share in 0..1, which the seed draws, or a text
             file that lists them, see `subset.part_of`; None: all.
 
     Attributes:
@@ -114,15 +114,15 @@ class DataModule(Contract, LightningDataModule, ABC):
         workers: int | None = None,
         seed: int = 0,
         eval_batch_size: int = 1,
-        subset: float | str | None = None,
+        train_on: float | str | None = None,
     ) -> None:
         super().__init__()
-        refuse_no_share(subset)
+        refuse_no_share(train_on)
         refuse_below(1, batch_size=batch_size, per_device=per_device, eval_batch_size=eval_batch_size)
         refuse_below(0, workers=workers, seed=seed)
         self.root = data_root(root)
         self.batch_size, self.per_device, self.workers = batch_size, per_device, workers
-        self.seed, self.eval_batch_size, self.subset = seed, eval_batch_size, subset
+        self.seed, self.eval_batch_size, self.train_on = seed, eval_batch_size, train_on
         self.preprocessing = Preprocessing()
         self.resume = (0, 0)
         self.watched, self.loaders = {}, {}
@@ -311,7 +311,7 @@ class DataModule(Contract, LightningDataModule, ABC):
         accumulation = self.accumulation(self.world)
         dataset = self._watch("train", self.max_unreadable)
         sampler = self.training_sampler(len(dataset))
-        if sampler.weights is not None and isinstance(dataset.dataset, Part) and self.subset is not None:
+        if sampler.weights is not None and isinstance(dataset.dataset, Part) and self.train_on is not None:
             sampler.weights = [sampler.weights[index] for index in dataset.dataset.chosen]
         per_device = self.batch_size // self.world // accumulation
         more = {"batch_size": per_device, "sampler": sampler, **self._common("train", per_device)}
@@ -319,9 +319,9 @@ class DataModule(Contract, LightningDataModule, ABC):
         return self.loaders["train"]
 
     def training_samples(self) -> Dataset[Any]:
-        """What is trained on: the training split, or the part of it that `subset` means."""
+        """What is trained on: the training split, or the part of it that `train_on` means."""
         samples = self.dataset("train")
-        return samples if self.subset is None else part_of(samples, self.subset, self.seed, self.root)
+        return samples if self.train_on is None else part_of(samples, self.train_on, self.seed, self.root)
 
     def training_sampler(self, length: int) -> ResumableSampler:
         """The training order of so many samples."""

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from vistrain.data.base.dataset import SampleSet
 from vistrain.errors import ConfigError, DataError, VistrainError, nearest
 
-WHERE = "data.subset"
+WHERE = "data.train_on"
 SHOWN = 3  # lines that match nothing, in a message
 
 
@@ -51,11 +51,11 @@ def refuse_no_share(subset: float | str | None) -> None:
         ConfigError: it is not above 0 and at most 1.
     """
     if isinstance(subset, float | int) and not 0 < subset <= 1:
-        raise ConfigError("subset", f"{subset} is no share", "give a number above 0, at most 1, or a file")
+        raise ConfigError("train_on", f"{subset} is no share", "give a number above 0, at most 1, or a file")
 
 
 def part_of(samples: Dataset[Any], subset: float | str, seed: int, root: Path) -> Part:
-    """The part of a set that `data.subset` means, in the order of the set.
+    """The part of a set that `data.train_on` means, in the order of the set.
 
     A larger share with the same seed holds the smaller one.
 

@@ -220,7 +220,7 @@ class ClassificationData(DataModule):
         lost = [name for name, channel in zip(self.class_names, channels, strict=True) if channel < 0]
         if lost:
             problem = f"an image of class {lost[0]!r} would be left with none"
-            raise ConfigError("data.others", problem, "set it to add, or leave such images out by the set's subset")
+            raise ConfigError("data.others", problem, "set it to add, or leave such images out by the set's train_on")
         return functools.partial(relabelled, channels=channels)
 
     def check(self, output: str | Path) -> Findings:
