@@ -26,6 +26,7 @@ from vistrain.optim import LoRA, ParameterGroups
 from vistrain.optim.groups import table_of_frozen
 from vistrain.optim.kernels import hidden_weights
 from vistrain.run.networks import load_checkpoint
+from vistrain.run.rehearsal import refuse_ahead
 from vistrain.structures import Factory, LabelSpace
 
 LABELS = LabelSpace(("a", "b", "c"), (1, 2, 3))
@@ -177,6 +178,7 @@ def small_run(root: Path, folder: Path, **more: Any) -> dict[str, Any]:
 
 def test_a_run_with_products_is_read_without_them(tmp_path: Path) -> None:
     folder = tmp_path / "run"
+    refuse_ahead(small_run(tmp_path, folder))  # also on the meta device
     assert run.fit(small_run(tmp_path, folder)) == 0
     state = load_file(folder / "last.ckpt")["state_dict"]
     thin = [name for name in state if name.endswith("lora_B")]

@@ -41,6 +41,8 @@ class LowRank(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The adapted weight `[out, in]`, in the weight's own precision under autocast, too."""
+        if weight.is_meta:  # which has no autocast
+            return adapted(weight, self.lora_A, self.lora_B, self.scale)
         with torch.autocast(weight.device.type, enabled=False):
             return adapted(weight, self.lora_A, self.lora_B, self.scale)
 

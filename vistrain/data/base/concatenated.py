@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
+from vistrain.data.base.check import Findings
 from vistrain.data.base.collate import Batch
 from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.module import DataModule, SplitName
@@ -37,10 +38,10 @@ class Together(SampleSet):
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def sample(self, index: int, *drawn: int) -> Any:
-        """See `SampleSet`."""
+    def sample(self, index: int, seed: int | None = None, *more: int) -> Any:
+        """See `SampleSet`; without a seed, as its set is called without one."""
         which, place = self.locate(index)
-        found = self.parts[which][(place, *drawn) if drawn else place]
+        found = self.parts[which][place if seed is None else (place, seed, *more)]
         if isinstance(found, VistrainError):
             raise found
         relabel = self.relabel[which]
@@ -62,8 +63,8 @@ class Concatenated(DataModule):
     """Trains on several sets of one task together, and evaluates on the first.
 
     Classes are matched by name. Those of the first set come first, with its ids, so that its evaluation is what it
-    would be alone; then those that the others add. Each set reads, augments and cuts (`train_on`) its own samples by its
-    own keys; batches, seed and workers are this one's. An epoch shows every sample of every set as often as `times`
+    would be alone; then those that the others add. Each set reads, augments and cuts (`train_on`) its own samples, by
+    its own keys; batches, seed and workers are this one's. An epoch shows every sample of every set as often as `times`
     says, or is drawn with repetition, as long as ever, where `weights` are given.
 
     Args:
@@ -172,6 +173,10 @@ class Concatenated(DataModule):
         if split != "train":
             return self.sets[0].largest(split)
         return tuple(map(max, zip(*(sorted(part.largest(split)) for part in self.sets), strict=True)))
+
+    def check(self, output: str | Path) -> Findings:
+        """Refused: sets are checked one by one."""
+        raise ConfigError("data.type", "several sets are not checked at once", "run `vistrain check` on each of them")
 
     def prepare_data(self) -> None:
         """Makes what the sets generate."""

@@ -30,10 +30,10 @@ class Part(SampleSet):
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def sample(self, index: int, *drawn: int) -> Any:
+    def sample(self, index: int, seed: int | None = None, *more: int) -> Any:
         """See `SampleSet`; without a seed, as the whole set is called without one."""
         place = self.chosen[index]
-        found = self.whole[(place, *drawn) if drawn else place]
+        found = self.whole[place if seed is None else (place, seed, *more)]
         if isinstance(found, VistrainError):
             raise found
         return found
