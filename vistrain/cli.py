@@ -14,6 +14,7 @@ from typing import Any
 
 from vistrain import __version__, processes, streams
 from vistrain.commands import (
+    average,
     check,
     compare,
     completion,
@@ -25,6 +26,7 @@ from vistrain.commands import (
     fit,
     folds,
     import_data,
+    lr_range,
     predict,
     profile,
     report,
@@ -37,7 +39,7 @@ from vistrain.errors import ConfigError, VistrainError, nearest
 from vistrain.internals.argparse import commands_of, options_of
 
 COMMANDS = (
-    *(fit, folds, test, reproduce, predict, evaluate, report, compare, check, import_data, profile),
+    *(fit, folds, test, reproduce, predict, evaluate, report, compare, check, import_data, lr_range, profile, average),
     *(list_, explain, export, convert_weights, doctor, completion),
 )
 DESCRIPTION = "Trains, evaluates and reproduces dense-vision models."

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vistrain.errors import WeightsError
+from vistrain.layers.low_rank import merged_low_rank
 
 # Where training programs put the state dict, averaged weights first: published numbers are theirs. mmengine's
 # `ema_state_dict` is missing on purpose: its hook swaps the two before saving, `state_dict` holds the average.
@@ -102,13 +103,14 @@ def _inner(content: Mapping[str, Any]) -> Iterator[tuple[dict[str, Tensor], str]
 def strip_prefixes(state_dict: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Removes what wrappers put before names: torch.compile, DDP, AveragedModel, LightningModule, averages.
 
-    Of weights and their average in one state dict, the average is taken; counters of it are dropped.
+    Weights that learnt through low-rank products come with the product added (`layers.low_rank`). Of weights and their
+    average in one state dict, the average is taken; counters of it are dropped.
 
     Args:
         state_dict: of a file.
         own: whose names are wanted: a prefix that these have, too, stays.
     """
-    state_dict = {key.replace("_orig_mod.", ""): value for key, value in state_dict.items()}
+    state_dict = merged_low_rank({key.replace("_orig_mod.", ""): value for key, value in state_dict.items()})
     # OpenMMLab's hook swaps the two before saving: what is under the plain name is the average.
     copies = {f"ema_{key.replace('.', '_')}" for key in state_dict}
     state_dict = {key: value for key, value in state_dict.items() if key not in copies}

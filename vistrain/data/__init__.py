@@ -1,6 +1,7 @@
 """Data modules, data sets, transforms and collation; generated demo data."""
 
 from vistrain.data.base.bands import Bands, MatchedBands
+from vistrain.data.base.concatenated import Concatenated
 from vistrain.data.base.images import read_image
 from vistrain.data.base.module import DataModule
 from vistrain.data.base.scenes import Scenes
@@ -89,6 +90,7 @@ __all__ = [
     "CocoInstances",
     "CocoPanoptic",
     "CocoSplit",
+    "Concatenated",
     "DataModule",
     "DetectionData",
     "DetrAugment",

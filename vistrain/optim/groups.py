@@ -1,8 +1,10 @@
-"""Parameter groups: which parameters learn at which pace, and which are decayed."""
+"""Parameter groups: which parameters learn, at which pace, and which are decayed."""
 
 from __future__ import annotations
 
 import difflib
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,7 +12,13 @@ from typing import Any
 from torch import nn
 
 from vistrain.errors import ConfigError, nearest
+from vistrain.internals.torch import BatchNorm
+from vistrain.layers.low_rank import is_adapted
 from vistrain.network import Network
+from vistrain.optim.kernels import hidden_weights
+from vistrain.optim.lora import LoRA
+
+log = logging.getLogger(__name__)
 
 WHERE = "optimizer.groups"
 
@@ -64,6 +72,11 @@ class ParameterGroups:
             tables, tokens; `Network.no_weight_decay`): timm's rule, and that of the ImageNet recipes made with it.
         layer_decay: each layer learns this much slower than the one above it (BEiT, Bao et al. 2022); layers are those
             of `Network.layers_above`: timm's of the backbone, and one for all that stands upon it.
+        freeze: patterns of parameters that do not learn; batch norms whose parameters are all frozen keep their
+            statistics, too.
+        lora: linear layers that learn through low-rank products alone, also in frozen parts.
+        fallback: give what is no hidden weight (`optim.kernels.hidden_weights`) groups of its own with `use_fallback`,
+            as `timm.optim.Muon` takes them: AdamW trains these.
 
     Raises:
         ConfigError: a rule is malformed.
@@ -76,12 +89,48 @@ class ParameterGroups:
         no_decay_bias: bool = False,
         layer_decay: float | None = None,
         no_decay_1d: bool = False,
+        freeze: tuple[str, ...] = (),
+        lora: LoRA | None = None,
+        fallback: bool = False,
     ) -> None:
         self.rules = [Rule.from_config(rule, f"{WHERE}.rules.{i}") for i, rule in enumerate(rules or [])]
         self.no_decay_norms, self.no_decay_bias, self.no_decay_1d = no_decay_norms, no_decay_bias, no_decay_1d
         if layer_decay is not None and not 0 < layer_decay <= 1:
             raise ConfigError(f"{WHERE}.layer_decay", f"{layer_decay} is not in 0..1")
         self.layer_decay = layer_decay
+        self.freeze, self.lora, self.fallback = tuple(freeze), lora, fallback
+
+    def prepare(self, model: Network) -> None:
+        """Freeze and adapt a network in place, once it has the weights that it starts from, and say what learns.
+
+        Before the network is copied (averages) or handed to several processes, and at most once.
+
+        Raises:
+            ConfigError: a pattern matches nothing.
+        """
+        if not self.freeze and self.lora is None:
+            return
+        self._freeze(model)
+        adapted = self.lora.apply(model) if self.lora is not None else []
+        self.keep_statistics(model)
+        log.info("%s", table_of_frozen(model))
+        if adapted:
+            log.info("low-rank products in %d linear layers: %s", len(adapted), ", ".join(adapted[:3]) + " ...")
+
+    def keep_statistics(self, model: nn.Module) -> None:
+        """Put the batch norms that are frozen into evaluation mode, to be called whenever a network was put into
+        training mode."""
+        for module in model.modules() if self.freeze else ():
+            own = list(module.parameters(recurse=False))
+            if isinstance(module, BatchNorm) and own and not any(p.requires_grad for p in own):
+                module.eval()
+
+    def _freeze(self, model: nn.Module) -> None:
+        names = [name for name, _ in model.named_parameters()]
+        _refuse_unmatched(self.freeze, names, f"{WHERE}.freeze")
+        for name, parameter in model.named_parameters():
+            if any(fnmatchcase(name, pattern) for pattern in self.freeze):
+                parameter.requires_grad_(False)
 
     def __call__(self, model: Network, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The groups of one network.
@@ -99,11 +148,17 @@ class ParameterGroups:
             ConfigError: a pattern matches no parameter, nothing is trainable, or the network does not say what its
                 layers are.
         """
-        self._check_patterns([name for name, _ in model.named_parameters()])
+        self._freeze(model)  # also where nobody called `prepare`, which a loop of one's own may forget
+        names = [name for name, _ in model.named_parameters()]
+        for i, rule in enumerate(self.rules):
+            _refuse_unmatched(rule.match, names, f"{WHERE}.rules.{i}.match")
+        if self.lora is not None and not is_adapted(model):
+            raise ConfigError(f"{WHERE}.lora", "the network has no such layers yet", "call `prepare(model)` before")
+        hidden = hidden_weights(model) if self.fallback else set()
         undecayed = _norm_parameters(model) if self.no_decay_norms else set()
         undecayed |= _exempt(model) if self.no_decay_1d else set()
         depth = _layer_scales(model, self.layer_decay) if self.layer_decay is not None else {}
-        groups: dict[tuple[float, float], dict[str, Any]] = {}
+        groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -115,20 +170,32 @@ class ParameterGroups:
             if rule and rule.weight_decay is not None:
                 decay = rule.weight_decay
             title = f"lr x{scale:.4g}" + ("" if decay == weight_decay else f", decay {decay:g}")
-            group = {"params": [], "lr": lr * scale, "weight_decay": decay, "name": title}
-            groups.setdefault((scale, decay), group)["params"].append(parameter)
+            apart = self.fallback and name not in hidden
+            group = {"params": [], "lr": lr * scale, "weight_decay": decay, "name": title + ", fallback" * apart}
+            if self.fallback:
+                group["use_fallback"] = apart
+            groups.setdefault((scale, decay, apart), group)["params"].append(parameter)
         if not groups:
             raise ConfigError(WHERE, "the network has no trainable parameter", "unfreeze some")
         return list(groups.values())
 
-    def _check_patterns(self, names: list[str]) -> None:
-        for i, rule in enumerate(self.rules):
-            for pattern in rule.match:
-                if not any(fnmatchcase(name, pattern) for name in names):
-                    near = difflib.get_close_matches(pattern.replace("*", ""), names, 3, cutoff=0.0)
-                    raise ConfigError(
-                        f"{WHERE}.rules.{i}.match", f"{pattern!r} matches no parameter", f"nearest: {', '.join(near)}"
-                    )
+
+def table_of_frozen(model: nn.Module) -> str:
+    """How many parameters learn and how many do not, a line for each top-level part that has any."""
+    rows = [("part", "learn", "frozen")]
+    for name, part in [*model.named_children(), ("all", model)]:
+        counts = {learns: sum(p.numel() for p in part.parameters() if p.requires_grad == learns) for learns in (1, 0)}
+        if any(counts.values()):
+            rows.append((name, f"{counts[1]:,}", f"{counts[0]:,}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(f"{n:<{widths[0]}}  {a:>{widths[1]}}  {b:>{widths[2]}}" for n, a, b in rows)
+
+
+def _refuse_unmatched(patterns: Sequence[str], names: Sequence[str], where: str) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern.replace("*", ""), names, 3, cutoff=0.0)
+            raise ConfigError(where, f"{pattern!r} matches no parameter", f"nearest: {', '.join(near)}")
 
 
 def _norm_parameters(model: nn.Module) -> set[str]:

@@ -367,6 +367,36 @@ def _log_if_wide(place: Axes, series: Sequence[Series]) -> None:
         place.set_yscale("log")
 
 
+def draw_over_rates(
+    rates: Sequence[float], losses: Sequence[float], line: np.ndarray, mark: float | None, png: str | Path
+) -> Path:
+    """Draw the loss over the learning rate, which is logarithmic.
+
+    Args:
+        rates, losses: of each step.
+        line: the smoothed loss `[N]`.
+        mark: a rate to point at; None: none.
+        png: written whole or not at all.
+
+    Raises:
+        DataError: the picture cannot be written.
+    """
+    figure, (place,) = new_figure(6.4, 3.8, 1, 1)
+    place.plot(rates, losses, color=PALETTE[0], alpha=0.3, linewidth=1)
+    place.plot(rates, line, color=PALETTE[0], linewidth=1.8)
+    place.set_xscale("log")
+    if len(line):
+        low, high = float(line.min()), float(line[: max(len(line) * 9 // 10, 1)].max())
+        margin = 0.1 * (high - low) or 1.0
+        place.set_ylim(low - margin, high + margin)  # what diverges at the end would flatten all else
+    if mark is not None:
+        place.axvline(mark, color=PALETTE[1], linewidth=1.2)
+        place.annotate(f"{mark:.2g}", (mark, 0.94), (4, 0), ("data", "axes fraction"), "offset points", fontsize=9)
+    place.set_xlabel("learning rate")
+    place.set_ylabel("training loss")
+    return save_figure(figure, png)
+
+
 def new_figure(width: float, height: float, rows: int, columns: int) -> tuple[Figure, list[Axes]]:
     """A figure of `width` by `height` inches, with its axes row by row, in the house's look."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

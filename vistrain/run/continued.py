@@ -32,6 +32,7 @@ FIXED = {
     "seed": "the order of the data depends on it",
     "task.type": "another task is another run",
     "data.type": "the run stands at a place in its own data",
+    "data.train_on": "the run stands at a place in its own data",
     "data.batch_size": "steps and learning rate belong to it",
     **dict.fromkeys(SPLITS, "what was trained on would be evaluated"),
     "model.type": "the weights are of the other network",

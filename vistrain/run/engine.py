@@ -69,11 +69,12 @@ def _fit_in(folder: Path, config: dict[str, Any], resume: Path | None, allow: Co
     # Weights that are about to be replaced need not be downloaded: every tensor comes from the file or the checkpoint.
     parts = build_parts(without_pretrained(config) if weights or resume else config, allow, stage="fit")
     parts.task.checkpoint_facts = {"config": dict(config)}  # as it was given: `pretrained` included
-    if continued is not None:
-        continued.refuse_misfit(parts.task, parts.data.labels, config.get("callbacks") or {}, allow)
-    elif weights:
+    if continued is None and weights:
         load_named(parts.model, weights)
         parts.task.checkpoint_facts["weights"] = locate(weights).identity()
+    parts.task.groups.prepare(parts.model)
+    if continued is not None:
+        continued.refuse_misfit(parts.task, parts.data.labels, config.get("callbacks") or {}, allow)
     checkpoint, said = (None, ()) if continued is None else (continued.path, continued.said)
     del continued  # the trainer reads it anew
     trainer = build_trainer(config, parts, folder, allow)

@@ -13,6 +13,7 @@ from vistrain.config import without_pretrained
 from vistrain.config.builder import build, class_named
 from vistrain.data import DataModule
 from vistrain.errors import ConfigError, WeightsError
+from vistrain.layers.low_rank import merged_low_rank
 from vistrain.network import Network
 from vistrain.structures import Channels, LabelSpace
 from vistrain.tasks import Task
@@ -74,7 +75,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise WeightsError(str(path), "not a checkpoint that vistrain wrote", remedy)
     check_network(content, path)
     state = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
-    return {**facts, "state_dict": state}
+    return {**facts, "state_dict": merged_low_rank(state)}
 
 
 def load(path: str | Path, allow: Collection[str] = ()) -> tuple[Network, dict[str, Any]]:

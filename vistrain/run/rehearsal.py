@@ -204,6 +204,7 @@ def _ask(config: Mapping[str, Any], heard: Refusals, parts: Parts, trainer: Trai
     with heard.heard():
         refuse_to_spread(task)
     with heard.heard():
+        task.groups.prepare(task.model)
         groups = task.parameter_groups()
         task.optimizer([{**group, "params": list(map(_stand_in, group["params"]))} for group in groups])
 

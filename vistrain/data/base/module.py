@@ -25,6 +25,7 @@ from vistrain.data.base.collate import Batch, batch_or_error
 from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.faults import Watched, dead_worker
 from vistrain.data.base.samplers import BlockSampler, ResumableSampler
+from vistrain.data.base.subset import Part, part_of, refuse_no_share
 from vistrain.data.base.transform import EvalTransform
 from vistrain.errors import ConfigError, DataError, VistrainError
 from vistrain.internals.torch import MortalLoader
@@ -74,6 +75,8 @@ class DataModule(Contract, LightningDataModule, ABC):
         seed: of shuffling and augmentation.
         eval_batch_size: images per evaluation batch. Padding can change a prediction in the third digit: published DETR
             numbers are for 1.
+        train_on: of the training samples, those that are trained on: a share in 0..1, which the seed draws, or a text
+            file that lists them, see `subset.part_of`; None: all.
 
     Attributes:
         channels: C of the images.
@@ -111,13 +114,15 @@ class DataModule(Contract, LightningDataModule, ABC):
         workers: int | None = None,
         seed: int = 0,
         eval_batch_size: int = 1,
+        train_on: float | str | None = None,
     ) -> None:
         super().__init__()
+        refuse_no_share(train_on)
         refuse_below(1, batch_size=batch_size, per_device=per_device, eval_batch_size=eval_batch_size)
         refuse_below(0, workers=workers, seed=seed)
         self.root = data_root(root)
         self.batch_size, self.per_device, self.workers = batch_size, per_device, workers
-        self.seed, self.eval_batch_size = seed, eval_batch_size
+        self.seed, self.eval_batch_size, self.train_on = seed, eval_batch_size, train_on
         self.preprocessing = Preprocessing()
         self.resume = (0, 0)
         self.watched, self.loaders = {}, {}
@@ -148,6 +153,18 @@ class DataModule(Contract, LightningDataModule, ABC):
         """How many targets one of a batch's `target`s holds, for losses that divide by their number; None: these
         losses do not."""
         return None
+
+    def relabelling(self, channels: tuple[int, ...]) -> Callable[[Any], Any]:
+        """What gives a sample other class channels, where sets are put together (`Concatenated`); pickled for the
+        loaders' processes.
+
+        Args:
+            channels: channel of this set's -> the one that it becomes; -1: its targets are left out.
+
+        Raises:
+            ConfigError: samples of this kind cannot be put together, or must not lose a target.
+        """
+        raise ConfigError("data.sets", f"{type(self).__name__} cannot be put together with others", "train on it alone")
 
     @property
     def eval_transform(self) -> EvalTransform | None:
@@ -294,10 +311,17 @@ class DataModule(Contract, LightningDataModule, ABC):
         accumulation = self.accumulation(self.world)
         dataset = self._watch("train", self.max_unreadable)
         sampler = self.training_sampler(len(dataset))
+        if sampler.weights is not None and isinstance(dataset.dataset, Part) and self.train_on is not None:
+            sampler.weights = [sampler.weights[index] for index in dataset.dataset.chosen]
         per_device = self.batch_size // self.world // accumulation
         more = {"batch_size": per_device, "sampler": sampler, **self._common("train", per_device)}
         self.loaders["train"] = Loader(dataset, accumulation, self.count_targets, **more)
         return self.loaders["train"]
+
+    def training_samples(self) -> Dataset[Any]:
+        """What is trained on: the training split, or the part of it that `train_on` means."""
+        samples = self.dataset("train")
+        return samples if self.train_on is None else part_of(samples, self.train_on, self.seed, self.root)
 
     def training_sampler(self, length: int) -> ResumableSampler:
         """The training order of so many samples."""
@@ -327,7 +351,8 @@ class DataModule(Contract, LightningDataModule, ABC):
         return dead_worker(error, list(self.watched.values()), killed)
 
     def _watch(self, split: SplitName, limit: int | None) -> Watched:
-        self.watched[split] = Watched(self.dataset(split), self._workers(), limit)
+        samples = self.training_samples() if split == "train" else self.dataset(split)
+        self.watched[split] = Watched(samples, self._workers(), limit)
         return self.watched[split]
 
     def _workers(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -209,11 +209,30 @@ class ClassificationData(DataModule):
         """The classes of an image."""
         return len(target["labels"])
 
+    def relabelling(self, channels: tuple[int, ...]) -> Callable[[LabelledImage], LabelledImage]:
+        """See `DataModule`.
+
+        Raises:
+            ConfigError: an image may have any number of classes, or would be left with none.
+        """
+        if self.multi_label:
+            raise ConfigError("data.sets", "images of any number of classes are not put together", "train on one set")
+        lost = [name for name, channel in zip(self.class_names, channels, strict=True) if channel < 0]
+        if lost:
+            problem = f"an image of class {lost[0]!r} would be left with none"
+            raise ConfigError("data.others", problem, "set it to add, or leave such images out by the set's train_on")
+        return functools.partial(relabelled, channels=channels)
+
     def check(self, output: str | Path) -> Findings:
         """See `classification.check.check_classes`."""
         from vistrain.data.classification.check import check_classes  # it draws, which training need not load
 
         return check_classes(self, output)
+
+
+def relabelled(sample: LabelledImage, channels: tuple[int, ...]) -> LabelledImage:
+    """A sample with other class channels: its labels are places in `channels`."""
+    return replace(sample, labels=tuple(channels[label] for label in sample.labels))
 
 
 def collate_images(samples: Sequence[LabelledImage], multi_label: int | None = None) -> Batch:

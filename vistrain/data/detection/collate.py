@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,19 @@ class Sample:
     boxes: np.ndarray = field(default_factory=_no_boxes)
     labels: np.ndarray = field(default_factory=_no_labels)
     masks: InstanceMasks | None = None
+
+
+def relabelled(sample: Sample, channels: tuple[int, ...]) -> Sample:
+    """A sample with other class channels.
+
+    Args:
+        sample: its labels are places in `channels`.
+        channels: the new ones; objects of -1 are left out.
+    """
+    labels = np.array(channels, dtype=np.int64)[sample.labels]
+    kept = labels >= 0
+    masks = None if sample.masks is None else sample.masks.kept(kept)
+    return replace(sample, labels=labels[kept], boxes=sample.boxes[kept], masks=masks)
 
 
 def collate(samples: Sequence[Sample], size_divisor: int = 1) -> Batch:

@@ -29,7 +29,7 @@ from vistrain.data.coco.reader import (
     targets,
 )
 from vistrain.data.coco.trainable import refuse_untrainable, share_without_masks
-from vistrain.data.detection.collate import Sample, collate
+from vistrain.data.detection.collate import Sample, collate, relabelled
 from vistrain.data.detection.repair import repaired
 from vistrain.data.detection.transforms import DetrAugment, EvalResize, ScaleJitter, SizeRule
 from vistrain.errors import ConfigError, DataError
@@ -213,6 +213,10 @@ class DetectionData(DataModule):
     def count_targets(self, target: Mapping[str, Any]) -> int:
         """The objects of an image."""
         return len(target["labels"])
+
+    def relabelling(self, channels: tuple[int, ...]) -> Callable[[Sample], Sample]:
+        """See `DataModule`."""
+        return functools.partial(relabelled, channels=channels)
 
     def listing(self, split: SplitName) -> Listing:
         """All that a split lists, read anew and checked.

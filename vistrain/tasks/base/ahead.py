@@ -142,7 +142,7 @@ def together(error: VistrainError, schedule: Schedule, data: DataModule, trainer
         An error with all of them and the overrides that mend them together; `error` itself, if it is another one.
     """
     try:
-        samples = len(data.dataset("train"))  # type: ignore[arg-type]  # ours have a length
+        samples = len(data.training_samples())  # type: ignore[arg-type]  # ours have a length
     except (VistrainError, TypeError):
         return error
     found, mended = _too_large(samples, schedule, data, trainer)

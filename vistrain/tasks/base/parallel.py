@@ -141,6 +141,7 @@ def spread(task: Task) -> None:
         refuse_to_spread(task)
         synchronize_batch_norms(network)
     if isinstance(strategy, ShardedStrategy):
+        refuse_to_spread(task)
         shard(network, strategy.device_mesh["data_parallel"])
     elif isinstance(strategy, DDPStrategy):
         # Gradients live in the buckets that are sent: a copy of all of them less. Nothing here detaches gradients.
@@ -152,7 +153,7 @@ def refuse_to_spread(task: Task) -> None:
 
     Raises:
         ConfigError: batch norms are to be synchronised on processors; weights lie in memory in an order that torch
-            cannot shard.
+            cannot shard, or learn through low-rank products.
     """
     strategy = task.trainer.strategy
     if task.trainer.world_size > 1 and task.sync_batchnorm and strategy.root_device.type == "cpu":
@@ -160,6 +161,9 @@ def refuse_to_spread(task: Task) -> None:
         raise ConfigError("trainer.sync_batchnorm", problem, "set it to false, or train on GPUs")
     if isinstance(strategy, ShardedStrategy):
         _refuse_order(task.model)
+        if task.groups.lora is not None:
+            problem = f"weights of low rank are not sharded by trainer.strategy={SHARDED}"
+            raise ConfigError("optimizer.groups.lora", problem, "leave it out, or set trainer.strategy=ddp")
 
 
 def _refuse_order(network: Network) -> None:

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -260,6 +260,13 @@ class Task(Contract, LightningModule):
         scheduler = LambdaLR(optimizer, lambda step: schedule.factor(step, total, per_epoch))
         self._asked, self._total_steps = asked_of(optimizer), total
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def train(self, mode: bool = True) -> Self:
+        """Like `nn.Module.train`; batch norms that `optimizer.groups.freeze` matches keep their statistics."""
+        super().train(mode)
+        if mode:
+            self.groups.keep_statistics(self.model)
+        return self
 
     def length_of_run(self) -> tuple[float, int]:
         """Optimizer steps of the whole run (`inf` if it has no end), and of an epoch."""
