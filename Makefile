@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 ALONE  := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 TESTS  := -m pytest -n 2 --dist worksteal
 
-.PHONY: help install install-oldest demo test test-fast test-oldest lint format index leaves docs clean
+.PHONY: help install install-oldest demo test test-fast test-oldest lint format index results leaves docs clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -62,6 +62,9 @@ format: install ## let ruff mend what it can
 
 index: install ## write the index of names anew from the sources
 	$(BIN)/python tools/make_index.py
+
+results: install ## write docs/results.md anew from configs and records
+	$(BIN)/python tools/make_results.py
 
 leaves: install ## build the network of every shipped config, changed or not (minutes)
 	LEAVES=all $(BIN)/python -m pytest tests/config/test_leaves.py

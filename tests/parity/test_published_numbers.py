@@ -127,6 +127,8 @@ def test_a_whole_pickle_is_refused(tmp_path, capsys, monkeypatch):
     data = f"data.root={samples() / 'restoration'}"
     words = ["reproduce", "-c", "vistrain:restore/dncnn_s25", "--weights", str(weights), data, "data.workers=0"]
     assert main([*words, "--output", str(tmp_path)]) == 2
+    assert "is another file: its sha256 is" in capsys.readouterr().err
+    assert main([*words, "--output", str(tmp_path), "reference.sha256=null"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "needs code execution to be read (it names `__main__.DnCNN`) and was refused - nothing was executed" in said
     assert "`python tools/convert_pickle.py FILE -o OUTPUT`" in said

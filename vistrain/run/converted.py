@@ -22,14 +22,9 @@ from vistrain.checkpoints import (
     save_durably,
     strip_prefixes,
 )
-from vistrain.config import without_pretrained
-from vistrain.config.builder import build
-from vistrain.data import DataModule
-from vistrain.devices import on_meta
 from vistrain.errors import ConfigError, WeightsError, nearest
 from vistrain.internals.pages import FileMemory
-from vistrain.network import Network
-from vistrain.run.networks import build_model, section
+from vistrain.run.networks import build_without_memory
 from vistrain.writing import whole_file
 
 _NAMED = 4  # of the names left out, that are said
@@ -64,7 +59,7 @@ def convert(
         DataError: the file cannot be written.
     """
     found = locate(weights)
-    model = _without_memory(config, allow)
+    model = build_without_memory(config, allow)
     own = model.state_dict()
     foreign, _ = find_state_dict(load_file(found.path), str(weights))
     foreign = strip_prefixes(foreign, own)
@@ -93,12 +88,6 @@ def convert(
         few = ", ".join(left[:_NAMED]) + (", ..." if len(left) > _NAMED else "")
         told += f"; left out {len(left)} that carry nothing: {few}"
     return told
-
-
-def _without_memory(config: dict[str, Any], allow: Collection[str]) -> Network:
-    data: DataModule = build(section(config, "data"), DataModule, where="data", allow=allow)
-    with on_meta():
-        return build_model(without_pretrained(config), data.labels, data.channels, allow)
 
 
 def _naming(key_maps: Collection[KeyMap], wanted: str) -> KeyMap:

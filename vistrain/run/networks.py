@@ -12,6 +12,7 @@ from vistrain.checkpoints.schema import PREFIX, check_network
 from vistrain.config import without_pretrained
 from vistrain.config.builder import build, class_named
 from vistrain.data import DataModule
+from vistrain.devices import on_meta
 from vistrain.errors import ConfigError, WeightsError
 from vistrain.layers.low_rank import merged_low_rank
 from vistrain.network import Network
@@ -59,6 +60,21 @@ def build_model(
     facts = {LabelSpace: labels, Channels: channels}
     model: Network = build(section(config, "model"), Network, facts, "model", allow=allow)
     return model
+
+
+def build_without_memory(config: dict[str, Any], allow: Collection[str] = ()) -> Network:
+    """The network of a composed config on the meta device: names and shapes, no numbers.
+
+    Args:
+        config: composed.
+        allow: see `fit`.
+
+    Raises:
+        ConfigError: something is the user's to mend.
+    """
+    data: DataModule = build(section(config, "data"), DataModule, where="data", allow=allow)
+    with on_meta():
+        return build_model(without_pretrained(config), data.labels, data.channels, allow)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

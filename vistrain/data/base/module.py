@@ -247,6 +247,14 @@ class DataModule(Contract, LightningDataModule, ABC):
             DataError: something is missing.
         """
 
+    def recognise(self, split: SplitName) -> None:
+        """Look whether a split lies under the root in this set's layout, as `find` does, but prepare nothing.
+
+        Raises:
+            DataError: something is missing.
+        """
+        self.find(split)
+
     def remedy_for_targets(self, missing: Sequence[str]) -> str:
         """What to do where a network learns from keys of a target that this data does not give."""
         return "take a network for this data, or data for this network (`vistrain list data`, `vistrain list configs`)"

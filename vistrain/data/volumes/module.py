@@ -218,6 +218,14 @@ class VolumeData(DataModule):
             self._prepared |= {case.id: case for case in self.store.get(missing)}
         return [self._prepared[case.id] for case in cases]
 
+    def recognise(self, split: SplitName) -> None:
+        """Lists the cases of a split.
+
+        Raises:
+            DataError: see `cases`.
+        """
+        self.cases(split)
+
     def find(self, split: SplitName) -> None:
         """Prepares the cases of a split.
 
