@@ -71,8 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
     import_run()
     from rich.console import Console
 
-    given = {"folder": arguments.output, "allow": arguments.allow, "limit": arguments.limit}
-    report = reproduce(config, weights=arguments.weights, **given)
+    report = reproduce(
+        config, weights=arguments.weights, folder=arguments.output, allow=arguments.allow, limit=arguments.limit
+    )
     if processes.is_first():
         Console().print(report)
         sys.stdout.write(f"{report.verdict}; record: {report.record}\n")

@@ -150,8 +150,8 @@ class ParameterGroups:
         """
         self._freeze(model)  # also where nobody called `prepare`, which a loop of one's own may forget
         names = [name for name, _ in model.named_parameters()]
-        for i, rule in enumerate(self.rules):
-            _refuse_unmatched(rule.match, names, f"{WHERE}.rules.{i}.match")
+        for i, stated in enumerate(self.rules):
+            _refuse_unmatched(stated.match, names, f"{WHERE}.rules.{i}.match")
         if self.lora is not None and not is_adapted(model):
             raise ConfigError(f"{WHERE}.lora", "the network has no such layers yet", "call `prepare(model)` before")
         hidden = hidden_weights(model) if self.fallback else set()
