@@ -199,7 +199,7 @@ class Digits(_InMemory):
 
     def remedy(self, split: SplitName) -> str:
         """Where the file comes from."""
-        return f"pip install scikit-learn, which brings it along, or put its digits.csv.gz into {self.root}"
+        return f"`pip install 'vistrain[digits]'`: scikit-learn brings it; or put its digits.csv.gz into {self.root}"
 
     def arrays(self, split: SplitName) -> tuple[np.ndarray, np.ndarray, Path]:
         """See the base.
