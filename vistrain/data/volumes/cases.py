@@ -214,7 +214,7 @@ def decathlon_cases(root: Path, about: Mapping[str, Any]) -> CaseList:
         if not is_other_kind(path) or path.name.startswith("."):
             continue
         key = case_of(path.name.partition(".")[0])
-        if key in images and key in labels or key not in images and key not in labels:
+        if (key in images) == (key in labels):
             found.other_kinds.append(path)
         others[key] = path
     for key in sorted({*images, *labels}):

@@ -303,8 +303,8 @@ def _opened(path: Path) -> tuple[Any, Geometry]:
 
 
 def _head(path: Path) -> tuple[bool, float, tuple[float, ...]]:
-    """Whether a file is NIfTI-2, by the size of its header; and what nibabel mends without a word: its `scl_slope`, left
-    out if it is no number, and the first three lengths of `pixdim`."""
+    """Whether a file is NIfTI-2, by the size of its header; and what nibabel mends without a word: its `scl_slope`,
+    left out if it is no number, and the first three lengths of `pixdim`."""
     opener = gzip.open if path.name.lower().endswith(".gz") else open
     with opener(path, "rb") as file:
         head = file.read(540)

@@ -52,7 +52,8 @@ def evaluate_volumes(predictions: Path, data: DataModule, name: str = "regions")
         files = [place / f"{case.id}{suffix}" for place in (folder, folder / case.id) for suffix in SUFFIXES]
         file = next((file for file in files if file.is_file()), None)
         if file is None:
-            raise DataError(case.id, f"has no prediction in {folder}", f"call it {case.id}.nii.gz; all {len(known)} cases of the test split are measured")
+            remedy = f"call it {case.id}.nii.gz; the test split has {len(known)} cases"
+            raise DataError(case.id, f"has no prediction in {folder}", remedy)
         geometry = read_geometry(case.images[0])
         truth = read_truth(case, geometry, data.rule)
         values, there = read_labels(file)
