@@ -159,7 +159,7 @@ def test_start_and_changes_frame_the_files(tmp_path):
         ("seed: 1\nseed: 2", r"a\.yaml:2: not YAML: found duplicate key seed"),
         ("run: {name: '${oc.env:HOME}'}", "run.name: Unsupported interpolation type oc.env"),
         ("run: {name: '${oc.decode:1}'}", "oc.decode"),
-        ("run: {name: '${nowhere.at.all}'}", "run.name: Interpolation key 'nowhere.at.all' not found"),
+        ("run: {name: '${nowhere.at.all}'}", "run.name: refers to nowhere.at.all, which nothing sets - set"),
         ("run: {name: '${run.folder}', folder: '${run.name}'}", "Recursive interpolation"),
         ("run: {name: '???'}", r"run.name: must be given"),
         ("- 1\n- 2", "holds a list"),

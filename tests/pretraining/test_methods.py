@@ -13,6 +13,7 @@ import torch
 
 from vistrain.backbones.create import create
 from vistrain.checkpoints import save_durably
+from vistrain.config.builder import build
 from vistrain.errors import ConfigError, DataError
 from vistrain.network import Network
 from vistrain.pretraining import (
@@ -371,3 +372,13 @@ def test_the_last_block_computes_what_is_read_alone() -> None:
     torch.testing.assert_close(network.patch_losses(images, split), (rows - target).square().mean(-1))
     with pytest.raises(ConfigError, match=r"model.decoder_depth: 0 is too small"):
         MAE(encoder(), decoder_depth=0)
+
+
+def test_masks_without_a_type_are_one_line_with_their_kinds() -> None:
+    for ratio in (0, 1):
+        with pytest.raises(ConfigError, match=r"^model\.masking\.ratio: \d\.0 (hides|shows) nothing"):
+            build({"type": "pretraining.RandomMasking", "ratio": ratio}, Masking, where="model.masking")
+    with pytest.raises(ConfigError, match=r"^model\.masking\.type: is missing - one of ") as caught:
+        build({"ratio": 0.5}, Masking, where="model.masking")
+    assert "pretraining.RandomMasking" in caught.value.remedy.removeprefix("one of ").split(", ")
+    assert "pretraining.Masking" not in caught.value.remedy

@@ -120,6 +120,10 @@ class _Builder:
             ours = [c for c in expected if _is_ours(c) and "." in where]  # a section always names its class
             if not ours:
                 raise ConfigError(where, "`type` is missing", f"it names a {_names(expected)}")
+            if inspect.isabstract(ours[0]):
+                kinds = ", ".join(_kinds_of(ours[0]))
+                remedy = f"one of {kinds}" if kinds else f"it names a {ours[0].__name__}"
+                raise ConfigError(f"{where}.type", "is missing", remedy)
             return ours[0]
         if not isinstance(name, str):
             raise ConfigError(f"{where}.type", f"{name!r} is not a name")
@@ -438,6 +442,17 @@ def _holds_parts(hint: Any) -> bool:
 
 def _is_ours(cls: type) -> bool:
     return cls.__module__.partition(".")[0] == "vistrain"
+
+
+def _kinds_of(cls: type) -> list[str]:
+    """The names of what an abstract class may be, of the modules that are loaded, its own among them."""
+    names = []
+    for name, entry in index.load("classes").items():
+        module, _, own = entry["path"].rpartition(".")
+        found = vars(sys.modules[module]).get(own) if module in sys.modules else None
+        if isinstance(found, type) and issubclass(found, cls) and not inspect.isabstract(found):
+            names.append(name)
+    return names
 
 
 def _names(classes: Collection[type]) -> str:

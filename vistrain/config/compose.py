@@ -291,6 +291,10 @@ def _resolve(merged: dict[str, Any]) -> dict[str, Any]:
         message, where = str(error).splitlines()[0], getattr(error, "full_key", None) or "config"
         if message.startswith("Missing mandatory value"):
             raise ConfigError(where, "must be given", f"add {where}=... or write it in a config") from None
+        if lost := re.match(r"Interpolation key '([^']+)' not found", message):
+            section = lost[1].partition(".")[0]
+            why = f"; another `{section}.type` drops the keys of the one before" if "." in lost[1] else ""
+            raise ConfigError(where, f"refers to {lost[1]}, which nothing sets", f"set {lost[1]}{why}") from None
         remedy = "only ${dotted.key} is resolved, no functions" if "Unsupported interpolation" in message else ""
         raise ConfigError(where, message, remedy) from None
     _refuse_objects(resolved, "")

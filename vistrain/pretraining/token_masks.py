@@ -86,7 +86,7 @@ class Masking(Contract, abc.ABC):
     def __init__(self, ratio: float = 0.75) -> None:
         if not 0 < ratio < 1:
             problem = f"{ratio} {'hides nothing' if ratio <= 0 else 'shows nothing'}"
-            raise ConfigError("masking.ratio", problem, "use a share between 0 and 1, such as 0.75")
+            raise ConfigError("ratio", problem, "use a share between 0 and 1, such as 0.75")
         self.ratio = ratio
 
     def kept(self, tokens: int) -> int:

@@ -98,6 +98,10 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a: is too short: it has 6 frames, a clip of 4, one frame in 2, wants 7"):
         data(tmp_path / "short", val=".").find("train")
     assert len(data(tmp_path / "short", val=".", step=1).clips("train")) == 1
+    for name, count in (("a", 6), ("b", 5)):
+        frames(tmp_path / "several" / name, count)
+    with pytest.raises(DataError, match=r"a: is too short: it has 6 frames, .* wants 7; so are b \(5\) - lower"):
+        data(tmp_path / "several", val=".").find("train")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.mp4").write_bytes(b"no video at all")
     with pytest.raises(DataError, match=r"a.mp4: is no video that can be read - write it as MP4 or AVI"):

@@ -98,6 +98,12 @@ def test_another_format_among_nifti_files_is_named_by_its_case(tmp_path: Path) -
     ]  # fmt: skip
     assert not found.lonely
     assert not found.bare
+    assert not found.other_kinds
+    for name in ("a.mha", "d_0000.dcm", "e.nrrd"):
+        (tmp_path / "imagesTr" / name).touch()
+    found = decathlon_cases(tmp_path, {"labels": {"background": 0, "one": 1}})
+    assert [path.name for path in found.other_kinds] == ["a.mha", "d_0000.dcm", "e.nrrd"]
+    assert len(found.problems) == 2
 
 
 @pytest.mark.parametrize(
@@ -213,6 +219,9 @@ def test_dataset_json_names_files_that_are_not_there(tmp_path: Path, caplog: pyt
         "b: ./labelsTr/b.nii.gz is listed in dataset.json, and is not there",
     ]
     assert decathlon_cases(tmp_path, {**about, "training": training[3:]}).bare == ["b"]
+    many = [{"label": f"./labelsTr/gone{i}.nii.gz"} for i in range(20)]
+    (problem,) = decathlon_cases(tmp_path, {"training": [{"label": "./labelsTr/a.nii.gz"}, *many]}).problems
+    assert "20 cases are listed, and have neither image nor label (gone0, gone1, gone10, ...)" in str(problem)
     assert "numTraining is 60, and there are 2 cases" in caplog.text
     caplog.clear()
     assert not decathlon_cases(tmp_path, {**about, "training": training[:1], "numTraining": 2}).problems

@@ -154,6 +154,26 @@ def test_wrong_geometry_is_refused(tmp_path: Path) -> None:
         read_geometry(flat)
 
 
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("length", [0.0, float("nan")])
+def test_a_spacing_of_zero_that_makes_the_affine_is_refused(tmp_path: Path, kind: Any, length: float) -> None:
+    path = tmp_path / "zero.nii"
+    image = kind(np.zeros((4, 4, 4), np.uint8), np.eye(4))
+    image.header.set_sform(None, 0)
+    image.to_filename(path)
+    content, place, letter = bytearray(path.read_bytes()), *((80, "f") if kind is nib.Nifti1Image else (112, "d"))
+    code = (254, "h") if kind is nib.Nifti1Image else (348, "i")
+    content[place : place + struct.calcsize(letter)] = struct.pack(f"<{letter}", length)
+    struct.pack_into(f"<{code[1]}", content, code[0], 0)
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match=rf"zero\.nii: voxels of {length:g} x 1 x 1 mm \(pixdim\)"):
+        read_geometry(path)
+    struct.pack_into(f"<{code[1]}", content, code[0], 1)  # where an sform is, the lengths are not used
+    path.write_bytes(bytes(content))
+    if length == 0:
+        assert read_geometry(path).spacing == (1, 1, 1)
+
+
 @pytest.mark.parametrize("length", [1e-9, 1e9])
 def test_a_spacing_that_cannot_be_meant_is_refused(tmp_path: Path, length: float) -> None:
     values = np.zeros((4, 4, 4), np.uint8)

@@ -142,8 +142,10 @@ def test_files_give_the_numbers_of_the_test(trained: Path, monkeypatch: pytest.M
     for file in (trained / "again/pictures/labels").rglob("*.nii.gz"):
         shutil.copy(file, flat / file.name)
     assert len(list(flat.iterdir())) == len(held_out) == 2
+    shutil.copy(next(flat.iterdir()), flat / "stranger.nii.gz")
     assert main(["evaluate", "flat", "-c", "mine.yaml"]) == 0
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert "1 predictions of no case of the test split are left out, such as stranger" in said
     assert f"{100 * tested['test/regions/WT/Dice']:.2f}" in printed
     assert main(["evaluate", "flat", "-c", "mine.yaml", "--protocol", "miou"]) == 2
 

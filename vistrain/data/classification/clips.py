@@ -329,9 +329,14 @@ class ClipFolder(DataModule):
         if not found:
             kinds = ", ".join(VIDEOS)
             raise DataError(str(folder), "has no video", f"it wants files ({kinds}), or folders of frames")
-        for clip in found:
-            if isinstance(clip, FrameFolder):
+        wanted = (self.frames - 1) * self.step + 1
+        short = [clip for clip in found if isinstance(clip, FrameFolder) and len(clip) < wanted]
+        try:
+            for clip in short:
                 refuse_short(clip, self.frames, self.step)
+        except DataError as error:
+            rest = ", ".join(f"{clip.path.name} ({len(clip)})" for clip in short[1:])
+            raise DataError(error.where, error.problem + (f"; so are {rest}" if rest else ""), error.remedy) from None
         self._found[split] = found
         return found
 

@@ -31,6 +31,7 @@ TRUTH = ("seg", "segmentation", "label", "ot")
 BRAIN = ("brainmask", "mask", "brain")
 ENDING = re.compile(r"^(?:(?P<case>.*?)[_-])?(?P<word>[A-Za-z0-9]+)$")
 NUMBERED = re.compile(r"^(?P<case>.+)_(?P<number>\d{4})$")  # nnU-Net's: CASE_0000.nii.gz
+NAMED = 3  # cases in a line that counts more of them
 LONGEST = 200  # bytes of a case's name, with room for what files of it end in
 KEPT = "settings"  # no case's name: a file of the cache is called so
 TIMED = re.compile(r"^(?P<patient>BraTS-[A-Za-z]+-\d+)-\d{3}$")  # BraTS 2023: patient, and point in time
@@ -81,12 +82,14 @@ class CaseList:
         bare: images without a label.
         lonely: labels without an image, and their files.
         problems: what a run would refuse: cases that are there twice, modalities that are missing.
+        other_kinds: files of other formats beside them, which are no part of any case.
     """
 
     cases: list[Case] = field(default_factory=list)
     bare: list[str] = field(default_factory=list)
     lonely: dict[str, Path] = field(default_factory=dict)
     problems: list[DataError] = field(default_factory=list)
+    other_kinds: list[Path] = field(default_factory=list)
 
 
 def refuse_name(name: str, where: str | Path) -> None:
@@ -194,22 +197,26 @@ def decathlon_cases(root: Path, about: Mapping[str, Any]) -> CaseList:
             lacking[image] = of_image
         if listed[-1] not in labels and listed[-1] in images:
             lacking[label] = listed[-1]
-    for name, key in lacking.items():
-        found.problems.append(
-            DataError(key, f"{name} is listed in dataset.json, and is not there", "remove or copy it")
-        )
+    gone = [DataError(key, f"{name} is listed in dataset.json, and is not there", "remove or copy it")
+            for name, key in lacking.items()]  # fmt: skip
+    found.problems += _few(gone, where, "files are listed, and are not there")
     for name in sorted({name for name in listed if listed.count(name) > 1}):
         found.problems.append(
             DataError(name, f"is listed {listed.count(name)} times in dataset.json", "remove all but one")
         )
-    for name in sorted(set(listed) - {*images, *labels}):
-        found.problems.append(
-            DataError(name, "is listed in dataset.json, and has neither image nor label", "remove or copy it")
-        )
+    gone = [DataError(name, "is listed in dataset.json, and has neither image nor label", "remove or copy it")
+            for name in sorted(set(listed) - {*images, *labels})]  # fmt: skip
+    found.problems += _few(gone, where, "cases are listed, and have neither image nor label")
     if (said := about.get("numTraining")) not in (None, len({*images, *labels})):
         log.warning("%s: numTraining is %r, and there are %d cases", where, said, len({*images, *labels}))
-    others = {case_of(path.name.partition(".")[0]): path for folder in ("imagesTr", "labelsTr")
-              for path in sorted((root / folder).iterdir()) if is_other_kind(path)}  # fmt: skip
+    others: dict[str, Path] = {}
+    for path in (path for folder in ("imagesTr", "labelsTr") for path in sorted((root / folder).iterdir())):
+        if not is_other_kind(path) or path.name.startswith("."):
+            continue
+        key = case_of(path.name.partition(".")[0])
+        if (key in images) == (key in labels):
+            found.other_kinds.append(path)
+        others[key] = path
     for key in sorted({*images, *labels}):
         refuse_name(key, root)
         if key in others and not (key in labels and key in images):
@@ -231,6 +238,14 @@ def decathlon_cases(root: Path, about: Mapping[str, Any]) -> CaseList:
                 continue
             found.cases.append(Case(key, tuple(images[key][n] for n in numbers), labels[key], None, key))
     return found
+
+
+def _few(problems: list[DataError], where: Path, what: str) -> list[DataError]:
+    """Many problems of one kind as one that counts them, so that others are seen beside it."""
+    if len(problems) <= NAMED:
+        return problems
+    names = ", ".join(problem.where for problem in problems[:NAMED])
+    return [DataError(str(where), f"{len(problems)} {what} ({names}, ...)", problems[0].remedy)]
 
 
 def case_of(stem: str) -> str:

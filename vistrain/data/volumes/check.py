@@ -251,7 +251,7 @@ def _notes(report: VolumeReport, seen: dict[str, _Seen], data: VolumeData) -> No
         if any(side < length for side, length in zip(wanted, data.patch, strict=True)):
             notes.setdefault("smaller than data.patch (filled up with zeros, which are ignored)", []).append(key)
         if max(case.spacing) > ANISOTROPIC * min(case.spacing):
-            notes.setdefault("slices far apart (set data.augment.in_plane=true, see the plan)", []).append(key)
+            notes.setdefault("slices far apart (set data.augment.in_plane=true, as the plans do)", []).append(key)
         if case.orientation != common[0][0]:
             what = f"axes unlike the others' {common[0][0]} (turned when read, turned back when written)"
             notes.setdefault(what, []).append(f"{key} ({case.orientation})")
@@ -263,6 +263,9 @@ def _notes(report: VolumeReport, seen: dict[str, _Seen], data: VolumeData) -> No
         if len(there) < len(report.splits):
             where = f"in {there[0]} alone" if there else "nowhere"
             notes.setdefault(f"a class that occurs {where}", []).append(label)
+    if others := data.listing.other_kinds:
+        what = f"{len(others)} files of other formats, which are not read (make .nii.gz of them)"
+        notes[what] = [path.name for path in others]
     report.notes = notes
 
 

@@ -259,7 +259,7 @@ def _opened(path: Path) -> tuple[Any, Geometry]:
     except OSError as error:
         raise DataError(str(path), f"cannot be read ({error.strerror or error})") from error
     with _reading(path):
-        second, scale = _head(path)
+        second, scale, lengths = _head(path)
         image = nib.Nifti2Image.from_filename(path) if second else nib.Nifti1Image.from_filename(path)
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
@@ -274,6 +274,11 @@ def _opened(path: Path) -> tuple[Any, Geometry]:
     if content > stored * (DEFLATED if path.name.lower().endswith(".gz") else 1):
         problem = f"its header says {_sides(shape)} voxels of {kind}, more than {stored} bytes can hold"
         raise DataError(str(path), problem, "it is cut off, or its header is wrong: copy it again")
+    # Without an sform the affine is made of these, of which nibabel takes 0 for 1.
+    lengths = lengths[: min(3, int(image.header["dim"][0]))]
+    if int(image.header["sform_code"]) == 0 and not all(math.isfinite(mm) and mm != 0 for mm in lengths):
+        problem = f"voxels of {' x '.join(f'{mm:g}' for mm in lengths)} mm (pixdim)"
+        raise DataError(str(path), problem, "mend the header's spacing and affine (`nibabel`, ITK-SNAP)")
     affine = np.asarray(image.affine, np.float64)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or min(spacing) <= 0:
@@ -297,9 +302,9 @@ def _opened(path: Path) -> tuple[Any, Geometry]:
     return image, Geometry(sides, affine, kind.name, channels, scaled, image.header)
 
 
-def _head(path: Path) -> tuple[bool, float]:
-    """Whether a file is NIfTI-2, by the size of its header; and its `scl_slope`, which nibabel leaves out if it is no
-    number."""
+def _head(path: Path) -> tuple[bool, float, tuple[float, ...]]:
+    """Whether a file is NIfTI-2, by the size of its header; and what nibabel mends without a word: its `scl_slope`,
+    left out if it is no number, and the first three lengths of `pixdim`."""
     opener = gzip.open if path.name.lower().endswith(".gz") else open
     with opener(path, "rb") as file:
         head = file.read(540)
@@ -307,8 +312,9 @@ def _head(path: Path) -> tuple[bool, float]:
     order = "<" if head[:4] in (b"\x1c\x02\x00\x00", b"\x5c\x01\x00\x00") else ">"
     place, kind = (176, "d") if second else (112, "f")
     if len(head) < place + 8:
-        return second, 1.0  # it is cut off, which nibabel says
-    return second, float(struct.unpack_from(f"{order}{kind}", head, place)[0])
+        return second, 1.0, ()  # it is cut off, which nibabel says
+    lengths = struct.unpack_from(f"{order}3{kind}", head, 112 if second else 80)
+    return second, float(struct.unpack_from(f"{order}{kind}", head, place)[0]), lengths
 
 
 class _reading:

@@ -75,6 +75,9 @@ def plans(found: Fingerprint, spacings: Sequence[Sequence[float]]) -> dict[str, 
         patch = _patch(coarse, low, BUDGET)[0]
     if not np.allclose(low, target):
         made["low_resolution"] = _volume_plan(low, coarse, True, found)
+    if any(max(mm) > ANISOTROPIC * min(mm) for mm in spacings):
+        for plan in made.values():
+            plan["data"]["augment"] = {"in_plane": True}
     return made
 
 

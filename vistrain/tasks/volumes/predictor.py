@@ -17,7 +17,7 @@ from vistrain import pictures
 from vistrain.data.volumes.cases import NUMBERED, TRUTH, WORDS, Case, modality_of
 from vistrain.data.volumes.first_stage import label_maps
 from vistrain.data.volumes.labels import VoxelLabels
-from vistrain.data.volumes.nifti import SUFFIXES, Geometry, refuse_other_kinds, stem_of, write_volume
+from vistrain.data.volumes.nifti import CONVERTERS, SUFFIXES, Geometry, refuse_other_kinds, stem_of, write_volume
 from vistrain.data.volumes.preparation import VolumePreparation
 from vistrain.data.volumes.prepared import of_case, read_images, read_previous, read_truth
 from vistrain.errors import ConfigError, DataError
@@ -151,12 +151,14 @@ class VolumePredictor(Predictor[VolumeResult]):
 
     @classmethod
     def find(cls, inputs: Sequence[str | Path], output: Path) -> list[InputFile]:
-        """The first file of each case, see the class; its name is the case's."""
+        """The first file of each case, see the class; its name is the case's. Files of other formats in a folder are
+        among them: `read` refuses each, so that they are named and counted."""
         for given in inputs:
             if Path(given).is_file():
                 refuse_other_kinds(given)
         groups: dict[tuple[Path, str], list[InputFile]] = {}
-        for file in find_files(inputs, SUFFIXES, cls.noun, output / cls.pictures):
+        find_files(inputs, SUFFIXES, cls.noun, output / cls.pictures)  # refuses where there is no NIfTI file at all
+        for file in find_files(inputs, (*SUFFIXES, *CONVERTERS), cls.noun, output / cls.pictures):
             case, word = _case_of(file.path)
             if word not in LABELS_AND_MASKS:
                 groups.setdefault((file.path.parent, case), []).append(file)
