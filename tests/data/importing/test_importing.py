@@ -162,7 +162,9 @@ def test_yolo_two_classes_of_one_name_stay_two(tmp_path: Path, capsys: pytest.Ca
     assert "name of two classes: class 1, now 'cat (1)'" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("names", "said"), [(("", "b"), "number 0 has no name"), (("a", "a"), "'a' stands there twice")])
+@pytest.mark.parametrize(
+    ("names", "said"), [(("", "b"), "number 0 has no name"), (("a", "a"), "'a' stands there twice")]
+)
 def test_yolo_names_that_the_user_gives_are_names(
     names: tuple[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,7 +38,12 @@ def test_lines_there_and_back(tmp_path):
     path.write_text(lines_text(lanes))
     assert path.read_text().splitlines()[0] == "10 20.5 30 40"
     assert [lane.tolist() for lane in read_lines(path)] == [lane.tolist() for lane in lanes]
-    for wrong, message in (("1 2 3", "3 numbers, no pairs"), ("1 x", "not made of numbers"), ("1 nan", "no pairs"), ("1 1e300", "no pairs")):
+    for wrong, message in (
+        ("1 2 3", "3 numbers, no pairs"),
+        ("1 x", "not made of numbers"),
+        ("1 nan", "no pairs"),
+        ("1 1e300", "no pairs"),
+    ):
         path.write_text(wrong)
         with pytest.raises(DataError, match=message):
             read_lines(path)
