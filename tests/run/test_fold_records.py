@@ -45,5 +45,5 @@ def test_rules_are_read_from_a_plain_file_of_json(tmp_path: Path) -> None:
     assert rules_of(file, ("WT",)) == {"WT": "largest"}
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.json")
-        with pytest.raises(DataError, match="it is a pipe|is a pipe"):
+        with pytest.raises(DataError, match="is a pipe"):
             rules_of(tmp_path / "pipe.json", ("WT",))

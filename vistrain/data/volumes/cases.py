@@ -436,9 +436,8 @@ def _csv_rows(file: Path) -> list[dict[str, str | None]]:
             raise DataError(str(file), f"its columns stand apart by {other!r}", "separate them by commas")
         for number, row in enumerate(reader, 1):
             if None in row:
-                problem = (
-                    f"row {number} has {len(columns) + len(row[None])} fields, and there are {len(columns)} columns"  # type: ignore[call-overload]
-                )
+                fields = sum(len(value) if isinstance(value, list) else 1 for value in row.values())
+                problem = f"row {number} has {fields} fields, and there are {len(columns)} columns"
                 raise DataError(str(file), problem, 'put what holds a comma in quotes: "a,b.nii.gz"')
             rows.append(row)
     except csv.Error as error:

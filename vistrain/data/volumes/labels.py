@@ -23,7 +23,8 @@ class VoxelLabels:
         ignore: values that carry no annotation.
 
     Raises:
-        ConfigError: fewer than two classes, more than 255, one without a name, a value twice, or a region of a class that is not there.
+        ConfigError: fewer than two classes, more than 255, one without a name, a value twice, or a region of
+            a class that is not there.
     """
 
     def __init__(
