@@ -130,6 +130,9 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "voc: xml of another kind": ("voc", text("Annotations/b.xml", "<a/>"), "its root is <a>, not <annotation>"),
     "voc: entities": ("voc", text("Annotations/b.xml", BOMB), "declares a document type"),
     "voc: unknown encoding": ("voc", text("Annotations/b.xml", '<?xml version="1.0" encoding="x"?><a/>'), "unknown encoding"),
+    "voc: encoding of bytes": ("voc", text("Annotations/b.xml", '<?xml version="1.0" encoding="hex"?><a/>'), "not readable as hex"),
+    "voc: encoding that refuses all": ("voc", text("Annotations/b.xml", '<?xml version="1.0" encoding="undefined"?><a/>'), "not readable as undefined"),
+    "voc: encoding of addresses": ("voc", text("Annotations/b.xml", '<?xml version="1.0" encoding="punycode"?><a/>'), "punycode"),
     "voc: wrong encoding": ("voc", raw("Annotations/b.xml", voc_xml("é", []).encode("latin-1")), "not a text file"),
     "voc: mark before the XML": ("voc", text("Annotations/b.xml", voc_xml("b", [("cat", 1, 2, 30, 20)]), "utf-8-sig"), "cat 1"),
     "voc: UTF-16": ("voc", text("Annotations/b.xml", voc_xml("b", [("cat", 1, 2, 30, 20)]), "utf-16"), "cat 1"),
@@ -207,6 +210,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "labelme: shapes of null": ("labelme", text("val/b.json", '{"shapes": null}'), "has no list `shapes`"),
     "labelme: shape is a word": ("labelme", shapes("x"), "shape without a label"),
     "labelme: label of null": ("labelme", shapes(labelme_shape(None, (1, 1), (9, 9))), "shape without a label"),  # type: ignore[arg-type]
+    "labelme: half a pair as a label": ("labelme", shapes(labelme_shape("\ud800", (1, 1), (9, 9))), "error: the class '\\\\ud800' has a name that is no text"),
     "labelme: points of null": ("labelme", shapes({**labelme_shape("cat"), "points": None}), "points cannot be read"),
     "labelme: one point": ("labelme", shapes(labelme_shape("cat", (1, 1))), "rectangle whose points cannot be read"),
     "labelme: points of three": ("labelme", shapes(labelme_shape("cat", (1, 1, 1), (9, 9, 9))), "points cannot be read"),  # type: ignore[arg-type]
@@ -238,6 +242,10 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "studio: result of words": ("label_studio", tasks(studio_task("b", ["x", None])), "dog 1"),
     "studio: skipped task": ("label_studio", tasks(studio_task("b", [], annotations=[{"was_cancelled": True, "result": []}])), "task that nobody annotated"),
     "studio: annotations of null": ("label_studio", tasks(studio_task("b", [], annotations=None)), "task that nobody annotated"),
+    "studio: annotations are a number": ("label_studio", tasks(studio_task("b", [], annotations=5)), "task whose annotations are no list"),
+    "studio: annotations are a flag": ("label_studio", tasks(studio_task("b", [], annotations=True)), "task whose annotations are no list"),
+    "studio: name with a percent sign": ("label_studio", tasks(studio_task("50%", [])), "task left out: no such picture"),
+    "studio: upload in capitals": ("label_studio", tasks(studio_task("0A1B2C3D-x", [])), "task left out: no such picture"),
     "studio: text": ("label_studio", tasks(studio_task("b", [], data={"text": "hello"})), "task without a picture"),
     "studio: turned by hand": ("label_studio", tasks(studio_task("b", [studio_result("cat", 1, 1, 5, 5, image_rotation=90)])), "turned by hand"),
     "studio: picture gone": ("label_studio", tasks(studio_task("x", [])), "task left out: no such picture"),

@@ -221,6 +221,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     """What a file of this run holds; nothing where it cannot be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

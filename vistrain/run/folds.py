@@ -16,6 +16,7 @@ from rich.table import Table
 
 from vistrain import metrics, processes
 from vistrain.config import compose
+from vistrain.data.base.storage import read_json
 from vistrain.errors import ConfigError, DataError
 from vistrain.metrics.halves import Tested
 from vistrain.run.engine import fit, test
@@ -184,10 +185,13 @@ def report(config: Mapping[str, Any], whole: Path, folds: int, allow: Collection
         if not file.is_file():
             found.missing.append(fold)
             continue
+        remedy = "delete it, and run the command again"
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(str(file), "cannot be read", "delete it, and run the command again") from error
+            content = read_json(file)
+        except DataError as error:
+            raise DataError(str(file), error.problem, remedy) from error
+        if not isinstance(content, dict) or not all(isinstance(records, list) for records in content.values()):
+            raise DataError(str(file), "holds no lists of records", remedy)
         found.by_fold[fold] = {}
         for name, records in content.items():
             metric = metrics.protocol(name, labels=data.labels, ground_truth=None)

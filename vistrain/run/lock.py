@@ -54,7 +54,7 @@ class Owner:
         """Whom a lock names; None if there is none, or none that can be read."""
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
     def is_gone(self, path: Path) -> bool:

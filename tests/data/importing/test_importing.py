@@ -17,6 +17,8 @@ from vistrain.commands.import_data import LAYOUTS
 from vistrain.data import CocoDetection, CocoSplit, DetrAugment
 from vistrain.data.coco.reader import read_coco
 from vistrain.data.importing.convert import READERS
+from vistrain.data.importing.files import Pictures
+from vistrain.errors import DataError
 
 BCCD = Path(__file__).parents[4] / "shared" / "samples" / "bccd"
 EVERYTHING = {**layouts.TRAIN, **layouts.VAL}
@@ -158,6 +160,30 @@ def test_yolo_two_classes_of_one_name_stay_two(tmp_path: Path, capsys: pytest.Ca
     found = imported(reader, source, tmp_path / "out")["train"]["a"]
     assert found == [("cat", 5, 10, 20, 20), ("cat (1)", 20, 0, 30, 40)]
     assert "name of two classes: class 1, now 'cat (1)'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [(("", "b"), "number 0 has no name"), (("a", "a"), "'a' stands there twice")]
+)
+def test_yolo_names_that_the_user_gives_are_names(
+    names: tuple[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, source = layouts.made("yolo", tmp_path)
+    assert main(["import-data", reader, str(source), "--output", str(tmp_path / "out"), "--names", *names]) == 2
+    assert "--names: the class " in (errors := capsys.readouterr().err)
+    assert said in errors
+
+
+def test_a_picture_is_found_under_any_spelling_of_its_name(tmp_path: Path) -> None:
+    for name in ("my photo.jpg", "50%.jpg"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    pictures = Pictures(tmp_path)
+    for name in ("my%20photo.jpg", "my%2520photo.png", "0A1B2C3D-my%20photo.jpg", "upload/1/0a1b2c3d-my photo.jpg"):
+        assert pictures.find(name).name == "my photo.jpg"
+    assert pictures.find("50%.jpg").name == "50%.jpg"
+    for name in ("70%.jpg", "%zz.jpg", "0a1b2c3d-" * 3_000, "%" + "25" * 3_000):
+        with pytest.raises(DataError, match="no such picture"):
+            pictures.find(name)
 
 
 def test_yolo_pixels_are_refused_unless_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from PIL import Image
 
@@ -118,6 +120,25 @@ def test_two_pictures_of_one_mask_are_refused(tmp_path, capsys):
     ]
     assert main(words) == 2
     assert "rename one of them" in capsys.readouterr().err
+
+
+def test_names_that_are_no_text_are_refused(tmp_path, capsys):
+    labelme(tmp_path / "in", "a")
+    shapes = json.loads((tmp_path / "in/a.json").read_text())
+    shapes["shapes"][0]["label"] = "\ud800"
+    (tmp_path / "in/a.json").write_text(json.dumps(shapes))
+    command = ["import-data", "labelme", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--masks"]
+    assert main(command) == 2
+    assert "has a name that is no text" in capsys.readouterr().err
+    labelme(tmp_path / "in", "a")
+    odd = os.fsdecode(b"\xff")
+    for suffix in ("json", "png"):
+        try:
+            (tmp_path / f"in/a.{suffix}").rename(tmp_path / f"in/{odd}.{suffix}")
+        except OSError:
+            pytest.skip("this file system takes no such names")
+    assert main(command) == 2
+    assert "the picture '\\\\udcff' has a name that is no text" in capsys.readouterr().err
 
 
 def test_unknown_rules_are_refused(tmp_path, capsys):

@@ -38,7 +38,12 @@ def test_lines_there_and_back(tmp_path):
     path.write_text(lines_text(lanes))
     assert path.read_text().splitlines()[0] == "10 20.5 30 40"
     assert [lane.tolist() for lane in read_lines(path)] == [lane.tolist() for lane in lanes]
-    for wrong, message in (("1 2 3", "3 numbers, no pairs"), ("1 x", "not made of numbers"), ("1 nan", "no pairs")):
+    for wrong, message in (
+        ("1 2 3", "3 numbers, no pairs"),
+        ("1 x", "not made of numbers"),
+        ("1 nan", "no pairs"),
+        ("1 1e300", "no pairs"),
+    ):
         path.write_text(wrong)
         with pytest.raises(DataError, match=message):
             read_lines(path)
@@ -57,6 +62,11 @@ def test_json_lines_there_and_back(tmp_path):
         ('{"raw_file": "a"}', "KeyError"),
         ("{", "line 1 is no JSON object"),
         ('{"raw_file": "a", "h_samples": [1, 2], "lanes": [[1]]}', "an x for each of its 2"),
+        ('{"raw_file": "a", "h_samples": [1e999], "lanes": [[1]]}', "line 1 has a number that is infinite"),
+        ('{"raw_file": "a", "h_samples": [1e300], "lanes": [[1]]}', "line 1 has a number that is infinite"),
+        ('{"raw_file": "a", "h_samples": [NaN], "lanes": [[1]]}', "line 1 has a number that is infinite or NaN"),
+        ('{"raw_file": "a", "h_samples": [1], "lanes": [[Infinity]]}', "line 1 has a number that is infinite"),
+        ('{"raw_file": "a", "h_samples": [' + "1" * 400 + '], "lanes": [[1]]}', "line 1 is no JSON object"),
         ("", "labels no image"),
     ):
         path.write_text(wrong)

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from vistrain.data import BraTS, VolumeFolders, VolumeList
-from vistrain.data.volumes.cases import Case, brats_cases, decathlon_cases, folds_of, listed_cases, modality_of
+from vistrain.data.volumes.cases import (
+    Case,
+    brats_cases,
+    decathlon_cases,
+    folds_of,
+    listed_cases,
+    modality_of,
+    read_dataset_json,
+    refuse_missing,
+)
 from vistrain.data.volumes.labels import VoxelLabels
 from vistrain.data.volumes.prepared import read_images
 from vistrain.data.volumes.sets import classes_of
@@ -198,6 +207,9 @@ def test_lists(tmp_path: Path, suffix: str) -> None:
         ({"labels": {"background": 0, "x": 1.5}}, "no whole numbers"),
         ({"labels": {"background": 0, "x": True}}, "no whole numbers"),
         ({"labels": {"background": 0, "x": [1, 10**30]}}, "no whole numbers"),
+        ({"labels": {"background": 0, "x": "9" * 5000}}, "no whole numbers"),
+        ({"labels": {"background": 0, "": 1}}, "the class of number 1 has no name"),
+        ({"labels": {"0": "background", "1": "x", "2": "x"}}, "the class 'x' stands there twice"),
     ],
 )
 def test_a_dataset_json_of_another_kind_is_refused(tmp_path: Path, changed: dict[str, object], problem: str) -> None:
@@ -226,6 +238,54 @@ def test_dataset_json_names_files_that_are_not_there(tmp_path: Path, caplog: pyt
     caplog.clear()
     assert not decathlon_cases(tmp_path, {**about, "training": training[:1], "numTraining": 2}).problems
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [("[" * 100_000, "nested too deeply"), (f'{{"labels": {"1" * 5000}}}', "not valid JSON"), ("{", "not valid JSON")],
+)
+def test_json_that_python_gives_up_on_is_refused(tmp_path: Path, content: str, problem: str) -> None:
+    for name in ("dataset.json", "cases.json"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=rf"dataset\.json: .*{problem}"):
+        read_dataset_json(tmp_path)
+    with pytest.raises(DataError, match=rf"cases\.json: .*{problem}"):
+        listed_cases(tmp_path / "cases.json", ("image",))
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("a,a.nii,b.nii,²", "fold '²' is no number"),
+        ("a,a.nii,b.nii," + "9" * 5000, r"fold '9+\.\.\.' is no number"),
+        ("a,a.nii,b.nii,-1", "fold '-1' is no number"),
+        ("a," + "x" * 200_000 + ",b.nii,0", r"is no CSV file \(row 1: field larger"),
+        ("a," + "x" * 300 + ".nii,b.nii,0", r"image is 'x+\.\.\.', a name of 304 bytes"),
+        ("a,a.nii,b\0.nii,0", r"label is 'b\\x00\.nii', which is no name of a file"),
+        ("a,a,b.nii,c.nii,0", "row 1 has 5 fields, and there are 4 columns"),
+    ],
+)
+def test_a_row_that_cannot_be_meant_is_refused(tmp_path: Path, row: str, problem: str) -> None:
+    file = tmp_path / "cases.csv"
+    file.write_text(f"case,image,label,fold\n{row}\n")
+    with pytest.raises(DataError, match=rf"cases\.csv: (a: )?{problem}") as caught:
+        listed_cases(file, ("image",))
+    assert len(str(caught.value).replace(str(file), "")) < 200
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_columns_that_stand_apart_by_another_sign(tmp_path: Path, sign: str) -> None:
+    file = tmp_path / "cases.csv"
+    file.write_text("case,image,label\na,a.nii,b.nii\n".replace(",", sign))
+    with pytest.raises(DataError, match=r"its columns stand apart by .* - separate them by commas"):
+        listed_cases(file, ("image",))
+
+
+def test_a_file_that_cannot_be_looked_at_is_refused(tmp_path: Path) -> None:
+    for name in ("x" * 300, "y"):
+        with pytest.raises(DataError, match=r"c: .*(cannot be read|is not there)"):
+            refuse_missing([Case("c", (tmp_path / f"{name}.nii",))])
 
 
 @pytest.mark.parametrize("name", ["../../c1", "/tmp/c1", "a\\b", ".", "..", "a\0b", "é" * 101, "settings"])
@@ -262,6 +322,8 @@ def test_values_become_channels_or_are_refused() -> None:
         labels.channels(np.array([0, 3, 3]), "case")
     with pytest.raises(ConfigError, match="the value 7 is there twice"):
         VoxelLabels({"background": 0, "x": 7, "y": 7})
+    with pytest.raises(ConfigError, match="a class has no name"):
+        VoxelLabels({"background": 0, "": 1})
     with pytest.raises(ConfigError, match="'WT' is made of 'z'"):
         VoxelLabels({"background": 0, "x": 7}, {"WT": ("z",)})
 

@@ -138,6 +138,31 @@ def test_wrong_voxels_are_refused(tmp_path: Path) -> None:
     assert one.shape == (4, 4, 4)
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (np.int64, 2**32 + 1), (np.int64, -(2**31) - 1), (np.uint64, 2**64 - 1), (np.uint32, 2**31),
+        (np.float32, 2.0**31), (np.float64, -1e300),
+    ],
+)  # fmt: skip
+def test_labels_beyond_32_bits_are_refused(tmp_path: Path, kind: Any, value: float) -> None:
+    values = np.zeros((2, 2, 2), kind)
+    values[1, 0, 1] = value
+    image = nib.Nifti1Image(values, np.eye(4), dtype=kind)
+    nib.save(image, tmp_path / "wide.nii.gz")
+    with pytest.raises(DataError, match=rf"wide\.nii\.gz: has voxels of the value {int(value)}"):
+        read_labels(tmp_path / "wide.nii.gz")
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint32, np.float64, np.int32])
+def test_labels_of_32_bits_are_read_whatever_holds_them(tmp_path: Path, kind: Any) -> None:
+    values = np.zeros((2, 2, 2), kind)
+    values[1, 0, 1] = 2**31 - 1
+    nib.save(nib.Nifti1Image(values, np.eye(4), dtype=kind), tmp_path / "a.nii.gz")
+    found, _ = read_labels(tmp_path / "a.nii.gz")
+    assert (found.dtype, found.max(), found.min()) == (np.int32, 2**31 - 1, 0)
+
+
 def test_wrong_geometry_is_refused(tmp_path: Path) -> None:
     sheared = np.eye(4)
     sheared[0, 1] = 0.5

@@ -19,7 +19,7 @@ from vistrain.data.importing.cvat import read_cvat
 from vistrain.data.importing.export import Export, Labelled, Options, Placed, Shape, Size, printable
 from vistrain.data.importing.label_studio import read_label_studio
 from vistrain.data.importing.labelme import read_labelme
-from vistrain.data.importing.outlines import CLASS_FILE, MASKS, USUAL, Overlap, write_masks
+from vistrain.data.importing.outlines import CLASS_FILE, MASKS, USUAL, Overlap, refuse_surrogates, write_masks
 from vistrain.data.importing.voc import read_voc
 from vistrain.data.importing.yolo import read_yolo
 from vistrain.errors import DataError
@@ -82,6 +82,8 @@ def import_export(
         problem = f"not one object in {sum(map(len, placed.values()))} pictures"
         raise DataError(str(source), problem, "; ".join(export.notes.lines(1)[:4]))
     classes = export.classes or sorted(set(found))
+    for name in classes:
+        refuse_surrogates(name, source, "the class")
     placed, divided = _divided(placed, 0 if splits else share)
     if masks is None:
         lines = _write(placed, classes, output)

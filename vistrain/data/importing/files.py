@@ -18,6 +18,7 @@ from vistrain.errors import DataError
 MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 DECLARED = re.compile(rb"""<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
 UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the name of an uploaded file
+SPELLINGS = 4  # that are tried of a name: as it stands, without what an upload puts before it, as addresses code it
 
 
 def read_words(path: Path) -> str:
@@ -63,6 +64,8 @@ def _decoded(path: Path, data: bytes, encoding: str) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise DataError(str(path), f"not a text file (byte {error.start} is not {encoding})") from error
+    except (LookupError, ValueError) as error:  # a codec that makes no text, or one that refuses everything
+        raise DataError(str(path), f"not readable as {encoding}, which it says it is", "save it as UTF-8") from error
 
 
 def walk(folder: Path) -> Iterator[Path]:
@@ -127,14 +130,16 @@ class Pictures:
         Raises:
             DataError: there is none, or there are several that fit equally well.
         """
-        parts = parts_of(name) or [""]
-        base = parts[-1].lower()
-        stem = Path(base).stem if Path(base).suffix in SUFFIXES else base
-        found = self._named.get(base) or self._named.get(stem) or []
-        if not found and UPLOADED.match(base):
-            return self.find(UPLOADED.sub("", parts[-1]), near)
-        if not found and "%" in base:
-            return self.find(unquote(name), near)
+        spelled = name
+        for _ in range(SPELLINGS):
+            parts = parts_of(spelled) or [""]
+            base = parts[-1].lower()
+            stem = Path(base).stem if Path(base).suffix in SUFFIXES else base
+            found = self._named.get(base) or self._named.get(stem) or []
+            simpler = UPLOADED.sub("", base) if UPLOADED.match(base) else unquote(spelled)
+            if found or simpler == spelled:
+                break
+            spelled = simpler
         found = list(dict.fromkeys(found))
         if len(found) > 1:
             fits = {path: (_agreement(path, parts), _shared(path, near)) for path in found}

@@ -101,8 +101,11 @@ def _results(task: Mapping[str, Any], where: str, notes: Notes) -> list[dict[str
     if "annotations" not in task and "data" not in task:  # JSON-MIN: results stand in the task, by name of their tags
         lists = [value for value in task.values() if isinstance(value, list)]
         return [item for values in lists for item in values if isinstance(item, dict)]
-    annotations = task.get("annotations", task.get("completions"))
-    done = [a for a in annotations if isinstance(a, dict) and not a.get("was_cancelled")] if annotations else []
+    annotations = task.get("annotations", task.get("completions")) or []
+    if not isinstance(annotations, list):
+        notes.add("task whose annotations are no list, left out", where)
+        return None
+    done = [a for a in annotations if isinstance(a, dict) and not a.get("was_cancelled")]
     done = [a for a in done if isinstance(a.get("result"), list)]
     if not done:
         notes.add("task that nobody annotated, left out", where)

@@ -44,7 +44,7 @@ def write_masks(
         What to print, line by line.
 
     Raises:
-        DataError: a file cannot be written.
+        DataError: a file cannot be written, or a picture's name is no text.
     """
     names = [name for name in classes if name.casefold() != REST]
     value = {name: names.index(name) + 1 if name in names else 0 for name in classes}
@@ -55,6 +55,8 @@ def write_masks(
         ordered = sorted(pictures, key=lambda p: p.name)
         pixels, contested, total = Counter[int](), 0, 0
         stems = [str(Path(p.name).with_suffix("")) for p in ordered]
+        for stem in stems:
+            refuse_surrogates(stem, output, "the picture")
         if twice := [stem for stem, count in Counter(stems).items() if count > 1]:
             raise DataError(twice[0], "two pictures have this name but for their suffixes", "rename one of them")
 
@@ -84,6 +86,21 @@ def write_masks(
     with whole_file(output / CLASS_FILE) as partial:
         partial.write_text("".join(f"{v}\t{n}\n" for v, n in enumerate((REST, *names))), encoding="utf-8")
     return lines
+
+
+def refuse_surrogates(name: str, where: Path, what: str) -> None:
+    """Refuse a name that no text file can hold.
+
+    Args:
+        name: of a class, or of a file.
+        where: the export, for the message.
+        what: it is the name of.
+
+    Raises:
+        DataError: it has half of a UTF-16 pair, or a byte that is not UTF-8.
+    """
+    if any("\ud800" <= sign <= "\udfff" for sign in name):
+        raise DataError(str(where), f"{what} {printable(name)!r} has a name that is no text", "rename it")
 
 
 def label_map(picture: Placed, value: Mapping[str, int], overlap: Overlap, ignored: int) -> tuple[np.ndarray, int]:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]  # comes with omegaconf
 
 from vistrain.data.base.check import opened
+from vistrain.data.base.class_names import refuse_names
 from vistrain.data.importing.export import Export, Labelled, Notes, Options, Shape, distinct, numbers, split_of
 from vistrain.data.importing.files import Pictures, is_picture, parts_of, read_words, walk
 from vistrain.errors import DataError
@@ -34,8 +35,10 @@ def read_yolo(source: Path, options: Options) -> Export:
         options: `images`, `names` and `pixels` count.
 
     Raises:
-        DataError: there is no such set, no class names, or no label file at all.
+        DataError: there is no such set, no class names, or no label file at all; of names that the user gives, one is
+            empty or stands there twice. (What a tool wrote is told apart instead, see `distinct`.)
     """
+    refuse_names(options.names, "--names")
     notes = Notes()
     data = _data_file(source) if source.is_dir() and not options.names else source
     if data.is_dir():

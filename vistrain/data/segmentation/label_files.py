@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vistrain.data.base.class_names import refuse_names
 from vistrain.data.base.images import DAMAGED, FORMATS, image_bytes, refuse_large
 from vistrain.data.base.storage import read_text
 from vistrain.data.segmentation.polygons import read_cityscapes_polygons
@@ -141,10 +142,10 @@ def read_classes(path: Path, first_value: int = 0) -> ClassList:
     values = tuple(first_value + i if row[0] is None else row[0] for i, row in enumerate(rows))
     _refuse_values(path, values)
     palette = tuple(row[2] for row in rows if row[2] is not None)
-    for what, members in (("class", names), ("value", values)):
-        twice = next((m for i, m in enumerate(members) if m in members[:i]), None)
-        if twice is not None:
-            raise DataError(str(path), f"the {what} {twice!r} stands there twice", "name each class once")
+    refuse_names(names, str(path))
+    twice = next((v for i, v in enumerate(values) if v in values[:i]), None)
+    if twice is not None:
+        raise DataError(str(path), f"the value {twice} stands there twice", "give each class its own")
     return ClassList(names, values, palette)
 
 

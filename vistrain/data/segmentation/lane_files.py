@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,14 +100,20 @@ def read_lines(path: Path) -> tuple[np.ndarray, ...]:
     lanes = []
     for number, line in enumerate(read_text(path, what="file of lanes").splitlines(), 1):
         try:
-            values = [float(word) for word in line.split()]
+            values = _pixels([float(word) for word in line.split()])
         except ValueError as error:
             raise DataError(str(path), f"line {number} is not made of numbers: {line[:40]!r}") from error
-        if len(values) % 2 or not all(map(math.isfinite, values)):
+        if len(values) % 2 or not np.isfinite(values).all():
             raise DataError(str(path), f"line {number} has {len(values)} numbers, no pairs of x and y")
-        if values:
-            lanes.append(np.array(values, np.float32).reshape(-1, 2))
+        if len(values):
+            lanes.append(values.reshape(-1, 2))
     return tuple(lanes)
+
+
+def _pixels(written: Any) -> np.ndarray:
+    """float32; what it cannot hold is infinite."""
+    with np.errstate(over="ignore"):
+        return np.array(written, np.float32)
 
 
 def lines_text(lanes: Iterable[np.ndarray]) -> str:
@@ -133,13 +138,15 @@ def read_json_lines(path: Path) -> list[LaneEntry]:
         where = f"line {number}"
         try:
             row: Any = json.loads(line)
-            name, rows = str(row["raw_file"]), np.array(row["h_samples"], np.float32)
-            lanes = [np.array(x, np.float32) for x in row["lanes"]]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            name, rows = str(row["raw_file"]), _pixels(row["h_samples"])
+            lanes = [_pixels(x) for x in row["lanes"]]
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             problem = f"{where} is no JSON object with raw_file, h_samples and lanes ({type(error).__name__}: {error})"
             raise DataError(str(path), problem[:200]) from error
         if rows.ndim != 1 or any(x.shape != rows.shape for x in lanes):
             raise DataError(str(path), f"{where}: each lane needs an x for each of its {rows.size} h_samples")
+        if not all(np.isfinite(x).all() for x in (rows, *lanes)):
+            raise DataError(str(path), f"{where} has a number that is infinite or NaN", "write pixels; -2 for no lane")
         points = (np.stack([x, rows], 1)[x >= 0] for x in lanes)
         there = tuple(lane for lane in points if len(lane))
         entries.append(LaneEntry(name, path.parent / name, lanes=there, rows=tuple(map(int, rows.tolist()))))

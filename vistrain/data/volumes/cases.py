@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vistrain.data.base.patient_folds import dealt
-from vistrain.data.base.storage import read_text
+from vistrain.data.base.storage import read_json, read_text
 from vistrain.data.volumes.nifti import CONVERTERS, SUFFIXES, refuse_other_kinds, stem_of
 from vistrain.errors import DataError, nearest
 
@@ -32,6 +31,7 @@ BRAIN = ("brainmask", "mask", "brain")
 ENDING = re.compile(r"^(?:(?P<case>.*?)[_-])?(?P<word>[A-Za-z0-9]+)$")
 NUMBERED = re.compile(r"^(?P<case>.+)_(?P<number>\d{4})$")  # nnU-Net's: CASE_0000.nii.gz
 NAMED = 3  # cases in a line that counts more of them
+NO_SIGN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # controls, halves of UTF-16 pairs
 LONGEST = 200  # bytes of a case's name, with room for what files of it end in
 KEPT = "settings"  # no case's name: a file of the cache is called so
 TIMED = re.compile(r"^(?P<patient>BraTS-[A-Za-z]+-\d+)-\d{3}$")  # BraTS 2023: patient, and point in time
@@ -103,7 +103,7 @@ def refuse_name(name: str, where: str | Path) -> None:
         DataError: it is a path, empty, `.` or `..`, longer than 200 bytes, holds what cannot be printed, or is
             `settings`, as a file beside the prepared cases is called.
     """
-    shown = repr(name if len(name) <= 60 else f"{name[:57]}...")
+    shown = _short(name)
     remedy = f"a plain name of at most {LONGEST} bytes, without / and \\"
     if name in ("", ".", "..", KEPT) or set(name) & {"/", "\\"} or not name.isprintable():
         raise DataError(str(where), f"a case is called {shown}, and files are called after it", remedy)
@@ -400,24 +400,20 @@ def listed_cases(file: Path, modalities: Sequence[str]) -> CaseList:
     `brain` (a mask), `patient` and `fold`. Paths are relative to the list.
 
     Raises:
-        DataError: it cannot be read, a column is missing or unknown, a fold is no number, or a case's name is no
-            plain name.
+        DataError: it cannot be read, a column is missing or unknown, a row has more fields than columns, a fold is no
+            number, a case's name is no plain name, or a file's name is none.
     """
-    text = read_text(file)
     if file.suffix.lower() == ".json":
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(str(file), f"is no JSON (line {error.lineno}: {error.msg})") from error
+        rows = read_json(file)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise DataError(str(file), "is no list of objects", 'write [{"case": "a", "image": "a.nii.gz", ...}, ...]')
     else:
-        rows = list(csv.DictReader(io.StringIO(text)))
+        rows = _csv_rows(file)
     needed, known = ("case", *modalities, "label"), ("case", *modalities, "label", "brain", "patient", "fold")
     for row in rows:
         for name in row:
             if name not in known:
-                raise DataError(str(file), f"unknown column {name!r}", nearest(str(name), known))
+                raise DataError(str(file), f"unknown column {_short(name)}", nearest(name, known))
     found, seen = CaseList(), set[str]()
     for number, row in enumerate(rows, 1):
         values = {name: str(value).strip() for name, value in row.items() if value is not None and str(value).strip()}
@@ -434,8 +430,10 @@ def listed_cases(file: Path, modalities: Sequence[str]) -> CaseList:
             found.problems.append(DataError(name, f"has no {', '.join(missing)} in {file.name}", "write it"))
         else:
             fold = values.get("fold")
-            if fold is not None and not fold.isdigit():
-                raise DataError(f"{file}: {name}", f"fold {fold!r} is no number", "folds are 0, 1, 2, ...")
+            if fold is not None and not re.fullmatch("[0-9]{1,9}", fold):
+                raise DataError(f"{file}: {name}", f"fold {_short(fold)} is no number", "folds are 0, 1, 2, ...")
+            for column in (*modalities, "label", "brain"):
+                _refuse_file_name(values.get(column, ""), f"{file}: {name}", column)
             images = tuple(file.parent / values[modality] for modality in modalities)
             brain = file.parent / values["brain"] if "brain" in values else None
             label, patient = file.parent / values["label"], values.get("patient", name)
@@ -443,11 +441,41 @@ def listed_cases(file: Path, modalities: Sequence[str]) -> CaseList:
     return found
 
 
-def _json_object(path: Path, remedy: str) -> dict[str, Any]:
+def _csv_rows(file: Path) -> list[dict[str, str | None]]:
+    reader = csv.DictReader(io.StringIO(read_text(file)))
+    rows: list[dict[str, str | None]] = []
     try:
-        found = json.loads(read_text(path, remedy))
-    except json.JSONDecodeError as error:
-        raise DataError(str(path), f"is no JSON (line {error.lineno}: {error.msg})") from error
+        columns = list(reader.fieldnames or ())
+        other = next((sign for sign in ";\t|" if len(columns) == 1 and sign in columns[0]), None)
+        if other is not None:
+            raise DataError(str(file), f"its columns stand apart by {other!r}", "separate them by commas")
+        for number, row in enumerate(reader, 1):
+            if None in row:
+                fields = sum(len(value) if isinstance(value, list) else 1 for value in row.values())
+                problem = f"row {number} has {fields} fields, and there are {len(columns)} columns"
+                raise DataError(str(file), problem, 'put what holds a comma in quotes: "a,b.nii.gz"')
+            rows.append(row)
+    except csv.Error as error:
+        raise DataError(str(file), f"is no CSV file (row {len(rows) + 1}: {error})", "mend or shorten it") from error
+    return rows
+
+
+def _refuse_file_name(written: str, where: str, column: str) -> None:
+    """Refuse signs that no file should be called with, and parts that are longer than systems take."""
+    if NO_SIGN.search(written):
+        raise DataError(where, f"{column} is {_short(written)}, which is no name of a file", "correct it")
+    encoded = written.encode()
+    if max(map(len, encoded.split(b"/"))) > 255 or len(encoded) > 4000:
+        raise DataError(where, f"{column} is {_short(written)}, a name of {len(encoded)} bytes", "shorten it")
+
+
+def _short(text: str) -> str:
+    """In quotes, signs that cannot be printed by their numbers, cut to the width of a line."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+def _json_object(path: Path, remedy: str) -> dict[str, Any]:
+    found = read_json(path, remedy)
     if not isinstance(found, dict):
         raise DataError(str(path), "is no JSON object", remedy)
     return found
@@ -463,5 +491,9 @@ def refuse_missing(cases: Iterable[Case]) -> None:
         for file in case.volumes:
             refuse_other_kinds(file)
         for file in case.files:
-            if not file.is_file():
-                raise DataError(case.id, f"{file} is not there", "correct its name")
+            try:
+                problem = "" if file.is_file() else "is not there"
+            except OSError as error:
+                problem = f"cannot be read ({error.strerror or error})"
+            if problem:
+                raise DataError(case.id, f"{file} {problem}", "correct its name")

@@ -23,7 +23,8 @@ class VoxelLabels:
         ignore: values that carry no annotation.
 
     Raises:
-        ConfigError: fewer than two classes, more than 255, a value twice, or a region of a class that is not there.
+        ConfigError: fewer than two classes, more than 255, one without a name, a value twice, or a region of
+            a class that is not there.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class VoxelLabels:
         self.ignore, self.ignored = tuple(ignore), IGNORED
         if not 2 <= len(self.names) <= IGNORED:
             raise ConfigError("data.classes", f"{len(self.names)} classes", "name the background and 1 to 254 others")
+        if not all(name.strip() for name in self.names):
+            raise ConfigError("data.classes", "a class has no name", "name each class")
         everything = [*self.values, *self.ignore]
         if twice := sorted({value for value in everything if everything.count(value) > 1}):
             raise ConfigError(

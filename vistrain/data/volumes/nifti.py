@@ -172,7 +172,7 @@ def read_labels(path: str | Path) -> tuple[np.ndarray, Geometry]:
         int32 `[z, y, x]`, and where they are.
 
     Raises:
-        DataError: see `read_geometry`; or a value is no whole number.
+        DataError: see `read_geometry`; or a value is no whole number, or none of 32 bits.
     """
     image, geometry = _opened(Path(path))
     if geometry.channels > 1:
@@ -187,6 +187,13 @@ def read_labels(path: str | Path) -> tuple[np.ndarray, Geometry]:
             problem = f"{int(wrong.sum())} voxels have values such as {values[wrong][0]:g}, which are no whole numbers"
             raise DataError(str(path), problem, "a label map is stored without interpolation")
         values = whole
+    if not np.can_cast(values.dtype, np.int32):
+        # Python's numbers: compared as they are, whatever type the voxels have.
+        low, high = int(values.min()), int(values.max())
+        if not -(2**31) <= low <= high < 2**31:
+            worst = high if high >= 2**31 else low
+            remedy = "labels are whole numbers of 32 bits: give the classes smaller ones"
+            raise DataError(str(path), f"has voxels of the value {worst}", remedy)
     return to_standard(values.astype(np.int32), geometry), geometry
 
 

@@ -90,7 +90,7 @@ class Cache:
             return
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             found = None
         wanted = json.loads(json.dumps(self.settings))
         if found != wanted:
@@ -143,7 +143,7 @@ class Cache:
                     return None
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             log.warning("%s: what was prepared cannot be read, it is made again", case.id)
             return None
         return PreparedCase(self.folder, case.id, facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vistrain.data.base.class_names import refuse_names
 from vistrain.data.volumes.cases import (
     BRAIN,
     TRUTH,
@@ -75,13 +76,15 @@ def classes_of(
     (nnU-Net), or `{"whole": [1, 2]}`, regions.
 
     Raises:
-        DataError: they are missing, or of another kind.
+        DataError: they are missing, of another kind, or a class has no name or that of another one.
     """
     labels = about.get("labels")
     if not isinstance(labels, dict) or not labels:
         raise DataError(where, "names no labels", 'write "labels": {"background": 0, "tumour": 1}')
     try:
-        if all(isinstance(name, str) for name in labels.values()):
+        is_decathlon = all(isinstance(name, str) for name in labels.values())
+        refuse_names(list(labels.values() if is_decathlon else labels), where)
+        if is_decathlon:
             return {name: _whole(value) for value, name in labels.items()}, None, ()
         ignore = tuple(_whole(labels[name]) for name in labels if name == "ignore")
         parts = {
@@ -90,7 +93,7 @@ def classes_of(
             if name != "ignore"
         }
     except (TypeError, ValueError) as error:
-        raise DataError(where, f"has labels that are no whole numbers ({labels})") from error
+        raise DataError(where, f"has labels that are no whole numbers ({str(labels)[:80]})") from error
     if all(len(values) == 1 for values in parts.values()):
         return {name: values[0] for name, values in parts.items()}, None, ignore
     single = {values[0]: name for name, values in parts.items() if len(values) == 1}

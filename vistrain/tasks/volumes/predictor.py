@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from vistrain import pictures
+from vistrain.data.base.storage import read_json
 from vistrain.data.volumes.cases import NUMBERED, TRUTH, WORDS, Case, modality_of
 from vistrain.data.volumes.first_stage import label_maps
 from vistrain.data.volumes.labels import VoxelLabels
@@ -354,12 +354,9 @@ def rules_of(path: Path, regions: Collection[str]) -> dict[str, str | float]:
     Raises:
         DataError: it cannot be read, has no rules, or one of a region that is not there.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(str(path), "cannot be read", "give the folds.json of `vistrain folds`") from error
+    content = read_json(path, "give the folds.json of `vistrain folds`")
     choices = content.get("choices") if isinstance(content, dict) else None
-    if not isinstance(choices, dict) or content.get("missing") or "components" not in choices:
+    if not isinstance(choices, dict) or content.get("missing") or not isinstance(choices.get("components"), dict):
         problem = "has no rules for components"
         raise DataError(str(path), problem, "run all folds with `metrics=[regions, components]`")
     rules: dict[str, str | float] = choices["components"]
