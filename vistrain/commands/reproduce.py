@@ -89,13 +89,14 @@ def _all(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from vistrain.run import shipped
+    from vistrain.run.reproduce import Report
 
     found = shipped.survey(arguments.data, arguments.weights, only=arguments.only or "*", overrides=arguments.overrides)
     output = arguments.output or Path("reproduced")
     outcomes = {}
     for claim, out in shipped.check_all(found, output, limit=arguments.limit, allow=arguments.allow):
         outcomes[claim.leaf] = out
-        if processes.is_first() and isinstance(out, shipped.Report):
+        if processes.is_first() and isinstance(out, Report):
             Console().print(out)
     if processes.is_first():
         Console().print(shipped.table(found, outcomes))
