@@ -92,7 +92,7 @@ def test_a_run_with_little_in_it_has_a_report(tmp_path: Path) -> None:
         (["report", "nowhere"], "nowhere is no run"),
         (["compare", "mine"], "name two runs"),
         (["compare", "mine", "mine"], "a run is named twice"),
-        (["report", "mine", "broken"], "test.json: cannot be read"),
+        (["report", "mine", "broken"], "test.json: not valid JSON"),
     ],
 )
 def test_what_is_no_run_is_refused(

@@ -129,7 +129,7 @@ def test_a_resampled_case_comes_back_in_its_own_voxels(trained: Path) -> None:
     assert np.array_equal(found.classes, predictor.segmenter.plane_classes(wanted).numpy())
 
 
-def test_files_give_the_numbers_of_the_test(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_files_give_the_numbers_of_the_test(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys, caplog) -> None:
     monkeypatch.chdir(trained)
     assert main(["test", "--ckpt", "run/last.ckpt", "--analysis", "analysis"]) == 0
     tested = json.loads((trained / "run/test.json").read_text())["numbers"]
@@ -144,8 +144,8 @@ def test_files_give_the_numbers_of_the_test(trained: Path, monkeypatch: pytest.M
     assert len(list(flat.iterdir())) == len(held_out) == 2
     shutil.copy(next(flat.iterdir()), flat / "stranger.nii.gz")
     assert main(["evaluate", "flat", "-c", "mine.yaml"]) == 0
-    printed, said = capsys.readouterr()
-    assert "1 predictions of no case of the test split are left out, such as stranger" in said
+    printed = capsys.readouterr().out
+    assert "1 predictions of no case of the test split are left out, such as stranger" in caplog.text
     assert f"{100 * tested['test/regions/WT/Dice']:.2f}" in printed
     assert main(["evaluate", "flat", "-c", "mine.yaml", "--protocol", "miou"]) == 2
 
