@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # In README a line may stand for many: `list configs | models`, `check --config ...`, a name in capitals.
 FOLLOWED = ("docs/adding.md", "docs/backbones.md")  # their names are made up by the page
-STANDS_FOR_MANY = re.compile(r" \| |\.\.\.|import-data LAYOUT")
+STANDS_FOR_MANY = re.compile(r" \| |\.\.\.|import-data LAYOUT|vistrain:NAME")
 
 
 def commands_of(page: Path) -> list[str]:

@@ -58,9 +58,9 @@ def test_data_are_recognised_by_their_layout_and_weights_are_asked_for_where_the
 
 
 def test_weights_are_recognised_by_names_and_shapes_alone_where_no_digest_is_stated(sets):
-    dncnn(sets / "mine.pth", "restore/swinir_x2")
+    dncnn(sets / "mine.pth", "restore/dlgsanet_tiny_x4")
     claims = survey(sets, sets / "mine.pth")
-    assert [name for name, claim in claims.items() if claim.weights] == ["restore/swinir_x2"]
+    assert [name for name, claim in claims.items() if claim.weights] == ["restore/dlgsanet_tiny_x4"]
 
 
 def test_a_stated_digest_decides(sets, monkeypatch):

@@ -133,7 +133,7 @@ def _check_args(name: str, args: Mapping[str, Any]) -> None:
         unknown = [key for key in args if key not in known]
     if unknown:
         problem, remedy = f"timm's {name} has no such argument", nearest(unknown[0], set(known) - set(unknown), count=3)
-        raise ConfigError(f"args.{unknown[0]}", problem, f"{remedy.rstrip('?')}; {INHERITED}")
+        raise ConfigError(f"args.{unknown[0]}", problem, f"{remedy} ({INHERITED})")
 
 
 def _defaults(name: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Segmentations in COCO's notations, checked before pycocotools' C code sees them: it believes what it is given.
 
-Contours are those of Cheng et al. 2021; the licence of their program is not stated here.
+Contours are those of Cheng et al. 2021, whose program's licence is not stated here.
 """
 
 from __future__ import annotations

@@ -148,7 +148,8 @@ class ParameterGroups:
             ConfigError: a pattern matches no parameter, nothing is trainable, or the network does not say what its
                 layers are.
         """
-        self._freeze(model)  # also where nobody called `prepare`, which a loop of one's own may forget
+        if self.lora is None:  # else `prepare` has frozen what was there before the products were
+            self._freeze(model)
         names = [name for name, _ in model.named_parameters()]
         for i, stated in enumerate(self.rules):
             _refuse_unmatched(stated.match, names, f"{WHERE}.rules.{i}.match")

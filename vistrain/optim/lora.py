@@ -1,4 +1,7 @@
-"""Which layers of a network learn through low-rank products (LoRA, arXiv 2106.09685; see `layers.low_rank`)."""
+"""Which layers of a network learn through low-rank products (LoRA, arXiv 2106.09685; see `layers.low_rank`).
+
+Its authors' code, microsoft/LoRA, is MIT.
+"""
 
 from __future__ import annotations
 

@@ -212,6 +212,7 @@ class Concatenated(DataModule):
 
     @preprocessing.setter
     def preprocessing(self, wanted: Preprocessing) -> None:
+        """Tell all sets."""
         for part in self.sets:
             part.preprocessing = wanted
 
