@@ -105,7 +105,9 @@ def leaf_of_each_network() -> dict[str, str]:
 
 
 # Their files hold what the network does not say of itself, and nothing can be written that they would take.
-ONE_WAY = {"cls/spartan_t"}
+ONE_WAY = {"cls/spartan_s"}
+# Names that are refused in one line where rules forget what they matched, or tensors of another form are not there.
+NOT_WRITTEN = {"plain", "dense ConvNeXt", "nnU-Net", "official DINO"}
 
 
 @pytest.mark.slow
@@ -117,7 +119,12 @@ def test_every_naming_of_every_network_goes_both_ways(leaf: str) -> None:
     model = leaves.build(config.compose([f"vistrain:{leaf}"]))
     own: dict[str, Tensor] = {name: torch.zeros(()).expand(x.shape) for name, x in model.state_dict().items()}
     for naming in model.key_maps if leaf not in ONE_WAY else ():
-        again = naming.apply(naming.export(own))
+        try:
+            foreign = naming.export(own)
+        except WeightsError:
+            assert naming.name in NOT_WRITTEN
+            continue
+        again = naming.apply(foreign)
         lost = [name for name in own if name not in again and not name.endswith("num_batches_tracked")]
         assert again.keys() <= own.keys(), naming.name
         assert not lost, naming.name
