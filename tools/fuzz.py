@@ -28,23 +28,34 @@ import traceback
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-SECONDS, MEMORY = 20.0, 3 * 2**29  # of a processor, for a case; bytes above the start
 WAITING = 3  # times as long a case may take in all: the machine may have other work
 ADDRESSES = 8 * 2**30  # bytes that the child may address in all beyond its start: protects the machine
-CONTEXT = "spawn"  # how the child is made: with nothing of this process
 STARTING = 180.0  # seconds that a child may take to begin: it imports torch
 NASTY: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2**31, 2**63, 10**400, 0.5, -0.0, 1e9, 1e308, math.inf, -math.inf, math.nan, "", "1",
     "a", "\ud800", "../a.png", "/etc/passwd", "a\0b", "x" * 5000, [], [[]], {}, [1], [None] * 4, [1e300] * 4,
     [0, 0, -5, -5],
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a case may take.
+
+    Attributes:
+        seconds: of a processor.
+        memory: bytes above what the child held before.
+    """
+
+    seconds: float = 20.0
+    memory: int = 3 * 2**29
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,9 @@ class Subject:
     make: Callable[[random.Random], tuple[str, bytes]]
     read: Callable[[Path], None]
 
+
+Kind: TypeAlias = Callable[[], Subject]  # a function of a module, so that a spawned child finds it
+LIMITS = Limits()
 
 # -------------------------------------------------------------------- changes
 
@@ -322,13 +336,20 @@ def tolerated(function: Callable[..., Any], *arguments: Any) -> Any:
         return None
 
 
-KINDS = {"pictures": pictures, "annotations": annotations, "shards": shards, "checkpoints": checkpoints}
+KINDS: dict[str, Kind] = {
+    "pictures": pictures,
+    "annotations": annotations,
+    "shards": shards,
+    "checkpoints": checkpoints,
+}
 
 
 # -------------------------------------------------------------------- the child
 
 
-def work(pipe: Connection, kinds: Sequence[str], seed: int, cases: range, keep: Path | None) -> None:
+def work(
+    pipe: Connection, kinds: Mapping[str, Kind], seed: int, cases: range, keep: Path | None, limits: Limits
+) -> None:
     """Run cases and say of each what was found, if anything."""
     import gc
     import resource
@@ -337,8 +358,8 @@ def work(pipe: Connection, kinds: Sequence[str], seed: int, cases: range, keep: 
 
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    subjects = {kind: KINDS[kind]() for kind in kinds}
-    gc.collect()  # what a forked parent left is not given back while a case is measured
+    subjects = {name: kind() for name, kind in kinds.items()}
+    gc.collect()  # what making them left is not given back while a case is measured
     for kind in kinds:  # so that no case pays for what is loaded at the first use
         name, data = subjects[kind].make(random.Random(0))
         run_one(subjects[kind], name, data)
@@ -363,9 +384,9 @@ def work(pipe: Connection, kinds: Sequence[str], seed: int, cases: range, keep: 
             found = "".join(traceback.format_exception(error)[-4:])
         elif error is not None and "\n" in str(error):
             found = f"an error of several lines: {error}"
-        elif took > SECONDS:
+        elif took > limits.seconds:
             found = f"took {took:.0f} seconds"
-        elif (used := _peak() - low) > MEMORY:
+        elif (used := _peak() - low) > limits.memory:
             found = f"took {used / 2**30:.1f} GiB"
         pipe.send(("ends", case, found))
     pipe.send(("done", 0, ""))
@@ -392,14 +413,19 @@ def _peak() -> int:
 
 
 def fuzz(
-    kinds: Sequence[str], seed: int, cases: range, keep: Path | None = None
+    kinds: Mapping[str, Kind], seed: int, cases: range, keep: Path | None = None, limits: Limits = LIMITS
 ) -> tuple[dict[int, str], Counter[str]]:
-    """Run cases; what was found by case, and how many ended in which way."""
+    """Run cases; what was found by case, and how many ended in which way.
+
+    The child is spawned: a forked one would begin with this process's memory, of which the machine takes back what it
+    likes while a case is measured.
+    """
+    spawn = multiprocessing.get_context("spawn")
     found: dict[int, str] = {}
     ends: Counter[str] = Counter()
     while len(cases):
         ours, theirs = multiprocessing.Pipe()
-        child = multiprocessing.get_context(CONTEXT).Process(target=work, args=(theirs, kinds, seed, cases, keep))
+        child = spawn.Process(target=work, args=(theirs, kinds, seed, cases, keep, limits))
         child.start()
         theirs.close()
         case, limit, kind = cases.start - 1, STARTING, ""
@@ -409,7 +435,7 @@ def fuzz(
                     problem = f"{kind}: more than {limit:g} seconds"
                     break
                 word, number, text = ours.recv()
-                limit = WAITING * SECONDS
+                limit = WAITING * limits.seconds
                 if word == "begins":
                     case, kind = number, text
                 elif word == "ends":
@@ -444,7 +470,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.keep is not None:
         arguments.keep.mkdir(parents=True, exist_ok=True)
     cases = range(arguments.count) if arguments.only is None else range(arguments.only, arguments.only + 1)
-    found, ends = fuzz(arguments.kinds, arguments.seed, cases, arguments.keep)
+    found, ends = fuzz({kind: KINDS[kind] for kind in arguments.kinds}, arguments.seed, cases, arguments.keep)
     for case, text in found.items():
         sys.stdout.write(f"--only {case}: {text}\n")
     counts = ", ".join(f"{name} {count:,}" for name, count in sorted(ends.items()))

@@ -3,6 +3,7 @@
     python tools/make_index.py            write it
     python tools/make_index.py --check    exit with 1 if the committed one is stale
     python tools/make_index.py --remeasure    as the first, counting the unchanged models again too
+    python tools/make_index.py --keep        as the first, where sources changed but no network did (a message)
 
 What the index says of other packages (torch's optimizers, Lightning's Trainer, timm's models) is of the versions it
 names; the rest depends on this repository alone, and is the same on every machine.
@@ -40,10 +41,14 @@ def main(argv: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the index is stale")
-    parser.add_argument("--remeasure", action="store_true", help="measure every model, changed or not (minutes)")
+    measuring = parser.add_mutually_exclusive_group()
+    measuring.add_argument("--remeasure", action="store_true", help="measure every model, changed or not (minutes)")
+    measuring.add_argument(
+        "--keep", action="store_true", help="take over what was measured of changed models"
+    )
     arguments = parser.parse_args(argv)
     committed = read()
-    made = make(committed, measure=not arguments.check, remeasure=arguments.remeasure)
+    made = make(committed, measure=not arguments.check, remeasure=arguments.remeasure, keep=arguments.keep)
     if arguments.check:
         fresh = made == committed
         print("fresh" if fresh else "stale: run `make index`")
@@ -54,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def make(committed: dict[str, Any], measure: bool, remeasure: bool = False) -> dict[str, Any]:
+def make(committed: dict[str, Any], measure: bool, remeasure: bool = False, keep: bool = False) -> dict[str, Any]:
     """The index, section by section (see `index.FILES`).
 
     Args:
@@ -62,6 +67,7 @@ def make(committed: dict[str, Any], measure: bool, remeasure: bool = False) -> d
         measure: write the names first, then build the model of each config whose hash changed, and count its parameters
             and multiply-adds; otherwise these are taken over (`tests/config/test_leaves.py` builds some).
         remeasure: build the unchanged ones too.
+        keep: build those alone of which nothing is known.
     """
     made = {**make_names(), "configs": {}, "weights": {}}
     if measure:  # composing checks configs against the index, so the names must be there first
@@ -74,7 +80,7 @@ def make(committed: dict[str, Any], measure: bool, remeasure: bool = False) -> d
         sketch = committed["weights"].get(name, "")
         if measure and composed:
             new[name] = leaves.digest(composed)
-            if remeasure or not facts or new[name] != old.get(name):
+            if remeasure or not facts or (new[name] != old.get(name) and not keep):
                 facts, sketch = leaves.measure(composed), ""
             sketch = sketch or leaves.sketch(composed)
         made["configs"][name] = describe_config(path, composed) | facts

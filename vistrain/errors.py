@@ -41,6 +41,13 @@ class WeightsError(VistrainError):
     """A checkpoint cannot be read, or does not fit the model; `where` is the file."""
 
 
+def shown(value: Any) -> str:
+    """A value as YAML writes it, cut where it is long."""
+    names = {None: "null", True: "true", False: "false"}
+    text = names[value] if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def origin(error: BaseException) -> str:
     """The package whose code raised an error, such as `torch`; of what C raises, whose code called it."""
     trace = error.__traceback__

@@ -20,7 +20,7 @@ from vistrain.errors import DataError
 
 @pytest.mark.slow
 def test_a_thousand_changed_files_end_in_errors_of_ours() -> None:
-    found, ends = fuzz.fuzz(list(fuzz.KINDS), 0, range(1000))
+    found, ends = fuzz.fuzz(fuzz.KINDS, 0, range(1000))
     assert found == {}
     assert sum(ends.values()) == 1000
     for kind in fuzz.KINDS:  # changes are neither without effect nor so great that all is refused at the door
@@ -60,12 +60,9 @@ def faulty() -> fuzz.Subject:
     return fuzz.Subject(lambda draw: ("a", b"reads" if draw.getstate() == warm else draw.choice(words).encode()), read)
 
 
-def test_every_fault_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(fuzz.KINDS, "faulty", faulty)
-    monkeypatch.setattr(fuzz, "CONTEXT", "fork")  # so that the child knows this file's reader
-    monkeypatch.setattr(fuzz, "SECONDS", 1.0)
-    monkeypatch.setattr(fuzz, "MEMORY", 2**27)
-    found, ends = fuzz.fuzz(["faulty"], 4, range(9))  # each fault, and one hang
+def test_every_fault_is_found() -> None:
+    limits = fuzz.Limits(seconds=1.0, memory=2**27)
+    found, ends = fuzz.fuzz({"faulty": faulty}, 4, range(9), limits=limits)  # each fault, and one hang
     kinds = Counter("hangs" if "seconds" in text else text.split()[1] for text in found.values())
     assert set(kinds) == {"Traceback", "ended", "took", "hangs"}, found
     assert ends["found"] == len(found)

@@ -15,17 +15,29 @@ TOOLS = Path(__file__).parents[2] / "tools"
 
 # What a bare machine with torch, torchvision and timm lacks
 ABSENT = ("lightning", "omegaconf", "pydantic", "albumentations", "cv2", "pycocotools", "wandb", "rich", "matplotlib")
-BARE = f"""
-import runpy, sys
+WITHOUT = f"""
+import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {ABSENT}:
             raise ImportError(f"{{name}} is not installed")
 sys.meta_path.insert(0, Absent())
+"""
+BARE = f"""{WITHOUT}
+import runpy
 sys.path.insert(0, {str(TOOLS)!r})
 sys.argv = ["gpu_check.py", "--dry", "--output", sys.argv[1]]
 runpy.run_path({str(TOOLS / "gpu_check.py")!r}, run_name="__main__")
 """
+
+
+NETWORKS = "backbones, attention, modules, necks, detection, classification, restoration, segmentation, pretraining"
+
+
+def test_networks_are_imported_where_torch_is_all() -> None:
+    command = [sys.executable, "-c", f"{WITHOUT}\nfrom vistrain import {NETWORKS}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TOOLS.parent)
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 @pytest.mark.slow

@@ -11,8 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vistrain.config.values import shown
-from vistrain.errors import ConfigError
+from vistrain.errors import ConfigError, shown
 
 MOST = 2**16  # of a width, a depth, a side in pixels: what is larger does not fit into a memory
 SHARES = ("drop",)  # in the names of arguments that are shares, 0..1

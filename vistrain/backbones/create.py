@@ -26,9 +26,8 @@ from vistrain.backbones.argument_values import SHARES, defaults_of, refuse_value
 from vistrain.backbones.resnet_keys import DETECTRON2
 from vistrain.backbones.timm_keys import AUTHORS
 from vistrain.checkpoints import KeyMap, load_file, load_weights, locate, state_dict_in
-from vistrain.config.values import shown
 from vistrain.devices import on_meta
-from vistrain.errors import ConfigError, VistrainError, WeightsError, first_line, nearest, to_blame
+from vistrain.errors import ConfigError, VistrainError, WeightsError, first_line, nearest, shown, to_blame
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vistrain.config import index
-
 SIZE = 16  # hashes of a sketch, of 8 hexadecimal digits each
 ALIKE = 0.5  # least share that is worth a word
 _SAID = 3  # configs named
@@ -44,6 +42,9 @@ def alike(one: str, other: str) -> float:
 
 def looks_like(tensors: Mapping[str, Tensor]) -> str:
     """`it looks like vistrain:det/focus_detr`, for the end of a message; empty: it looks like none that is shipped."""
+    # Here, as networks import this room and need torch alone: the index comes with what reads YAML
+    from vistrain.config import index
+
     own = sketch(tensors)
     if not own:
         return ""

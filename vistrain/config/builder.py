@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vistrain.config import index
-from vistrain.config.values import shown
 from vistrain.contract import constructor
-from vistrain.errors import ConfigError, VistrainError, first_line, nearest, origin, to_blame
+from vistrain.errors import ConfigError, VistrainError, first_line, nearest, origin, shown, to_blame
 from vistrain.structures import Channels, Factory, LabelSpace
 
 ALLOWED_PACKAGES = frozenset({"vistrain", "torch", "torchvision", "timm", "lightning"})

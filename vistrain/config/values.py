@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vistrain.errors import ConfigError
+from vistrain.errors import ConfigError, shown
 
 MOST_WHOLE = 2**63 - 1  # what a 64-bit integer holds
 MOST_SEED = 2**32 - 1  # NumPy's generators take no larger one
@@ -40,13 +40,6 @@ class Rule:
 
     wanted: str
     accepts: Callable[[Any], bool]
-
-
-def shown(value: Any) -> str:
-    """A value as YAML writes it, cut where it is long."""
-    names = {None: "null", True: "true", False: "false"}
-    text = names[value] if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def is_number(value: Any) -> bool:
