@@ -43,9 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the index is stale")
     measuring = parser.add_mutually_exclusive_group()
     measuring.add_argument("--remeasure", action="store_true", help="measure every model, changed or not (minutes)")
-    measuring.add_argument(
-        "--keep", action="store_true", help="take over what was measured of changed models"
-    )
+    measuring.add_argument("--keep", action="store_true", help="take over what was measured of changed models")
     arguments = parser.parse_args(argv)
     committed = read()
     made = make(committed, measure=not arguments.check, remeasure=arguments.remeasure, keep=arguments.keep)
