@@ -37,6 +37,7 @@ def test_rules_are_read_from_a_plain_file_of_json(tmp_path: Path) -> None:
         ("[" * 100_000, "nested too deeply"),
         ('{"choices": {"components": 5}}', "has no rules for components"),
         ("5", "has no rules for components"),
+        ('{"choices": {"components": {"WT": true}}}', "has the rule True for 'WT'"),
     ):
         file.write_text(content)
         with pytest.raises(DataError, match=problem):

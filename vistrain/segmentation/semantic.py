@@ -94,10 +94,7 @@ class SemanticNetwork(Network):
         refuse_other_weights(self.criterion, labels.num_classes)
         if window_batch < 1:
             raise ConfigError("model.window_batch", f"{window_batch} is too small", "use 1 or more")
-        if not scales or not 0 < min(scales) <= max(scales) <= MOST_SCALE:
-            raise ConfigError(
-                "model.scales", f"{list(scales)}", f"numbers above 0 and at most {MOST_SCALE:g}, at least one"
-            )
+        check_scales(scales, "model.scales")
         pairs = zip(self.window_stride or (), window or (), strict=False)
         if any(not 0 < step <= side for step, side in pairs):
             problem = f"{list(self.window_stride or ())} with windows of {list(window or ())}"
@@ -274,6 +271,17 @@ class SemanticNetwork(Network):
         image = F.pad(image, (0, padded[1] - whole[1], 0, padded[0] - whole[0]))
         windows = (self.window, self.window_stride, self.window_batch, self.window_merge, self.align_corners)
         return image, Windows(*windows)
+
+
+def check_scales(scales: Sequence[float], where: str) -> None:
+    """Refuse sizes of views that inference cannot take; `where` is the key or the option.
+
+    Raises:
+        ConfigError: there are none, or one is not above 0 and at most 16 (NaN is neither).
+    """
+    if not scales or not all(0 < scale <= MOST_SCALE for scale in scales):
+        problem, remedy = f"{list(scales)} are no scales", f"give numbers above 0 and at most {MOST_SCALE:g}"
+        raise ConfigError(where, problem, remedy)
 
 
 def _up(side: int, divisor: int) -> int:

@@ -318,6 +318,8 @@ def test_labels_of_dataset_json() -> None:
 def test_values_become_channels_or_are_refused() -> None:
     labels = VoxelLabels({"background": 0, "x": 7}, ignore=(9,))
     assert labels.channels(np.array([0, 7, 9]), "f").tolist() == [0, 1, 255]
+    far = VoxelLabels({"background": 0, "x": 2**31 - 1})  # no table of all values between
+    assert far.channels(np.array([[2**31 - 1, 0], [0, 0]]), "f").tolist() == [[1, 0], [0, 0]]
     with pytest.raises(DataError, match="case: 2 voxels have the label 3, which is no class"):
         labels.channels(np.array([0, 3, 3]), "case")
     with pytest.raises(ConfigError, match="the value 7 is there twice"):

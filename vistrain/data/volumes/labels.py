@@ -65,8 +65,10 @@ class VoxelLabels:
         """
         known = dict(zip(self.values, range(len(self.values)), strict=True)) | dict.fromkeys(self.ignore, IGNORED)
         low, high = int(values.min()), int(values.max())
-        if high - low > FEW:  # a count of each value would be long
-            present = np.unique(values).tolist()
+        many = high - low > FEW  # a table of all values between would be long
+        if many:
+            found, places = np.unique(values, return_inverse=True)
+            present = found.tolist()
         else:
             present = (np.flatnonzero(np.bincount((values - low).ravel())) + low).tolist()
         if unknown := [value for value in present if value not in known]:
@@ -75,6 +77,8 @@ class VoxelLabels:
             problem = f"{count} voxels have the label {listed}, which is no class"
             remedy = f"classes are {dict(zip(self.names, self.values, strict=True))}; or write data.ignore"
             raise DataError(where, problem, remedy)
+        if many:
+            return np.array([known[value] for value in present], np.uint8)[places].reshape(values.shape)
         table = np.zeros(high - low + 1, np.uint8)
         for value in present:
             table[value - low] = known[value]

@@ -15,7 +15,7 @@ from vistrain.errors import ConfigError
 from vistrain.network import Network
 from vistrain.pictures import class_colours
 from vistrain.predictions import Segmentation
-from vistrain.segmentation.semantic import SemanticNetwork
+from vistrain.segmentation.semantic import SemanticNetwork, check_scales
 from vistrain.tasks.base.inputs import InputFile, picture_paths
 from vistrain.tasks.base.predictor import ImagePredictor
 from vistrain.tasks.segmentation.pictures import picture
@@ -76,8 +76,8 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
             return
         if not isinstance(self.model, SemanticNetwork):
             raise ConfigError(f"--{wanted[0]}", f"{type(self.model).__name__} takes images whole, once", "leave it out")
-        if scales is not None and (not scales or min(scales) <= 0):
-            raise ConfigError("--scales", f"{list(scales)}", "numbers above 0, at least one")
+        if scales is not None:
+            check_scales(scales, "--scales")
         self.model.scales = self.model.scales if scales is None else tuple(scales)
         self.model.flip = self.model.flip or flip
         self.model.window_merge = merge or self.model.window_merge

@@ -20,6 +20,7 @@ from vistrain.data.volumes.labels import VoxelLabels
 from vistrain.data.volumes.nifti import CONVERTERS, SUFFIXES, Geometry, refuse_other_kinds, stem_of, write_volume
 from vistrain.data.volumes.preparation import VolumePreparation
 from vistrain.data.volumes.prepared import of_case, read_images, read_previous, read_truth
+from vistrain.config.values import is_number
 from vistrain.errors import ConfigError, DataError
 from vistrain.metrics.region_components import LARGEST, cleaned
 from vistrain.metrics.region_overlap import RegionOverlap
@@ -361,7 +362,7 @@ def rules_of(path: Path, regions: Collection[str]) -> dict[str, str | float]:
         raise DataError(str(path), problem, "run all folds with `metrics=[regions, components]`")
     rules: dict[str, str | float] = choices["components"]
     for region, rule in rules.items():
-        if region not in regions or not (rule == LARGEST or isinstance(rule, int | float)):
+        if region not in regions or not (rule == LARGEST or is_number(rule)):
             raise DataError(str(path), f"has the rule {rule!r} for {region!r}", "use that of the same classes")
     return rules
 
