@@ -372,6 +372,10 @@ def test_the_last_block_computes_what_is_read_alone() -> None:
     torch.testing.assert_close(network.patch_losses(images, split), (rows - target).square().mean(-1))
     with pytest.raises(ConfigError, match=r"model.decoder_depth: 0 is too small"):
         MAE(encoder(), decoder_depth=0)
+    with pytest.raises(ConfigError, match=r"model.decoder_dim: 25 is no multiple of 4"):
+        MAE(encoder(), decoder_dim=25)
+    with pytest.raises(ValueError, match="24 channels are not divisible by 5 heads"):  # the builder names the key
+        MAE(encoder(), decoder_dim=24, decoder_heads=5)
 
 
 def test_masks_without_a_type_are_one_line_with_their_kinds() -> None:

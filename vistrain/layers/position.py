@@ -110,7 +110,12 @@ def grid_table(size: tuple[int, int], features: int, rows_first: bool = False) -
 
     Returns:
         `[rows * columns, features]` float32, row by row.
+
+    Raises:
+        ValueError: `features` is no multiple of four.
     """
+    if features < 1 or features % 4:
+        raise ValueError(f"{features} channels are no multiple of 4, as a table of positions wants")
     waves = 10000.0 ** -(torch.arange(features // 4, dtype=torch.float64) / (features / 4))
 
     def axis(count: int) -> Tensor:

@@ -22,6 +22,7 @@ from vistrain.layers.position import grid_table
 from vistrain.pretraining.patch_encoder import PatchEncoder
 from vistrain.pretraining.patches import normalised, patchify, unpatchify
 from vistrain.pretraining.pretrainer import Pretrainer, start_linear
+from vistrain.pretraining.token_blocks import refuse_uneven_heads
 from vistrain.pretraining.token_masks import Masking, TokenSplit, take
 
 MAE_NAMES = KeyMap(
@@ -62,6 +63,10 @@ class MAE(Pretrainer):
         super().__init__(backbone, masking)
         if decoder_depth < 1:
             raise ConfigError("model.decoder_depth", f"{decoder_depth} is too small", "use 1 or more")
+        if decoder_dim < 1 or decoder_dim % 4:
+            raise ConfigError(
+                "model.decoder_dim", f"{decoder_dim} is no multiple of 4", "its positions are sines of it"
+            )
         self.norm_pix = norm_pix
         if backbone.starts_fresh:
             backbone.body.blocks.apply(start_linear)
@@ -84,6 +89,7 @@ class MAE(Pretrainer):
     def decoder_of(self, depth: int, heads: int, mlp_ratio: float) -> nn.ModuleList:
         """Fresh blocks of a decoder."""
         norm, dim = partial(nn.LayerNorm, eps=1e-6), self.mask_token.shape[-1]
+        refuse_uneven_heads(dim, heads)
         blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth))
         return blocks.apply(start_linear)
 

@@ -101,7 +101,14 @@ def test_windows_agree_with_the_whole_where_one_window_is_enough(trained, monkey
     cut = load_predictor("run/best.ckpt", "cpu", window=32, stride=16, merge="cut", scales=[0.5, 1.5], flip=True)
     assert (cut.model.window_merge, cut.model.scales, cut.model.flip) == ("cut", (0.5, 1.5), True)
     assert cut.predict(image).shape == (48, 64)
-    for wrong in ({"window": 32, "stride": 64}, {"stride": 8}, {"window": -1}, {"opacity": 2.0}, {"scales": [0.0]}, {"scales": [1.0, math.nan]}):
+    for wrong in (
+        {"window": 32, "stride": 64},
+        {"stride": 8},
+        {"window": -1},
+        {"opacity": 2.0},
+        {"scales": [0.0]},
+        {"scales": [1.0, math.nan]},
+    ):
         with pytest.raises(ConfigError, match=r"--(window|stride|opacity|scales)"):
             load_predictor("run/best.ckpt", "cpu", **wrong)
 

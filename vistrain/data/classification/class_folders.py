@@ -52,8 +52,7 @@ class ImageFolder(ClassificationData):
         **base: Any,
     ) -> None:
         super().__init__(**base)
-        if not 0 < holdout < 1:
-            raise ConfigError("holdout", f"{holdout} is not in 0..1")
+        refuse_share(holdout)
         self.folders: dict[SplitName, str | None] = {"train": train, "val": val, "test": test or val}
         self.holdout, self.classes = holdout, classes
         self._labels: LabelSpace | None = None
@@ -224,6 +223,16 @@ def class_folders(folder: Path, remedy: str = "") -> list[str]:
     if not names:
         raise DataError(str(folder), "has no sub-folders", "one folder for each class is expected, named as the class")
     return names
+
+
+def refuse_share(holdout: float) -> None:
+    """Refuse a share that holds out nothing or all.
+
+    Raises:
+        ConfigError: it is not above 0 and below 1.
+    """
+    if not 0 < holdout < 1:
+        raise ConfigError("holdout", f"{holdout} leaves nothing on one side", "give a share above 0 and below 1")
 
 
 def hold_out(labels: np.ndarray, share: float, take: bool) -> np.ndarray:

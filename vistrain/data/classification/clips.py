@@ -25,7 +25,7 @@ from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.images import SUFFIXES, read_image
 from vistrain.data.base.module import DataModule, SplitName, refuse_below
 from vistrain.data.base.storage import files_below, is_folder
-from vistrain.data.classification.class_folders import hold_out
+from vistrain.data.classification.class_folders import hold_out, refuse_share
 from vistrain.data.classification.module import LabelledImage, collate_pictures
 from vistrain.data.classification.transforms import random_window, resize
 from vistrain.errors import ConfigError, DataError
@@ -294,8 +294,7 @@ class ClipFolder(DataModule):
         super().__init__(**base)
         size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         refuse_below(1, frames=frames, step=step, image_size=min(size))
-        if not 0 < holdout < 1:
-            raise ConfigError("holdout", f"{holdout} is not in 0..1")
+        refuse_share(holdout)
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ConfigError("scale", f"{list(scale)} is not [least, greatest] share of the area in 0..1")
         if not 0 <= flip <= 1:

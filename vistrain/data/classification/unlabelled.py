@@ -12,7 +12,7 @@ import numpy as np
 from vistrain.data.base.collate import Batch
 from vistrain.data.base.module import SplitName
 from vistrain.data.base.storage import is_folder
-from vistrain.data.classification.class_folders import hold_out
+from vistrain.data.classification.class_folders import hold_out, refuse_share
 from vistrain.data.classification.module import (
     ClassificationData,
     LabelledImage,
@@ -20,7 +20,7 @@ from vistrain.data.classification.module import (
     collate_pictures,
 )
 from vistrain.data.classification.sources import Files, Split, image_files
-from vistrain.errors import ConfigError, DataError
+from vistrain.errors import DataError
 
 
 class UnlabelledFolder(ClassificationData):
@@ -49,8 +49,7 @@ class UnlabelledFolder(ClassificationData):
         **base: Any,
     ) -> None:
         super().__init__(**base)
-        if not 0 < holdout < 1:
-            raise ConfigError("holdout", f"{holdout} is not in 0..1")
+        refuse_share(holdout)
         self.folders: dict[SplitName, str | None] = {"train": train, "val": val, "test": test or val}
         self.holdout, self.channels = holdout, 1 if color == "grey" else 3
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from vistrain import pictures
+from vistrain.config.values import is_number
 from vistrain.data.base.storage import read_json
 from vistrain.data.volumes.cases import NUMBERED, TRUTH, WORDS, Case, modality_of
 from vistrain.data.volumes.first_stage import label_maps
@@ -20,7 +21,6 @@ from vistrain.data.volumes.labels import VoxelLabels
 from vistrain.data.volumes.nifti import CONVERTERS, SUFFIXES, Geometry, refuse_other_kinds, stem_of, write_volume
 from vistrain.data.volumes.preparation import VolumePreparation
 from vistrain.data.volumes.prepared import of_case, read_images, read_previous, read_truth
-from vistrain.config.values import is_number
 from vistrain.errors import ConfigError, DataError
 from vistrain.metrics.region_components import LARGEST, cleaned
 from vistrain.metrics.region_overlap import RegionOverlap
