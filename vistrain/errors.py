@@ -69,6 +69,7 @@ MEANT = (
     (r"object is not (iterable|subscriptable)|has no len\(\)", "one value where a list is needed"),
     (r"(list|tuple|string) index out of range|not enough values to unpack|too many values to unpack",
      "a list of another length than is needed"),
+    (r"can't allocate memory|out of memory", "more memory than there is"),
 )  # fmt: skip
 
 

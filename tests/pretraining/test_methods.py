@@ -312,6 +312,34 @@ def test_what_does_not_go_together_is_refused() -> None:
         PatchEncoder("beit_base_patch16_224", args={"use_abs_pos_emb": True, "depth": 1})
 
 
+CROCO = {"image_size": (32, 32), "patch": 8, "dim": 32, "depth": 1, "heads": 2, "decoder_dim": 16, "decoder_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"positions": "sines", "dim": 26, "heads": 1}, "dim"),
+        ({"decoder_dim": 27}, "decoder_dim"),
+        ({"decoder_dim": 12}, "decoder_dim"),
+        ({"heads": 0}, "heads"),
+        ({"patch": 0}, "patch"),
+    ],
+)
+def test_widths_that_have_no_positions_are_refused_by_their_keys(given: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^model\.{key}: "):
+        CroCo(**(CROCO | given))
+
+
+def test_counts_below_one_are_refused_by_their_keys() -> None:
+    for given in ({"depth": 0}, {"patch": 0}):
+        with pytest.raises(ConfigError, match=rf"^model\.{next(iter(given))}: 0 is too small"):
+            Selfie(PatchResNet("resnet10t"), None, (32, 32), **({"patch": 8, "dim": 24, "heads": 2} | given))
+    with pytest.raises(ConfigError, match=r"shows 0 of the 1 patches of an image - use larger images or smaller pat"):
+        RandomMasking(0.25).kept(1)
+    with pytest.raises(ConfigError, match=r"^data\.frames: clips of 5 frames - use multiples of 2"):
+        VideoMAE(8, 2, TubeMasking(0.75), 32, 1, 2, 16, 1, 2).check_size(5, 32, 32)
+
+
 # ------------------------------------------------------------------ methods of which only a part is known
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from vistrain.backbones import Backbone
 from vistrain.data import AdaptationFolders, MaskAugment, MaskSplit
+from vistrain.data.segmentation.adaptation import PairedImage
 from vistrain.errors import ConfigError, DataError
 from vistrain.segmentation import MFM, DAFormerHead, SegFormerHead
 from vistrain.segmentation.mfm import Rebuilder, masked_squares
@@ -34,8 +35,8 @@ def batch() -> dict[str, Any]:
     labels = torch.randint(0, 3, (2, 32, 48), dtype=torch.uint8, generator=generator)
     sizes = torch.tensor([[32, 48]] * 2)
     return {
-        "image": images[0], "unlabelled": images[1], "size": sizes, "original_size": sizes, "id": ["a", "b"],
-        "target": [{"label_map": x} for x in labels],
+        "image": images[0], "unlabelled": images[1], "size": sizes, "unlabelled_size": sizes,
+        "original_size": sizes, "id": ["a", "b"], "target": [{"label_map": x} for x in labels],
     }  # fmt: skip
 
 
@@ -126,8 +127,8 @@ def test_what_does_not_go_together_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model.mask_ratio: 0.0 masks nothing"):
         network(mask_ratio=0.0)
     given = batch()
-    with pytest.raises(DataError, match="the unlabelled images of a batch are 32x32, the labelled ones 32x48"):
-        network().losses(given | {"unlabelled": given["unlabelled"][..., :32]})
+    with pytest.raises(ConfigError, match=r"model.mask_side: squares of 8 on 6x8 features: one, which is never masked"):
+        masked_squares(torch.zeros(1, 2, 6, 8), 0.5, 8)
     del given["unlabelled"]
     with pytest.raises(ConfigError, match=r"gives no unlabelled images - take data.AdaptationFolders"):
         network().losses(given)
@@ -157,5 +158,15 @@ def test_each_labelled_image_has_an_unlabelled_one_beside_it(tmp_path: Path) -> 
     assert found["image"].shape == found["unlabelled"].shape == (2, 3, 16, 24)
     assert found["num_targets"] == 2 * 16 * 24
     assert "unlabelled" not in next(iter(data.val_dataloader()))
+    mixed = [PairedImage(sample.labelled, sample.unlabelled[:12, :30]) for sample in map(samples.sample, (0, 1))]
+    mixed[0] = PairedImage(mixed[0].labelled, np.full((12, 30, 3), 7, np.uint8))
+    found = data.collate(mixed)
+    assert found["image"].shape == found["unlabelled"].shape == (2, 3, 16, 30)
+    assert found["unlabelled_size"][0].tolist() == [12, 30]
+    assert found["unlabelled"][0].sum() == 3 * 12 * 30 * 7
+    (tmp_path / "other" / "bad.png").write_text("no picture")
+    report = AdaptationFolders(unlabelled="other", **made).check(tmp_path / "report")
+    assert not report.ok
+    assert [Path(file).name for file in report.splits["train"].bad_files] == ["bad.png"]
     with pytest.raises(DataError, match=r"nothing: no such folder - correct data.unlabelled"):
         AdaptationFolders(unlabelled="nothing", **made).find("train")

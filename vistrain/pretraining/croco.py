@@ -22,7 +22,7 @@ from vistrain.network import Network
 from vistrain.predictions import Reconstruction
 from vistrain.pretraining.patches import normalised, patchify, unpatchify
 from vistrain.pretraining.pretrainer import seed_of, start_linear
-from vistrain.pretraining.token_blocks import NORM, refuse_uneven_heads
+from vistrain.pretraining.token_blocks import NORM, refuse_below_one, refuse_uneven_heads
 from vistrain.pretraining.token_masks import Masking, RandomMasking, TokenSplit, take
 from vistrain.structures import Channels, Preprocessing
 
@@ -164,8 +164,12 @@ class CroCo(Network):
         image_channels: Channels = Channels(3),  # noqa: B008 - an int
     ) -> None:
         super().__init__()
-        if positions == "rotations" and (dim // heads % 4 or decoder_dim // decoder_heads % 4):
-            raise ConfigError("heads", "rotations want four channels, or a multiple, in each head", "change heads")
+        refuse_below_one(patch=patch, heads=heads, decoder_heads=decoder_heads)
+        for key, width, count in (("dim", dim, heads), ("decoder_dim", decoder_dim, decoder_heads)):
+            parts = count if positions == "rotations" else 1
+            if width < 1 or width % (4 * parts):
+                what = f"4 times {parts} heads, as rotations" if parts > 1 else "4, as positions"
+                raise ConfigError(f"model.{key}", f"{width} is no multiple of {what} want", "use one")
         self.size, self.patch, self.masking = image_size, (patch, patch), masking or RandomMasking(0.9)
         self.preprocessing = Preprocessing(
             mean=(0.485, 0.456, 0.406) if image_channels == 3 else (0.5,) * image_channels,

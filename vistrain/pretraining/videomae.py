@@ -168,7 +168,8 @@ class VideoMAE(Network):
         """Refuse clips that are shorter or smaller than a cube, or no multiples of it."""
         for side, part, what in zip(size, self.cube, ("frames", "rows", "columns"), strict=True):
             if side < part or side % part:
-                raise ConfigError("data", f"clips of {side} {what}", f"use multiples of {part}")
+                key = "data.frames" if what == "frames" else "data.image_size"
+                raise ConfigError(key, f"clips of {side} {what}", f"use multiples of {part}")
         self.masking.kept(size[1] // self.cube[1] * (size[2] // self.cube[2]))
 
     def _errors(self, clips: Tensor, split: TokenSplit) -> Tensor:

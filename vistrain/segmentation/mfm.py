@@ -100,9 +100,16 @@ class MFM(SelfTrainedSegmenter):
 
 def masked_squares(features: Tensor, ratio: float, side: int) -> Tensor:
     """`[B, 1, H, W]` bool: squares of a grid, the share (rounded, one at least, never all) drawn by torch's generator;
-    features `[B, C, H, W]`."""
+    features `[B, C, H, W]`.
+
+    Raises:
+        ConfigError: there is one square alone, which is never masked.
+    """
     batch, (height, width) = len(features), features.shape[-2:]
     rows, columns = -(-height // side), -(-width // side)
+    if rows * columns < 2:
+        problem = f"squares of {side} on {height}x{width} features: one, which is never masked"
+        raise ConfigError("model.mask_side", problem, "use a smaller side, or larger crops")
     count = min(max(round(rows * columns * ratio), 1), rows * columns - 1)
     noise = torch.rand(batch, rows * columns, device=features.device)
     hidden = torch.zeros_like(noise, dtype=torch.bool).scatter(1, noise.argsort(1)[:, :count], True)

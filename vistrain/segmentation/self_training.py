@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vistrain.errors import ConfigError, DataError
+from vistrain.errors import ConfigError
 from vistrain.layers.averaged import AveragedTeacher
 from vistrain.layers.conv import resize
 from vistrain.segmentation.semantic import SemanticSegmenter
@@ -56,22 +56,18 @@ class SelfTrainedSegmenter(SemanticSegmenter):
 
         Raises:
             ConfigError: the batch has no unlabelled images.
-            DataError: these have another size.
         """
         losses = super().losses(batch)
         if "unlabelled" not in batch:
             raise ConfigError("data.type", "gives no unlabelled images", "take data.AdaptationFolders")
-        if batch["unlabelled"].shape != batch["image"].shape:
-            (h, w), (height, width) = batch["image"].shape[-2:], batch["unlabelled"].shape[-2:]
-            problem = f"the unlabelled images of a batch are {height}x{width}, the labelled ones {h}x{w}"
-            raise DataError("data.augment.crop", problem, "make it no larger than the images of both domains")
         images = self.normalize(batch["image"], batch["size"])[0]
-        others = self.normalize(batch["unlabelled"], batch["size"])[0]
+        others, padding = self.normalize(batch["unlabelled"], batch["unlabelled_size"])
         labels = self.label_maps(batch)
         found, quality = self.labelled(others)
         pasted = pasted_classes(labels, self.ignore_index)
         mixed = torch.where(pasted[:, None], images, others)
-        weights = torch.where(pasted, torch.ones_like(quality)[:, None, None], quality[:, None, None])
+        trust = torch.where(padding, torch.zeros_like(quality)[:, None, None], quality[:, None, None])
+        weights = torch.where(pasted, torch.ones_like(trust), trust)
         labels_mixed = torch.where(pasted, labels, found)
         return losses | self.mixed_losses(mixed, labels_mixed, weights)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.nn import functional as F
 
 from vistrain.data.base.collate import Batch, stack_padded
 from vistrain.data.base.dataset import SampleSet
@@ -114,6 +115,10 @@ class AdaptationFolders(MaskFolders):
         augment = replace(self.augment, category_ratio=1.0)  # nothing is known of classes
         return PairedImages(made, self.unlabelled_files(), augment, self.rule.ignored)
 
+    def images_beside(self, split: SplitName) -> Sequence[Path]:
+        """See `SegmentationData`."""
+        return self.unlabelled_files() if split == "train" else ()
+
     @property
     def collate(self) -> Callable[[Sequence[Any]], Batch]:
         """See `collate_pairs`."""
@@ -121,7 +126,8 @@ class AdaptationFolders(MaskFolders):
 
 
 def collate_pairs(samples: Sequence[Any], masks: Callable[[Sequence[MaskedImage]], Batch], divisor: int) -> Batch:
-    """Batches of `PairedImage`s, with `unlabelled` uint8 `[B, 3, H, W]`; of `MaskedImage`s as `masks` makes them.
+    """Batches of `PairedImage`s, with `unlabelled` uint8 `[B, 3, H, W]`, where both are padded to one size,
+    and `unlabelled_size` int64 `[B, 2]`; of `MaskedImage`s as `masks` makes them.
 
     Args:
         samples: all of one kind.
@@ -131,5 +137,8 @@ def collate_pairs(samples: Sequence[Any], masks: Callable[[Sequence[MaskedImage]
     if not isinstance(samples[0], PairedImage):
         return masks(samples)
     batch = masks([sample.labelled for sample in samples])
-    batch["unlabelled"] = stack_padded([sample.unlabelled for sample in samples], divisor)[0]
+    others, batch["unlabelled_size"] = stack_padded([sample.unlabelled for sample in samples], divisor)
+    height, width = (max(sides) for sides in zip(batch["image"].shape[-2:], others.shape[-2:], strict=True))
+    for name, images in (("image", batch["image"]), ("unlabelled", others)):
+        batch[name] = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
     return batch

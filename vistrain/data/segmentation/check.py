@@ -21,6 +21,7 @@ from vistrain.data.base.check import (
     shown,
     write_report,
 )
+from vistrain.data.base.images import read_image
 from vistrain.data.base.module import SplitName
 from vistrain.data.base.report import shuffled, split_table, write_samples
 from vistrain.data.segmentation.label_files import LabelRule, label_values, open_label_file
@@ -163,6 +164,7 @@ def check_masks(data: SegmentationData, output: str | Path) -> MaskReport:
         found.refused += data.refusals(name, found.images)
         for digest, path in _open_all(pairing.pairs, data, name, found):
             seen.setdefault(digest, []).append(f"{name}: {path}")
+        found.bad_files |= _unreadable_beside(data, name)
         report.pictures += _draw(pairing.pairs, data, name, found, output)
     report.note_copies(seen)
     report.advice = advice(report.splits, rule) + _of_bands(data.bands, report.splits["train"])
@@ -172,6 +174,12 @@ def check_masks(data: SegmentationData, output: str | Path) -> MaskReport:
         report.class_weights = [round(float(1 / np.log(1.02 + share)), 4) for share in shares]
     write_report(report.to_dict(), output)
     return report
+
+
+def _unreadable_beside(data: SegmentationData, name: SplitName) -> dict[str, str]:
+    """File -> problem, of images without masks."""
+    looked = opened(data.images_beside(name), lambda path: read_image(path).shape, f"opening {name} without masks")
+    return {seen.where: seen.problem for _, seen in looked if isinstance(seen, DataError)}
 
 
 def _open_all(

@@ -192,6 +192,14 @@ class SegmentationData(DataModule):
             DataError: something is missing.
         """
 
+    def images_beside(self, split: SplitName) -> Sequence[Path]:
+        """Further images that a split is trained with, which have no masks; none, if a set does not say so.
+
+        Raises:
+            DataError: they are missing.
+        """
+        return ()
+
     @property
     @abstractmethod
     def rule(self) -> LabelRule:
