@@ -28,7 +28,8 @@ examples:
   vistrain import-data labelstudio export.json --images photos/ --output data/mine
   vistrain import-data labelme photos/ --masks --output data/mine
 
-Pictures stay where they are. What cannot be used is left out, counted, and listed in FOLDER/skipped.txt.
+Unpack archives first; pictures stay where they are.
+What cannot be used is left out, counted, and listed in FOLDER/skipped.txt.
 """
 
 LAYOUTS = ("voc", "yolo", "labelme", "cvat", "labelstudio", "coco")
@@ -46,7 +47,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--masks", metavar="RULE", nargs="?", const="usual", choices=("usual", "last", "smallest"),
         help="draw outlines into label files, a class for every pixel; where objects overlap, the last or the smallest "
-        "one counts (default: last of labelme, cvat and labelstudio, smallest of the others)",
+        "one counts (`usual`, as without a word: last of labelme, cvat and labelstudio, smallest of the others)",
     )  # fmt: skip
     parser.add_argument("--splits", metavar="NAME", nargs="+", default=[], help="the splits to write (default: all)")
     parser.add_argument(

@@ -105,6 +105,44 @@ def test_voc_coordinates_from_0_are_recognised_and_can_be_said(tmp_path: Path) -
     assert imported(reader, source, tmp_path / "c", "--count-from", "1")["val"]["c"] == [("dog", 0, 0, 50, 40)]
 
 
+def test_which_counting_was_taken_is_said_either_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reader, source = layouts.made("voc", tmp_path)
+    layouts.write(source / "ImageSets" / "Main" / "test.txt", "\n")
+    imported(reader, source, tmp_path / "a")
+    told = capsys.readouterr().out
+    assert "coordinates are read as VOC's, pixels from 1 (--count-from 0 where they are edges from 0): all " in told
+    assert "1 x list that names no picture: test.txt" in told
+    imported(reader, source, tmp_path / "b", "--count-from", "1")
+    assert "pixels from 1" not in capsys.readouterr().out
+
+
+def test_pictures_of_both_splits_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reader, source = layouts.made("voc", tmp_path)
+    layouts.write(source / "ImageSets" / "Main" / "val.txt", "a\nb\n")
+    imported(reader, source, tmp_path / "out")
+    assert "  # 1 pictures of val are in train, too" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("layout", ["yolo", "coco_roboflow"])
+def test_a_set_without_its_training_pictures_is_refused(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, source = layouts.made(layout, tmp_path)
+    for path in sorted((source if source.is_dir() else source.parent).rglob("train")):
+        path.rename(path.with_name("elsewhere"))
+    if reader == "coco":
+        for path in (source / "elsewhere").glob("*.json"):
+            path.write_text("{}")
+    assert main(["import-data", reader, str(source), "--output", str(tmp_path / "out")]) == 2
+    assert "nothing is there of train" in capsys.readouterr().err
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "export.zip").write_bytes(b"PK\x03\x04")
+    assert main(["import-data", "cvat", str(tmp_path / "export.zip"), "--output", str(tmp_path / "out")]) == 2
+    assert "export.zip: is an archive - unpack it, and give the folder" in capsys.readouterr().err
+
+
 def test_voc_annotated_on_the_turned_photograph(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -317,6 +355,21 @@ def test_label_studio_says_what_is_missing(tmp_path: Path, capsys: pytest.Captur
     told = capsys.readouterr().out
     assert "1 x rectangle without `width`: " in told
     assert "1 x polygon without `points`: x of task 3" in told
+
+
+def test_label_studio_says_what_it_chose_and_what_it_cannot_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, source = layouts.made("label_studio", tmp_path)
+    two = layouts.studio_result("cat", 1, 1, 5, 5)
+    two["value"]["rectanglelabels"] = ["cat", "dog"]
+    brush = {"id": "m", "type": "brushlabels", "value": {"rle": [0], "brushlabels": ["dog"]}}
+    tasks = [layouts.studio_task("a", [two]), layouts.studio_task("b", [two, brush], 2)]
+    layouts.write(source / "project.json", json.dumps(tasks))
+    assert list(imported(reader, source, tmp_path / "out", "--val", "0")["train"]) == ["a"]
+    told = capsys.readouterr().out
+    assert "2 x object with several labels, the first counts" in told
+    assert "1 x brushlabels: a mask that is not read" in told
 
 
 def test_label_studio_pictures_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

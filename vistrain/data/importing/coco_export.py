@@ -105,11 +105,14 @@ def _pictures(
 ) -> list[Labelled]:
     images: dict[int | None, Labelled] = {}
     unknown = set[int | None]()
-    for entry in content["images"]:
+    for position, entry in enumerate(content["images"]):
         name = entry.get("file_name") if isinstance(entry, dict) else None
         key = _key(entry.get("id")) if isinstance(entry, dict) else None
-        if not isinstance(name, str) or key is None or key in images:
-            notes.add("picture without a name or an id of its own, left out", f"{entry!r:.60} of {path.name}")
+        if not isinstance(name, str) or key is None:
+            notes.add("picture without a name or an id, left out", f"entry {position} of {path.name}")
+            continue
+        if key in images:
+            notes.add("picture with the id of another one, left out", f"{name} (id {key} of {path.name})")
             continue
         try:
             found = pictures.find(name, path.parent)

@@ -35,6 +35,7 @@ READERS: Mapping[str, Callable[[Path, Options], Export]] = {
 }
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 DIGITS = 3  # of coordinates, pixels
+ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".7z", ".rar")
 SKIPPED = "skipped.txt"
 
 
@@ -71,6 +72,8 @@ def import_export(
     Raises:
         DataError: there is no such export, nothing of it can be used, or the output cannot be written.
     """
+    if source.name.lower().endswith(ARCHIVES) and source.is_file():
+        raise DataError(str(source), "is an archive", "unpack it, and give the folder")
     export = READERS[layout](source, options)
     _choose(export, source, splits)
     if not export.pictures:
@@ -99,7 +102,7 @@ def import_export(
         lines += [f"  {line}" for line in export.notes.lines()]
     else:
         skipped.unlink(missing_ok=True)  # of an earlier attempt
-    use = _config_lines(folder, output, list(placed)) if masks is None else _mask_lines(folder, output, list(placed))
+    use = _config_lines(folder, output, placed) if masks is None else _mask_lines(folder, output, list(placed))
     return [*lines, "", "use it with", use]
 
 
@@ -109,6 +112,10 @@ def _choose(export: Export, source: Path, splits: Sequence[str]) -> None:
     if missing:
         known = ", ".join(sorted(there - {""})) or "none"
         raise DataError(str(source), f"has no split {missing[0]!r}", f"there are: {known}")
+    if not splits and there and there <= {"val", "test"}:  # a name that is misspelt, a folder that was not copied
+        why = "; ".join(line for line in export.notes.lines(1) if "split" in line or "file" in line)
+        problem = f"has {' and '.join(sorted(there))}, but nothing is there of train" + (f" ({why})" if why else "")
+        raise DataError(str(source), problem, f"correct it, or write --splits {' '.join(sorted(there))}")
     export.pictures = [p for p in export.pictures if not splits or p.split in splits]
     if there - {""} and "" in there:  # some in subsets, some in none
         for picture in export.pictures:
@@ -277,13 +284,16 @@ def _remarks(classes: Sequence[str], counts: Counter[str]) -> list[str]:
     return [printable(line) for line in [*lines, *[f"classes of nearly one name: {', '.join(alike)}"] * bool(alike)]]
 
 
-def _config_lines(images: Path, output: Path, splits: Sequence[str]) -> str:
+def _config_lines(images: Path, output: Path, placed: Mapping[str, Sequence[Placed]]) -> str:
     """The `data:` section that uses the set."""
-    chosen = _chosen(splits)
+    chosen = _chosen(list(placed))
     lines = ["data:", "  type: data.CocoDetection", f"  root: {_quoted(str(output))}"]
     lines += [f"  {key}: {{images: {_quoted(str(images))}, annotations: {n}.json}}" for key, n in chosen.items()]
-    if chosen["train"] == chosen["val"]:
+    train, val = ({picture.name for picture in placed[chosen[key]]} for key in ("train", "val"))
+    if train == val:
         lines.append("  # train and val are the same pictures here: numbers of val say nothing about others")
+    elif common := len(train & val):
+        lines.append(f"  # {common} pictures of val are in train, too: numbers of val say little about others")
     return printable_lines(lines)
 
 

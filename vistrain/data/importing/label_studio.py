@@ -37,6 +37,7 @@ NUMBERS = {
 }
 """What a result of each kind holds, in hundredths of the sides."""
 Outline = tuple[tuple[float, float, float, float], tuple[tuple[float, ...], ...]]  # box, polygons
+UNREADABLE = ("brush", "brushlabels", "magicwand", "bitmask", "bitmasklabels")  # areas that are not read
 REMEDY = "export it as JSON, and give the pictures: --images FOLDER"
 
 
@@ -123,29 +124,30 @@ def _shapes(results: Sequence[Mapping[str, Any]], where: str, notes: Notes, dama
     shape. They are one object where their shapes are one; an id alone makes nothing one, as scripts write it twice.
     """
     regions: dict[tuple[str, Outline], list[str]] = {}  # -> labels
-    loose: dict[str, str | None] = {}  # id -> label, of results that are labels alone
+    loose: dict[str, list[str]] = {}  # id -> labels, of results that are labels alone
     bare: dict[str, str] = {}  # id -> what is wrong with it, if no other result holds its shape
     for count, item in enumerate(results):
         value = item["value"] if isinstance(item.get("value"), dict) else item
         own = str(item["id"]) if item.get("id") is not None else f"#{count}"
-        written, label, kind = str(item.get("type", "result")), _label(value), _kind(item, value)
+        written, names, kind = str(item.get("type", "result")), _labels(value), _kind(item, value)
         if kind is not None:
             shape = _shape(kind, value, item)
             if isinstance(shape, Shape):
-                regions.setdefault((own, (shape.box, shape.polygons)), []).extend([label] if label else [])
+                regions.setdefault((own, (shape.box, shape.polygons)), []).extend(names)
             elif any(key in value for key in NUMBERS[kind]):
                 damage.add(shape, f"{own} of {where}")
             else:
                 bare[own] = shape
-                loose[own] = loose.get(own) or label
+                loose.setdefault(own, []).extend(names)
+        elif written in UNREADABLE:
+            damage.add(f"{written}: a mask that is not read (export COCO with masks)", f"{own} of {where}")
         elif written not in ("labels", "choices", "textarea", "rating", "relation", "taxonomy", "number"):
             notes.add(f"{written}, which is no box, polygon or ellipse; left out", where)
         else:
-            loose[own] = loose.get(own) or label
+            loose.setdefault(own, []).extend(names)
     found = []
     for (own, (box, polygons)), labels in regions.items():
-        apart = loose.get(own)
-        names = list(dict.fromkeys(labels)) or ([apart] if apart else [])
+        names = list(dict.fromkeys(labels or loose.get(own, [])))
         if len(names) > 1:
             notes.add("object with several labels, the first counts", f"{own} of {where}: {', '.join(names)}")
         if names:
@@ -168,10 +170,10 @@ def _kind(item: Mapping[str, Any], value: Mapping[str, Any]) -> str | None:
     return kind or next((kind for kind, keys in NUMBERS.items() if all(key in value for key in keys)), None)
 
 
-def _label(value: Mapping[str, Any]) -> str | None:
-    """The first label: `rectanglelabels`, `polygonlabels`, ..., or `labels`."""
+def _labels(value: Mapping[str, Any]) -> list[str]:
+    """The labels: `rectanglelabels`, `polygonlabels`, ..., or `labels`."""
     lists = [v for key, v in value.items() if key.endswith("labels") and isinstance(v, list)]
-    return next((v[0].strip() for v in lists if v and isinstance(v[0], str) and v[0].strip()), None)
+    return [label.strip() for found in lists for label in found if isinstance(label, str) and label.strip()]
 
 
 def _shape(kind: str, value: Mapping[str, Any], item: Mapping[str, Any]) -> Shape | str:

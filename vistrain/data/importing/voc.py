@@ -84,6 +84,8 @@ def _listed(root: Path, lists: Path, notes: Notes) -> list[tuple[str, Path]]:
     for name, rows in whole.items():
         split = split_of(name) or ("" if name == "default" else name)  # CVAT calls a subset without a name so
         names = [row.strip() for row in rows if row.strip()]
+        if not names:
+            notes.add("list that names no picture", f"{name}.txt")
         for stem, count in Counter(names).items():
             if count > 1:
                 notes.add(f"listed more than once in {name}.txt, taken once", stem)
@@ -157,6 +159,9 @@ def _count_from(pictures: list[Labelled], options: Options, notes: Notes) -> Non
             kind = "picture with an xmin or ymin below 1: coordinates are read as edges from 0 (see --count-from)"
             for name in outside:
                 notes.add(kind, name)
+        elif count := sum(len(picture.shapes) for picture in pictures):
+            kind = "coordinates are read as VOC's, pixels from 1 (--count-from 0 where they are edges from 0)"
+            notes.add(kind, f"all {count} objects")
     if first == 1:
         for picture in pictures:
             picture.shapes = [

@@ -8,6 +8,7 @@ points `class cx cy w h px py [visible] ...`, of which the box is taken; with a 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,7 @@ def _rows(pictures: list[Labelled], source: Path, notes: Notes) -> dict[Path, li
     found: dict[Path, list[Row]] = {}
     broken: dict[Path, list[tuple[str, str]]] = {}
     seen, bad, without = set[Path](), set[Path](), []
+    shared = Counter[Path]()
     unique = list(dict.fromkeys(picture.path for picture in pictures))
     for path, result in opened(unique, _read_labels, "reading labels"):
         if isinstance(result, DataError):
@@ -222,12 +224,16 @@ def _rows(pictures: list[Labelled], source: Path, notes: Notes) -> dict[Path, li
         else:
             label, lines = result
             seen.add(label)
+            shared[label] += 1
             damage = Notes()
             found[path] = _numbers_of(label, lines, notes, damage)
             broken[path] = damage.items
     if not found and not bad:
         places = " or ".join(map(str, _labels_of(unique[0])))
         raise DataError(str(source), f"none of {len(unique)} pictures has a label file", f"looked for {places}")
+    for label, count in shared.items():
+        if count > 1:
+            notes.add("label file of several pictures, of all of which it is taken", f"{_place(label)} ({count})")
     for path in without:
         notes.add(NO_LABELS, _place(path))
     for folder in sorted({label.parent for label in seen if "labels" in label.parts}):
@@ -298,7 +304,7 @@ def _shape(row: Row, dimensions: tuple[int, int] | None, names: list[str], pixel
     if not values:
         damage.add(f"row of {len(cells)} numbers, which is no box, polygon or key points", where)
     elif cells[0] != int(cells[0]) or not 0 <= cells[0] < len(names):
-        damage.add(f"class {cells[0]:g}, but there are {len(names)} names (from 0)", where)
+        damage.add(f"class {cells[0]:g}, but there is no name for it (classes: {', '.join(names)})", where)
     elif not pixels and _is_beyond(values):
         damage.add(OUT_OF_RANGE, where)
     elif len(values) == 4:
