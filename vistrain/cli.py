@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import sys
@@ -74,9 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments: argparse.Namespace | None = None
         try:
             arguments = parse(sys.argv[1:] if argv is None else argv)
-            if vars(arguments).get("allow") and os.getcwd() not in sys.path:
-                # One's own package lies there as a rule, and `python -m vistrain` looks there, too.
-                sys.path.append(os.getcwd())
+            allow_packages(vars(arguments).get("allow") or ())
             code: int = arguments.run(arguments)
             output.flush()
             if code == 0 and output.failure is not None and not output.was_cut_off and arguments.command != "fit":
@@ -95,6 +94,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not processes.came_of_interrupt(error):
                 raise
             return _interrupted(arguments)
+
+
+def allow_packages(names: Sequence[str]) -> None:
+    """Have packages that the user trusts found, in the current folder, too, as `python -m vistrain` looks there.
+
+    Raises:
+        ConfigError: there is no such package.
+    """
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for name in names:
+        if not name.isidentifier():
+            raise ConfigError("--allow", f"{name!r} is no package", f"write {name.partition('.')[0] or 'its name'}")
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
+            raise ConfigError("--allow", f"no package {name!r} is found", "run where it lies, or set PYTHONPATH")
 
 
 def _interrupted(arguments: argparse.Namespace | None) -> int:

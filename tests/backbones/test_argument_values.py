@@ -100,6 +100,9 @@ def test_every_number_of_ours_is_looked_at(module: str) -> None:
         ),
         ("cswin_tiny", {"depth": [1, 2]}, r"model\.backbone\.args\.depth: "),
         ("resnet10t", {"layers": [1]}, r"model\.backbone\.args\.layers: "),
+        ("soft_tiny", {"embed_dims": [2, 2, 2, 2]}, r"model\.backbone\.args\.embed_dims: soft_tiny .* divisible"),
+        ("sgformer_s", {"embed_dims": [2, 2, 2, 2]}, r"model\.backbone\.args\.embed_dims: sgformer_s "),
+        ("sgformer_s", {"img_size": 64}, r"model\.backbone\.args\.img_size: 64 is no multiple of 224"),
     ],
 )
 def test_what_does_not_fit_is_said_of_its_key(name: str, args: dict[str, Any], said: str) -> None:

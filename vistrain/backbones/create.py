@@ -46,7 +46,7 @@ _DECIDED = {
     "checkpoint_path": "use `pretrained: /path/to/file` beside `args`",
     "cache_dir": "set the environment variable HF_HOME",
 }
-INHERITED = "if the config you stand on gave it to another backbone, drop its args first: model.backbone.args=null"
+INHERITED = "if the config you stand on gave it to another backbone: args.{}=null, or model.backbone.args=null for all"
 FITTING = "leave it out, or give a value of the kind that it has there, which fits the others"
 UNFIT = (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, ValueError)  # what timm raises
 _CANARY = "vistrain_checks_that_unknown_arguments_are_refused"
@@ -64,7 +64,8 @@ def create(
         pretrained: timm's weights for that name; or a file of weights under timm's, torchvision's, detectron2's or
             (where timm can convert them) the authors' names. Of colour images, their first convolution is adapted to
             other `channels` by timm's rule either way: summed for one, repeated and scaled by 3 / C for others.
-        args: timm's own arguments.
+        args: timm's own arguments; null stands for the model's default, so that a config can take back what the one
+            that it extends gave.
         channels: of the images.
         num_classes: of the classifier; 0 for none, None for as many as the weights have.
 
@@ -77,6 +78,7 @@ def create(
         WeightsError: the weights cannot be had, or do not fit.
     """
     _check_name(name)
+    args = {key: value for key, value in args.items() if value is not None}
     _check_args(name, args)
     arguments = dict(args) | ({"in_chans": channels} if channels != 3 else {})
     # With weights, the classifier stays until they are in: timm checks names strictly only if all classes are there.
@@ -111,11 +113,9 @@ def _check_args(name: str, args: Mapping[str, Any]) -> None:
     """Refuses arguments that timm would drop without a word, or meet with a traceback."""
     if not args:
         return
-    for key, value in args.items():
+    for key in args:
         if key in _DECIDED:
             raise ConfigError(f"args.{key}", "is not an argument of the backbone", _DECIDED[key])
-        if value is None:
-            raise ConfigError(f"args.{key}", "is null, which timm ignores", "remove the key, or give it a value")
     refuse_values(_defaults(name), args)
     # An argument that nothing can know: if even that is accepted, the family swallows whatever it is given. If it is
     # refused, the refusal names the first (or every) unknown argument, and a wrong one of the user's comes before it.
@@ -125,14 +125,14 @@ def _check_args(name: str, args: Mapping[str, Any]) -> None:
     except TypeError as error:
         unknown = [key for key in args if re.search(rf"'{re.escape(key)}'", str(error))]
         known = _parameters_in(name, str(error))
-    except (AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, ValueError):
+    except (VistrainError, *UNFIT):
         return  # known names with unfit values, or a family that cannot be built on `meta`: the true build will tell
     else:
         known = _parameters(type(swallowing))
         unknown = [key for key in args if key not in known]
     if unknown:
         problem, remedy = f"timm's {name} has no such argument", nearest(unknown[0], set(known) - set(unknown), count=3)
-        raise ConfigError(f"args.{unknown[0]}", problem, f"{remedy} ({INHERITED})")
+        raise ConfigError(f"args.{unknown[0]}", problem, f"{remedy} ({INHERITED.format(unknown[0])})")
 
 
 def _defaults(name: str) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _refuse_unfit(name: str, args: Mapping[str, Any], channels: int) -> None:
         run(args)
     except NotImplementedError:
         return
-    except (TypeError, *UNFIT) as error:
+    except (TypeError, VistrainError, *UNFIT) as error:
         if "meta" in str(error):  # numbers of an image decide: its sizes alone say nothing
             return
         key = to_blame(run, args, told)
@@ -208,9 +208,9 @@ def _build(name: str, arguments: dict[str, Any], pretrained: bool = False) -> tu
             raise _refused(name, {**flexible, **arguments}, error) from error
         except OSError:  # a download that failed, and in some versions of its library a ValueError too
             raise
-        except VistrainError:
-            raise
-        except UNFIT as error:
+        except (VistrainError, *UNFIT) as error:
+            if isinstance(error, VistrainError) and error.where.startswith("args."):
+                raise  # it names its key
             if not arguments.keys() - {"num_classes"} or (pretrained and isinstance(error, RuntimeError)):
                 raise
             raise _refused(name, {**flexible, **arguments}, error) from error

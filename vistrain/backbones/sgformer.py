@@ -30,11 +30,11 @@ from vistrain.backbones.staged import (
     register_model,
 )
 from vistrain.checkpoints import KeyMap
-from vistrain.errors import DataError
+from vistrain.errors import ConfigError, DataError
 from vistrain.layers.mlp import ConvMlp
 from vistrain.layers.norms import LayerNorm2d
 from vistrain.layers.position import sine_embedding
-from vistrain.layers.windows import check_divides, window_merge, window_partition
+from vistrain.layers.windows import window_merge, window_partition
 
 # Authors' names -> ours. Theirs count stages from 1, and call the group norm after a convolution `bn`.
 AUTHORS = KeyMap(
@@ -318,7 +318,9 @@ class SGFormer(StagedBackbone):
                 return PlainAttention(dim, heads, qkv_bias)
             return (ReallocatedAttention if index % 2 else HybridAttention)(dim, heads, ratio, qkv_bias)
 
-        check_divides((224, 224), (img_size, img_size))
+        if img_size < 224 or img_size % 224:
+            problem = f"{img_size} is no multiple of 224, for which its tokens are reallocated"
+            raise ConfigError("args.img_size", problem, "leave it out: images of other sizes are padded")
         stages = []
         for i, rates in enumerate(drop_path_rates(depths, drop_path_rate)):
             dim = embed_dims[i]

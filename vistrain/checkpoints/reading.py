@@ -238,6 +238,9 @@ def _order_of(path: Path, names: list[str]) -> str:
 def _load_torch(path: Path, mapped: bool = False) -> Any:
     try:
         with torch.serialization.safe_globals(_STAND_INS):
+            if path.suffix.lower() == ".safetensors":  # torch believes a name, and this file is none
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except _DAMAGED as error:
         # weights_only refusals and damage reach us as the same UnpicklingError; its text tells them apart.

@@ -10,7 +10,7 @@ from typing import Any
 
 from vistrain.errors import DataError
 from vistrain.metrics.coco_masks import encode_mask, has_mask, left_out_of, mask_area, mask_box
-from vistrain.metrics.coco_values import crowd_flag, is_id, is_number, shown
+from vistrain.metrics.coco_values import MOST_PIXELS, crowd_flag, is_id, is_number, shown
 from vistrain.writing import whole_file
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def check_ground_truth(truth: Any, where: str = "ground truth", masks: bool = Fa
                 raise DataError(f"{where}: {key}[{i}]", f"id {item['id']} is given twice", "ids must be unique")
             seen.add(item["id"])
     annotations = []
-    listed = {image["id"]: image for image in truth["images"]}
+    listed = {image["id"]: _of_image(where, image, masks) for image in truth["images"]}
     for i, annotation in enumerate(truth["annotations"]):
         problem = _object_problem(annotation)
         if not problem and crowd_flag(annotation.get("iscrowd")) is None:
@@ -118,9 +118,7 @@ def check_ground_truth(truth: Any, where: str = "ground truth", masks: bool = Fa
             row["area"] = row["area"] if is_number(area) else mask_area(row["segmentation"])
         annotations.append(row)
     return {
-        "images": [
-            {k: image[k] for k in ("id", "file_name", "width", "height") if k in image} for image in truth["images"]
-        ],
+        "images": list(listed.values()),
         "categories": [{"id": int(c["id"]), "name": str(c.get("name", c["id"]))} for c in truth["categories"]],
         "annotations": annotations,
     }
@@ -133,6 +131,19 @@ def have_masks(content: Any) -> bool:
         content = [d for found in of_images if isinstance(found, list) for d in found]
     first = content[0] if isinstance(content, list) and content else None
     return isinstance(first, Mapping) and "segmentation" in first
+
+
+def _of_image(where: str, image: Mapping[str, Any], masks: bool) -> dict[str, Any]:
+    """What evaluation uses of an image's entry; sides that are none are left out, where no mask needs them."""
+    kept = {key: image[key] for key in ("id", "file_name") if key in image}
+    for side in SIDES:
+        value: Any = image.get(side)
+        if is_number(value) and 1 <= value < MOST_PIXELS and value == int(value):
+            kept[side] = int(value)
+        elif masks and value is not None:
+            problem = f"{side} is {shown(value)}, not a number of pixels"
+            raise DataError(f"{where}: image {image['id']}", problem, "write the image's own width and height")
+    return kept
 
 
 def nothing_found(content: Any) -> bool:
@@ -154,7 +165,7 @@ def _mask(where: str, item: Mapping[str, Any], image: Mapping[str, Any] | None) 
     """The run lengths of an annotation or a result of an image."""
     if item.get("segmentation") is None:
         raise DataError(where, "has no segmentation", "complete it, or measure boxes alone (`coco_box`)")
-    if image is None or not all(is_number(image.get(side)) for side in SIDES):
+    if image is None or not all(side in image for side in SIDES):
         raise DataError(where, "is of an image whose width and height are not known", "complete the list of images")
     return encode_mask(where, item["segmentation"], image["height"], image["width"])
 

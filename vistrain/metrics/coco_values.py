@@ -6,6 +6,8 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+MOST_PIXELS = 2**31  # of a listed image: run lengths are counted in 32 bits
+
 
 def is_id(value: Any) -> bool:
     """Whether a value can be an id: an integer of 64 bits."""

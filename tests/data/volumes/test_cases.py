@@ -48,7 +48,11 @@ def test_folds_keep_patients_together_and_are_always_the_same() -> None:
 
 def test_folds_of_a_list_are_kept_or_refused() -> None:
     said = [Case("a", (), patient="p", fold=1), Case("b", (), patient="q", fold=0)]
-    assert folds_of(said, 5) == [1, 0]
+    assert folds_of(said, 2) == [1, 0]
+    with pytest.raises(DataError, match=r"data.folds: is 5, and the list has the folds 0, 1 - set data.folds=2"):
+        folds_of(said, 5)
+    with pytest.raises(DataError, match=r"the list has the folds 0, 1, 3 - number them from 0"):
+        folds_of([*said, Case("c", (), fold=3)], 3)
     with pytest.raises(DataError, match="c: is in fold 2, and a of the same patient in fold 1"):
         folds_of([*said, Case("c", (), patient="p", fold=2)], 5)
     with pytest.raises(DataError, match="c: has no fold, and 2 other cases have one"):

@@ -42,10 +42,9 @@ from vistrain.data.base.storage import read_json
 from vistrain.data.coco.segmentations import Segmentations
 from vistrain.errors import DataError, nearest
 from vistrain.metrics.coco_masks import encode_mask, has_mask, left_out_of
-from vistrain.metrics.coco_values import crowd_flag, is_id, is_number, shown
+from vistrain.metrics.coco_values import MOST_PIXELS, crowd_flag, is_id, is_number, shown
 
 FAR = 1e9  # pixels; no box is there
-MOST_PIXELS = 2**31  # of a listed image: run lengths are counted in 32 bits
 IDS, SIZES = ("id", "image_id", "category_id"), ("width", "height")
 ALL = "`vistrain check` lists all"
 REPAIR = "`vistrain check --repair FILE` writes a copy with mended ids and sizes"
