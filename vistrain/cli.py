@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with streams.enduring() as output:
         arguments: argparse.Namespace | None = None
         try:
+            refuse_no_folder()
             arguments = parse(sys.argv[1:] if argv is None else argv)
             allow_packages(vars(arguments).get("allow") or ())
             code: int = arguments.run(arguments)
@@ -94,6 +95,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not processes.came_of_interrupt(error):
                 raise
             return _interrupted(arguments)
+
+
+def refuse_no_folder() -> None:
+    """Refuse to work in a folder that was deleted, in which libraries end the process with words of their own.
+
+    Raises:
+        ConfigError: it was.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError("the current folder", "is no longer there", "change into one that is") from error
 
 
 def allow_packages(names: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 import vistrain.backbones  # noqa: F401 - registers ours
 from vistrain.backbones.argument_values import _numbers, refuse_values
-from vistrain.backbones.create import _defaults, create
+from vistrain.backbones.create import arguments_of, create
 from vistrain.config.builder import build
 from vistrain.devices import on_meta
 from vistrain.errors import ConfigError
@@ -76,7 +76,7 @@ FAMILIES = sorted(
 
 @pytest.mark.parametrize("module", FAMILIES)
 def test_every_number_of_ours_is_looked_at(module: str) -> None:
-    defaults = _defaults(family(module))
+    defaults = arguments_of(family(module))
     numbers = {key: value for key, value in defaults.items() if isinstance(value, int | float | tuple) and value}
     assert numbers
     for key, value in numbers.items():
@@ -103,6 +103,9 @@ def test_every_number_of_ours_is_looked_at(module: str) -> None:
         ("soft_tiny", {"embed_dims": [2, 2, 2, 2]}, r"model\.backbone\.args\.embed_dims: soft_tiny .* divisible"),
         ("sgformer_s", {"embed_dims": [2, 2, 2, 2]}, r"model\.backbone\.args\.embed_dims: sgformer_s "),
         ("sgformer_s", {"img_size": 64}, r"model\.backbone\.args\.img_size: 64 is no multiple of 224"),
+        ("sgformer_s", {"depths": [1, 1]}, r"model\.backbone\.args\.depths: .*2 stages, and widths of 4"),
+        ("sgformer_s", {"num_features": 9}, r"args\.num_features: is not an argument .* - sgformer_s sets it itself"),
+        ("casvit_xs", {"bogus": 9}, r"args\.bogus: .*`vistrain explain casvit_xs` lists them"),
     ],
 )
 def test_what_does_not_fit_is_said_of_its_key(name: str, args: dict[str, Any], said: str) -> None:

@@ -122,6 +122,32 @@ def test_timms_names_are_files_of_the_hub() -> None:
     assert fetching._of_timm("timm://resnet50.tv_in1k") == "hf://timm/resnet50.tv_in1k/model.safetensors"
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("https://user:secret@example.com/x.pth", "has a user and a password, which are not handed on"),
+        ("https://user:secret@example.com:port/x.pth", "is no address"),
+        ("https://[::1", "is no address"),
+        ("https:///x.pth", "names no host"),
+        ("hf://owner/../../etc/passwd", "is no file of the hub"),
+        ("hf://-owner-/na..me/file", "is no file of the hub"),
+        ("ftp://example.com/x.pth", "ftp:// is fetched by nobody here - known: https://, http://, hf://, timm:// and"),
+        ("s3://bucket/x.pth", "s3:// is fetched by nobody here"),
+    ],
+)
+def test_addresses_that_are_none_end_in_one_line(name: str, said: str) -> None:
+    with pytest.raises(WeightsError) as caught:
+        locate(name)
+    assert said in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_kinds_of_addresses_are_written_in_any_case() -> None:
+    with pytest.raises(WeightsError, match="timm has no weights 'nothing'"):
+        locate("TIMM://nothing")
+
+
 def test_digests_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     torch.save(torch.nn.Linear(2, 2).state_dict(), path)

@@ -232,3 +232,10 @@ def test_a_packed_torch_file_is_not_mapped(tmp_path: Path) -> None:
             packed.writestr(member.filename, plain.read(member), zipfile.ZIP_DEFLATED)
     load_weights(net, tmp_path / "w.pth")
     assert all(torch.equal(value, weights[name]) for name, value in net.state_dict().items())
+
+
+def test_a_torch_file_under_another_name_is_read(tmp_path: Path) -> None:
+    torch.save(state(), tmp_path / "last.safetensors")
+    net = Net()
+    load_weights(net, tmp_path / "last.safetensors")
+    assert all(torch.equal(value, state()[name]) for name, value in net.state_dict().items())

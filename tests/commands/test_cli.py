@@ -60,6 +60,7 @@ def fails(capsys, *words: str) -> str:
 
 
 def test_fit_composes_and_names_the_run_after_the_file(calls, file, tmp_path):
+    (tmp_path / "mine").mkdir()
     (tmp_path / "more.yaml").write_text("trainer: {devices: 2}")
     words = ["fit", "trainer.max_epochs=5", "-c", file, "--config", "more.yaml", "--debug", "seed=1", "--allow", "mine"]
     assert main(words) == 0
@@ -299,6 +300,7 @@ def test_listing_matches_names_and_parts_of_names(capsys):
         ("run.folder", "run.folder: a key of run"),
         ("torch.optim.AdamW", r"betas .*= \[0.9, 0.999\]"),
         ("optimizer.lr", r"torch.optim.SGD"),
+        ("casvit_xs", r"2408.03703[^$]*args may hold[^$]*drop_path_rate +0\.0\n[^$]*layers +\(3, 3, 6, 3\)"),
     ],
 )
 def test_explain(capsys, name, expected):

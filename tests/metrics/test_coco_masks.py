@@ -235,6 +235,10 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         del image["height"]
     with pytest.raises(DataError, match="width and height are not known"):
         CocoMask(unsized, LABELS)
+    for width, said in ((80.5, "80.5"), (-80, "-80"), ("80", "'80'")):
+        unsized["images"] = [{**image, "width": width} for image in truth["images"]]
+        with pytest.raises(DataError, match=rf"image \d+: width is {said}, not a number of pixels"):
+            CocoMask(unsized, LABELS)
     boxes = {i: Detections(d.boxes, d.scores, d.labels) for i, d in found.items()}
     with pytest.raises(ConfigError, match="boxes without masks"):
         CocoMask(truth, LABELS).update(list(boxes), list(boxes.values()), None)
@@ -248,6 +252,21 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     (tmp_path / "some.json").write_text(json.dumps(results))
     with pytest.raises(DataError, match=r"result 4: run lengths are for size \[3, 3\], the image has \[110, 130\]"):
         evaluate_file(tmp_path / "some.json", tmp_path / "truth.json")
+
+
+def test_sides_that_are_whole_are_taken_and_polygons_that_are_not_drawn_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    truth, found = make(0)
+    results = as_results(found)
+    results[0]["segmentation"] = [[1, 2, 3, 4]]
+    (tmp_path / "some.json").write_text(json.dumps(results))
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    numbers = evaluate_file(tmp_path / "some.json", tmp_path / "truth.json").numbers
+    assert "1 results have polygons that are left out" in caplog.text
+    truth["images"] = [{**image, "width": float(image["width"])} for image in truth["images"]]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    assert evaluate_file(tmp_path / "some.json", tmp_path / "truth.json").numbers == numbers
 
 
 def test_masks_without_true_masks_are_measured_as_boxes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from vistrain.backbones import timm_body
 from vistrain.backbones.argument_values import SHARES, defaults_of, refuse_values
 from vistrain.backbones.resnet_keys import DETECTRON2
+from vistrain.backbones.staged import StagedBackbone
 from vistrain.backbones.timm_keys import AUTHORS
 from vistrain.checkpoints import KeyMap, load_file, load_weights, locate, state_dict_in
 from vistrain.devices import on_meta
@@ -113,10 +114,12 @@ def _check_args(name: str, args: Mapping[str, Any]) -> None:
     """Refuses arguments that timm would drop without a word, or meet with a traceback."""
     if not args:
         return
+    own = _class_of(name)
     for key in args:
-        if key in _DECIDED:
-            raise ConfigError(f"args.{key}", "is not an argument of the backbone", _DECIDED[key])
-    refuse_values(_defaults(name), args)
+        if key in _DECIDED or (own and key in _inside(own)):
+            remedy = _DECIDED.get(key, f"{name} sets it itself")
+            raise ConfigError(f"args.{key}", "is not an argument of the backbone", remedy)
+    refuse_values(defaults_of(own) if own else {}, args)
     # An argument that nothing can know: if even that is accepted, the family swallows whatever it is given. If it is
     # refused, the refusal names the first (or every) unknown argument, and a wrong one of the user's comes before it.
     try:
@@ -131,17 +134,42 @@ def _check_args(name: str, args: Mapping[str, Any]) -> None:
         known = _parameters(type(swallowing))
         unknown = [key for key in args if key not in known]
     if unknown:
-        problem, remedy = f"timm's {name} has no such argument", nearest(unknown[0], set(known) - set(unknown), count=3)
+        problem, remedy = (
+            f"timm's {name} has no such argument",
+            nearest(unknown[0], set(known) - set(unknown), count=3, otherwise=f"`vistrain explain {name}` lists them"),
+        )
         raise ConfigError(f"args.{unknown[0]}", problem, f"{remedy} ({INHERITED.format(unknown[0])})")
 
 
-def _defaults(name: str) -> dict[str, Any]:
-    """The defaults of a model's constructor; of one that cannot be built without memory, none."""
+def arguments_of(name: str) -> dict[str, Any]:
+    """What `args` may hold for a model -> the default of its class, which a variant may set otherwise.
+
+    Args:
+        name: of timm's, or of ours.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    _check_name(name)
+    own = _class_of(name)
+    defaults = defaults_of(own) if own else {}
+    return {key: defaults.get(key) for key in sorted(_parameters(own))} if own else {}
+
+
+def _class_of(name: str) -> type | None:
+    """The class of a model; None of one that cannot be built without memory."""
     try:
         with on_meta():
-            return defaults_of(type(timm.create_model(name, num_classes=0)))
+            return type(timm.create_model(name, num_classes=0))
     except UNFIT:
-        return {}
+        return None
+
+
+def _inside(cls: type) -> set[str]:
+    """Arguments that a class of ours hands to its base itself."""
+    if not issubclass(cls, StagedBackbone):
+        return set()
+    return set(cls.sets_itself) - inspect.signature(cls).parameters.keys()
 
 
 def _refuse_unfit(name: str, args: Mapping[str, Any], channels: int) -> None:
@@ -195,7 +223,7 @@ def _parameters(cls: type) -> set[str]:
         names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         if dataclasses.is_dataclass(base) or not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return names - set(_DECIDED)
+    return names - set(_DECIDED) - _inside(cls)
 
 
 def _build(name: str, arguments: dict[str, Any], pretrained: bool = False) -> tuple[Any, bool]:

@@ -181,6 +181,8 @@ class StagedBackbone(nn.Module):
         num_features: int | None = None,
     ) -> None:
         super().__init__()
+        if len(stages) != len(channels):
+            raise ValueError(f"{len(stages)} stages, and widths of {len(channels)}")
         self.stem = stem
         self.stages = nn.Sequential(*stages)
         self.norm = norm

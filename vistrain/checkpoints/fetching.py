@@ -12,6 +12,7 @@ not there alone, and not for longer than a few seconds if it does not answer.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import importlib
 import logging
 import re
@@ -34,6 +35,9 @@ log = logging.getLogger(__name__)
 OPENING = 15.0  # seconds until a server must have begun to answer
 _DIGEST = re.compile(r"#sha256=([0-9a-fA-F]*)$")
 _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/\s]+))?/(?P<file>\S+)")
+KINDS = ("https://", "http://", "hf://", "timm://")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: one is a drive of Windows
+_SECRET = re.compile(r"//[^/@\s]*@")
 _REMEDY = "download it where there is a network, and name the file"
 
 
@@ -68,7 +72,7 @@ class Located:
 
 def is_remote(name: str | Path) -> bool:
     """Whether a name stands for what may have to be fetched."""
-    return str(name).startswith(("http://", "https://", "hf://", "timm://"))
+    return _ADDRESS.match(str(name)) is not None
 
 
 def without_digest(name: str | Path) -> str:
@@ -85,8 +89,13 @@ def locate(name: str | Path) -> Located:
     text = str(name)
     digest = _DIGEST.search(text)
     place = text[: digest.start()] if digest else text
+    text = _SECRET.sub("//", text)  # for messages
     if digest and len(digest[1]) != 64:
         raise WeightsError(text, "sha256 has 64 hexadecimal digits", f"this has {len(digest[1])}")
+    if address := _ADDRESS.match(place):
+        place = address[0].lower() + place[address.end() :]
+        if address[0].lower() not in KINDS:
+            raise WeightsError(text, f"{address[0]} is fetched by nobody here", f"known: {', '.join(KINDS)} and paths")
     if place.startswith("timm://"):
         place = _of_timm(place)
     if place.startswith("hf://"):
@@ -145,7 +154,11 @@ def _of_hub(name: str, place: str) -> Located:
     if parts is None:
         raise WeightsError(name, "is no file of the hub", "write hf://owner/name[@revision]/file")
     repo, revision, file = parts["repo"], parts["revision"], parts["file"]
-    path = hub.cached(repo, file, revision)
+    try:
+        path = hub.cached(repo, file, revision)
+    except ValueError as error:
+        problem = f"is no file of the hub ({first_line(error, 160)})"
+        raise WeightsError(name, problem, "write hf://owner/name[@revision]/file") from error
     if path is None:
         unreachable = ""
         try:
@@ -160,7 +173,15 @@ def _of_hub(name: str, place: str) -> Located:
 
 
 def _of_url(name: str, url: str) -> Path:
-    file = Path(unquote(urlsplit(url).path)).name or "weights"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # which is read now
+    except ValueError as error:
+        raise WeightsError(name, f"is no address ({first_line(error, 160)})", "correct it") from error
+    if parts.username or parts.password or not parts.hostname:
+        problem = "names no host" if not parts.hostname else "has a user and a password, which are not handed on"
+        raise WeightsError(name, problem, _REMEDY)
+    file = Path(unquote(parts.path)).name or "weights"
     place = Path(torch.hub.get_dir()) / "checkpoints" / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{file}"
     if place.is_file():
         return place
@@ -175,7 +196,7 @@ def _of_url(name: str, url: str) -> Path:
         if length is not None and count != int(length):
             raise OSError(f"{count} of {length} bytes came")
         temporary.replace(place)
-    except (NoAnswer, OSError, ValueError) as error:  # URLError is an OSError
+    except (NoAnswer, OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         cause = error.reason if type(error) is urllib.error.URLError else error  # its subclass says the code

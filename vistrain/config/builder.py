@@ -383,6 +383,8 @@ def check_value(value: Any, hint: Any, where: str) -> Any:
         return adapter.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
         errors = error.errors(include_url=False)
+        if errors[0]["type"] == "json_invalid":  # names of files may hold bytes of any encoding
+            raise ConfigError(where, f"{shown(value)} is not UTF-8", "rename the file or the folder") from None
         short = [e["loc"] for e in errors if e["type"] == "missing"]
         if short:  # of a tuple
             place = "".join(f"[{p}]" for p in short[-1][:-1] if isinstance(p, int))

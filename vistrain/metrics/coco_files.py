@@ -244,6 +244,9 @@ def check_results(content: Any, truth: Mapping[str, Any], where: str, masks: boo
     if inverted := sum(min(result["bbox"][2:]) < 0 for result in found if "bbox" in result):
         remedy = "boxes are x, y, width, height"
         log.warning("%s: %d results have a side below 0 and match nothing - %s", where, inverted, remedy)
+    if undrawn := sum(bool(left_out_of(result.get("segmentation"))) for result in found):
+        remedy = "three points or more, of two coordinates each, are drawn"
+        log.warning("%s: %d results have polygons that are left out - %s", where, undrawn, remedy)
     if by_name:
         log.info("%s: image ids are file names; the images of the annotations are found by them", where)
     for i, result in enumerate(found):
