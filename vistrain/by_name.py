@@ -47,7 +47,8 @@ class Chosen(Generic[Part]):
         try:
             return self.cls(**{**given, **self.arguments})
         except ConfigError as error:
-            place = f"{where}_args.{error.where}" if error.where else where  # the part itself is what does not fit
+            # What the host gave is the host's to say: whoever builds it finds the argument that is to blame.
+            place = f"{where}_args.{error.where}" if error.where in self.arguments else error.where or where
             raise ConfigError(place, f"{self.cls.__name__}: {error.problem}", error.remedy) from error
         except (ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
             with torch.device("meta"):

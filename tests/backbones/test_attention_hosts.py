@@ -18,6 +18,7 @@ from vistrain.attention.choice import names, operators, short_name
 from vistrain.attention.softmax import SoftmaxAttention
 from vistrain.attention.window import ShiftedWindowAttention, WindowAttention
 from vistrain.backbones import Backbone, TimmModel
+from vistrain.backbones.create import create
 from vistrain.classification import Classifier
 from vistrain.detection import DINO
 from vistrain.detr import ContrastiveDenoising
@@ -83,6 +84,20 @@ def test_each_stage_may_have_an_operator_and_arguments_of_its_own() -> None:
     assert [block.attn.shift for block in model.stages[1].blocks] == [(2, 2), (0, 0)]  # blocks 1 and 2 of the network
     with_args = timm.create_model("attention_vit_tiny", attention="window", attention_args={"window_size": 2})
     assert {operator.window for operator in operators_of(with_args)} == {(2, 2)}
+
+
+def test_what_the_host_gave_an_operator_is_not_said_of_its_arguments() -> None:
+    with pytest.raises(ConfigError, match=r"^args\.num_heads: .* 64 channels are not divisible by 5"):
+        create("attention_vit_micro", False, {"attention": "window", "embed_dim": 64, "num_heads": 5}, 3)
+
+
+def test_agents_are_swapped_for_averages_and_laid_out_channels_last() -> None:
+    model = timm.create_model("attention_vit_micro", attention="agent", num_classes=0).eval()
+    image = torch.randn(1, 3, 64, 64)
+    weights = {name: value.detach().clone() for name, value in model.named_parameters()}  # no Parameters
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.functional_call(model, weights, (image,)), model(image))
+    assert any(parameter.dim() == 5 for parameter in model.parameters())  # of which `Module.to` makes no such order
 
 
 def test_names_are_classes_short_classes_and_files() -> None:

@@ -37,6 +37,13 @@ class AgentOperator(AttentionOperator):
     growth = "N"
     oddities = "biases belong to the map that the model is built for, and are interpolated at others"
 
+    an_bias: Tensor
+    na_bias: Tensor
+    ah_bias: Tensor
+    aw_bias: Tensor
+    ha_bias: Tensor
+    wa_bias: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -68,20 +75,18 @@ class AgentOperator(AttentionOperator):
 
     def key_bias(self, size: Size) -> Tensor:
         """B1, of agents and keys: `[1, heads, agents, h * w]`, (h, w) = `size` of the keys' map."""
-        return self._bias("an_bias", "ah_bias", "aw_bias", size)
+        return self._bias(self.an_bias, self.ah_bias, self.aw_bias, size)
 
     def query_bias(self, size: Size) -> Tensor:
         """B2, of queries and agents: `[1, heads, H * W, agents]`."""
-        return self._bias("na_bias", "ha_bias", "wa_bias", size)
+        # Of rows and columns the agents are stored last
+        return self._bias(self.na_bias, self.ha_bias.movedim(-1, 2), self.wa_bias.movedim(-1, 2), size).mT
 
-    def _bias(self, table: str, rows: str, columns: str, size: Size) -> Tensor:
-        bias = F.interpolate(self.get_parameter(table), size, mode="bilinear")
-        heights, widths = self.get_parameter(rows)[0], self.get_parameter(columns)[0]
-        if by_query := rows == "ha_bias":  # stored with the agents last
-            heights, widths = heights.movedim(-1, 1), widths.movedim(-1, 1)
-        heights, widths = (_resized(heights.flatten(2), size[0]), _resized(widths.flatten(2), size[1]))
-        bias = (bias + heights[..., None] + widths[:, :, None]).flatten(2)[None]
-        return bias.mT if by_query else bias
+    def _bias(self, table: Tensor, rows: Tensor, columns: Tensor, size: Size) -> Tensor:
+        """`[1, heads, n, H * W]`, of `[heads, n, h, w]`, `[1, heads, n, h, 1]` and `[1, heads, n, 1, w]`."""
+        bias = F.interpolate(table, size, mode="bilinear")
+        heights, widths = _resized(rows[0].flatten(2), size[0]), _resized(columns[0].flatten(2), size[1])
+        return (bias + heights[..., None] + widths[:, :, None]).flatten(2)[None]
 
     def attend(self, q: Tensor, agents: Tensor, k: Tensor, v: Tensor, key_bias: Tensor, query_bias: Tensor) -> Tensor:
         """Agents gather from the keys, and queries from agents.

@@ -36,6 +36,7 @@ class LightningAttention(AttentionOperator):
     growth = "N"
     axes = (1, 2, 3)
     oddities = "tokens are a sequence, row after row: distance is along it"
+    slopes: Tensor
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class LightningAttention(AttentionOperator):
     def forward(self, x: Tensor, size: Size) -> Tensor:
         """`[B, N, C]` -> `[B, N, C]`; N is the product of `size`."""
         q, k, v = (split_heads(F.silu(p(x)), self.num_heads) for p in (self.q_proj, self.k_proj, self.v_proj))
-        slopes = self.get_buffer("slopes")
+        slopes = self.slopes
         out = decayed_attention(q, k, v, slopes, self.block)
         if self.bidirectional:
             after = decayed_attention(q.flip(2), k.flip(2), v.flip(2), slopes, self.block).flip(2)

@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 FROZEN: Mapping[str, Any] = {"iou_thresholds": IOU_THRESHOLDS, "max_detections": MAX_DETECTIONS}
 
 
+WEAK = 0.1  # least score of results that are all strong: detectors that are measured give weaker ones, too
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
@@ -414,6 +415,10 @@ def records_of(results: Any, truth: Any, where: str, truth_name: str) -> tuple[d
     by_image: dict[int, list[dict[str, Any]]] = {i: [] for i in image_ids}
     for result in results:
         by_image[result["image_id"]].append(result)
+    weakest = min((r["score"] for r in results), default=0.0)
+    if weakest >= WEAK:
+        text = "%s: no result scores below %.2g: if weaker ones were cut off, AP is too low - %s"
+        log.warning(text, where, weakest, "`vistrain predict --threshold 0` keeps all")
     without = sum(not found for found in by_image.values())
     if without:
         text = "%s: %d of the %d images have no result; they count as images in which nothing was found"

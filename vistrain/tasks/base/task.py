@@ -119,7 +119,11 @@ class Task(Contract, LightningModule):
                 problem = f"{name!r} does not measure what {type(self).__name__}'s networks predict"
                 raise ConfigError("metrics", problem, f"there are: {', '.join(self.protocols)}")
         # Weights alone: a convolution takes its input's and gives its output in the order of its weights.
-        self.model = model.to(memory_format=torch.channels_last) if channels_last else model
+        # `Module.to` fails at tables of five axes, which have no such order.
+        for tensor in (*model.parameters(), *model.buffers()) if channels_last else ():
+            if tensor.dim() == 4:
+                tensor.data = tensor.data.to(memory_format=torch.channels_last)
+        self.model = model
         self.optimizer, self.groups = optimizer, groups or ParameterGroups()
         self.schedule = schedule or Constant()
         self.metrics, self.compile_model, self.seed = tuple(metrics), compile, seed
