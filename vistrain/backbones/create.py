@@ -233,7 +233,7 @@ def _build(name: str, arguments: dict[str, Any], pretrained: bool = False) -> tu
         except TypeError as error:
             if any(f"'{key}'" in str(error) for key in flexible):
                 continue  # not an argument of this family; it says so before it has built anything
-            raise _refused(name, {**flexible, **arguments}, error) from error
+            raise _refused(name, arguments, error) from error
         except OSError:  # a download that failed, and in some versions of its library a ValueError too
             raise
         except (VistrainError, *UNFIT) as error:
@@ -241,7 +241,7 @@ def _build(name: str, arguments: dict[str, Any], pretrained: bool = False) -> tu
                 raise  # it names its key
             if not arguments.keys() - {"num_classes"} or (pretrained and isinstance(error, RuntimeError)):
                 raise
-            raise _refused(name, {**flexible, **arguments}, error) from error
+            raise _refused(name, arguments, error) from error
         return body, bool(flexible)
     raise AssertionError("the last way asks for nothing")
 
