@@ -175,6 +175,7 @@ def test_classes_of_lists_are_listed_once(folders):
     ("text", "message"),
     [
         ("name,label\na,b\n", "its columns are name, label - write file,label"),
+        ("file,label,label\na,b,c\n", "has the column .label. twice"),
         ("file,label\nval/ant/0.jpg,wasp\n", "line 2: class 'wasp' is not among the 1 classes of train.csv"),
         ("file,label\nval/ant/77.jpg,ant\n", "1 of 1 listed images are not in"),
         ("file,label\nval/ant/0.jpg,\n", "line 2 has no file or no label"),

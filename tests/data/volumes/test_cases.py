@@ -284,6 +284,9 @@ def test_columns_that_stand_apart_by_another_sign(tmp_path: Path, sign: str) -> 
     file.write_text("case,image,label\na,a.nii,b.nii\n".replace(",", sign))
     with pytest.raises(DataError, match=r"its columns stand apart by .* - separate them by commas"):
         listed_cases(file, ("image",))
+    file.write_text("case,image,label,label\na,a.nii,b.nii,c.nii\n")
+    with pytest.raises(DataError, match=r"has the column 'label' twice - leave one"):
+        listed_cases(file, ("image",))
 
 
 def test_a_file_that_cannot_be_looked_at_is_refused(tmp_path: Path) -> None:

@@ -235,3 +235,12 @@ def test_a_header_that_promises_too_much_allocates_nothing(tmp_path: Path) -> No
     path.write_bytes(gzip.compress(header.binaryblock + bytes(4000)))
     with pytest.raises(DataError, match=r"more than .* bytes can hold"):
         read_volume(path)
+
+
+@pytest.mark.parametrize(("unit", "said"), [("meter", "metres"), ("micron", "micrometres")])
+def test_other_units_of_length_are_refused(tmp_path: Path, unit: str, said: str) -> None:
+    image = nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "odd.nii.gz")
+    with pytest.raises(DataError, match=rf"odd\.nii\.gz: counts in {said} .* header\.set_xyzt_units"):
+        read_volume(tmp_path / "odd.nii.gz")

@@ -256,6 +256,8 @@ def _read_list(path: Path, remedy: str) -> tuple[list[str], list[tuple[str, ...]
 
 def _listed(path: Path, rows: csv.DictReader[str]) -> tuple[list[str], list[tuple[str, ...]], bool]:
     columns = rows.fieldnames or []
+    if twice := [name for name in columns if list(columns).count(name) > 1]:
+        raise DataError(str(path), f"has the column {twice[0]!r} twice", "leave one")
     several = "labels" in columns
     label = "labels" if several else "label"
     if "file" not in columns or label not in columns:

@@ -454,6 +454,8 @@ def _csv_rows(file: Path) -> list[dict[str, str | None]]:
         other = next((sign for sign in ";\t|" if len(columns) == 1 and sign in columns[0]), None)
         if other is not None:
             raise DataError(str(file), f"its columns stand apart by {other!r}", "separate them by commas")
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            raise DataError(str(file), f"has the column {twice[0]!r} twice", "leave one")
         for number, row in enumerate(reader, 1):
             if None in row:
                 fields = sum(len(value) if isinstance(value, list) else 1 for value in row.values())

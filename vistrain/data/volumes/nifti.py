@@ -286,6 +286,10 @@ def _opened(path: Path) -> tuple[Any, Geometry]:
     if int(image.header["sform_code"]) == 0 and not all(math.isfinite(mm) and mm != 0 for mm in lengths):
         problem = f"voxels of {' x '.join(f'{mm:g}' for mm in lengths)} mm (pixdim)"
         raise DataError(str(path), problem, "mend the header's spacing and affine (`nibabel`, ITK-SNAP)")
+    unit = {1: "metres", 3: "micrometres"}.get(int(image.header["xyzt_units"]) & 7)  # 2: millimetres, 0: not said
+    if unit is not None:
+        remedy = "write spacing and affine in mm (`nibabel`: header.set_xyzt_units('mm'))"
+        raise DataError(str(path), f"counts in {unit} (xyzt_units), and distances here are mm", remedy)
     affine = np.asarray(image.affine, np.float64)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or min(spacing) <= 0:
