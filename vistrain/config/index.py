@@ -49,6 +49,8 @@ SECTIONS = {
     "stages": "runs that follow one another, each a change to this config",
     "reference": "the published result that this config stands for",
 }
+# Section -> the kind of class that it is
+KINDS_OF = {"model": "model", "data": "dataset", "task": "task", "optimizer": "optimizer", "schedule": "schedule"}
 # Sections that are nodes, and the type hint that they stand under; where it names no class, the node names one.
 SECTION_HINTS = {
     **dict.fromkeys(("task", "model", "data", "optimizer", "schedule"), ""),
@@ -129,7 +131,12 @@ def entry_of(name: str, where: str) -> dict[str, Any] | None:
     ours = "." not in short or short.partition(".")[0] in rooms
     # A full path (vistrain.ROOM.FILE.CLASS) is left to the builder.
     if entry is None and ours and not name.startswith("vistrain."):
-        raise ConfigError(f"{where}.type", f"no class {name!r}", nearest(name, classes))
+        kind = KINDS_OF.get(where)
+        raise ConfigError(
+            f"{where}.type",
+            f"no class {name!r}",
+            nearest(name, [n for n, e in classes.items() if kind in (None, e["kind"])]),
+        )
     return entry
 
 
