@@ -175,7 +175,7 @@ class OverlappingCrossAttentionBlock(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Args: x: `[B, H * W, C]`; size: (H, W). Returns: `[B, H * W, C]`."""
         side, window = self.window_size, (self.window_size, self.window_size)
-        q, kv = self.qkv(self.norm1(x)).view(len(x), *size, -1).tensor_split((x.shape[2],), -1)
+        q, kv = self.qkv(self.norm1(x)).view(x.shape[0], *size, -1).tensor_split((x.shape[2],), -1)
         q = window_partition(q, window).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
         margin = (self.reach - side) // 2
         kv = F.pad(kv, (0, 0, margin, margin, margin, margin))
