@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 from vistrain import processes
-from vistrain.commands.shared import allow_option, import_run, start_logging
+from vistrain.commands.shared import allow_option, composed, import_run, network_options, start_logging
 from vistrain.errors import ConfigError
 
 SUMMARY = "write a network as ONNX or a torch.export program, and compare it; or its backbone's weights"
-USAGE = "--ckpt FILE --output FILE [OPTIONS] [KEY=VALUE ...]"
+USAGE = "(--ckpt FILE | --config FILE) --output FILE [OPTIONS] [KEY=VALUE ...]"
 CHANGES = True
 EXAMPLES = """\
 examples:
@@ -19,6 +19,7 @@ examples:
   vistrain export --ckpt runs/mine/best.ckpt --output mine.onnx --measure   its numbers beside the network's
   vistrain export --ckpt runs/mine/best.ckpt --output mine.onnx --measure --limit 100 data.root=FOLDER
   vistrain export --ckpt runs/mine/best.ckpt --output half.onnx --half --size 800 1344
+  vistrain export -c vistrain:restore/dncnn_s25 --weights dncnn_25.pth --output dncnn.onnx --measure data.root=FOLDER
   vistrain export --ckpt runs/mine/best.ckpt --output mine.pt2              for torch.export.load
   vistrain export --ckpt runs/mae/best.ckpt --part backbone --as timm --output mae.pth
 
@@ -30,7 +31,7 @@ OF_PARTS = ("measure", "limit", "size", "opset", "half", "sampling")  # options 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument("--ckpt", metavar="FILE", type=Path, required=True, help="a checkpoint of a run")
+    network_options(parser, "a checkpoint of a run")
     parser.add_argument(
         "--output", metavar="FILE", type=Path, required=True, help="the file to write: .onnx or .pt2; of a part, any"
     )
@@ -57,10 +58,13 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write."""
     start_logging()
-    given = [name for name in OF_PARTS if vars(arguments)[name]]
+    if (arguments.ckpt is None) == (not arguments.config):
+        raise ConfigError("export", "which network?", "give --ckpt FILE, or --config FILE with --weights FILE")
+    given = [f"--{name}" for name in OF_PARTS if vars(arguments)[name]]
     if arguments.part is not None or arguments.naming is not None:
-        if given or arguments.overrides:
-            word = f"--{given[0]}" if given else arguments.overrides[0]
+        given += arguments.overrides
+        if given or arguments.config:
+            word = given[0] if given else "config"
             raise ConfigError(word, "means nothing for a part's weights", "leave it out, or --part and --as")
         import_run()
         from vistrain.run.exported_parts import export
@@ -68,27 +72,35 @@ def run(arguments: argparse.Namespace) -> int:
         told = export(arguments.ckpt, arguments.output, arguments.part or "backbone", arguments.naming or "timm")
         sys.stdout.write(f"{told}\n")
         return 0
-    if not arguments.measure and (arguments.limit is not None or arguments.overrides):
-        word = "--limit" if arguments.limit is not None else arguments.overrides[0]
-        raise ConfigError(word, "is for measuring", "give --measure, too")
-    import_run()
-    from vistrain.run.exported import export_network
+    unused = ["--limit"] * (arguments.limit is not None) + (arguments.overrides if arguments.ckpt is not None else [])
+    if unused and not arguments.measure:
+        raise ConfigError(unused[0], "is for measuring", "give --measure, too")
+    config = composed(arguments) if arguments.config else None
+    runs = import_run()
+    from vistrain.run.exported import export_network, refuse_form
     from vistrain.run.exported_runtime import refuse_missing_runtime
 
     if arguments.measure and arguments.output.suffix == ".onnx":
         refuse_missing_runtime()
+    refuse_form(arguments.output, arguments.opset)
+    if config is None:
+        model, facts = runs.load(arguments.ckpt, arguments.allow)
+    else:
+        model, facts = runs.load_official(config, arguments.weights, arguments.allow)
     lines = export_network(
-        arguments.ckpt, arguments.output, arguments.size, arguments.opset, half=arguments.half,
+        model, facts, arguments.output, arguments.size, arguments.opset, half=arguments.half,
         sampling=arguments.sampling or "grid_sample", allow=arguments.allow,
     )  # fmt: skip
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     if arguments.measure:
         from rich.console import Console
 
-        from vistrain.run.exported_measured import measure
+        from vistrain.run.exported_measured import measure, table_of
 
         with processes.leaving_at_once():
-            Console(markup=False).print(
-                measure(arguments.ckpt, arguments.output, arguments.limit, arguments.overrides, arguments.allow)
-            )
+            numbers, times = measure(
+                arguments.output, checkpoint=arguments.ckpt, config=config, weights=arguments.weights,
+                limit=arguments.limit, overrides=arguments.overrides, allow=arguments.allow,
+            )  # fmt: skip
+        Console(markup=False).print(table_of(numbers, times, arguments.output))
     return 0

@@ -163,7 +163,7 @@ class DenseDetector(Network):
         """See `Network`."""
         return Exported(
             {
-                f"{kind}_{level}": f"[B, A * n, H, W] of the level of stride {stride}: {kind} of each anchor, as the head gives"
+                f"{kind}_{level}": f"[B, A * n, H, W] of stride {stride}: {kind} of each anchor, as the head gives"
                 for level, stride in enumerate(self.bbox_head.strides)
                 for kind in self.bbox_head.output_names
             }

@@ -322,7 +322,7 @@ def _cut_off(count: int, share: float) -> int:
     """Whole part of the float32 product of a count and a share in 0..1."""
     if not isinstance(count, torch.SymInt):
         return int(np.float32(count) * np.float32(share))
-    # While sizes are unknown, in whole numbers: the share's 24 bits, and half a unit of the product's last for rounding.
+    # While sizes are unknown, in whole numbers: the share's 24 bits, and half a unit of the product's last, to round.
     significand, exponent = np.frexp(np.float32(share))
     product = count * int(significand * 2**24)
     return (product + product // 2**25) // 2 ** (24 - int(exponent))

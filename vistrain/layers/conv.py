@@ -83,7 +83,8 @@ class DepthwiseSeparableConv(nn.Module):
 def resize(x: Tensor, size: tuple[int, ...] | torch.Size, align_corners: bool = False) -> Tensor:
     """(Bi-, tri-)linear interpolation of `[B, C, *S]` to `[B, C, *size]`, without antialiasing."""
     size = tuple(size)
-    if tuple(x.shape[2:]) == size:
+    # Sides that are not known while a network is exported are not the same because they are so in the example.
+    if not any(isinstance(side, torch.SymInt) for side in (*x.shape[2:], *size)) and tuple(x.shape[2:]) == size:
         return x
     return F.interpolate(
         x, size=size, mode=("linear", "bilinear", "trilinear")[len(size) - 1], align_corners=align_corners

@@ -23,7 +23,7 @@ from vistrain.network import Network
 from vistrain.regular_files import refuse_to_replace
 from vistrain.run.exported_example import write_facts
 from vistrain.run.exported_runtime import INSTALL, first_line, runtime_of
-from vistrain.run.networks import load, task_class
+from vistrain.run.networks import task_class
 from vistrain.structures import Preprocessing
 from vistrain.tasks.base.predictor import evaluation_transform
 from vistrain.writing import whole_file
@@ -75,7 +75,8 @@ class Traced(nn.Module):
 
 
 def export_network(
-    checkpoint: Path,
+    model: Network,
+    facts: Mapping[str, Any],
     output: Path,
     size: Sequence[int] | None = None,
     opset: int | None = None,
@@ -83,11 +84,12 @@ def export_network(
     sampling: str = "grid_sample",
     allow: Collection[str] = (),
 ) -> list[str]:
-    """Write a checkpoint's network, weights merged, as a file that other programs run, and beside it what they must
-    know of it: a JSON file, and an example in Python.
+    """Write a network as a file that other programs run, and beside it what they must know of it: a JSON file, and an
+    example in Python.
 
     Args:
-        checkpoint: that a run wrote.
+        model: the network, which may be changed; low-rank weights are merged where checkpoints are loaded.
+        facts: of it, see `networks.load` and `networks.load_official`.
         output: its suffix decides: `.onnx`, or `.pt2` for `torch.export.load`.
         size: sides of all images, pixels; None: free where evaluation's sizes differ and the network allows it.
         opset: of ONNX; None: torch's.
@@ -100,14 +102,9 @@ def export_network(
 
     Raises:
         ConfigError: the network cannot be exported, or not so; a package is missing.
-        WeightsError, DataError: the checkpoint cannot be read; the files cannot be written.
+        DataError: the files cannot be written.
     """
-    _refuse_output(output)
-    if output.suffix == ".onnx":
-        _refuse_opset(opset)
-    elif opset is not None:
-        raise ConfigError("--opset", f"{output.suffix} files have none", "leave it out, or write an .onnx file")
-    model, facts = load(checkpoint, allow)
+    refuse_form(output, opset)
     described = model.exported_facts()
     transform = evaluation_transform(facts, Preprocessing.from_dict(facts["preprocessing"]), allow)
     for module in model.modules():
@@ -152,6 +149,7 @@ def _traced(traced: Traced, sides: Sequence[tuple[int, ...]], varies: bool, form
     if varies:
         try:
             program = _program(traced, sides[0], free=True)
+            _refuse_other_output(program, traced, sides[1])
         except Exception as error:
             log.warning("sides cannot be left free (%s): they are fixed at those of the first size", first_line(error))
         else:
@@ -161,6 +159,17 @@ def _traced(traced: Traced, sides: Sequence[tuple[int, ...]], varies: bool, form
     except Exception as error:
         name = type(traced.network).__name__
         raise ConfigError("export", f"{name} cannot be exported: {first_line(error)}", "try another --size") from error
+
+
+def _refuse_other_output(program: ExportedProgram, traced: Traced, size: tuple[int, ...]) -> None:
+    """Raise `ValueError` where a program computes something else at sides that it was not traced at."""
+    if traced.half_images:
+        return  # processors have few operators of these: the written file is compared
+    images = torch.randn(1, traced.network.channels, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pairs = zip(program.module()(images), traced(images), strict=True)
+        if any(a.shape != b.shape or not torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in pairs):
+            raise ValueError(f"at {'x'.join(map(str, size))} pixels something else comes out")
 
 
 def _program(traced: Traced, size: tuple[int, ...], free: bool) -> ExportedProgram:
@@ -220,7 +229,13 @@ def _compared(traced: Traced, output: Path, sides: Sequence[tuple[int, ...]], fo
     return [f"on noise it differs from the network by {worst:.1g} of the largest output"]
 
 
-def _refuse_output(output: Path) -> None:
+def refuse_form(output: Path, opset: int | None = None) -> None:
+    """Refuse a file that cannot be written, before a network is loaded.
+
+    Raises:
+        ConfigError: another suffix, an unknown opset, or a package is missing.
+        DataError: nothing can be written there.
+    """
     if output.suffix not in SUFFIXES:
         raise ConfigError(
             "--output", f"{output} has another suffix than {' or '.join(SUFFIXES)}", "which kind of file?"
@@ -232,6 +247,10 @@ def _refuse_output(output: Path) -> None:
     with whole_file(probe) as path:  # before minutes are spent
         path.touch()
     probe.unlink()
+    if output.suffix == ".onnx":
+        _refuse_opset(opset)
+    elif opset is not None:
+        raise ConfigError("--opset", f"{output.suffix} files have none", "leave it out, or write an .onnx file")
 
 
 def _refuse_opset(opset: int | None) -> None:

@@ -79,7 +79,7 @@ def write_facts(
         "rule": None if transform is None else transform.to_node(),
         "brightest": 255,
         **{key: facts["preprocessing"][key] for key in ("mean", "std", "channel_order", "size_divisor")},
-        "order_of_steps": "rule, channel_order, (pixels / brightest - mean) / std, zeros below and right to size_divisor",
+        "steps": "rule, channel_order, (pixels / brightest - mean) / std, zeros below and right to size_divisor",
         "classes": None if labels is None else [labels.name_of.get(k) for k in range(labels.num_classes)],
         "category_ids": None if labels is None else [labels.category_of.get(k) for k in range(labels.num_classes)],
         "metrics": list(facts["config"].get("metrics") or ()),

@@ -79,9 +79,9 @@ class Replaced:
     def __init__(self, network: Network, run: Run | None = None) -> None:
         """Args: network: whose `forward` is replaced; run: by what; None: by itself."""
         self.seconds: list[float] = []
-        self._forward, self._run, self._form, self._calls = network.forward, run, None, 0
-        self._form: TreeSpec | None
-        network.forward = self  # type: ignore[method-assign]
+        self._forward, self._run, self._calls = network.forward, run, 0
+        self._form: TreeSpec | None = None
+        network.forward = self
 
     def __call__(self, images: Tensor, mask: Tensor | None = None, **options: Any) -> Any:
         """As `forward`.

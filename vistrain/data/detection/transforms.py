@@ -99,9 +99,7 @@ class EvalResize(EvalTransform):
             capped = (
                 f"{self.short}"
                 if self.long is None
-                else (
-                    f"{self.short} if high / low * {self.short} <= {self.long} else max(round({self.long} * low / high), 1)"
-                )
+                else (f"{self.short} if high / low * {self.short} <= {self.long} else round({self.long} * low / high)")
             )
             lines = (f"short = {capped}", "long = int(short * high / low)")
         else:
