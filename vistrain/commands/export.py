@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.measure and arguments.output.suffix == ".onnx":
         refuse_missing_runtime()
-    refuse_form(arguments.output, arguments.opset)
+    refuse_form(arguments.output, arguments.opset, arguments.half)
     if config is None:
         model, facts = runs.load(arguments.ckpt, arguments.allow)
     else:

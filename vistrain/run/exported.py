@@ -22,7 +22,7 @@ from vistrain.layers.deformable import MSDeformAttn
 from vistrain.network import Network
 from vistrain.regular_files import refuse_to_replace
 from vistrain.run.exported_example import write_facts
-from vistrain.run.exported_runtime import INSTALL, first_line, runtime_of
+from vistrain.run.exported_runtime import INSTALL, first_line, refuse_missing_runtime, runtime_of
 from vistrain.run.networks import task_class
 from vistrain.structures import Preprocessing
 from vistrain.tasks.base.predictor import evaluation_transform
@@ -60,17 +60,17 @@ class Traced(nn.Module):
 
     Args:
         network: in evaluation mode.
-        precision: see `Form`.
+        halved: its weights are made float16.
     """
 
-    def __init__(self, network: Network, precision: str) -> None:
+    def __init__(self, network: Network, halved: bool) -> None:
         super().__init__()
-        self.network = network.half() if precision == "float16" else network
-        self.half_images = precision == "float16"
+        self.network = network.half() if halved else network
+        self.halved = halved
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """`[B, C, *S]` -> the leaves of `Network.exported`."""
-        found = self.network.exported(images.half() if self.half_images else images)
+        found = self.network.exported(images.half() if self.halved else images)
         return tuple(leaf.float() for leaf in tree_leaves(found))
 
 
@@ -104,7 +104,7 @@ def export_network(
         ConfigError: the network cannot be exported, or not so; a package is missing.
         DataError: the files cannot be written.
     """
-    refuse_form(output, opset)
+    refuse_form(output, opset, half)
     described = model.exported_facts()
     transform = evaluation_transform(facts, Preprocessing.from_dict(facts["preprocessing"]), allow)
     for module in model.modules():
@@ -114,7 +114,8 @@ def export_network(
     if size is not None:
         _refuse_size(model, sides[0])
     precision = "float16" if half else "float32"
-    traced = Traced(model, precision).eval()
+    # Of ONNX the graph is converted: networks mix precisions by autocast, which their weights alone know nothing of.
+    traced = Traced(model, halved=half and output.suffix == ".pt2").eval()
     program, form = _traced(traced, sides, varies, Form(sides[0], varies, precision, opset, sampling))
     names = list(described.outputs)
     if len(program.graph_signature.user_outputs) != len(names):
@@ -163,7 +164,7 @@ def _traced(traced: Traced, sides: Sequence[tuple[int, ...]], varies: bool, form
 
 def _refuse_other_output(program: ExportedProgram, traced: Traced, size: tuple[int, ...]) -> None:
     """Raise `ValueError` where a program computes something else at sides that it was not traced at."""
-    if traced.half_images:
+    if traced.halved:
         return  # processors have few operators of these: the written file is compared
     images = torch.randn(1, traced.network.channels, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -202,7 +203,13 @@ def _write(program: ExportedProgram, output: Path, names: Sequence[str], form: F
             raise ConfigError("export", f"ONNX cannot say it: {first_line(error)}", "try a .pt2 file") from error
     assert made is not None
     with whole_file(output) as path:
-        made.save(path, external_data=False)
+        if form.precision == "float16":
+            import onnx
+            from onnxruntime.transformers.float16 import convert_float_to_float16
+
+            onnx.save(convert_float_to_float16(made.model_proto, keep_io_types=True), path)
+        else:
+            made.save(path, external_data=False)
     return Form(**{**form.__dict__, "opset": made.model.opset_imports[""]})
 
 
@@ -229,7 +236,7 @@ def _compared(traced: Traced, output: Path, sides: Sequence[tuple[int, ...]], fo
     return [f"on noise it differs from the network by {worst:.1g} of the largest output"]
 
 
-def refuse_form(output: Path, opset: int | None = None) -> None:
+def refuse_form(output: Path, opset: int | None = None, half: bool = False) -> None:
     """Refuse a file that cannot be written, before a network is loaded.
 
     Raises:
@@ -249,6 +256,8 @@ def refuse_form(output: Path, opset: int | None = None) -> None:
     probe.unlink()
     if output.suffix == ".onnx":
         _refuse_opset(opset)
+        if half:  # its converter comes with it
+            refuse_missing_runtime()
     elif opset is not None:
         raise ConfigError("--opset", f"{output.suffix} files have none", "leave it out, or write an .onnx file")
 
