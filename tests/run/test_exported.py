@@ -62,7 +62,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "data": SHAPES,
             "model": {
                 "backbone": FOUR,
-                "pixel_decoder": {"embed_dim": 16, "mask_dim": 16, "ffn_dim": 16},
+                "pixel_decoder": {"embed_dim": 32, "mask_dim": 16, "ffn_dim": 16},
                 "decoder": {"embed_dim": 16, "num_layers": 3, "num_heads": 2, "ffn_dim": 16, "num_queries": 8},
             },
         },
@@ -81,7 +81,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "U-Net": (
         "vistrain:demo/phantom",
-        {"data": {"number": 4, "workers": 0}, "model": {"network": {"widths": [4, 8]}, "window": [32, 32, 32]}},
+        {"data": {"number": 5, "workers": 0}, "model": {"network": {"widths": [4, 8]}, "window": [32, 32, 32]}},
     ),
 }  # fmt: skip
 

@@ -86,7 +86,7 @@ def mirrored(places: Tensor, length: int, twice: bool = False) -> Tensor:
     if length == 1:
         return torch.zeros_like(places)
     period = 2 * length - 2 + 2 * int(twice)
-    places = places % period
+    places = places % torch.full_like(places, period)  # a tensor: a number that is not known yet has no ONNX for it
     return torch.where(places < length, places, period - places - int(twice))
 
 

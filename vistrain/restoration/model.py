@@ -100,7 +100,9 @@ class RestorationModel(Network):
         """
         height, width = images.shape[-2:]
         least, smallest = self.network.least_padding, self.network.smallest
-        full = [-(-max(side + least, smallest) // self.multiple) * self.multiple for side in (height, width)]
+        # Rounded up without negative numbers, which ONNX divides otherwise.
+        beyond = self.multiple - 1
+        full = [(max(side + least, smallest) + beyond) // self.multiple * self.multiple for side in (height, width)]
         padded = extend(images, full[0] - height, full[1] - width, mode=self.network.padding)
         restored: Tensor = self.network(padded)
         return restored[..., : height * self.scale, : width * self.scale]

@@ -43,7 +43,7 @@ def runtime_of(path: Path, trusted: bool = False) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of its own kinds, which have no common one
@@ -57,7 +57,10 @@ def runtime_of(path: Path, trusted: bool = False) -> Run:
             given = "x".join(str(side) for side in images.shape[2:])
             remedy = f"export it with --size {given.replace('x', ' ')}, or without where sides can be free"
             raise ConfigError(str(path), f"takes images of {sides} pixels alone, not {given}", remedy)
-        found = session.run(None, {wanted.name: images.float().cpu().numpy()})
+        try:
+            found = session.run(None, {wanted.name: images.float().cpu().numpy()})
+        except Exception as error:
+            raise DataError(str(path), f"onnxruntime cannot run it: {first_line(error)}", "export it again") from error
         return [torch.from_numpy(np.ascontiguousarray(value)) for value in found]
 
     return run
@@ -122,7 +125,9 @@ def replacing(file: Path) -> Callable[[Network], None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a line."""
+    """What an error, or the one that it came of, says, short enough for a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[0] if lines else type(error).__name__
     return said if len(said) <= 200 else f"{said[:197]}..."

@@ -102,7 +102,7 @@ def masked_squares(features: Tensor, ratio: float, side: int) -> Tensor:
     """`[B, 1, H, W]` bool: squares of a grid, the share (rounded, one at least, never all) drawn by torch's generator;
     features `[B, C, H, W]`."""
     batch, (height, width) = features.shape[0], features.shape[-2:]
-    rows, columns = -(-height // side), -(-width // side)
+    rows, columns = (height + side - 1) // side, (width + side - 1) // side
     count = min(max(round(rows * columns * ratio), 1), rows * columns - 1)
     noise = torch.rand(batch, rows * columns, device=features.device)
     hidden = torch.zeros_like(noise, dtype=torch.bool).scatter(1, noise.argsort(1)[:, :count], True)
