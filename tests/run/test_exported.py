@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "vistrain:demo/detection",
         {
             "data": SHAPES,
-            "model": {"embed_dim": 16, "num_heads": 2, "ffn_dim": 16, "decoder_layers": 1, "backbone": {"args": STEM}},
+            "model": {"embed_dim": 32, "num_heads": 2, "ffn_dim": 16, "decoder_layers": 1, "backbone": {"args": STEM}},
         },
     ),
     "RetinaNet": (

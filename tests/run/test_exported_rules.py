@@ -122,7 +122,9 @@ def test_sizes_are_those_that_evaluation_gives(checkpoint: Path) -> None:
     assert sizes_of(model, EvalCrop((48, 32))) == ([(48, 32)], False)
     assert sizes_of(model, EvalResize(96, 160)) == ([(96, 128), (144, 96)], True)
     model.preprocessing = Preprocessing(size_divisor=64)
-    assert sizes_of(model, EvalResize(96, 160)) == ([(128, 128)], False)
+    assert sizes_of(model, EvalResize(96, 160)) == ([(128, 128), (192, 128)], True)
+    model.preprocessing = Preprocessing(size_divisor=256)
+    assert sizes_of(model, EvalResize(96, 160)) == ([(256, 256)], False)
 
 
 def test_a_file_takes_the_place_of_a_network(checkpoint: Path) -> None:
