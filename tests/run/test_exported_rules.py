@@ -31,10 +31,10 @@ from vistrain.structures import LabelSpace, Preprocessing
 LABELS = LabelSpace(("a", "b"), (0, 1))
 
 
-def write_checkpoint(path: Path, config: dict[str, Any], labels: LabelSpace | None) -> Path:
+def write_checkpoint(path: Path, config: dict[str, Any], labels: LabelSpace | None, channels: int = 3) -> Path:
     """What a run of a config would write before its first step, but for what its training goes on from."""
     torch.manual_seed(0)
-    model = run.build_model(config, labels or LabelSpace((), ()))
+    model = run.build_model(config, labels or LabelSpace((), ()), channels)
     facts = {"version": "0", "config": config, "preprocessing": model.preprocessing.to_dict()}
     facts |= {"labels": None if labels is None else labels.to_dict(), "channels": model.channels}
     state = {f"model.{name}": value for name, value in model.state_dict().items()}

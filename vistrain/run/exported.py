@@ -201,6 +201,8 @@ def _write(program: ExportedProgram, output: Path, names: Sequence[str], form: F
         with whole_file(output) as path, open(path, "wb") as file:
             torch.export.save(program, file)
         return form
+    for name in ("onnx_ir", "onnxscript"):  # which say what they could not simplify
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
