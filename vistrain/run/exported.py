@@ -116,7 +116,13 @@ def export_network(
     precision = "float16" if half else "float32"
     # Of ONNX the graph is converted: networks mix precisions by autocast, which their weights alone know nothing of.
     traced = Traced(model, halved=half and output.suffix == ".pt2").eval()
-    program, form = _traced(traced, sides, varies, Form(sides[0], varies, precision, opset, sampling))
+    program, form = _traced(
+        traced,
+        sides,
+        varies,
+        Form(sides[0], varies, precision, opset, sampling),
+        output.suffix == ".pt2" or not _runs(),
+    )
     names = list(described.outputs)
     if len(program.graph_signature.user_outputs) != len(names):
         counts = f"{len(program.graph_signature.user_outputs)} tensors, {len(names)} names"
@@ -128,7 +134,7 @@ def export_network(
         if not form.is_free:
             raise
         log.warning("%s: sides are fixed at those of the first size", error.problem)
-        program, form = _traced(traced, sides, False, form)
+        program, form = _traced(traced, sides, False, form, True)
         form = _write(program, output, names, form)
         compared = _compared(traced, output, sides, form)
     told = [f"{output}: {', '.join(names)} of images {_shape(model, form)}, {form.precision}"]
@@ -155,11 +161,13 @@ def sizes_of(model: Network, transform: EvalTransform | None) -> tuple[list[tupl
 
 
 def _traced(traced: Traced, sides: Sequence[tuple[int, ...]], varies: bool, form: Form) -> tuple[ExportedProgram, Form]:
-    """The program, with free sides if it can have them."""
+    """The program, with free sides if it can have them; checked at others, or left to the file's comparison, which has none
+    of the program's own assertions about sides."""
     if varies:
         try:
             program = _program(traced, sides[0], free=True)
-            _refuse_other_output(program, traced, sides[1])
+            if checked:
+                _refuse_other_output(program, traced, sides[1])
         except Exception as error:
             log.warning("sides cannot be left free (%s): they are fixed at those of the first size", first_line(error))
         else:
@@ -231,7 +239,7 @@ def _compared(traced: Traced, output: Path, sides: Sequence[tuple[int, ...]], fo
         ConfigError: something else, where sides are free.
         DataError: it does not run.
     """
-    if output.suffix == ".onnx" and importlib.util.find_spec("onnxruntime") is None:
+    if output.suffix == ".onnx" and not _runs():
         return [f"not compared with the network: onnxruntime is not installed ({INSTALL})"]
     run, worst = runtime_of(output, trusted=True), 0.0
     generator = torch.Generator().manual_seed(0)
@@ -303,3 +311,8 @@ def _shape(model: Network, form: Form) -> str:
     if form.is_free:
         sides = dict(enumerate(("height", "width", "depth")[: len(form.size)]))
     return f"[batch, {model.channels}, {', '.join(sides.values())}]"
+
+
+def _runs() -> bool:
+    """Whether onnxruntime is installed."""
+    return importlib.util.find_spec("onnxruntime") is not None
