@@ -134,7 +134,7 @@ def export_network(
         if not form.is_free:
             raise
         log.warning("%s: sides are fixed at those of the first size", error.problem)
-        program, form = _traced(traced, sides, False, form, True)
+        program, form = _traced(traced, sides, False, form)
         form = _write(program, output, names, form)
         compared = _compared(traced, output, sides, form)
     told = [f"{output}: {', '.join(names)} of images {_shape(model, form)}, {form.precision}"]
@@ -160,9 +160,11 @@ def sizes_of(model: Network, transform: EvalTransform | None) -> tuple[list[tupl
     return (found, True) if found[0] != found[1] else (found[:1], False)
 
 
-def _traced(traced: Traced, sides: Sequence[tuple[int, ...]], varies: bool, form: Form) -> tuple[ExportedProgram, Form]:
-    """The program, with free sides if it can have them; checked at others, or left to the file's comparison, which has none
-    of the program's own assertions about sides."""
+def _traced(
+    traced: Traced, sides: Sequence[tuple[int, ...]], varies: bool, form: Form, checked: bool = True
+) -> tuple[ExportedProgram, Form]:
+    """The program, with free sides if it can have them: checked at others, or left to the comparison of the file, which
+    holds none of the program's assertions about sides."""
     if varies:
         try:
             program = _program(traced, sides[0], free=True)
