@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vistrain.checkpoints import KeyMap
 from vistrain.contract import GuardedContract
 from vistrain.errors import ConfigError
-from vistrain.structures import LabelSpace, Preprocessing
+from vistrain.structures import Exported, LabelSpace, Preprocessing
 
 
 class Network(GuardedContract, nn.Module, abc.ABC):
@@ -43,6 +43,7 @@ class Network(GuardedContract, nn.Module, abc.ABC):
             on them: weights for other channels are adapted, and named, when they start a run.
         score_threshold: least score of what `predict` gives, of networks that cut by it; 0: none is cut by its score.
         measured_size: sides of the image, pixels, that multiply-adds are counted for unless another is asked for.
+        exported_size: sides of the image that it is exported at; None: those that evaluation gives it.
     """
 
     labels: LabelSpace | None = None
@@ -58,6 +59,7 @@ class Network(GuardedContract, nn.Module, abc.ABC):
     input_layers: tuple[str, ...] = ()
     score_threshold: float = 0.0
     measured_size: tuple[int, ...] = (800, 1280)
+    exported_size: tuple[int, ...] | None = None
 
     @abc.abstractmethod
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -75,6 +77,19 @@ class Network(GuardedContract, nn.Module, abc.ABC):
         """What multiply-adds are counted of: `forward`, unless its work depends on what it finds; nothing is computed
         then, and shapes must not depend on numbers."""
         return self(images)
+
+    def exported(self, images: Tensor) -> Any:
+        """What the file of an exported network computes of normalised images without a batch's padding: `forward` as
+        `predict` calls it, tensors in any containers."""
+        return self(images)
+
+    def exported_facts(self) -> Exported:
+        """What `exported` gives, tensor by tensor.
+
+        Raises:
+            ConfigError: it cannot be exported.
+        """
+        raise ConfigError("export", f"{type(self).__name__} has no outputs that another program could read")
 
     def check_size(self, *size: int) -> None:
         """Refuse images of sides (pixels, in the order of S) that it cannot take; accepts all unless it knows better.

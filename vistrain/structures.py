@@ -141,6 +141,22 @@ class Preprocessing:
         return cls(**{k: _tuples(v) for k, v in data.items()})
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What the file of an exported network gives, and how another program reads it.
+
+    Attributes:
+        outputs: of each output, in order, what it is: shape, unit and range.
+        reading: lines of Python that print or write what one picture's outputs mean, with NumPy and Pillow alone; none
+            where that takes more than a few. They have `found`, arrays by the outputs' names without the batch's axis;
+            `facts`, what is written beside the file; `image`, the PIL picture; `pixels` `[h, w, C]`, what it was
+            resized to; and `sys.argv[2]`, where a picture that they make goes.
+    """
+
+    outputs: dict[str, str]
+    reading: tuple[str, ...] = ()
+
+
 class Factory(Generic[T]):
     """An unbuilt part of a config: its owner calls it with the facts that only the owner knows.
 

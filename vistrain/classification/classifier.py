@@ -24,7 +24,7 @@ from vistrain.layers.precision import at_least_float32
 from vistrain.losses.classification import BinaryCrossEntropy, SoftCrossEntropy
 from vistrain.network import Network
 from vistrain.predictions import ClassScores
-from vistrain.structures import LabelSpace
+from vistrain.structures import Exported, LabelSpace
 
 
 class Classifier(Network):
@@ -120,6 +120,18 @@ class Classifier(Network):
         logits = at_least_float32(self(images))
         scores = logits.sigmoid() if self.multi_label else logits.softmax(-1)
         return [ClassScores(row, self.multi_label) for row in scores]
+
+    def exported_facts(self) -> Exported:
+        """See `Network`."""
+        scores = "1 / (1 + np.exp(-logits))" if self.multi_label else "np.exp(logits) / np.exp(logits).sum()"
+        reading = (
+            'logits = found["logits"] - found["logits"].max()' if not self.multi_label else 'logits = found["logits"]',
+            f"scores = {scores}",
+            "for k in np.argsort(-scores)[:5]:",
+            '    print(facts["classes"][k], f"{scores[k]:.4f}")',
+        )
+        meaning = "sigmoid makes scores of them" if self.multi_label else "softmax makes probabilities of them"
+        return Exported({"logits": f"[B, K] logits of the classes; {meaning}"}, reading)
 
     def check_size(self, *size: int) -> None:
         """See `TimmModel.check_size`."""

@@ -24,6 +24,8 @@ PACKAGES = (
 EXTRAS = {
     "faster-coco-eval": "nine times faster COCO evaluation: pip install 'vistrain[fast]'",
     "simplejpeg": "twice as fast JPEG decoding: pip install 'vistrain[fast]'",
+    "onnx": "networks as ONNX files: pip install 'vistrain[export]'",
+    "onnxruntime": "running and measuring these: pip install 'vistrain[export]'",
     "tensorboard": "the logger tensorboard: pip install 'vistrain[tensorboard]'",
     "natten": "fused neighbourhood attention on CUDA: pip install 'vistrain[natten]'",
 }

@@ -19,6 +19,7 @@ examples:
   vistrain test --ckpt runs/mine/best.ckpt data.root=other/ data.eval_batch_size=8
   vistrain test -c vistrain:det/deformable_detr_r50 --weights r50_deformable_detr-checkpoint.pth
   vistrain test --ckpt runs/mine/best.ckpt --analysis runs/mine/analysis          what goes wrong, with pictures
+  vistrain test --ckpt runs/mine/best.ckpt --exported mine.onnx data.eval_batch_size=1
   vistrain test --ckpt runs/mine/best.ckpt task.tta.flip=true 'task.tta.scales=[0.8, 1, 1.2]'
 """
 
@@ -29,6 +30,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--analysis", metavar="FOLDER", type=Path,
         help="write there what goes wrong, and how often, with curves and the worst images; for tasks that analyse it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--exported", metavar="FILE", type=Path,
+        help="an .onnx file of the network, which onnxruntime runs in its place; `vistrain export` writes it",
     )  # fmt: skip
     allow_option(parser)
 
@@ -46,13 +51,20 @@ def run(arguments: argparse.Namespace) -> int:
         config = compose(arguments.config) if arguments.config else None
         overrides = arguments.overrides
     start_logging()
+    run = import_run()
+    prepare = None
+    if arguments.exported is not None:
+        from vistrain.run.exported_runtime import replacing
+
+        prepare = replacing(arguments.exported)
     with processes.leaving_at_once():
-        import_run().test(
+        run.test(
             config,
             checkpoint=arguments.ckpt,
             overrides=overrides,
             weights=arguments.weights,
             allow=arguments.allow,
             analysis=arguments.analysis,
+            prepare=prepare,
         )
     return 0

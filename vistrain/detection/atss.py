@@ -28,6 +28,8 @@ class ATSSHead(SquareAnchorHead):
         channels, strides, num_classes, base: see `SquareAnchorHead`.
     """
 
+    output_names = ("classes", "boxes", "centredness")
+
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int, **base: Any) -> None:
         super().__init__(channels, strides, num_classes, **base)
         self.deltas = BoxDeltas((0.1, 0.1, 0.2, 0.2))

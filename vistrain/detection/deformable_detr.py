@@ -161,7 +161,7 @@ class DeformableDETR(SetDetector):
         if self.two_stage:
             queries = self._two_stage_queries(tokens, pyramid, last_only)
         else:
-            queries = self._learned_queries(len(images))
+            queries = self._learned_queries(images.shape[0])
         attn_mask = None
         if extra is not None:
             attn_mask = extra.attn_mask(queries.content.shape[1])
@@ -195,7 +195,7 @@ class DeformableDETR(SetDetector):
         best = top_proposals(at_least_float32(logits[..., 0]), self.num_queries)[..., None]
         if last_only:
             chosen = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1]))
-            origin = origin.expand(len(tokens), -1, -1).gather(1, best.expand(-1, -1, 4))
+            origin = origin.expand(tokens.shape[0], -1, -1).gather(1, best.expand(-1, -1, 4))
             box_logits, proposals = at_least_float32(self.bbox_embed[-1](chosen)) + origin, None
         else:
             all_logits = at_least_float32(self.bbox_embed[-1](tokens)) + origin

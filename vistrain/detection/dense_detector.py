@@ -24,7 +24,7 @@ from vistrain.layers.boxes import nms_by_group
 from vistrain.layers.padding import Normalize
 from vistrain.network import Network
 from vistrain.predictions import Detections
-from vistrain.structures import Factory, LabelSpace
+from vistrain.structures import Exported, Factory, LabelSpace
 
 MMDET = KeyMap("mmdetection", r"^neck\.lateral_convs\.", torchvision_rules("backbone.", "backbone.body."))
 
@@ -47,7 +47,12 @@ class DenseHead(GuardedContract, nn.Module, abc.ABC):
     Args:
         channels, strides: of the levels, fine to coarse.
         num_classes: K.
+
+    Attributes:
+        output_names: what each of a level's outputs is.
     """
+
+    output_names: tuple[str, ...] = ("classes", "boxes")
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
         super().__init__()
@@ -153,6 +158,16 @@ class DenseDetector(Network):
         with torch.autocast(images.device.type, enabled=False):
             outputs = [tuple(x.float() for x in level) for level in outputs]
             return self.bbox_head.losses(outputs, [t["boxes"].float() for t in batch["target"]], labels)
+
+    def exported_facts(self) -> Exported:
+        """See `Network`."""
+        return Exported(
+            {
+                f"{kind}_{level}": f"[B, A * n, H, W] of stride {stride}: {kind} of each anchor, as the head gives"
+                for level, stride in enumerate(self.bbox_head.strides)
+                for kind in self.bbox_head.output_names
+            }
+        )
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Any]) -> list[Detections]:

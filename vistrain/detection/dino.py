@@ -183,7 +183,7 @@ class DINO(SetDetector):
         tokens, extras = self.encode(pyramid, unusable)
         references, proposals = self._select(tokens, origin, unusable)
         # Mixed query selection (section 3.4): boxes from the proposals, contents learned.
-        content = self.tgt_embed.weight[: references.shape[1]].to(tokens.dtype).expand(len(tokens), -1, -1)
+        content = self.tgt_embed.weight[: references.shape[1]].to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         attn_mask = None
         if extra is not None:
             attn_mask = extra.attn_mask(references.shape[1])
@@ -222,7 +222,7 @@ class DINO(SetDetector):
     def _select(self, tokens: Tensor, origin: Tensor, unusable: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Boxes `[B, Q, 4]` (in 0..1, detached) of the best proposals, and their logits and boxes for the losses."""
         class_head, box_head = self.proposal_heads
-        batch, width = len(tokens), tokens.shape[-1]
+        batch, _, width = tokens.shape
         with torch.no_grad():  # here scores only choose; the chosen few are computed again, for their gradients
             scores = at_least_float32(class_head(self.proposal_features(tokens, unusable))).amax(-1)
             best = top_proposals(scores, self.tgt_embed.num_embeddings)

@@ -159,7 +159,7 @@ class FocusEncoder(DeformableEncoder):
             class_head: `[B, K, C]` -> `[B, K, classes]`; its scores choose the tokens for self-attention.
             topk_sa: how many of them; fewer if the layer has fewer tokens (the official code fails there).
         """
-        values, batch = x, len(x)
+        values, batch = x, x.shape[0]
         points = encoder_reference_points(shapes, ratios, x.device).expand(batch, -1, -1, -1)
         position = position.expand(batch, -1, -1)
         limit = upload(kept, x.device)[:, None]
@@ -273,8 +273,8 @@ class FocusDETR(DINO):
         """
         valid = [tokens] if padding_mask is None else (~padding_mask).sum(1).tolist()
         # Truncated products of float32: faithful. The image with the most tokens decides for the whole batch.
-        kept = [min(int(np.float32(count) * np.float32(self.keep_ratio)) + 1, tokens) for count in valid]
-        return [max(int(np.float32(share) * np.float32(max(kept))), 1) for share in self.cascade], kept
+        kept = [min(_cut_off(count, self.keep_ratio) + 1, tokens) for count in valid]
+        return [max(_cut_off(max(kept), share), 1) for share in self.cascade], kept
 
     def encode(self, pyramid: Pyramid, unusable: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See `DINO.encode`; adds `foreground_logits` `[B, N]`."""
@@ -316,6 +316,16 @@ class FocusDETR(DINO):
             targets.append(foreground_targets(boxes, decoded.shapes, strides, self.select_limits))
         loss = foreground_loss(logits, torch.stack(targets), self.select_alpha, self.select_gamma)
         return {"select_loss": self.select_weight * loss}
+
+
+def _cut_off(count: int, share: float) -> int:
+    """Whole part of the float32 product of a count and a share in 0..1."""
+    if not isinstance(count, torch.SymInt):
+        return int(np.float32(count) * np.float32(share))
+    # While sizes are unknown, in whole numbers: the share's 24 bits, and half a unit of the product's last, to round.
+    significand, exponent = np.frexp(np.float32(share))
+    product = count * int(significand * 2**24)
+    return (product + product // 2**25) // 2 ** (24 - int(exponent))
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from vistrain.losses import SetCriterion, SetPrediction
 from vistrain.matching import HungarianMatcher
 from vistrain.network import Network
 from vistrain.predictions import Detections
-from vistrain.structures import Factory, LabelSpace
+from vistrain.structures import Exported, Factory, LabelSpace
 
 UNMASKED = (
     "images of several sizes in a batch, and their padding is not hidden, as published: boxes come out misplaced. "
@@ -134,19 +134,22 @@ class SetDetector(Network):
         """Weighted losses beyond those of the set criterion; none unless a subclass has some."""
         return {}
 
-    def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> dict[str, Any]:
+    def forward(self, images: Tensor, padding_mask: Tensor | None = None, last_only: bool = False) -> dict[str, Any]:
         """All outputs of the network.
 
         Args:
             images: `[B, 3, H, W]` normalised, zero on padding.
             padding_mask: `[B, H, W]` bool, True on (bottom, right) padding; None if nothing is padded.
+            last_only: only `pred_logits` and `pred_boxes`, what `predict` reads.
 
         Returns:
             `pred_logits` `[B, Q, K]` and `pred_boxes` `[B, Q, 4]` (cx, cy, w, h in 0..1 of the unpadded image) of the
             last layer; `aux_outputs`, the same of the earlier layers (with `aux_loss`); `enc_outputs`, the same of the
             encoder's proposals (two-stage); and what the subclass adds.
         """
-        decoded = self.decode(images, padding_mask)
+        decoded = self.decode(images, padding_mask, last_only=last_only)
+        if last_only:
+            return {"pred_logits": decoded.logits[-1], "pred_boxes": decoded.boxes[-1]}
         layers = [{"pred_logits": x, "pred_boxes": y} for x, y in zip(decoded.logits, decoded.boxes, strict=True)]
         outputs: dict[str, Any] = layers.pop()
         if self.aux_loss:
@@ -200,9 +203,29 @@ class SetDetector(Network):
         images, mask = self.normalize(batch["image"], batch["size"])
         if not self.mask_padding_in_eval and len(set(map(tuple, batch["size"].tolist()))) > 1:
             warnings.warn(UNMASKED, stacklevel=2)  # once, by Python's default filter
-        last = self.decode(images, mask if self.mask_padding_in_eval else None, last_only=True)
-        original = batch["original_size"]
-        return top_detections(last.logits[-1], last.boxes[-1], original, self.detections_per_image, self.clip_boxes)
+        last = self(images, mask if self.mask_padding_in_eval else None, last_only=True)
+        limits = self.detections_per_image, self.clip_boxes
+        return top_detections(last["pred_logits"], last["pred_boxes"], batch["original_size"], *limits)
+
+    def exported(self, images: Tensor) -> dict[str, Tensor]:
+        """See `Network`."""
+        found: dict[str, Tensor] = self(images, last_only=True)
+        return found
+
+    def exported_facts(self) -> Exported:
+        """See `Network`."""
+        outputs = {
+            "logits": "[B, Q, K] logits of each query's classes; sigmoid makes scores of them",
+            "boxes": "[B, Q, 4] (cx, cy, w, h) in 0..1 of the image's width and height",
+        }
+        reading = (
+            'scores = 1 / (1 + np.exp(-found["logits"]))',
+            'cx, cy, w, h = (found["boxes"] * np.tile(image.size, 2)).T',
+            "boxes = np.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), 1)",
+            "for q, k in np.argwhere(scores >= 0.3):",
+            '    print(facts["classes"][k], f"{scores[q, k]:.4f}", *boxes[q].round(2))',
+        )
+        return Exported(outputs, reading)
 
     def no_weight_decay(self) -> set[str]:
         """See `Network`: what the backbone's authors exempt."""

@@ -83,8 +83,33 @@ class DepthwiseSeparableConv(nn.Module):
 def resize(x: Tensor, size: tuple[int, ...] | torch.Size, align_corners: bool = False) -> Tensor:
     """(Bi-, tri-)linear interpolation of `[B, C, *S]` to `[B, C, *size]`, without antialiasing."""
     size = tuple(size)
-    if tuple(x.shape[2:]) == size:
+    # Sides that are not known while a network is exported are not the same because they are so in the example.
+    if not any(isinstance(side, torch.SymInt) for side in (*x.shape[2:], *size)) and tuple(x.shape[2:]) == size:
         return x
     return F.interpolate(
         x, size=size, mode=("linear", "bilinear", "trilinear")[len(size) - 1], align_corners=align_corners
     )
+
+
+class GridMean(nn.AdaptiveAvgPool2d):
+    """`nn.AdaptiveAvgPool2d` to a square grid, of maps whose sides are not known while a network is exported, too.
+
+    Torch takes the cells of the example's sides apart for ONNX, which are wrong at others.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` -> `[B, C, G, G]`."""
+        if not any(isinstance(side, torch.SymInt) for side in x.shape[2:]):
+            return super().forward(x)
+        assert isinstance(self.output_size, int)
+        rows, columns = (cell_shares(side, self.output_size, x) for side in x.shape[2:])
+        return rows @ x @ columns.mT
+
+
+def cell_shares(side: int, cells: int, like: Tensor) -> Tensor:
+    """`[G, side]` shares, of the type of another tensor, of an axis's pixels in the mean of each of its G cells: from
+    the last pixel that begins at or before the cell to the first that ends at or after it."""
+    cell = torch.arange(cells, device=like.device)[:, None]
+    pixel = torch.arange(side, device=like.device)[None]
+    inside = (pixel >= cell * side // cells) & (pixel * cells < (cell + 1) * side)
+    return inside.to(like.dtype) / inside.sum(1, keepdim=True).to(like.dtype)

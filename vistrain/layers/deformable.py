@@ -39,8 +39,10 @@ def choose_core(device: torch.device, needs_grad: bool) -> str:
     too, as its backward pass sorts. Under `torch.compile`, where inductor fuses the index arithmetic but has no good
     `grid_sample`: `embedding_bag` to evaluate, `gather` to train, which took 0.36 to 0.5 of `embedding_bag`'s time for
     images of 128x128 to 512x512. `triton` is never chosen so far: it is to be asked for by name until it was measured
-    on a card.
+    on a card. While a network is exported: `grid_sample`, an operator of ONNX that holds few samples at a time.
     """
+    if torch.compiler.is_exporting():
+        return "grid_sample"
     if device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
         return "embedding_bag"
     if torch.compiler.is_compiling():

@@ -74,12 +74,14 @@ def imresize_uint8(image: np.ndarray, scale: float, antialias: bool = True, betw
 
 def _along(images: Tensor, axis: int, output: int, scale: float, antialias: bool) -> Tensor:
     """`[..., H, W]` with its height (axis 0) or width resized to so many pixels."""
+    if isinstance(images.shape[axis - 2], torch.SymInt):
+        return _enlarged(images, axis, scale)
     shape = list(images.shape)
     length, shape[axis - 2] = shape[axis - 2], output
     # A block's inputs, mostly zeros, grow as 1 / scale; measured: narrow products along rows are slower
     step = int(np.clip(round(BLOCK * scale), BLOCK // (2 if axis else 4), BLOCK))
     blocks = _blocks(length, output, scale, antialias, step, images.dtype, images.device)
-    if images.requires_grad:  # autograd cannot follow writing into a given tensor
+    if images.requires_grad or torch.compiler.is_exporting():  # neither follows writing into a given tensor
         parts = [images.narrow(axis - 2, first, weights.shape[1]) for first, weights in blocks]
         pairs = zip(parts, (weights for _, weights in blocks), strict=True)
         return torch.cat([part @ weights.T if axis else weights @ part for part, weights in pairs], axis - 2)
@@ -93,6 +95,27 @@ def _along(images: Tensor, axis: int, output: int, scale: float, antialias: bool
             torch.mm(*((part, weights.T) if axis else (weights, part)), out=place)
             start += len(weights)
     return resized
+
+
+def _enlarged(images: Tensor, axis: int, scale: float) -> Tensor:
+    """`_along` for sides that are not known while a network is exported: by a whole number, which has one set of
+    weights for each of its phases.
+
+    Raises:
+        ValueError: it is no whole number.
+    """
+    if scale != int(scale):
+        raise ValueError(f"sides that are not known cannot be resized by {scale}")
+    dim, length = axis - 2, images.shape[axis - 2]
+    firsts, weights = taps(int(scale), scale)
+    margin = int(max(-firsts.min(), firsts.max() + weights.shape[1] - 1))
+    ends = images.narrow(dim, 0, margin), images.narrow(dim, length - margin, margin)
+    padded = torch.cat((ends[0].flip(dim), images, ends[1].flip(dim)), dim)
+    phases = []
+    for first, row in zip(firsts.tolist(), weights.tolist(), strict=True):
+        read = [weight * padded.narrow(dim, margin + first + i, length) for i, weight in enumerate(row)]
+        phases.append(torch.stack(read).sum(0))
+    return torch.stack(phases, images.dim() + dim + 1).flatten(images.dim() + dim, images.dim() + dim + 1)
 
 
 @functools.lru_cache(maxsize=256)

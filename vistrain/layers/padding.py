@@ -57,12 +57,13 @@ def extend(images: Tensor, *extra: int, mode: EdgeMode = "reflect") -> Tensor:
     Returns:
         `[..., *T]`, T the sides with what was added.
     """
-    if max(extra) <= 0:
+    known = not any(isinstance(more, torch.SymInt) for more in extra)  # of sizes that are not, none may be asked for
+    if known and max(extra) <= 0:
         return images
     if mode == "zeros":
         return F.pad(images, [n for more in reversed(extra) for n in (0, more)])
     for dim, more in enumerate(extra, start=-len(extra)):
-        if more > 0:
+        if not known or more > 0:
             length = images.shape[dim]
             places = torch.arange(length + more, device=images.device)
             images = images.index_select(
@@ -85,7 +86,7 @@ def mirrored(places: Tensor, length: int, twice: bool = False) -> Tensor:
     if length == 1:
         return torch.zeros_like(places)
     period = 2 * length - 2 + 2 * int(twice)
-    places = places % period
+    places = places % torch.full_like(places, period)  # a tensor: a number that is not known yet has no ONNX for it
     return torch.where(places < length, places, period - places - int(twice))
 
 

@@ -175,14 +175,14 @@ class OverlappingCrossAttentionBlock(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Args: x: `[B, H * W, C]`; size: (H, W). Returns: `[B, H * W, C]`."""
         side, window = self.window_size, (self.window_size, self.window_size)
-        q, kv = self.qkv(self.norm1(x)).view(len(x), *size, -1).tensor_split((x.shape[2],), -1)
+        q, kv = self.qkv(self.norm1(x)).view(x.shape[0], *size, -1).tensor_split((x.shape[2],), -1)
         q = window_partition(q, window).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
         margin = (self.reach - side) // 2
         kv = F.pad(kv, (0, 0, margin, margin, margin, margin))
         around = kv.unfold(1, self.reach, side).unfold(2, self.reach, side).permute(0, 1, 2, 4, 5, 3)
-        k, v = around.reshape(len(q), self.reach**2, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        k, v = around.reshape(q.shape[0], self.reach**2, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         bias = relative_position_bias(self.relative_position_bias_table, self.index)
-        y = window_attention(q, k, v, bias, ((len(q), None),), self.scale)
+        y = window_attention(q, k, v, bias, ((q.shape[0], None),), self.scale)
         x = x + self.proj(window_merge(y, window, size).flatten(1, 2))
         return x + self.mlp(self.norm2(x))
 

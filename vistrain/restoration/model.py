@@ -19,7 +19,7 @@ from vistrain.network import Network
 from vistrain.predictions import Restored
 from vistrain.restoration.restorer import Restorer
 from vistrain.restoration.tiles import tiled
-from vistrain.structures import Channels, Preprocessing
+from vistrain.structures import Channels, Exported, Preprocessing
 
 PREFIX = "network."
 COLOUR = Channels(3)
@@ -100,10 +100,21 @@ class RestorationModel(Network):
         """
         height, width = images.shape[-2:]
         least, smallest = self.network.least_padding, self.network.smallest
-        full = [-(-max(side + least, smallest) // self.multiple) * self.multiple for side in (height, width)]
+        # Rounded up without negative numbers, which ONNX divides otherwise.
+        beyond = self.multiple - 1
+        full = [(max(side + least, smallest) + beyond) // self.multiple * self.multiple for side in (height, width)]
         padded = extend(images, full[0] - height, full[1] - width, mode=self.network.padding)
         restored: Tensor = self.network(padded)
         return restored[..., : height * self.scale, : width * self.scale]
+
+    def exported_facts(self) -> Exported:
+        """See `Network`."""
+        reading = (
+            'restored = (found["restored"].clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)',
+            "Image.fromarray(restored.squeeze()).save(sys.argv[2])",
+        )
+        meaning = f"[B, C, {self.scale} h, {self.scale} w] the restored image, brightest pixel 1, not clipped"
+        return Exported({"restored": meaning}, reading)
 
     def restore(self, images: Tensor) -> Tensor:
         """As `forward`, in tiles where `tile` is set and an image is larger."""

@@ -356,10 +356,10 @@ class RGT(TransformerSuperResolver):
         """See `TransformerSuperResolver`."""
         x, times = self.before_RG(x), self.reductions(size)
         whole = max(self.split_size)
-        padded = (-(-size[0] // whole) * whole, -(-size[1] // whole) * whole)
+        padded = ((size[0] + whole - 1) // whole * whole, (size[1] + whole - 1) // whole * whole)
         orders = {
             (i, shifted): window_order(
-                len(x), padded, window, (window[0] // 2, window[1] // 2) if shifted else (0, 0), device=x.device
+                x.shape[0], padded, window, (window[0] // 2, window[1] // 2) if shifted else (0, 0), device=x.device
             )
             for i, window in enumerate((self.split_size, self.split_size[::-1]))
             for shifted in (False, True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from vistrain.callbacks.records import KeepRecords
 from vistrain.checkpoints import load_weights, locate
 from vistrain.config import compose, to_yaml, without_pretrained
 from vistrain.errors import ConfigError, DataError, VistrainError
+from vistrain.network import Network
 from vistrain.run import refusals
 from vistrain.run.continued import Continued
 from vistrain.run.folders import folder_of, run_folder
@@ -134,6 +135,7 @@ def test(
     records: Path | None = None,
     others: Sequence[Path] = (),
     folder: Path | None = None,
+    prepare: Callable[[Network], None] | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint of ours, or a config with foreign weights, on the test split.
 
@@ -147,6 +149,7 @@ def test(
         records: file for the records of each metric, JSON, of which a metric makes its numbers; None: none.
         others: further checkpoints, with whose networks that of the first is averaged.
         folder: for `test.json`; None: that of the checkpoint, or of the run.
+        prepare: called with the network when it has its weights.
 
     Returns:
         The numbers by name, such as `test/coco/AP`.
@@ -182,6 +185,8 @@ def test(
             parts.model.average_with([model for model, _ in loaded])
     elif weights:
         load_whole(parts.model, weights)
+    if prepare is not None:
+        prepare(parts.model)
     parts.task.analysis_folder = analysis
     reported = folder is None
     if folder is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError
-from vistrain.layers.conv import resize
+from vistrain.layers.conv import GridMean, resize
 from vistrain.layers.norms import LayerNorm2d
 
 # Size of a large kernel: that of the small one, of the dilated one, and the dilation (LSKA, arXiv 2309.01439, table 2)
@@ -275,7 +275,7 @@ class LargeKernelPyramid(nn.Module):
         super().__init__()
         self.scale0 = nn.Sequential(*_pre(inputs), PWConv(inputs, width, bias=False))
         pools: dict[str, nn.Module] = {"1": nn.AvgPool2d(5, 2, 2), "2": nn.AvgPool2d(9, 4, 4)}
-        pools |= {"4": nn.AdaptiveAvgPool2d(2), "5": nn.AdaptiveAvgPool2d(1)}
+        pools |= {"4": GridMean(2), "5": nn.AdaptiveAvgPool2d(1)}
         for name, pool in pools.items():
             self.add_module(f"scale{name}", nn.Sequential(pool, *_pre(inputs), PWConv(inputs, width, bias=False)))
         self.bn = nn.BatchNorm2d(width)

@@ -195,3 +195,14 @@ def enlarged(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -
         down, matrix = axis.between(start, min(start + rows, size[0]), maps)
         slab = torch.matmul(matrix, maps[:, down])
         yield resize(slab[None], (slab.shape[1], size[1]), align_corners)[0]
+
+
+def enlarged_in_python(name: str) -> tuple[str, ...]:
+    """Lines of Python, see `structures.Exported`, that make `planes` `[K, H, W]`, of the picture's size, of the output
+    of a name, `[K, h, w]`: to the padded image, cut, to the picture, bilinearly as networks' own predictions are (but
+    that Pillow smooths where it makes smaller)."""
+    return (
+        "box, method = (0, 0, pixels.shape[1], pixels.shape[0]), Image.Resampling.BILINEAR",
+        f'planes = [Image.fromarray(p).resize(x.shape[:1:-1], method).crop(box) for p in found["{name}"]]',
+        "planes = np.stack([p.resize(image.size, method) for p in planes])",
+    )

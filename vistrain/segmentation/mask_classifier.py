@@ -23,10 +23,10 @@ from vistrain.losses.mask_criterion import PointNoise
 from vistrain.matching import MaskMatcher
 from vistrain.network import Network
 from vistrain.predictions import InstanceDetections, PanopticMap, Segment, Segmentation
-from vistrain.segmentation.inference import SLAB, class_map, enlarged
+from vistrain.segmentation.inference import SLAB, class_map, enlarged, enlarged_in_python
 from vistrain.segmentation.pixel_decoder import PixelDecoder, PixelFeatures
-from vistrain.segmentation.query_decoder import QueryDecoder, mask_logits, stacked
-from vistrain.structures import Factory, LabelSpace
+from vistrain.segmentation.query_decoder import QueryDecoder, stacked
+from vistrain.structures import Exported, Factory, LabelSpace
 
 Output = Literal["semantic", "panoptic", "instances"]
 
@@ -127,17 +127,20 @@ class MaskClassifier(Network):
         things = range(len(labels.ids)) if labels.things is None else labels.things
         self.things = {labels.channel_of[labels.ids[i]] for i in things}
 
-    def forward(self, images: Tensor) -> dict[str, Any]:
+    def forward(self, images: Tensor, last_only: bool = False) -> dict[str, Any]:
         """All outputs of the network.
 
         Args:
             images: `[B, C, H, W]`, normalised, zero on padding, sides multiples of the size divisor.
+            last_only: without `aux_outputs`, what `predict` reads.
 
         Returns:
             `pred_logits` `[B, Q, K + 1]` and `pred_masks` `[B, Q, H / 4, W / 4]` logits; `aux_outputs`, the same of the
             earlier predictions.
         """
         pixels = self.pixel_decoder(self.backbone(images))
+        if last_only:
+            return stacked(self.decoder(pixels)[-1:], pixels)[0]
         *earlier, last = stacked(self.decoder(pixels), pixels)
         return {**last, "aux_outputs": earlier}
 
@@ -202,14 +205,25 @@ class MaskClassifier(Network):
             batch: `image`, `size` and `original_size`.
         """
         images, _ = self.normalize(batch["image"], batch["size"])
-        pixels = self.pixel_decoder(self.backbone(images))
-        last = self.decoder(pixels)[-1]
-        masks, padded = mask_logits(last, pixels).float(), images.shape[2:]
+        last = self(images, last_only=True)
+        logits, masks, padded = last["pred_logits"].float(), last["pred_masks"].float(), images.shape[2:]
         sizes, originals = batch["size"].tolist(), batch["original_size"].tolist()
         return [
-            self.describe(last.logits[i].float(), masks[i], padded, tuple(sizes[i]), tuple(originals[i]))
-            for i in range(len(images))
+            self.describe(logits[i], masks[i], padded, tuple(sizes[i]), tuple(originals[i])) for i in range(len(images))
         ]
+
+    def exported(self, images: Tensor) -> dict[str, Tensor]:
+        """See `Network`."""
+        found: dict[str, Tensor] = self(images, last_only=True)
+        return found
+
+    def exported_facts(self) -> Exported:
+        """See `Network`; in a few lines the first of semantic, panoptic and instances that it was asked for."""
+        outputs = {
+            "logits": "[B, Q, K + 1] logits of each query's class, the last of them none; softmax makes shares of them",
+            "masks": "[B, Q, h, w] logits of each query's mask, a quarter of the padded image; sigmoid makes shares",
+        }
+        return Exported(outputs, (*_SHARES, *_READING[min(self.outputs, key=tuple(_READING).index)]))
 
     def describe(
         self, logits: Tensor, masks: Tensor, padded: torch.Size, size: tuple[int, int], original: tuple[int, int]
@@ -303,6 +317,35 @@ class MaskClassifier(Network):
         """See `Network`: layers of the backbone; all that stands upon it is the top."""
         layers = self.backbone.layers_above()
         return None if layers is None else {f"backbone.{name}": above for name, above in layers.items()}
+
+
+# How a program without this package reads the outputs, see `Exported`. Masks are enlarged, cut and brought to the
+# picture's size by Pillow, and what is left to a segment is not compared with what it had.
+_SHARES = (
+    'classes = np.exp(found["logits"] - found["logits"].max(1, keepdims=True))',
+    "classes /= classes.sum(1, keepdims=True)",
+    *enlarged_in_python("masks"),
+    "masks = 1 / (1 + np.exp(-planes))",
+)
+_READING = {
+    "semantic": (
+        'labels = np.einsum("qk,qhw->khw", classes[:, :-1], masks).argmax(0)',
+        "Image.fromarray(labels.astype(np.uint8)).save(sys.argv[2])",
+    ),
+    "panoptic": (
+        "scores, labels = classes.max(1), classes.argmax(1)",
+        "owner = (np.where(labels < len(classes[0]) - 1, scores, 0)[:, None, None] * masks).argmax(0)",
+        "for q in np.unique(owner):",
+        '    print(q, facts["classes"][labels[q]], f"{scores[q]:.4f}", (owner == q).sum(), "pixels")',
+        "Image.fromarray(owner.astype(np.uint8)).save(sys.argv[2])",
+    ),
+    "instances": (
+        "for q, k in np.argwhere(classes[:, :-1] >= 0.5):",
+        '    print(q, facts["classes"][k], f"{classes[q, k]:.4f}", (masks[q] >= 0.5).sum(), "pixels")',
+        "numbers = np.arange(1, len(masks) + 1)[:, None, None]",
+        "Image.fromarray(((masks >= 0.5) * numbers).max(0).astype(np.uint8)).save(sys.argv[2])",
+    ),
+}
 
 
 def semantic_scores(logits: Tensor, masks: Tensor) -> Tensor:

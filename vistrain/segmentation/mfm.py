@@ -105,7 +105,7 @@ def masked_squares(features: Tensor, ratio: float, side: int) -> Tensor:
     Raises:
         ConfigError: there is one square alone, which is never masked.
     """
-    batch, (height, width) = len(features), features.shape[-2:]
+    batch, (height, width) = features.shape[0], features.shape[-2:]
     rows, columns = -(-height // side), -(-width // side)
     if rows * columns < 2:
         problem = f"squares of {side} on {height}x{width} features: one, which is never masked"

@@ -97,8 +97,8 @@ def convolved_enlarged(x: Tensor, weight: Tensor, size: Sequence[int], align_cor
     # Channels last, in the order in which each product is the next one's factor as it lies in memory.
     cut = weight.permute(2, 1, 3, 0).flatten(2)  # [k, C, k * D]
     taps = x.flatten(2).transpose(1, 2)[:, None] @ cut  # [B, k, h * w, k * D]
-    tall = rows.flatten(1) @ taps.view(len(x), height * x.shape[2], -1)  # [B, H, w * k * D]
-    found = columns.flatten(1) @ tall.view(len(x), size[0], -1, len(weight))  # [B, H, W, D]
+    tall = rows.flatten(1) @ taps.view(x.shape[0], height * x.shape[2], -1)  # [B, H, w * k * D]
+    found = columns.flatten(1) @ tall.view(x.shape[0], size[0], -1, len(weight))  # [B, H, W, D]
     return found.permute(0, 3, 1, 2)
 
 

@@ -141,7 +141,7 @@ class QueryDecoder(GuardedContract, nn.Module, abc.ABC):
 
     def forward(self, pixels: PixelFeatures) -> list[MaskPrediction]:
         """Predictions before the first layer and after each, the last last; suffixes `_0`, `_1` ... and none."""
-        batch = len(pixels.mask_features)
+        batch = pixels.mask_features.shape[0]
         levels, positions, small = [], [], []
         for i, (project, x) in enumerate(zip(self.input_proj, pixels.levels, strict=True)):
             levels.append(project(x) + self.level_embed.weight[i][:, None, None])

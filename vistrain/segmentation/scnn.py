@@ -20,7 +20,7 @@ from vistrain.layers.padding import Normalize
 from vistrain.layers.precision import at_least_float32
 from vistrain.predictions import LaneMaps
 from vistrain.segmentation.lane_network import LaneDecoder, LaneNetwork
-from vistrain.structures import Preprocessing
+from vistrain.structures import Exported, Preprocessing
 
 # VGG16 with batch norms: channels of the convolutions between poolings; the last two poolings are left out.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -112,6 +112,11 @@ class SCNN(LaneNetwork):
         x = self.layer2(self.message_passing(self.layer1(self.backbone(images))))
         exist = self.fc(F.avg_pool2d(x.softmax(1), 2).flatten(1))
         return F.interpolate(x, scale_factor=8, mode="bilinear", align_corners=True), exist
+
+    def exported_facts(self) -> Exported:
+        """See `Network`."""
+        maps = "[B, L + 1, H, W] logits of background and the lanes; softmax makes probabilities of them"
+        return Exported({"maps": maps, "exist": "[B, L] logits of the lanes' being there"})
 
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Weighted training losses `loss_seg` and `loss_exist`.

@@ -28,12 +28,13 @@ from vistrain.segmentation.inference import (
     Seen,
     View,
     best_classes,
+    enlarged_in_python,
     probabilities,
     probability_tiles,
 )
 from vistrain.segmentation.label_maps import label_maps
 from vistrain.segmentation.sliding_windows import Merge, Windows
-from vistrain.structures import Factory, LabelSpace, Preprocessing
+from vistrain.structures import Exported, Factory, LabelSpace, Preprocessing
 
 IGNORED = 255  # where a label space does not say otherwise
 MOST_SCALE = 16.0  # of an image's sides, for inference
@@ -164,6 +165,18 @@ class SemanticNetwork(Network):
         else:
             maps = [best_classes(views) for views in self._views(images, sizes, originals)]
         return [Segmentation(semantic=labels) for labels in maps]
+
+    def exported_facts(self) -> Exported:
+        """See `Network`; images are read whole, by Pillow's filter."""
+        reading = (
+            *enlarged_in_python("logits"),
+            "labels = planes.argmax(0)",
+            "for k, count in zip(*np.unique(labels, return_counts=True)):",
+            '    print(facts["classes"][k], f"{count / labels.size:.4f}")',
+            "Image.fromarray(labels.astype(np.uint8)).save(sys.argv[2])",
+        )
+        corners = ", corners aligned" if self.align_corners else ""
+        return Exported({"logits": f"[B, K, h, w] logits of the classes, to be enlarged bilinearly{corners}"}, reading)
 
     @torch.no_grad()
     def image_probabilities(self, batch: Mapping[str, Any]) -> list[Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vistrain.layers.conv import ConvModule, resize
+from vistrain.layers.conv import ConvModule, GridMean, resize
 from vistrain.segmentation.head import DecodeHead
 from vistrain.segmentation.projections import convolved_enlarged
 
@@ -38,7 +38,7 @@ class UPerHead(DecodeHead):
     ) -> None:
         super().__init__(channels, strides, num_classes, embed_dim=embed_dim, **base)
         self.psp_modules = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(scale), ConvModule(channels[-1], embed_dim)) for scale in pool_scales
+            nn.Sequential(GridMean(scale), ConvModule(channels[-1], embed_dim)) for scale in pool_scales
         )
         self.bottleneck = ConvModule(channels[-1] + len(pool_scales) * embed_dim, embed_dim, 3)
         self.lateral_convs = nn.ModuleList(ConvModule(c, embed_dim) for c in channels[:-1])

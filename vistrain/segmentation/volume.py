@@ -26,7 +26,7 @@ from vistrain.network import Network
 from vistrain.predictions import Segmentation
 from vistrain.segmentation.label_maps import label_maps
 from vistrain.segmentation.volume_windows import enlarged_planes, sliding_planes, window_count
-from vistrain.structures import Channels, Factory, LabelSpace, Preprocessing
+from vistrain.structures import Channels, Exported, Factory, LabelSpace, Preprocessing
 
 log = logging.getLogger(__name__)
 
@@ -182,6 +182,7 @@ class VolumeSegmenter(Network):
         self.network = network(in_channels=self.channels, out_channels=len(self.painted) or labels.num_classes)
         self.num_outputs = len(self.painted) or labels.num_classes
         self.window, self._told, self.averaged = window, False, list[VolumeSegmenter]()
+        self.exported_size = window or tuple(4 * by for by in self.network.divisors)
         if window is not None:
             self.check_size(*window)
         self.key_maps = inside("network.", self.network.key_maps)
@@ -200,6 +201,11 @@ class VolumeSegmenter(Network):
         """Normalised images `[B, C, D, H, W]` -> the finest logits `[B, K, D, H, W]` of classes, or of regions."""
         found = self.network(images)
         return found if isinstance(found, Tensor) else found[0]
+
+    def exported_facts(self) -> Exported:
+        """See `Network`."""
+        kind = f"the regions {', '.join(name for name, _ in self.labels.regions or ())}" if self.painted else "classes"
+        return Exported({"logits": f"[B, K, D, H, W] logits of {kind}, of a window of a prepared case"})
 
     # ---------------------------------------------------------------- training
 

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from vistrain.errors import ConfigError
 from vistrain.layers.precision import at_least_float32
 from vistrain.predictions import Segmentation
+from vistrain.segmentation.inference import enlarged_in_python
 from vistrain.segmentation.semantic import SemanticNetwork
-from vistrain.structures import Channels, LabelSpace, Preprocessing
+from vistrain.structures import Channels, Exported, LabelSpace, Preprocessing
 
 
 class ResidualBlock(nn.Module):
@@ -152,6 +153,18 @@ class WNet(SemanticNetwork):
     def forward(self, images: Tensor) -> Tensor:
         """Images `[B, C, H, W]` in 0..1 -> logits `[B, 1 or K, H, W]`."""
         return self.both(images)[1]
+
+    def exported_facts(self) -> Exported:
+        """See `Network`; mirror images and classes that are shared out are left to the reader."""
+        if self.outputs > 1:
+            facts = super().exported_facts()
+            return facts if self.shared is None else Exported(facts.outputs)
+        reading = (
+            'found["logits"] = 1 / (1 + np.exp(-found["logits"]))',
+            *enlarged_in_python("logits"),
+            f"Image.fromarray((255 * (planes[0] > {self.threshold})).astype(np.uint8)).save(sys.argv[2])",
+        )
+        return Exported({"logits": "[B, 1, H, W] logits of the second class; sigmoid makes probabilities"}, reading)
 
     def training_losses(self, images: Tensor, labels: Tensor, count: Tensor | None) -> dict[str, Tensor]:
         """See `SemanticNetwork`: cross-entropy, binary with two classes, of both networks."""

@@ -32,6 +32,11 @@ class EvalTransform(ABC):
         """What people are shown of such an input, uint8 `[H, W, 3]`."""
         return image
 
+    def in_python(self) -> tuple[str, ...]:
+        """Lines of Python that make `pixels` `[h, w, C]` of a PIL picture `image`, with NumPy (`np`), Pillow (`Image`)
+        and this transform's values, `rule`, alone: for programs that run an exported network. Empty: it takes more."""
+        return ()
+
     def to_node(self) -> dict[str, Any]:
         """The config node that `config.builder.build` makes the transform of again: `type` and its fields, plain."""
         cls = type(self)

@@ -175,6 +175,33 @@ class EvalCrop(EvalTransform):
             image = np.array(resized)
         return self._centre(image)
 
+    def in_python(self) -> tuple[str, ...]:
+        """See `EvalTransform`; a crop that is larger than the resized picture is black around it, as Pillow's are."""
+        scaled = [math.floor(side / self.crop_pct) for side in self.size]
+        method = f"Image.Resampling.{self.interpolation.upper()}"
+        if self.mode == "squash":
+            lines = [f"image = image.resize({(scaled[1], scaled[0])}, {method})"]
+        elif self.mode == "center" and scaled[0] == scaled[1]:
+            lines = ["short = min(image.size)", f"size = [int({scaled[0]} * side / short) for side in image.size]"]
+            lines.append(f"image = image.resize(size, {method})")
+        else:
+            best = "min" if self.mode == "center" else "max"
+            lines = [f"ratio = {best}(image.width / {scaled[1]}, image.height / {scaled[0]})"]
+            lines.append(f"image = image.resize([round(side / ratio) for side in image.size], {method})")
+        if self.mode == "border":
+            fill = tuple(round(255 * value) for value in self.mean[:3])
+            lines += [
+                f'canvas = Image.new("RGB", {self.size[::-1]}, {fill})',
+                f"canvas.paste(image, (({self.size[1]} - image.width) // 2, ({self.size[0]} - image.height) // 2))",
+                "pixels = np.asarray(canvas)",
+            ]
+            return tuple(lines)
+        return (
+            *lines,
+            f"left, top = round((image.width - {self.size[1]}) / 2), round((image.height - {self.size[0]}) / 2)",
+            f"pixels = np.asarray(image.crop((left, top, left + {self.size[1]}, top + {self.size[0]})))",
+        )
+
     def _centre(self, image: np.ndarray) -> np.ndarray:
         missing = [max(goal - side, 0) for goal, side in zip(self.size, image.shape[:2], strict=True)]
         if any(missing):

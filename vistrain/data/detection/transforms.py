@@ -93,6 +93,25 @@ class EvalResize(EvalTransform):
             return image
         return np.array(Image.fromarray(image).resize((width, height), PIL_FILTERS[self.interpolation]))
 
+    def in_python(self) -> tuple[str, ...]:
+        """See `EvalTransform`."""
+        if self.arithmetic == "detr":
+            capped = (
+                f"{self.short}"
+                if self.long is None
+                else (f"{self.short} if high / low * {self.short} <= {self.long} else round({self.long} * low / high)")
+            )
+            lines = (f"short = {capped}", "long = int(short * high / low)")
+        else:
+            exact = f"{self.short}" if self.long is None else f"min({self.short}, {self.long} * low / high)"
+            lines = (f"short = {exact}", "short, long = max(int(short + 0.5), 1), int(short * high / low + 0.5)")
+        return (
+            "low, high = sorted(image.size)",
+            *lines,
+            "size = (long, short) if image.width > image.height else (short, long)",
+            f"pixels = np.asarray(image.resize(size, Image.Resampling.{self.interpolation.upper()}))",
+        )
+
     def apply(self, sample: Sample, seed: int = 0) -> Sample:
         """Resizes an image with its boxes and masks; there is nothing random."""
         return _replace_image(sample, self(sample.image))

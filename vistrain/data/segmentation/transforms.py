@@ -19,6 +19,14 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = 32, (0.5, 1.5), (0.5, 1.5), 18  # of SSD
 ONE_BAND = MatchedBands((0,), (0.0,), (1.0,), to_mean=(0.0,), to_std=(1.0,))  # grey as it is
 LEVELS = np.arange(256, dtype=np.float64)
 
+BILINEAR = (  # OpenCV's, without antialiasing, of `pixels`, to `height` and `width`
+    "for axis, (old, new) in enumerate(zip(pixels.shape, (height, width))):",
+    "    place = ((np.arange(new) + 0.5) * old / new - 0.5).clip(0, old - 1)",
+    "    low, share = place.astype(int), (place % 1).reshape(-1, *[1] * (2 - axis))",
+    "    nearby = pixels.take(low, axis), pixels.take((low + 1).clip(max=old - 1), axis)",
+    "    pixels = nearby[0] * (1 - share) + nearby[1] * share",
+)
+
 
 def scaled_size(height: int, width: int, bounds: tuple[int, int]) -> tuple[int, int]:
     """Height and width of an image that is made as large as fits: its long side into the larger bound, and its short
@@ -50,6 +58,25 @@ class EvalScale(EvalTransform):
             return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
+    def in_python(self) -> tuple[str, ...]:
+        """See `EvalTransform`."""
+        if self.scale is None and self.multiple == 1:
+            return ("pixels = np.asarray(image)",)
+        factor = (
+            "1"
+            if self.scale is None
+            else f"min({max(self.scale)} / max(image.size), {min(self.scale)} / min(image.size))"
+        )
+        rounded = "max(int(side * factor + 0.5), 1) for side in image.size"
+        if self.multiple > 1:
+            rounded = (
+                f"-(-max(int(side * factor + 0.5), 1) // {self.multiple}) * {self.multiple} for side in image.size"
+            )
+        lines = (f"factor = {factor}", f"width, height = ({rounded})")
+        if self.antialias:
+            return (*lines, "pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))")
+        return (*lines, "pixels = np.asarray(image)", *BILINEAR)
+
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what an image of this size becomes."""
         if self.scale is not None:
@@ -79,6 +106,10 @@ class EvalBands(EvalScale):
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """`[H, W, C]`, as `Bands.read` gives it, to float32 `[h, w, C]`."""
         return self.bands(super().__call__(image))
+
+    def in_python(self) -> tuple[str, ...]:
+        """See `EvalTransform`: nothing that Pillow reads."""
+        return ()
 
     def read(self, source: Any) -> np.ndarray:
         """The channels of a file, see `Bands.read`; or of an array of these channels alone, see `Bands.given`."""
@@ -112,6 +143,12 @@ class EvalStretch(EvalTransform):
         if self.antialias:
             return np.array(Image.fromarray(image).resize(self.size[::-1], Image.Resampling.BILINEAR))
         return cv2.resize(image, self.size[::-1])
+
+    def in_python(self) -> tuple[str, ...]:
+        """See `EvalTransform`."""
+        if self.antialias:
+            return (f"pixels = np.asarray(image.resize({self.size[::-1]}, Image.Resampling.BILINEAR))",)
+        return (f"height, width = {self.size}", "pixels = np.asarray(image)", *BILINEAR)
 
 
 @dataclass(frozen=True)
