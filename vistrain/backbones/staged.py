@@ -181,14 +181,12 @@ class StagedBackbone(nn.Module):
         num_features: int | None = None,
     ) -> None:
         super().__init__()
-        if len(stages) != len(channels):
-            raise ValueError(f"{len(stages)} stages, and widths of {len(channels)}")
         self.stem = stem
         self.stages = nn.Sequential(*stages)
         self.norm = norm
         self.feature_info = [
             {"num_chs": c, "reduction": s, "module": f"stages.{i}"}
-            for i, (c, s) in enumerate(zip(channels, strides, strict=True))
+            for i, (_, c, s) in enumerate(zip(stages, channels, strides, strict=True))
         ]
         self.num_features = self.head_hidden_size = num_features or channels[-1]
         self.drop_rate = drop_rate

@@ -199,8 +199,9 @@ def _corners(value_shape: torch.Size, shapes: Shapes, points: Tensor, weights: T
         index and weight, both `[B * Q * H, 4 * L * P]`; the weight is 0 outside the map.
     """
     batch, tokens, heads, _ = value_shape
-    # int32 halves the traffic; the table would need 2 billion rows to overflow it
-    kind = torch.int32 if batch * tokens * heads < 2**31 else torch.int64
+    # int32 halves the traffic; the table would need 2 billion rows to overflow it. Operators of ONNX want int64.
+    is_short = not torch.compiler.is_exporting() and batch * tokens * heads < 2**31
+    kind = torch.int32 if is_short else torch.int64
     device, repeats = points.device, points.shape[-2]
     starts = [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
     width, start = (

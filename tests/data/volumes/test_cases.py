@@ -14,12 +14,12 @@ from vistrain.data.volumes.cases import (
     Case,
     brats_cases,
     decathlon_cases,
-    folds_of,
     listed_cases,
     modality_of,
     read_dataset_json,
     refuse_missing,
 )
+from vistrain.data.volumes.fold_numbers import folds_of
 from vistrain.data.volumes.labels import VoxelLabels
 from vistrain.data.volumes.prepared import read_images
 from vistrain.data.volumes.sets import classes_of

@@ -17,7 +17,8 @@ from rich.table import Table
 from vistrain.config import to_yaml
 from vistrain.data.base.check import Findings, SplitFindings, opened, pixel_hash, refusals, shown, write_report
 from vistrain.data.base.module import SplitName
-from vistrain.data.volumes.cases import Case, folds_of
+from vistrain.data.volumes.cases import Case
+from vistrain.data.volumes.fold_numbers import folds_of
 from vistrain.data.volumes.labels import VoxelLabels
 from vistrain.data.volumes.module import VolumeData
 from vistrain.data.volumes.nifti import read_labels

@@ -15,8 +15,9 @@ from vistrain.data.base.check import Findings
 from vistrain.data.base.collate import Batch
 from vistrain.data.base.module import DataModule, SplitName, data_root, refuse_below
 from vistrain.data.base.patient_folds import refuse_fold
-from vistrain.data.volumes.cases import Case, CaseList, folds_of, refuse_missing
+from vistrain.data.volumes.cases import Case, CaseList, refuse_missing
 from vistrain.data.volumes.first_stage import label_maps
+from vistrain.data.volumes.fold_numbers import folds_of
 from vistrain.data.volumes.labels import VoxelLabels
 from vistrain.data.volumes.preparation import Intensities, VolumePreparation
 from vistrain.data.volumes.prepared import Cache, PreparedCase
