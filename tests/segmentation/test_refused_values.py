@@ -69,7 +69,7 @@ def classifier(**arguments: Any) -> Mask2Former:
         (lambda: MaskMatcher(0.0, 0.0, 0.0), "class_cost: is 0, and so are mask_cost, dice_cost"),
         (lambda: Charbonnier(weight=-1.0), "weight: -1 teaches the opposite"),
         (lambda: PixelLosses([]), "model.loss.losses: no losses to add"),
-        (lambda: segmenter(scales=(1e9,)), "model.scales: [1000000000.0] - numbers above 0 and at most 16"),
+        (lambda: segmenter(scales=(1e9,)), "model.scales: [1000000000.0] are no scales - give numbers above 0"),
         (lambda: MaskCriterion(num_points=-4), "model.criterion.num_points: -4 is too small"),
         (lambda: classifier(object_threshold=7.0), "model.object_threshold: 7.0 is not in 0..1"),
         (lambda: classifier(overlap_threshold=-1.0), "model.overlap_threshold: -1.0 is not in 0..1"),
