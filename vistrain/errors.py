@@ -41,6 +41,17 @@ class WeightsError(VistrainError):
     """A checkpoint cannot be read, or does not fit the model; `where` is the file."""
 
 
+def refuse_below(least: int | float, **values: int | float | None) -> None:
+    """Refuse parameters, named as a config names them, that are too small; None is never.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise ConfigError(name, f"{value} is too small", f"use {least} or more")
+
+
 def shown(value: Any) -> str:
     """A value as YAML writes it, cut where it is long."""
     names = {None: "null", True: "true", False: "false"}

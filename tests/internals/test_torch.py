@@ -12,7 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from vistrain.internals.torch import BatchNorm, MortalLoader, _kill_workers, copy_all, move_towards, without_content
+from vistrain.internals.torch import (
+    BatchNorm,
+    MortalLoader,
+    _kill_workers,
+    copy_all,
+    move_towards,
+    tree_flatten,
+    tree_leaves,
+    tree_unflatten,
+    without_content,
+)
 
 
 def test_many_tensors_move_at_once() -> None:
@@ -89,6 +99,13 @@ def test_workers_end_with_a_cycle_that_the_garbage_collector_finds() -> None:
     gc.collect()
     assert not worker.is_alive()
     assert worker.exitcode == 0
+
+
+def test_containers_are_taken_apart_and_put_together() -> None:
+    made = {"a": [torch.zeros(1), torch.ones(1)], "b": torch.full((1,), 2.0)}
+    leaves, form = tree_flatten(made)
+    assert [leaf.item() for leaf in leaves] == [leaf.item() for leaf in tree_leaves(made)] == [0, 1, 2]
+    assert tree_unflatten([4, 5, 6], form) == {"a": [4, 5], "b": 6}
 
 
 def test_tensors_without_content() -> None:

@@ -25,7 +25,7 @@ from vistrain.layers.imresize import _along, _enlarged
 from vistrain.restoration import RestorationModel
 from vistrain.run.exported import sizes_of
 from vistrain.run.exported_example import example
-from vistrain.run.exported_runtime import Replaced, first_line, runtime_of
+from vistrain.run.exported_runtime import Replaced, reason, runtime_of
 from vistrain.structures import LabelSpace, Preprocessing
 
 LABELS = LabelSpace(("a", "b"), (0, 1))
@@ -144,9 +144,9 @@ def test_a_file_takes_the_place_of_a_network(checkpoint: Path) -> None:
 
 
 def test_an_error_is_one_line() -> None:
-    assert first_line(ValueError("\n  one \ntwo")) == "one"
-    assert first_line(ValueError()) == "ValueError"
-    assert len(first_line(ValueError("x" * 500))) == 200
+    assert reason(ValueError("\n  one \ntwo")) == "one"
+    assert reason(ValueError()) == "ValueError"
+    assert len(reason(ValueError("x" * 500))) == 200
 
 
 REFUSED = {

@@ -16,8 +16,8 @@ from rich.progress import Progress as RichProgress
 from torch import Tensor
 
 from vistrain.attention.base import paths_of
-from vistrain.data.base.module import refuse_below
 from vistrain.devices import peak_memory
+from vistrain.errors import refuse_below
 from vistrain.internals import lightning as internals
 from vistrain.processes import load_average, resident_memory
 from vistrain.tasks.base.task import as_task

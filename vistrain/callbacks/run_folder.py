@@ -18,9 +18,9 @@ from omegaconf import OmegaConf
 from vistrain import pictures
 from vistrain.callbacks.extremes import Extremes
 from vistrain.callbacks.loggers import CSVMetrics
-from vistrain.data.base.module import SplitName, refuse_below
+from vistrain.data.base.module import SplitName
 from vistrain.devices import peak_memory
-from vistrain.errors import DataError
+from vistrain.errors import DataError, refuse_below
 from vistrain.surroundings import commit, environment, hardware
 from vistrain.tasks.base.task import Cells, Task, as_task
 from vistrain.writing import json_line

@@ -1,4 +1,5 @@
-"""Of torch: updates of many tensors at once, the base of batch norms, tensors without content, loader processes."""
+"""Of torch: updates of many tensors at once, the base of batch norms, tensors without content, loader processes,
+containers of tensors."""
 
 from __future__ import annotations
 
@@ -13,9 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.data import DataLoader
 
-__all__ = ["BatchNorm", "MortalLoader", "copy_all", "move_towards", "without_content"]
+__all__ = [
+    "BatchNorm", "MortalLoader", "TreeSpec", "copy_all", "move_towards", "tree_flatten", "tree_leaves",
+    "tree_unflatten", "without_content",
+]  # fmt: skip
 
 
 def move_towards(tensors: list[Tensor], others: list[Tensor], share: float) -> None:

@@ -15,14 +15,14 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vistrain.errors import ConfigError
+from vistrain.errors import ConfigError, refuse_below
 from vistrain.layers.padding import Normalize
 from vistrain.layers.position import grid_table
 from vistrain.network import Network
 from vistrain.predictions import Reconstruction
 from vistrain.pretraining.patches import normalised, patchify, unpatchify
 from vistrain.pretraining.pretrainer import seed_of, start_linear
-from vistrain.pretraining.token_blocks import NORM, refuse_below_one, refuse_uneven_heads
+from vistrain.pretraining.token_blocks import NORM, refuse_uneven_heads
 from vistrain.pretraining.token_masks import Masking, RandomMasking, TokenSplit, take
 from vistrain.structures import Channels, Preprocessing
 
@@ -164,7 +164,7 @@ class CroCo(Network):
         image_channels: Channels = Channels(3),  # noqa: B008 - an int
     ) -> None:
         super().__init__()
-        refuse_below_one(patch=patch, heads=heads, decoder_heads=decoder_heads)
+        refuse_below(1, patch=patch, heads=heads, decoder_heads=decoder_heads)
         for key, width, count in (("dim", dim, heads), ("decoder_dim", decoder_dim, decoder_heads)):
             parts = count if positions == "rotations" else 1
             if width < 1 or width % (4 * parts):

@@ -17,12 +17,11 @@ from torch.nn import functional as F
 
 from vistrain.backbones import timm_body
 from vistrain.backbones.create import create
-from vistrain.errors import ConfigError
+from vistrain.errors import ConfigError, refuse_below
 from vistrain.layers.padding import Normalize
 from vistrain.network import Network
 from vistrain.predictions import Reconstruction
 from vistrain.pretraining.pretrainer import seed_of
-from vistrain.pretraining.token_blocks import refuse_below_one
 from vistrain.pretraining.token_masks import Masking, RandomMasking, TokenSplit, take
 from vistrain.structures import Channels
 
@@ -107,7 +106,7 @@ class Selfie(Network):
         self.preprocessing, self.channels = backbone.preprocessing, backbone.channels
         self.normalize = Normalize(self.preprocessing)
         self.size, self.patch, self.measured_size = image_size, patch, image_size
-        refuse_below_one(patch=patch, depth=depth)
+        refuse_below(1, patch=patch, depth=depth)
         if dim < 1 or heads < 1 or dim % heads:
             raise ConfigError("model.heads", f"{heads} heads of {dim} channels", "use a number that divides them")
         self.check_size(*image_size)

@@ -12,8 +12,6 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vistrain.errors import ConfigError
-
 NORM = partial(nn.LayerNorm, eps=1e-6)
 
 
@@ -25,17 +23,6 @@ def refuse_uneven_heads(dim: int, heads: int) -> None:
     """
     if heads < 1 or dim % heads:
         raise ValueError(f"{dim} channels are not divisible by {heads} heads")
-
-
-def refuse_below_one(**counts: int) -> None:
-    """Refuse counts and sides below 1, each by its key.
-
-    Raises:
-        ConfigError: one is.
-    """
-    for key, count in counts.items():
-        if count < 1:
-            raise ConfigError(f"model.{key}", f"{count} is too small", "use 1 or more")
 
 
 class BiasedAttention(nn.Module):

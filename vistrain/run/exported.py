@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import tree_leaves
 
 from vistrain.data.base.transform import EvalTransform
 from vistrain.errors import ConfigError, DataError
+from vistrain.internals.torch import tree_leaves
 from vistrain.layers.deformable import MSDeformAttn
 from vistrain.network import Network
 from vistrain.regular_files import refuse_to_replace
 from vistrain.run.exported_example import write_facts
-from vistrain.run.exported_runtime import INSTALL, first_line, refuse_missing_runtime, runtime_of
+from vistrain.run.exported_runtime import INSTALL, reason, refuse_missing_runtime, runtime_of
 from vistrain.run.networks import task_class
 from vistrain.structures import Preprocessing
 from vistrain.tasks.base.predictor import evaluation_transform
@@ -142,7 +142,7 @@ def export_network(
         told[0] += f", opset {form.opset}"
     told += compared
     task = task_class(facts["config"], allow).__name__
-    return [*told, *write_facts(output, model, described, transform, {**facts, "task": task}, form.__dict__)]
+    return [*told, *write_facts(output, model, described, transform, {**facts, "task": task}, asdict(form))]
 
 
 def sizes_of(model: Network, transform: EvalTransform | None) -> tuple[list[tuple[int, ...]], bool]:
@@ -171,14 +171,17 @@ def _traced(
             if checked:
                 _refuse_other_output(program, traced, sides[1])
         except Exception as error:
-            log.warning("sides cannot be left free (%s): they are fixed at those of the first size", first_line(error))
+            log.warning(
+                "sides cannot be left free (%s): they are fixed at those of the first size",
+                reason(error),
+            )
         else:
             return program, form
     try:
-        return _program(traced, sides[0], free=False), Form(**{**form.__dict__, "is_free": False})
+        return _program(traced, sides[0], free=False), replace(form, is_free=False)
     except Exception as error:
         name = type(traced.network).__name__
-        raise ConfigError("export", f"{name} cannot be exported: {first_line(error)}", "try another --size") from error
+        raise ConfigError("export", f"{name} cannot be exported: {reason(error)}", "try another --size") from error
 
 
 def _refuse_other_output(program: ExportedProgram, traced: Traced, size: tuple[int, ...]) -> None:
@@ -221,7 +224,7 @@ def _write(program: ExportedProgram, output: Path, names: Sequence[str], form: F
                 output_names=list(names),
             )  # fmt: skip
         except Exception as error:
-            raise ConfigError("export", f"ONNX cannot say it: {first_line(error)}", "try a .pt2 file") from error
+            raise ConfigError("export", f"ONNX cannot say it: {reason(error)}", "try a .pt2 file") from error
     assert made is not None
     with whole_file(output) as path:
         if form.precision == "float16":
@@ -231,7 +234,7 @@ def _write(program: ExportedProgram, output: Path, names: Sequence[str], form: F
             onnx.save(convert_float_to_float16(made.model_proto, keep_io_types=True), path)
         else:
             made.save(path, external_data=False)
-    return Form(**{**form.__dict__, "opset": made.model.opset_imports[""]})
+    return replace(form, opset=made.model.opset_imports[""])
 
 
 def _compared(traced: Traced, output: Path, sides: Sequence[tuple[int, ...]], form: Form) -> list[str]:

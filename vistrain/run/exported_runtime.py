@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from vistrain.errors import ConfigError, DataError
+from vistrain.errors import ConfigError, DataError, first_line
+from vistrain.internals.torch import TreeSpec, tree_flatten, tree_unflatten
 from vistrain.network import Network
 
 INSTALL = "pip install 'vistrain[export]'"
@@ -47,7 +47,7 @@ def runtime_of(path: Path, trusted: bool = False) -> Run:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of its own kinds, which have no common one
-        raise DataError(str(path), f"onnxruntime cannot run it: {first_line(error)}", "export it again") from error
+        raise DataError(str(path), f"onnxruntime cannot run it: {reason(error)}", "export it again") from error
     wanted = session.get_inputs()[0]
 
     def run(images: Tensor) -> list[Tensor]:
@@ -60,7 +60,7 @@ def runtime_of(path: Path, trusted: bool = False) -> Run:
         try:
             found = session.run(None, {wanted.name: images.float().cpu().numpy()})
         except Exception as error:
-            raise DataError(str(path), f"onnxruntime cannot run it: {first_line(error)}", "export it again") from error
+            raise DataError(str(path), f"onnxruntime cannot run it: {reason(error)}", "export it again") from error
         return [torch.from_numpy(np.ascontiguousarray(value)) for value in found]
 
     return run
@@ -124,10 +124,8 @@ def replacing(file: Path) -> Callable[[Network], None]:
     return replace
 
 
-def first_line(error: BaseException) -> str:
-    """What an error, or the one that it came of, says, short enough for a line."""
+def reason(error: BaseException) -> str:
+    """The first line of the error that an error came of: exporters wrap a network's own several times."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = lines[0] if lines else type(error).__name__
-    return said if len(said) <= 200 else f"{said[:197]}..."
+    return first_line(error)

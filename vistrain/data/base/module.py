@@ -27,7 +27,7 @@ from vistrain.data.base.faults import Watched, dead_worker
 from vistrain.data.base.samplers import BlockSampler, ResumableSampler
 from vistrain.data.base.subset import Part, part_of, refuse_no_share
 from vistrain.data.base.transform import EvalTransform
-from vistrain.errors import ConfigError, DataError, VistrainError
+from vistrain.errors import ConfigError, DataError, VistrainError, refuse_below
 from vistrain.internals.torch import MortalLoader
 from vistrain.processes import available_cores, is_stopped
 from vistrain.structures import LabelSpace, Preprocessing
@@ -45,17 +45,6 @@ STAGES: dict[str, tuple[SplitName, ...]] = {"fit": ("train", "val"), "validate":
 def data_root(root: str | None) -> Path:
     """Where data sets live: `root`, or where that is None `VISTRAIN_DATA`, or `data/` in the working directory."""
     return Path(os.environ.get("VISTRAIN_DATA", "data") if root is None else root)
-
-
-def refuse_below(least: int | float, **values: int | float | None) -> None:
-    """Refuse parameters, named as a config names them, that are too small; None is never.
-
-    Raises:
-        ConfigError: naming the first.
-    """
-    for name, value in values.items():
-        if value is not None and value < least:
-            raise ConfigError(name, f"{value} is too small", f"use {least} or more")
 
 
 class DataModule(Contract, LightningDataModule, ABC):

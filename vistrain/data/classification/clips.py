@@ -23,12 +23,12 @@ from vistrain.data.base.check import Findings, SplitFindings, opened, refusals, 
 from vistrain.data.base.collate import Batch
 from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.images import SUFFIXES, read_image
-from vistrain.data.base.module import DataModule, SplitName, refuse_below
+from vistrain.data.base.module import DataModule, SplitName
 from vistrain.data.base.storage import files_below, is_folder
 from vistrain.data.classification.class_folders import hold_out, refuse_share
 from vistrain.data.classification.module import LabelledImage, collate_pictures
 from vistrain.data.classification.transforms import random_window, resize
-from vistrain.errors import ConfigError, DataError
+from vistrain.errors import ConfigError, DataError, refuse_below
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # it would write lines of its own beside an error

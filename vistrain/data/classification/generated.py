@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from vistrain.data.base.generated import whole_folder
-from vistrain.data.base.module import SplitName, data_root, refuse_below
+from vistrain.data.base.module import SplitName, data_root
 from vistrain.data.classification.class_folders import ImageFolder
+from vistrain.errors import refuse_below
 from vistrain.structures import LabelSpace
 
 log = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ import torch
 from vistrain.data.base.check import Findings
 from vistrain.data.base.collate import Batch, batch_of, stack_padded
 from vistrain.data.base.dataset import SampleSet
-from vistrain.data.base.module import DataModule, SplitName, refuse_below
+from vistrain.data.base.module import DataModule, SplitName
 from vistrain.data.classification.sources import Split
 from vistrain.data.classification.transforms import EvalCrop, ImageAugment
-from vistrain.errors import ConfigError, DataError
+from vistrain.errors import ConfigError, DataError, refuse_below
 
 Filter = Literal["bilinear", "bicubic"]
 FALLBACK = (224, 224)  # for weights that name no size

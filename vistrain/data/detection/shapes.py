@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.progress import track
 
 from vistrain.data.base.generated import whole_folder
-from vistrain.data.base.module import SplitName, data_root, refuse_below
+from vistrain.data.base.module import SplitName, data_root
 from vistrain.data.base.scenes import CATEGORIES, Scenes, draw, save_scene
 from vistrain.data.detection.coco_sets import CocoDetection, CocoSplit
 from vistrain.data.detection.transforms import DetrAugment, ScaleJitter
+from vistrain.errors import refuse_below
 from vistrain.metrics.coco_masks import plain_runs
 from vistrain.structures import LabelSpace
 

@@ -10,14 +10,14 @@ from typing import Any, Literal
 from vistrain.data.base.check import Findings
 from vistrain.data.base.collate import Batch
 from vistrain.data.base.images import image_size
-from vistrain.data.base.module import DataModule, SplitName, refuse_below
+from vistrain.data.base.module import DataModule, SplitName
 from vistrain.data.base.samplers import ResumableSampler
 from vistrain.data.restoration.decoded import choose_reader
 from vistrain.data.restoration.degradations import Degradation
 from vistrain.data.restoration.image_pairs import ImageSet, Pair, find_pairs
 from vistrain.data.restoration.pixels import ColorName
 from vistrain.data.restoration.samples import RestorationDataset, RestorationSample, collate_pairs
-from vistrain.errors import ConfigError, DataError
+from vistrain.errors import ConfigError, DataError, refuse_below
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.progress import track
 
 from vistrain.data.base.generated import whole_folder
-from vistrain.data.base.module import data_root, refuse_below
+from vistrain.data.base.module import data_root
 from vistrain.data.restoration.image_pairs import ImageSet
 from vistrain.data.restoration.module import RestorationData
+from vistrain.errors import refuse_below
 from vistrain.pictures.text import font
 
 VERSION = 1  # of the generator: part of the folder's name, so that a change never mixes with older files

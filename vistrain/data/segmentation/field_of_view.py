@@ -15,14 +15,14 @@ from PIL import Image
 
 from vistrain.data.base.check import Findings, write_report
 from vistrain.data.base.images import image_size
-from vistrain.data.base.module import SplitName, refuse_below
+from vistrain.data.base.module import SplitName
 from vistrain.data.segmentation.annotators import Annotator, TrainedOn, combined, masks_of, refuse_rule
 from vistrain.data.segmentation.label_files import SUFFIXES, LabelRule, read_label_file
 from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskPair, MaskSplit, Pairing, named_files
 from vistrain.data.segmentation.module import MaskedImage, MaskedImages, read_pair
 from vistrain.data.segmentation.transforms import EvalStretch, MaskAugment
-from vistrain.errors import ConfigError, DataError
+from vistrain.errors import ConfigError, DataError, refuse_below
 
 Outside = Literal["ignored", "background"]
 

@@ -11,12 +11,13 @@ import numpy as np
 from PIL import Image
 
 from vistrain.data.base.generated import whole_folder
-from vistrain.data.base.module import SplitName, data_root, refuse_below
+from vistrain.data.base.module import SplitName, data_root
 from vistrain.data.base.scenes import Drawing, Scenes, draw, save_scene
 from vistrain.data.segmentation.label_files import ClassList, LabelRule
 from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskSplit
 from vistrain.data.segmentation.transforms import MaskAugment
+from vistrain.errors import refuse_below
 
 log = logging.getLogger(__name__)
 

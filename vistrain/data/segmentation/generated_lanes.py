@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from vistrain.data.base.generated import whole_folder
-from vistrain.data.base.module import SplitName, data_root, refuse_below
+from vistrain.data.base.module import SplitName, data_root
 from vistrain.data.segmentation.lane_files import LINES, lane_mask, lines_text
 from vistrain.data.segmentation.lanes import CATEGORIES, CULane
+from vistrain.errors import refuse_below
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from vistrain.data.base.check import Findings
 from vistrain.data.base.collate import Batch, batch_of
 from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.images import read_image
-from vistrain.data.base.module import DataModule, SplitName, refuse_below
+from vistrain.data.base.module import DataModule, SplitName
 from vistrain.data.base.storage import file_names, refuse_missing
 from vistrain.data.segmentation.label_files import read_label_file
 from vistrain.data.segmentation.lane_files import LaneEntry, lane_mask, place_lanes, read_json_lines, read_list
 from vistrain.data.segmentation.transforms import EvalStretch
-from vistrain.errors import DataError
+from vistrain.errors import DataError, refuse_below
 from vistrain.structures import LabelSpace
 
 REMEDY = "correct data.root, or the list"

@@ -18,14 +18,14 @@ from vistrain.data.base.check import Findings
 from vistrain.data.base.collate import Batch, batch_of
 from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.images import image_size, read_image
-from vistrain.data.base.module import DataModule, SplitName, refuse_below
+from vistrain.data.base.module import DataModule, SplitName
 from vistrain.data.base.samplers import ResumableSampler
 from vistrain.data.segmentation.label_files import LabelRule
 from vistrain.data.segmentation.mask_advice import half_read, one_class
 from vistrain.data.segmentation.mask_pairs import MaskPair, Pairing
 from vistrain.data.segmentation.rare_classes import RareClasses, class_pixels
 from vistrain.data.segmentation.transforms import EvalBands, EvalScale, MaskAugment
-from vistrain.errors import DataError
+from vistrain.errors import DataError, refuse_below
 from vistrain.structures import LabelSpace
 
 log = logging.getLogger(__name__)

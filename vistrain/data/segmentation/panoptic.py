@@ -19,7 +19,7 @@ from vistrain.data.base.check import Findings
 from vistrain.data.base.collate import Batch, batch_of
 from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.images import image_size
-from vistrain.data.base.module import DataModule, SplitName, refuse_below
+from vistrain.data.base.module import DataModule, SplitName
 from vistrain.data.base.storage import is_folder, refuse_missing
 from vistrain.data.coco.reader import read_coco
 from vistrain.data.segmentation.mask_pairs import MaskPair
@@ -27,7 +27,7 @@ from vistrain.data.segmentation.module import sized_image
 from vistrain.data.segmentation.panoptic_files import Category, Segments, read_numbers, read_panoptic, segment_map
 from vistrain.data.segmentation.segment_transforms import SegmentAugment
 from vistrain.data.segmentation.transforms import EvalScale
-from vistrain.errors import ConfigError, DataError
+from vistrain.errors import ConfigError, DataError, refuse_below
 from vistrain.layers.packed_masks import PackedMasks
 from vistrain.structures import LabelSpace
 

@@ -11,11 +11,12 @@ import cv2
 import numpy as np
 
 from vistrain.data.base.generated import whole_folder
-from vistrain.data.base.module import SplitName, data_root, refuse_below
+from vistrain.data.base.module import SplitName, data_root
 from vistrain.data.base.scenes import Drawing, Scenes, draw, save_scene
 from vistrain.data.segmentation.panoptic import PanopticFolders, PanopticSplit
 from vistrain.data.segmentation.panoptic_files import MOST, Category, write_numbers
 from vistrain.data.segmentation.segment_transforms import SegmentAugment
+from vistrain.errors import refuse_below
 
 log = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from vistrain.data.base.module import SplitName, refuse_below
+from vistrain.data.base.module import SplitName
 from vistrain.data.base.patient_folds import dealt, refuse_fold
 from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskSplit, Pairing
 from vistrain.data.segmentation.transforms import MaskAugment
-from vistrain.errors import DataError
+from vistrain.errors import DataError, refuse_below
 
 PATIENT = re.compile(r"^(TCGA_[A-Z0-9]+_[A-Z0-9]+)(?:_\d+)?$", re.IGNORECASE)  # what follows is a date
 

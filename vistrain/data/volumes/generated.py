@@ -10,10 +10,11 @@ import numpy as np
 from scipy import ndimage
 
 from vistrain.data.base.generated import whole_folder
-from vistrain.data.base.module import SplitName, data_root, refuse_below
+from vistrain.data.base.module import SplitName, data_root
 from vistrain.data.volumes.cases import CaseList
 from vistrain.data.volumes.nifti import Geometry, from_standard, write_volume
 from vistrain.data.volumes.sets import BraTS
+from vistrain.errors import refuse_below
 
 log = logging.getLogger(__name__)
 

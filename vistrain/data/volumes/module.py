@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from vistrain.data.base.check import Findings
 from vistrain.data.base.collate import Batch
-from vistrain.data.base.module import DataModule, SplitName, data_root, refuse_below
+from vistrain.data.base.module import DataModule, SplitName, data_root
 from vistrain.data.base.patient_folds import refuse_fold
 from vistrain.data.volumes.cases import Case, CaseList, refuse_missing
 from vistrain.data.volumes.first_stage import label_maps
@@ -23,7 +23,7 @@ from vistrain.data.volumes.preparation import Intensities, VolumePreparation
 from vistrain.data.volumes.prepared import Cache, PreparedCase
 from vistrain.data.volumes.samples import Patches, VolumeSample, WholeCases, collate_volumes
 from vistrain.data.volumes.transforms import VolumeAugment
-from vistrain.errors import ConfigError, DataError
+from vistrain.errors import ConfigError, DataError, refuse_below
 from vistrain.structures import LabelSpace
 
 log = logging.getLogger(__name__)
