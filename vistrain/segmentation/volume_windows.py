@@ -54,7 +54,7 @@ def sliding_planes(
     """Weighted means of the logits of overlapping windows, plane by plane along the first axis.
 
     Args:
-        network: `[B, C, *window]` -> logits `[B, K, *window]`, on any device.
+        network: `[B, C, *window]` -> logits `[B, K, *window]`, on any device, which may be written to.
         image: `[C, d, h, w]`; a side smaller than the window is padded with zeros on both ends.
         window: depth, height, width.
         overlap: share of a window's sides.
@@ -94,12 +94,13 @@ def sliding_planes(
                 tuple(slice(starts[axis][i], starts[axis][i] + window[axis]) for axis, i in enumerate((row, y, x)))
                 for y, x in part
             ]
-            logits = network(torch.stack([image[(slice(None), *place)] for place in places]))
-            for (y, x), place, values in zip(part, places, logits.to(image.device), strict=True):
-                factor = weights[0][row][:, None, None] * weights[1][y][None, :, None] * weights[2][x][None, None, :]
-                values = (values.float() * factor).to(dtype)
+            logits = network(torch.stack([image[(slice(None), *place)] for place in places])).to(image.device)
+            for (y, x), place, values in zip(part, places, logits.float(), strict=True):
+                # In place: a window of many classes is hundreds of megabytes, and so would each intermediate be.
+                values *= weights[0][row][:, None, None] * weights[1][y][None, :, None] * weights[2][x][None, None, :]
                 for low, high in covered:
                     slabs[low][:, :, place[1], place[2]] += values[:, low - top : high - top]
+            del logits, values  # before the next ones are computed
         closing = starts[0][row + 1] if row + 1 < len(starts[0]) else padded[0]
         for low in [low for low in sorted(slabs) if low < closing]:
             slab = slabs.pop(low)
