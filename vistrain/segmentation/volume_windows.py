@@ -107,6 +107,7 @@ def sliding_planes(
             for index in range(slab.shape[1]):
                 if low + index in wanted:
                     yield slab[:, index].float()[inside]
+            del slab  # before the next one is opened
 
 
 def enlarged_planes(planes: Iterator[Tensor], old: Sequence[int], new: Sequence[int]) -> Iterator[Tensor]:
