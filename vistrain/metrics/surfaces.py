@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial import cKDTree
+
+from vistrain.metrics.grid_distances import nearest_distances
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -95,8 +96,7 @@ def voxel_distances(a: np.ndarray, b: np.ndarray, spacing: Sequence[float]) -> S
         a, b: bool `[*S]`, of two or three axes.
         spacing: of the voxels along each axis, mm.
     """
-    places = [border_voxels(mask) * np.asarray(spacing, np.float64) for mask in (a, b)]
-    there, back = _nearest(*places)
+    there, back = _both_ways(border_voxels(a), border_voxels(b), spacing)
     return SurfaceDistances(there, back, np.ones(len(there)), np.ones(len(back)))
 
 
@@ -107,11 +107,11 @@ def element_distances(a: np.ndarray, b: np.ndarray, spacing: Sequence[float]) ->
     Args:
         a, b: see `voxel_distances`.
     """
-    places, areas = zip(*(surface_elements(mask, spacing) for mask in (a, b)), strict=True)
-    there, back = _nearest(*places)
-    defined = len(there) and len(back)
-    first, second = areas if defined else (np.zeros(0), np.zeros(0))
-    return SurfaceDistances(there, back, first, second, weighted=True)
+    (cells, areas), (others, other_areas) = _cut_cells(a, spacing), _cut_cells(b, spacing)
+    there, back = _both_ways(cells, others, spacing)
+    if not len(there):
+        areas = other_areas = np.zeros(0)
+    return SurfaceDistances(there, back, areas, other_areas, weighted=True)
 
 
 def border_voxels(mask: np.ndarray) -> np.ndarray:
@@ -120,26 +120,39 @@ def border_voxels(mask: np.ndarray) -> np.ndarray:
     if box is None:
         return np.zeros((0, mask.ndim), np.int64)
     inside = np.pad(mask[box], 1)
-    kernel = inside.copy()
+    middle = tuple(slice(1, -1) for _ in inside.shape)
+    edge = np.zeros(mask[box].shape, bool)
     for axis in range(mask.ndim):
-        for step in (1, -1):
-            kernel &= np.roll(inside, step, axis)  # the rim of zeros keeps what is rolled in from the other side out
-    return np.argwhere(inside & ~kernel) - 1 + np.array([part.start for part in box])
+        for beside in (slice(0, -2), slice(2, None)):
+            edge |= ~inside[(*middle[:axis], beside, *middle[axis + 1 :])]
+    edge &= inside[middle]
+    return _indices(edge) + np.array([part.start for part in box])
 
 
 def surface_elements(mask: np.ndarray, spacing: Sequence[float]) -> Pair:
     """Centres float64 `[N, axes]`, in units of the spacing, and areas (lengths) `[N]` of cells that a surface cuts."""
+    cells, areas = _cut_cells(mask, spacing)
+    return (cells - 0.5) * np.asarray(spacing), areas
+
+
+def _cut_cells(mask: np.ndarray, spacing: Sequence[float]) -> Pair:
+    """Indices int64 `[N, axes]` of the last voxel of each cell that a surface cuts, and areas (lengths) `[N]`."""
     box = bounding_box(mask)
     if box is None:
-        return np.zeros((0, mask.ndim)), np.zeros(0)
+        return np.zeros((0, mask.ndim), np.int64), np.zeros(0)
     inside = np.pad(mask[box], 1).astype(np.uint8)
     codes = np.zeros([side - 1 for side in inside.shape], np.uint8)
     for bit, corner in enumerate(itertools.product((0, 1), repeat=mask.ndim)):
         part = tuple(slice(c, c + n) for c, n in zip(corner, codes.shape, strict=True))
         codes |= inside[part] << np.uint8(bit)
     cut = (codes > 0) & (codes < (1 << (1 << mask.ndim)) - 1)
-    start = np.array([part.start for part in box]) - 0.5
-    return (np.argwhere(cut) + start) * np.asarray(spacing), _areas(tuple(map(float, spacing)))[codes[cut]]
+    start = np.array([part.start for part in box])
+    return _indices(cut) + start, _areas(tuple(map(float, spacing)))[codes[cut]]
+
+
+def _indices(mask: np.ndarray) -> np.ndarray:
+    """`numpy.argwhere`, ten times as fast."""
+    return np.stack(np.unravel_index(np.flatnonzero(mask), mask.shape), 1)
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
@@ -154,12 +167,10 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
     return tuple(parts)
 
 
-def _nearest(a: np.ndarray, b: np.ndarray) -> Pair:
+def _both_ways(a: np.ndarray, b: np.ndarray, spacing: Sequence[float]) -> Pair:
     if not len(a) or not len(b):
         return np.zeros(0), np.zeros(0)
-    # Larger leaves and no medians: a fifth less time on surfaces, and the same distances
-    trees = [cKDTree(places, leafsize=32, balanced_tree=False) for places in (a, b)]
-    return trees[1].query(a)[0], trees[0].query(b)[0]
+    return nearest_distances(a, b, spacing), nearest_distances(b, a, spacing)
 
 
 @functools.cache
