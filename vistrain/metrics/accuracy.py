@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vistrain.errors import DataError
-from vistrain.metrics.base import Metric, Unit
+from vistrain.metrics.base import Metric, Unit, refuse_nothing
 from vistrain.structures import LabelSpace
 
 if TYPE_CHECKING:
@@ -128,8 +127,7 @@ class Accuracy(Metric):
             DataError: there are no records.
         """
         rows = {row["id"]: row for row in records}
-        if not rows:
-            raise DataError("evaluation", "no image was evaluated")
+        refuse_nothing(rows)
         ordered = [rows[key] for key in sorted(rows)]
         truth, rank = (np.array([row[key] for row in ordered], np.int64) for key in ("target", "rank"))
         choice = np.array([row["top"][0] for row in ordered], np.int64)
@@ -197,8 +195,7 @@ class MultiLabel(Metric):
             DataError: there are no records.
         """
         rows = {row["id"]: row for row in records}
-        if not rows:
-            raise DataError("evaluation", "no image was evaluated")
+        refuse_nothing(rows)
         ordered = [rows[key] for key in sorted(rows)]
         scores = np.stack([row["scores"] for row in ordered]).astype(np.float64)
         truth = np.zeros(scores.shape, bool)

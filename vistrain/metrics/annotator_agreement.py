@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vistrain.errors import ConfigError, DataError
-from vistrain.metrics.base import Metric, Unit
+from vistrain.metrics.base import Metric, Unit, refuse_nothing
 from vistrain.metrics.binary_pixels import two_by_two
 from vistrain.structures import LabelSpace
 
@@ -126,8 +126,7 @@ class AnnotatorAgreement(Metric):
         Raises:
             DataError: there are no records, or images have different numbers of annotators.
         """
-        if not records:
-            raise DataError("evaluation", "no image was evaluated")
+        refuse_nothing(records)
         if len({len(record["network"]) for record in records}) > 1:
             raise DataError("evaluation", "images have different numbers of annotators", "each draws in all of a split")
         network = np.sum([record["network"] for record in records], 0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from vistrain.contract import Contract
+from vistrain.errors import DataError
 
 Record = Mapping[str, Any]
 
@@ -59,3 +60,13 @@ class Metric(Contract, ABC):
         """What one of its numbers (`coco/AP`) is measured in; a plain number of which much is good, if it says
         nothing."""
         return Unit()
+
+
+def refuse_nothing(records: Collection[Any], noun: str = "image") -> None:
+    """What `Metric.compute` says first.
+
+    Raises:
+        DataError: there are no records.
+    """
+    if not records:
+        raise DataError("evaluation", f"no {noun} was evaluated")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vistrain.errors import ConfigError, DataError
-from vistrain.metrics.base import Metric, Unit
+from vistrain.metrics.base import Metric, Unit, refuse_nothing
 from vistrain.structures import LabelSpace
 
 if TYPE_CHECKING:
@@ -163,8 +163,7 @@ class BinaryPixels(Metric):
         Raises:
             DataError: there are no records, or no pixels of one of the classes.
         """
-        if not records:
-            raise DataError("evaluation", "no image was evaluated")
+        refuse_nothing(records)
         counts = np.zeros((2, LEVELS + 1), np.int64)
         for record in records:
             for row, name in zip(counts, ("negatives", "positives"), strict=True):

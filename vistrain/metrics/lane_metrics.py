@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from vistrain.errors import DataError
-from vistrain.metrics.base import Metric, Unit
+from vistrain.metrics.base import Metric, Unit, refuse_nothing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,8 +111,7 @@ class CULaneF1(Metric):
         Raises:
             DataError: there are no records.
         """
-        if not records:
-            raise DataError("evaluation", "no image was evaluated")
+        refuse_nothing(records)
         precision, recall, f1 = _scores(records)
         numbers = {"culane/F1": f1, "culane/precision": precision, "culane/recall": recall}
         for name in sorted({r["category"] for r in records} - {""}):
@@ -206,8 +205,7 @@ class TuSimpleAccuracy(Metric):
         Raises:
             DataError: there are no records.
         """
-        if not records:
-            raise DataError("evaluation", "no image was evaluated")
+        refuse_nothing(records)
         names = {"accuracy": "accuracy", "fp": "FP", "fn": "FN"}
         numbers = {f"tusimple/{n}": float(np.mean([r[k] for r in records])) for k, n in names.items()}
         self.result = LaneResult(numbers, self.protocol, len(records))

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
-from vistrain.errors import ConfigError, DataError
-from vistrain.metrics.base import Metric, Unit
+from vistrain.errors import ConfigError
+from vistrain.metrics.base import Metric, Unit, refuse_nothing
 from vistrain.metrics.region_overlap import Surface, chosen_regions, region_masks
 from vistrain.metrics.surfaces import bounding_box, element_distances, voxel_distances
 from vistrain.structures import LabelSpace
@@ -227,8 +227,7 @@ class LesionOverlap(Metric):
         Raises:
             DataError: there are no records.
         """
-        if not records:
-            raise DataError("evaluation", "no case was evaluated")
+        refuse_nothing(records, "case")
         per_case = [
             {"case": r["id"], **{f"{g}/{m}": r["regions"][g]["scores"][m] for g in self.regions for m in MEASURES}}
             for r in records

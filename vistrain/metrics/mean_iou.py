@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from vistrain.errors import ConfigError, DataError
-from vistrain.metrics.base import Metric, Unit
+from vistrain.metrics.base import Metric, Unit, refuse_nothing
 from vistrain.structures import LabelSpace, left_out
 
 if TYPE_CHECKING:
@@ -241,8 +241,7 @@ class MeanIoU(Metric):
         Raises:
             DataError: there are no records, or no labelled pixels.
         """
-        if not records:
-            raise DataError("evaluation", "no image was evaluated")
+        refuse_nothing(records)
         matrix = self.total(records)
         iou, accuracy = self.measure(matrix)
         area = matrix[:-1].sum(1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vistrain.errors import DataError
-from vistrain.metrics.base import Metric, Unit
+from vistrain.metrics.base import Metric, Unit, refuse_nothing
 from vistrain.metrics.mean_iou import SHOWN, confusion
 from vistrain.structures import LabelSpace, left_out
 
@@ -214,8 +214,7 @@ class PanopticQuality(Metric):
         Raises:
             DataError: there are no records, or neither truth nor predictions have a segment.
         """
-        if not records:
-            raise DataError("evaluation", "no image was evaluated")
+        refuse_nothing(records)
         table = self.total(records)
         values = self.measure(table)
         names = self.labels.name_of

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vistrain.errors import DataError
-from vistrain.metrics.base import Metric, Unit
+from vistrain.metrics.base import Metric, Unit, refuse_nothing
 
 if TYPE_CHECKING:
     from vistrain.predictions import ClassScores
@@ -45,8 +44,7 @@ class ProbeAccuracy(Metric):
         Raises:
             DataError: there are no records.
         """
-        if not records:
-            raise DataError("evaluation", "no image was evaluated")
+        refuse_nothing(records)
         names = records[0]["right"]
         numbers = {f"probe/{name}": sum(r["right"][name] for r in records) / len(records) for name in names}
         told = ", ".join(f"{name.partition('/')[2]} {100 * value:.2f} %" for name, value in numbers.items())

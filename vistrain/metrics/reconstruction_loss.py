@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vistrain.errors import DataError
-from vistrain.metrics.base import Metric, Unit
+from vistrain.metrics.base import Metric, Unit, refuse_nothing
 
 if TYPE_CHECKING:
     from vistrain.predictions import Reconstruction
@@ -42,8 +41,7 @@ class ReconstructionLoss(Metric):
         Raises:
             DataError: there are no records.
         """
-        if not records:
-            raise DataError("evaluation", "no image was evaluated")
+        refuse_nothing(records)
         names = list(records[0]["loss"])
         means = {name: sum(record["loss"][name] for record in records) / len(records) for name in names}
         numbers = {"pretrain/loss": sum(means.values())}

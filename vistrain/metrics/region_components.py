@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from vistrain.errors import DataError
-from vistrain.metrics.base import Metric, Unit
+from vistrain.metrics.base import Metric, Unit, refuse_nothing
 from vistrain.metrics.region_overlap import RegionOverlap
 from vistrain.structures import LabelSpace
 
@@ -150,8 +150,7 @@ class RegionComponents(Metric):
         Raises:
             DataError: there are no records.
         """
-        if not records:
-            raise DataError("evaluation", "no case was evaluated")
+        refuse_nothing(records, "case")
         names = list(self.regions)
         tables = _mean(np.stack([self._table(record) for record in records]))  # [region, rule, region]
         before = _mean(np.stack([_dice(record, {}, names) for record in records]))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vistrain.errors import ConfigError, DataError
-from vistrain.metrics.base import Metric, Unit
+from vistrain.metrics.base import Metric, Unit, refuse_nothing
 from vistrain.metrics.surfaces import bounding_box, element_distances, voxel_distances
 from vistrain.structures import LabelSpace
 
@@ -203,8 +203,7 @@ class RegionOverlap(Metric):
         Raises:
             DataError: there are no records.
         """
-        if not records:
-            raise DataError("evaluation", "no case was evaluated")
+        refuse_nothing(records, "case")
         single: dict[str, float] = {}
         spread: dict[str, float] = {}
         counted: dict[str, int] = {}
