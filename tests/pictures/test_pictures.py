@@ -28,6 +28,7 @@ from vistrain.pictures import (
     stable_colour,
     text,
 )
+from vistrain.pictures.charts import new_figure, save_figure
 from vistrain.pictures.text import font, shorten
 from vistrain.structures import LabelSpace
 
@@ -424,3 +425,16 @@ def test_the_font_can_be_named(fonts: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv(text.VARIABLE, str(fonts / "broken.ttf"))
     with pytest.raises(ConfigError, match="VISTRAIN_FONT"):
         text.shorten("ab", 100, 20)
+
+
+def test_logarithmic_axes_are_numbered_in_plain_text(tmp_path):
+    figure, (wide, narrow) = new_figure(6, 3, 1, 2)
+    wide.plot([1, 2], [1e-5, 1e-1])
+    narrow.plot([1, 2], [0.002, 0.008])
+    for place in (wide, narrow):
+        place.set_yscale("log")
+    save_figure(figure, tmp_path / "log.png")
+    said = [t.get_text() for place in (wide, narrow) for t in place.get_yticklabels(which="both")]
+    assert {"0.0001", "0.001", "0.01"} <= set(said)
+    assert "2e−03" in said
+    assert not any("$" in text for text in said)

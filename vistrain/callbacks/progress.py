@@ -144,9 +144,11 @@ class Progress(Callback):
         if self._said_crowded or device.type != "cpu" or load is None or load <= CROWDED * cores:
             return
         self._said_crowded = True
+        fewer = max(cores - 1, 1)
+        room = f", or leave them room: OMP_NUM_THREADS={fewer}" if torch.get_num_threads() > fewer else ""
         self._line(
             f"other programs share the processor: {load:.1f} threads want its {cores} core{'s' * (cores > 1)}, and "
-            f"training can be several times slower - end them, or leave them room: OMP_NUM_THREADS={max(cores - 1, 1)}"
+            f"training can be several times slower - end them{room}"
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

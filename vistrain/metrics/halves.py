@@ -33,15 +33,17 @@ class Tested:
 
     Attributes:
         digest: the same for tests on the same samples.
+        samples: how many these are.
         halves: name of a number -> its values on random halves, see `numbers_of_halves`.
     """
 
     digest: str = ""
+    samples: int = 0
     halves: dict[str, list[float | None]] = field(default_factory=dict)
 
     def add(self, prefix: str, metric: Metric, records: Sequence[Record]) -> None:
         """Take in the records of a metric, whose names get a prefix; see `numbers_of_halves`."""
-        self.digest = digest(records)
+        self.digest, self.samples = digest(records), len({str(record["id"]) for record in records})
         found = numbers_of_halves(metric, records, SECONDS)
         self.halves |= {f"{prefix}{name}": values for name, values in found.items()}
 

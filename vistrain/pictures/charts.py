@@ -150,9 +150,8 @@ def bars(values: Mapping[str, float], png: str | Path, title: str = "", xlabel: 
         place.set_xlim(0, 1.12 * max(lengths.max(initial=0.0), 1e-12))
     shortest = place.get_xlim()[0]
     for y, length in zip(at, lengths, strict=True):
-        place.annotate(
-            f"{length:g}", (max(length, shortest), y), (3, 0), textcoords="offset points", va="center", fontsize=7
-        )
+        text = f"{length:.3g}" if length < 1000 else f"{length:g}"
+        place.annotate(text, (max(length, shortest), y), (3, 0), textcoords="offset points", va="center", fontsize=7)
     place.set_yticks(at, [name if len(name) <= 40 else name[:39] + "…" for name in names], fontsize=8)
     place.set_ylim(len(names) - 0.4, -0.6)
     place.grid(axis="y", visible=False)
@@ -408,7 +407,7 @@ def new_figure(width: float, height: float, rows: int, columns: int) -> tuple[Fi
     for place in axes:
         place.grid(color="#dddddd", linewidth=0.6)
         place.set_axisbelow(True)
-        place.tick_params(labelsize=8, color=GROUND)
+        place.tick_params(which="both", labelsize=8, color=GROUND)
         for side in ("top", "right"):
             place.spines[side].set_visible(False)
         for side in ("left", "bottom"):
@@ -428,7 +427,12 @@ def save_figure(figure: Figure, png: str | Path, names: Sequence[str] = ()) -> P
         DataError: it cannot be written.
     """
     from matplotlib.text import Text
+    from matplotlib.ticker import FuncFormatter, LogFormatter
 
+    for axis in (axis for place in figure.axes for axis in (place.xaxis, place.yaxis)):
+        if axis.get_scale() == "log":  # by itself it would be numbered with formulae, and none are drawn
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     fonts = families(names)
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a dollar sign in a name is one

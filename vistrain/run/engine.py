@@ -203,7 +203,8 @@ def test(
         if checkpoint is None and weights:
             record["weights"] = locate(weights).identity()
         images = {"from": parts.data.place("test"), "of": len(parts.data.watched["test"])}
-        record["images"] = {**images, "digest": parts.task.tested.digest}
+        record["images"] = {**images, "tested": parts.task.tested.samples, "digest": parts.task.tested.digest}
+        record["changes"] = list(overrides)
         if not numbers:
             log.warning("no number was computed: the config names no metrics")
         record |= parts.task.facts_of_test()

@@ -16,7 +16,7 @@ from vistrain.writing import whole_file
 
 MODES = {1: "L", 3: "RGB"}  # of PIL's pictures, by channels
 BEGIN = '''\
-"""Runs {name}.onnx: python {name}.py PICTURE [RESULT]. It needs onnxruntime, NumPy and Pillow alone."""
+"""Runs {name}.onnx: python {name}.py {words}. It needs onnxruntime, NumPy and Pillow alone."""
 import json
 import sys
 from pathlib import Path
@@ -99,7 +99,8 @@ def example(
     name: str, channels: int, resize: tuple[str, ...], reading: tuple[str, ...], preprocessing: Preprocessing
 ) -> str:
     """The example's text, see `EvalTransform.in_python` and `Exported.reading`."""
-    text = BEGIN.format(name=name, mode=MODES[channels]) + "\n".join(resize) + "\n"
+    words = "PICTURE RESULT.png" if any("sys.argv[2]" in line for line in reading) else "PICTURE"
+    text = BEGIN.format(name=name, words=words, mode=MODES[channels]) + "\n".join(resize) + "\n"
     if channels == 1:
         text += "pixels = pixels[..., None]\n"
     text += NORMALISE.format(channels="[..., ::-1]" if preprocessing.channel_order == "bgr" else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import tempfile
 from collections.abc import Collection
@@ -18,6 +19,8 @@ from vistrain.metrics import Unit, unit_of
 from vistrain.network import Network
 from vistrain.run.engine import test
 from vistrain.run.exported_runtime import Replaced, Run, runtime_of
+
+log = logging.getLogger(__name__)
 
 # One image at a time, as nothing but its own padding reaches a file then; one process on a CPU, for both sides alike.
 ALIKE = {
@@ -63,7 +66,8 @@ def measure(
     whole = changes if config is None else compose([], start=config, changes=changes)
     places: list[Replaced] = []
     numbers = []
-    for run in (None, runtime_of(file, trusted=True)):
+    for run, what in ((None, "the network"), (runtime_of(file, trusted=True), file.name)):
+        log.info("%s:", what)
 
         def prepare(model: Network, run: Run | None = run) -> None:
             places.append(Replaced(model, run))

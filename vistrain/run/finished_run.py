@@ -27,7 +27,7 @@ SUMMARY = {
     "steps": int, "seconds": float, "memory_bytes": float, "samples": dict[str, int], "unreadable": list[str],
     "extremes": dict[str, Any],
 }  # fmt: skip
-TESTED = {"numbers": dict[str, Any], "halves": dict[str, Any], "images": dict[str, Any]}
+TESTED = {"numbers": dict[str, Any], "halves": dict[str, Any], "images": dict[str, Any], "changes": list[str]}
 FOLDS = {"numbers": dict[str, Any], "halves": dict[str, Any], "digest": str}
 REMEDY = "remove it, and make it again"
 CONFIG = {"model": dict[str, Any], "data": dict[str, Any], "trainer": dict[str, Any], "metrics": list[str]}

@@ -60,7 +60,9 @@ def _numbers(run: Run) -> Iterator[Block]:
     if run.numbers:
         yield Heading("Test")
         images = run.tested.get("images") or {}
-        yield Text(f"{run.tested.get('checkpoint')} on {images.get('of')} samples, protocol {protocols}")
+        tested = images.get("tested", images.get("of"))
+        count = f"{tested} samples" if tested == images.get("of") else f"{tested} of {images.get('of')} samples"
+        yield Text(f"{run.tested.get('checkpoint')} on {count}, protocol {protocols}")
         rows, spread = [], False
         for name, value in run.numbers.items():
             ends = interval(value, run.halves.get(name, ()))
@@ -205,7 +207,8 @@ def _again(run: Run) -> Iterator[Block]:
     lines = [shlex.join(run.command)] if run.command else []
     lines.append(f"vistrain fit --config {run.folder / 'config.yaml'} run.folder=again")
     if (run.folder / "best.ckpt").is_file():
-        lines.append(f"vistrain test --ckpt {run.folder / 'best.ckpt'}")
+        changes = run.tested.get("changes") or [] if run.numbers else []
+        lines.append(shlex.join(["vistrain", "test", "--ckpt", str(run.folder / "best.ckpt"), *map(str, changes)]))
     yield Code("\n".join(lines))
     versions = run.environment.get("versions") or {}
     sources = f"commit {commit['id']}{' with changes' if commit.get('changed') else ''}" if commit.get("id") else ""

@@ -12,9 +12,10 @@ from PIL import Image
 from rich.console import Console
 
 from vistrain.cli import main
+from vistrain.config import compose
 from vistrain.data import GeneratedMasks, MaskFolders, MaskSplit
 from vistrain.data.segmentation.check import MaskReport
-from vistrain.errors import DataError
+from vistrain.errors import ConfigError, DataError
 
 NAMES = ("ground", "tree", "car")
 PALETTE = ((128, 64, 128), (107, 142, 35), (0, 0, 142))
@@ -197,7 +198,10 @@ def test_colours_instead_of_values(tmp_path):
     colours = np.array(PALETTE, np.uint8)[stripes(0, 1, 2)]
     write(tmp_path, {"a": colours})
     said = advised(look(tmp_path))
-    assert "data.colors=true data.palette=[[0,0,142],[107,142,35],[128,64,128]]" in said
+    line = "data.colors=true data.palette=[<ground>,<tree>,<car>]"
+    assert f"{line}, with the colour of each class in place of its name" in said
+    with pytest.raises(ConfigError):  # what cannot be known is not to be copied unread
+        compose(["vistrain:seg/custom_masks"], line.split())
     assert "[0, 0, 142] (nearest: car)" in advised(look(tmp_path, palette=PALETTE))
     write(tmp_path, {"v": colours}, "val")
     assert look(tmp_path, palette=PALETTE, colors=True).ok
@@ -239,12 +243,12 @@ def test_sizes_partners_and_what_never_occurs(tmp_path):
     train = report.splits["train"]
     assert "the mask is 8x6 pixels, its image 8x12" in train.bad_files[str(tmp_path / "masks/train/b.png")]
     said = advised(report)
-    assert "1 images have no mask, such as" in said
+    assert "images without a mask: 1, such as" in said
     assert "data.unpaired=skip" in said
     assert "1 masks have no image, such as" in said
     assert "1 masks are ignored as a whole, such as" in said
     assert "classes that cannot be learnt, as they occur in other splits alone: car" in said
-    assert "have no mask" in look(tmp_path).splits["train"].problem
+    assert "images without a mask: " in look(tmp_path).splits["train"].problem
     report = look(tmp_path, classes=(*NAMES, "ship"))
     assert "classes that never occur: ship" in advised(report, "all")
     console = Console(width=200, record=True)

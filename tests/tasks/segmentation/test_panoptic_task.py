@@ -106,6 +106,17 @@ def test_test_predict_and_evaluate_agree(
         tables = [text[text.index("┃        ┃   PQ") :].split("\ntested")[0] for text in (said, again)]
         first = tables[0][: tables[0].index("per class")]
         assert first == tables[1][: len(first)]  # the same numbers from files
+    truth = root / "annotations/panoptic_val.json"
+    assert main([*command[:-1], "ids", "--annotations", str(truth), "--threshold", "0"]) == 0
+    listed = {image["id"] for image in json.loads(truth.read_text())["images"]}
+    for name in ("pictures/panoptic.json", "coco_results.json"):
+        content = json.loads(Path("ids", name).read_text())
+        entries = content["annotations"] if name.startswith("pictures") else content
+        assert {entry["image_id"] for entry in entries} <= listed
+    capsys.readouterr()
+    assert main(["evaluate", "ids", "-c", "mine.yaml"]) == 0
+    again = capsys.readouterr().out
+    assert first == again[again.index("┃        ┃   PQ") :][: len(first)]
     for protocol in ("coco_mask", "coco_boundary"):
         assert main(["evaluate", "out", "-c", "mine.yaml", "--protocol", protocol]) == 0
         again = capsys.readouterr().out

@@ -162,10 +162,16 @@ def refusals(name: str, split: SplitFindings) -> list[str]:
 
 
 def unreadable(split: str, bad: Mapping[str, str]) -> list[str]:
-    """Lines for a terminal about files that cannot be used: file -> why."""
-    lines = [f"[red]unusable[/] {split}: {escape(file)}: {escape(why)}" for file, why in list(bad.items())[:MOST]]
-    if len(bad) > MOST:
-        lines.append(f"... and {len(bad) - MOST} more, see report.json")
+    """Lines for a terminal about files that cannot be used (file -> why), one for all of which the same is said."""
+    alike: dict[str, list[str]] = {}
+    for file, why in bad.items():
+        alike.setdefault(why, []).append(file)
+    lines = []
+    for why, files in list(alike.items())[:MOST]:
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        lines.append(f"[red]unusable[/] {split}: {escape(files[0])}{more}: {escape(why)}")
+    if rest := sum(map(len, list(alike.values())[MOST:])):
+        lines.append(f"... and {rest} more, see report.json")
     return lines
 
 

@@ -25,7 +25,7 @@ from vistrain.data.base.images import read_image
 from vistrain.data.base.module import SplitName
 from vistrain.data.base.report import shuffled, split_table, write_samples
 from vistrain.data.segmentation.label_files import LabelRule, label_values, open_label_file
-from vistrain.data.segmentation.mask_advice import Advice, advice
+from vistrain.data.segmentation.mask_advice import LEAVE_OUT, Advice, advice, without_masks
 from vistrain.data.segmentation.mask_pairs import MaskPair
 from vistrain.data.segmentation.module import SegmentationData, sized_image
 from vistrain.errors import DataError
@@ -160,7 +160,7 @@ def check_masks(data: SegmentationData, output: str | Path) -> MaskReport:
         found.images = len(pairing.pairs)
         found.bare, found.lonely = ([str(path) for path in paths] for paths in (pairing.bare, pairing.lonely))
         if found.bare and data.unpaired == "refuse":
-            found.problem = f"{len(found.bare)} images have no mask, such as {found.bare[0]}"
+            found.problem = f"{without_masks(found.bare)} - {LEAVE_OUT}"
         found.refused += data.refusals(name, found.images)
         for digest, path in _open_all(pairing.pairs, data, name, found):
             seen.setdefault(digest, []).append(f"{name}: {path}")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NAMED = 8  # values, colours or classes that a line lists
 LOOKED_AT = 32  # masks that a run looks at before it begins
+LEAVE_OUT = "data.unpaired=skip leaves them out"
 TOO_MANY = 64  # colours that classes are not painted in
 
 
@@ -207,9 +208,14 @@ def _colours(name: str, split: MaskSplitReport, rule: LabelRule, files: int) -> 
         which = "no class's" if rule.colours else "stored instead of values"
         line = "add their classes, or data.ignore=others" if rule.colours else "data.colors=true"
         return Advice(name, f"colours are {which}: {', '.join(near)}", line, stops=True)
-    listed = ", ".join(str(list(c)) for c in colours[:NAMED])
-    line = f"data.colors=true data.palette=[{','.join(_listed(c) for c in colours)}], but in the order of data.classes"
-    line += ": these are sorted by how often they occur" if len(colours) > 1 else ""
+    listed = ", ".join(_listed(c) for c in colours[:NAMED])
+    listed += f" and {len(colours) - NAMED} more" if len(colours) > NAMED else ""
+    if len(colours) == len(rule.classes.names) == 1:
+        line = f"data.colors=true data.palette=[{_listed(colours[0])}]"
+    else:  # names stand where colours belong: which is whose is not known, and what cannot be run is not run unread
+        names = ",".join(f"<{class_}>" for class_ in rule.classes.names[:NAMED])
+        names += ",..." if len(rule.classes.names) > NAMED else ""
+        line = f"data.colors=true data.palette=[{names}], with the colour of each class in place of its name"
     return Advice(name, f"masks hold colours, not values: {listed}", line, stops=True)
 
 
@@ -220,11 +226,15 @@ def _nearest(colour: Sequence[int], rule: LabelRule) -> str:
     return rule.classes.names[min(range(len(rule.classes.names)), key=distance)]
 
 
+def without_masks(files: Sequence[str]) -> str:
+    """What is said of images that have no mask."""
+    return f"images without a mask: {len(files)}, such as {files[0]}"
+
+
 def _alone(name: str, split: MaskSplitReport) -> list[Advice]:
     found = []
-    if split.bare:
-        problem = f"{len(split.bare)} images have no mask, such as {split.bare[0]}"
-        found.append(Advice(name, problem, "data.unpaired=skip leaves them out"))
+    if split.bare and not split.problem:
+        found.append(Advice(name, without_masks(split.bare), LEAVE_OUT))
     if split.lonely:
         problem = f"{len(split.lonely)} masks have no image, such as {split.lonely[0]}"
         found.append(Advice(name, problem, f"they are left out; is data.{name}.image_suffix right?"))

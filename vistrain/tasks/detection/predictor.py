@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from vistrain.data.base.images import read_listed_image
-from vistrain.data.coco.reader import read_coco
+from vistrain.data.coco.listed import ListedImages
 from vistrain.detection.seams import joined
-from vistrain.errors import ConfigError, DataError
+from vistrain.errors import ConfigError
 from vistrain.layers.packed_masks import PackedMasks
 from vistrain.layers.tiling import tiles_of
-from vistrain.metrics.coco_files import SIDES, FileNames, write_results
+from vistrain.metrics.coco_files import SIDES, write_results
 from vistrain.metrics.coco_masks import encoded_masks, mask_area
 from vistrain.network import Network
 from vistrain.pictures import class_colours, draw_boxes, draw_masks, fitted
@@ -60,29 +59,17 @@ class DetectionPredictor(ImagePredictor[Detections]):
         if not 0 <= threshold <= 1:
             raise ConfigError("--threshold", f"{threshold} is not in 0..1")
         super().__init__(model, device, **base)
-        self.threshold, self.annotations = threshold, annotations
-        images = [] if annotations is None else read_coco(annotations, annotations=False).images
-        self._listed = {image["id"]: image for image in images}
-        self._names = FileNames({image["file_name"]: image["id"] for image in images})
+        self.threshold, self.listed = threshold, None if annotations is None else ListedImages(annotations)
 
     def input_id(self, file: InputFile) -> int | str:
         """The id in the annotation file, where there is one."""
-        return file.name if self.annotations is None else self._listed_id(file.path)
+        return file.name if self.listed is None else self.listed.id_of(file.path)
 
     def read(self, source: Any) -> np.ndarray:
         """uint8 `[H, W, 3]`; see `Predictor`. A file that annotations list, as they list it."""
-        if self.annotations is None or not isinstance(source, str | Path):
+        if self.listed is None or not isinstance(source, str | Path):
             return super().read(source)
-        image = self._listed[self._listed_id(Path(source))]
-        return read_listed_image(source, int(image["height"]), int(image["width"]))
-
-    def _listed_id(self, path: Path) -> int:
-        found = self._names.find(path.as_posix())
-        if found is None:
-            raise DataError(
-                str(path), f"is not one picture of {self.annotations}", "leave it out, or complete the list"
-            )
-        return found
+        return self.listed.read(source)
 
     @torch.inference_mode()
     def run(self, inputs: Sequence[np.ndarray]) -> list[Detections]:
@@ -169,7 +156,7 @@ class DetectionPredictor(ImagePredictor[Detections]):
                 "bbox": d["box_xywh"],
                 "score": d["score"],
                 **({"segmentation": d["segmentation"]} if "segmentation" in d else {}),
-                **({side: entry[side] for side in SIDES} if self.annotations is None else {}),
+                **({side: entry[side] for side in SIDES} if self.listed is None else {}),
             }
             for entry in entries
             for d in entry["detections"]

@@ -73,10 +73,12 @@ def confused(matrix: np.ndarray, names: Sequence[str]) -> Table:
         matrix: `[K, K]`, truth in rows.
         names: of the classes.
     """
-    table = Table("class", "taken for", "% of its pixels", title="most confused", title_justify="left")
+    title = "most confused, by pixels"
+    table = Table("class", "taken for", "pixels", "% of the class", title=title, title_justify="left")
     wrong = matrix - np.diag(np.diag(matrix))
     for index in np.argsort(-wrong, axis=None, kind="stable")[:CONFUSED].tolist():
         truth, found = divmod(index, len(names))
         if wrong[truth, found]:
-            table.add_row(names[truth], names[found], f"{100 * wrong[truth, found] / matrix[truth].sum():.1f}")
+            share = 100 * wrong[truth, found] / matrix[truth].sum()
+            table.add_row(names[truth], names[found], f"{wrong[truth, found]:,}", f"{share:.1f}")
     return table

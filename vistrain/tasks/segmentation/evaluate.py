@@ -43,13 +43,17 @@ def evaluate_masks(predictions: Path, data: DataModule, name: str = "miou") -> I
     data.prepare_data()
     folder = own if own.is_dir() else predictions
     metric, records = protocol(name, labels=data.labels), []
-    for pair in data.pairs("test"):
+    pairs, missing = data.pairs("test"), []
+    for pair in pairs:
         # By the pair's name; or by the image's, as `vistrain predict` calls them: with the suffix, but of JPEG and PNG.
         called = (pair.name, *(str(Path(pair.name).with_name(n)) for n in (pair.image.stem, pair.image.name)))
         files = [folder / f"{one}{suffix}" for one in called for suffix in SUFFIXES]
         file = next((f for f in (*files, *(folder / f.name for f in files)) if f.is_file()), None)
         if file is None:
-            raise DataError(str(pair.image), f"has no prediction in {folder}", f"call it {pair.name}.png")
+            missing.append(pair)
+            continue
+        if missing:
+            continue
         truth, found = (data.rule.read(path) for path in (pair.mask, file))
         if (found == data.rule.ignored).any():
             raise DataError(str(file), "holds values that are ignored, not classes", "predict a class for each pixel")
@@ -58,5 +62,9 @@ def evaluate_masks(predictions: Path, data: DataModule, name: str = "miou") -> I
         if data.instances is not None:
             target["instance_map"] = torch.from_numpy(data.instances(pair))
         records += metric.update([pair.name], [Segmentation(semantic=maps[1].long())], [target])
+    if missing:
+        problem = f"{len(missing)} of {len(pairs)} images of the test split have no prediction in it"
+        remedy = f"predict all images; label files are called as images are: {missing[0].name}.png"
+        raise DataError(str(folder), f"{problem}, such as {missing[0].image}", remedy)
     metric.compute(records)
     return metric.result

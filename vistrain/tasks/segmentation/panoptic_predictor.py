@@ -11,12 +11,13 @@ import cv2
 import numpy as np
 import torch
 
+from vistrain.data.coco.listed import ListedImages
 from vistrain.data.segmentation.panoptic_files import write_numbers
 from vistrain.detection.seams import joined
 from vistrain.errors import ConfigError
 from vistrain.layers.packed_masks import PackedMasks
 from vistrain.layers.tiling import tiles_of
-from vistrain.metrics.coco_files import write_results
+from vistrain.metrics.coco_files import SIDES, write_results
 from vistrain.metrics.coco_masks import encoded_masks
 from vistrain.network import Network
 from vistrain.predictions import InstanceDetections, PanopticMap, Segmentation
@@ -41,12 +42,16 @@ class PanopticPredictor(ImagePredictor[Segmentation]):
         device, base: see `Predictor`.
         threshold: least score of an instance that counts.
         opacity: of the colours over the image, 0..1.
+        annotations: a file in COCO's format, panoptic or not, that lists the pictures: results carry its ids, which
+            COCO's evaluators ask for, and pictures are turned as it was annotated. Without one, ids are file names, and
+            pictures are read upright.
         tile: side of the tiles that large pictures are cut into, pixels; each is resized as a picture is. What several
             tiles see of a thing becomes one again, see `segmentation.panoptic_tiles`. Whole by default.
         overlap: of neighbouring tiles, pixels; a quarter of the tile by default.
 
     Raises:
         ConfigError: a value is out of its range.
+        DataError: the annotation file is missing or refused.
     """
 
     overlays: ClassVar[str] = "overlays"
@@ -60,6 +65,7 @@ class PanopticPredictor(ImagePredictor[Segmentation]):
         *,
         threshold: float = 0.3,
         opacity: float = 0.55,
+        annotations: Path | None = None,
         tile: int | None = None,
         overlap: int | None = None,
         **base: Any,
@@ -70,8 +76,19 @@ class PanopticPredictor(ImagePredictor[Segmentation]):
             if not 0 <= value <= 1:
                 raise ConfigError(f"--{name}", f"{value} is not in 0..1")
         self.threshold, self.opacity, self._folder = threshold, opacity, Path()
+        self.listed = None if annotations is None else ListedImages(annotations)
         things = range(len(self.labels.ids)) if self.labels.things is None else self.labels.things
         self._things = {self.labels.channel_of[self.labels.ids[i]] for i in things}
+
+    def input_id(self, file: InputFile) -> int | str:
+        """The id in the annotation file, where there is one."""
+        return file.name if self.listed is None else self.listed.id_of(file.path)
+
+    def read(self, source: Any) -> np.ndarray:
+        """uint8 `[H, W, 3]`; see `Predictor`. A file that annotations list, as they list it."""
+        if self.listed is None or not isinstance(source, str | Path):
+            return super().read(source)
+        return self.listed.read(source)
 
     @torch.inference_mode()
     def run(self, inputs: Sequence[np.ndarray]) -> list[Segmentation]:
@@ -195,14 +212,14 @@ class PanopticPredictor(ImagePredictor[Segmentation]):
         ]
 
     def write(self, entries: Sequence[Mapping[str, Any]], output: Path) -> None:
-        """`pictures/panoptic.json`, whose `image_id` is the picture's name, beside the folder of its PNGs; and
-        `coco_results.json`."""
+        """`pictures/panoptic.json`, whose `image_id` is the picture's name, or its id where annotations list it, beside
+        the folder of its PNGs; and `coco_results.json`."""
         if any("segments" in entry for entry in entries):
             kept = ("id", "category_id", "isthing", "score", "area", "bbox")
             annotations = [
                 {
                     "image_id": entry["id"],
-                    "file_name": self.png(str(entry["id"])),
+                    "file_name": self.png(entry["file"]),
                     "segments_info": [{**{k: s[k] for k in kept}, "iscrowd": 0} for s in entry["segments"]],
                 }
                 for entry in entries
@@ -212,7 +229,7 @@ class PanopticPredictor(ImagePredictor[Segmentation]):
                 content = {"annotations": annotations, "categories": self._categories()}
                 partial.write_text(json.dumps(content), encoding="utf-8")
         if any("instances" in entry for entry in entries):
-            sides = ("width", "height")
+            sides = SIDES if self.listed is None else ()
             results = (
                 {
                     "image_id": entry["id"],
