@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from vistrain.errors import ConfigError
 
+DRIVER = Path("/proc/driver/nvidia/version")
 _INIT = nn.init
 _FILL: frozenset[Callable[..., Any]] = frozenset((
     _INIT.uniform_, _INIT.normal_, _INIT.trunc_normal_, _INIT.constant_, _INIT.kaiming_uniform_, _INIT.kaiming_normal_,
@@ -65,6 +67,28 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise ConfigError("--device", f"{name!r} is not available ({reason})", "use 'auto' or 'cpu'") from error
     return device
+
+
+def unusable_gpu() -> str:
+    """What keeps torch from the GPU of NVIDIA's whose driver this machine runs; empty if there is none, or nothing
+    does."""
+    if torch.cuda.is_available() or not DRIVER.exists():
+        return ""
+    if torch.version.cuda is None:
+        return "there is a GPU, but this torch was built without CUDA: install its build for CUDA"
+    try:
+        torch.cuda.init()
+        reason = "no device is visible"
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+    problem = f"there is a GPU, but torch (built for CUDA {torch.version.cuda}) cannot use it ({reason})"
+    return f"{problem}: update the driver, or install the torch that was built for it"
+
+
+def reads_freely(tensor: Tensor) -> bool:
+    """Whether the host can look into a tensor without waiting for a device: what is checked only where it costs nothing
+    asks this."""
+    return tensor.device.type == "cpu"
 
 
 def upload(

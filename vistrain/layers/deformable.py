@@ -87,7 +87,7 @@ def deformable_sampling(value: Tensor, shapes: Shapes, points: Tensor, weights: 
 
 def _bags(index: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     """`[N, K]` indices and weights of rows `[R, D]` -> weighted sums `[N, D]`."""
-    if index.device.type != "cpu" or torch.compiler.is_compiling() or not rows.requires_grad:
+    if index.device.type != "cpu" or not rows.requires_grad:
         return F.embedding_bag(index, rows, per_sample_weights=weights, mode="sum")
     sums = F.embedding_bag(index, rows.detach(), per_sample_weights=weights, mode="sum")
     return _GradientOfRows.apply(sums, rows, index, weights.detach())
