@@ -124,7 +124,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             for run, value in seconds.items():
                 ratios[f"{name}, {mode}: {run}"] = seconds["grid_sample, eager"] / value
                 print(f"{name + ', ' + mode:28s} {run:24s} {1000 * value:9.1f} ms")
-    rule = {f"needs_grad={grad}": choose_core(device, grad) for grad in (False, True)}
+    rule = {
+        f"{channels} channels, needs_grad={grad}": choose_core(device, grad, depth=channels)
+        for channels in (8, 32)
+        for grad in (False, True)
+    }
     print("eager rule:", rule)
     content = {
         "device": str(device),

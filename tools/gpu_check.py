@@ -29,7 +29,8 @@ if str(ROOT) not in sys.path:  # from a checkout that is not installed
 from gpu_measuring import Check, difference, markdown, picture  # noqa: E402
 from gpu_networks import classifier, detector, restorer, segmenter, volume  # noqa: E402
 
-from vistrain.layers.deformable import HAS_TRITON, deformable_sampling  # noqa: E402
+from vistrain.devices import triton_lacks, unusable_gpu  # noqa: E402
+from vistrain.layers.deformable import deformable_sampling  # noqa: E402
 
 STRIDES = (8, 16, 32, 64)
 Run = Callable[[], object]
@@ -129,7 +130,7 @@ def deformable(check: Check) -> None:
             reference: list[Tensor] = []
             base: dict[str, float] = {}
             for core, how in cores:
-                if core == "triton" and not (HAS_TRITON and check.cuda):
+                if core == "triton" and (triton_lacks() or not check.cuda):
                     continue
                 if how == "compiled" and kind == "bf16":  # the same kernels behind a cast
                     continue
@@ -173,8 +174,8 @@ def _core(
 
 def exactness(check: Check) -> None:
     """The Triton core against the plain one in float64, at sizes that no model has."""
-    if not (HAS_TRITON and check.cuda):
-        check.record("exactness", "triton", left_out="there is no CUDA device, or no Triton")
+    if triton_lacks() or not check.cuda:
+        check.record("exactness", "triton", left_out=triton_lacks() or "there is no CUDA device")
         return
     kinds = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
     for heads, depth, levels, points, queries, batch, count in (
@@ -210,8 +211,8 @@ TILES = (
 
 def tuning(check: Check) -> None:
     """Blocks and warps of the Triton kernels; what is fastest stands in `layers.deformable_triton`."""
-    if not (HAS_TRITON and check.cuda):
-        check.record("tuning", "triton", left_out="there is no CUDA device, or no Triton")
+    if triton_lacks() or not check.cuda:
+        check.record("tuning", "triton", left_out=triton_lacks() or "there is no CUDA device")
         return
     from vistrain.layers import deformable_triton as kernels
 
@@ -429,7 +430,8 @@ def main(argv: Sequence[str] | None = None) -> Check:
     device = torch.device("cpu" if arguments.dry and arguments.device == "cuda" else arguments.device)
     if device.type == "cuda":
         if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
-            parser.error(f"there is no {device}: this torch sees {torch.cuda.device_count()} CUDA device(s); try --dry")
+            seen = unusable_gpu() or f"this torch sees {torch.cuda.device_count()} CUDA device(s)"
+            parser.error(f"there is no {device}: {seen}; try --dry")
         torch.cuda.set_device(device)
         if not torch.cuda.is_bf16_supported():
             parser.error(f"{torch.cuda.get_device_name(device)} has no bf16, in which everything here is measured")

@@ -60,7 +60,7 @@ def is_cut_short(trainer: Trainer) -> bool:
 
 def in_precision(trainer: Trainer) -> AbstractContextManager[Any]:
     """Inside, forward passes compute in the trainer's precision."""
-    return cast(AbstractContextManager[Any], trainer.precision_plugin.forward_context())
+    return trainer.precision_plugin.forward_context()
 
 
 def take_in(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -29,7 +29,7 @@ def recompute(module: nn.Module) -> None:
         # The compiler cannot enter the context; what it makes of the module frees by itself what is cheap to compute
         if not (module.training and torch.is_grad_enabled()) or (norms and torch.compiler.is_compiling()):
             return forward(*args, **kwargs)
-        more = {"context_fn": contexts} if norms else {}
+        more: dict[str, Any] = {"context_fn": contexts} if norms else {}
         return checkpoint(forward, *args, use_reentrant=False, **more, **kwargs)
 
     module.forward = again
@@ -41,13 +41,13 @@ def keep(module: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _without_counting(norms: list[nn.Module]) -> Iterator[None]:
+def _without_counting(norms: Sequence[BatchNorm]) -> Iterator[None]:
     """Within it, batch norms use a batch's statistics and leave their running ones alone."""
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None  # type: ignore[assignment]
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
         for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count  # type: ignore[assignment]
+            norm.momentum, norm.num_batches_tracked = momentum, count
