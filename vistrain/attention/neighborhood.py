@@ -105,7 +105,8 @@ def neighborhood_attention(
     pairs = list(zip(size, kernel, steps, _pair(stride), _pair(is_causal), strict=True))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if core == "triton" and not dropout and triton_serves(q.device):
-        return _triton(q, k, v, rpb, *(_reach(*arguments) for arguments in pairs), [*kernel, *steps], scale)[0]
+        axes = (_reach(*arguments) for arguments in pairs)
+        return _triton(q, k, v, rpb, *axes, [*kernel, *steps], scale)[0].to(v.dtype)
     rows, columns = (_axis(*arguments, tile) for arguments in pairs)
     queries = _cut(q * scale, rows.queries, columns.queries)
     keys, values = (_cut(x, rows.keys, columns.keys) for x in (k, v))
@@ -334,7 +335,8 @@ def _(
     form: list[int],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(v), v.new_empty(v.shape[:-1], dtype=torch.promote_types(v.dtype, torch.float32))
+    exact = torch.promote_types(v.dtype, torch.float32)
+    return torch.empty_like(v, dtype=exact), v.new_empty(v.shape[:-1], dtype=exact)
 
 
 @_triton_backward.register_fake

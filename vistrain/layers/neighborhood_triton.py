@@ -44,11 +44,12 @@ def forward(
         scale: of the logits.
 
     Returns:
-        `[B, H, W, heads, D]` of the type of `v`, and `[B, H, W, heads]` at least float32.
+        `[B, H, W, heads, D]` and `[B, H, W, heads]`, both at least float32: gradients of half types would miss the
+        digits that rounding takes off the former.
     """
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     exact = torch.promote_types(v.dtype, torch.float32)
-    out, total = torch.empty_like(v), v.new_empty(v.shape[:-1], dtype=exact)
+    out, total = torch.empty_like(v, dtype=exact), v.new_empty(v.shape[:-1], dtype=exact)
     if out.numel():
         grid, options = _launch(v, rpb, form)
         bias = total if rpb is None else rpb.contiguous()  # any pointer, where there is none
@@ -194,7 +195,7 @@ def _forward(  # type: ignore[no-untyped-def]
             mixed = mixed * fading[:, None] + share[:, None] * tl.load(v + place, mask=read, other=0.0).to(exact)
             most = higher
     summed = tl.where(there, summed, 1.0)
-    tl.store(out + own, (mixed / summed[:, None]).to(out.dtype.element_ty), mask=filled)
+    tl.store(out + own, mixed / summed[:, None], mask=filled)
     tl.store(total + image * tokens * HEADS + query * HEADS + head, most + tl.log(summed), mask=there)
 
 
