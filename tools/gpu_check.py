@@ -283,7 +283,7 @@ Forms = tuple[list[Tensor], dict[str, Callable[..., Tensor]]]
 
 
 def neighbourhoods(check: Check, batch: int, side: int, heads: int, depth: int) -> Forms:
-    """7 x 7 neighbourhoods: ours in tiles, one query at a time, dense under a mask, FlexAttention."""
+    """7 x 7 neighbourhoods: dense under a mask, ours in tiles and in Triton, FlexAttention."""
     from vistrain.attention.neighborhood import neighborhood_attention, neighborhood_mask
 
     shape = (batch, side, side, heads, depth)
@@ -300,6 +300,8 @@ def neighbourhoods(check: Check, batch: int, side: int, heads: int, depth: int) 
     forms: dict[str, Callable[..., Tensor]] = {"dense under a mask": dense, "tiles": ours}
     forms |= {f"tiles of {n}": functools.partial(ours, tile=n) for n in (4, 14)}
     forms["tiles, compiled"] = compiled(ours)
+    if check.cuda and not triton_lacks():
+        forms["triton"] = functools.partial(neighborhood_attention, kernel_size=7, core="triton")
     if check.cuda:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,7 +60,11 @@ def blocks(network: Network) -> list[nn.Module]:
     backbone): small heads gain nothing. Single layers and what appears in several places stay with the rest.
     """
     names = network.compiled_parts if network.sharded_parts is None else network.sharded_parts
-    parts = [network.get_submodule(name) for name in names] or [network]
+    return repeated_blocks([network.get_submodule(name) for name in names] or [network])
+
+
+def repeated_blocks(parts: Sequence[nn.Module]) -> list[nn.Module]:
+    """See `blocks`; those of some modules."""
     found: dict[int, nn.Module] = {}
     seen: dict[int, int] = {}
     for part in parts:
