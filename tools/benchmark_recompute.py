@@ -48,9 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         slower = ratio(times, "again", "kept")
         found[name] = {"mib": memory, "time": slower, "blocks": len(blocks)}
         shown[f"{name}: memory"], shown[f"{name}: time"] = memory["again"] / memory["kept"], slower
-        print(
-            f"{name:32s} {memory['kept']:8.0f} MiB -> {memory['again']:8.0f} MiB, {slower:.2f} of the time", flush=True
-        )
+        said = f"{memory['kept']:8.0f} MiB -> {memory['again']:8.0f} MiB, {slower:.2f} of the time"
+        print(f"{name:32s} {said}", flush=True)
     write(arguments.output, "recompute", found, shown, "Recomputed over kept activations")
 
 
