@@ -95,14 +95,15 @@ class Prepared:
     """
 
     def __init__(self, network: Network, compiled: bool, recomputed: bool) -> None:
-        self.network, self.again = network, recomputed
-        self.parts = network.compiled_parts if compiled else ()
+        self.network, self.compiled, self.again = network, compiled, recomputed
+        self.parts: tuple[str, ...] = ()
         self.recomputed: list[nn.Module] = []
         self.graphs = self.epochs = 0
 
     def begin(self) -> None:
         """Compile, and have activations computed again."""
         network = self.network
+        self.parts = network.compiled_parts if self.compiled else ()
         self.recomputed = blocks(network) if self.again else []
         for block in self.recomputed:
             recompute(block)
