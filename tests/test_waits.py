@@ -9,18 +9,28 @@ import numpy as np
 import pytest
 import torch
 from detector_tools import make_batch
-from device_waits import counted
+from device_waits import DeviceWaits, counted
 
+from vistrain import devices, segmentation
 from vistrain.backbones import Backbone, TimmModel
 from vistrain.classification import Classifier
-from vistrain.detection import DINO, DeformableDETR, FocusDETR, set_detector
+from vistrain.detection import ATSS, DINO, DeformableDETR, FocusDETR, RetinaNet
 from vistrain.devices import upload
+from vistrain.layers.packed_masks import PackedMasks
+from vistrain.losses import MaskCriterion, PixelCrossEntropy
+from vistrain.pretraining import MAE, PatchEncoder
 from vistrain.restoration import NAFNet, RestorationModel, SwinIR
-from vistrain.structures import LabelSpace
+from vistrain.structures import Channels, Factory, LabelSpace
 
 LABELS = LabelSpace(tuple("abcde"), tuple(range(5)))
 SMALL: dict[str, Any] = {"embed_dim": 32, "num_heads": 2, "ffn_dim": 32, "num_queries": 8, "encoder_layers": 1}
 SMALL |= {"decoder_layers": 2}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is looked at on a CPU alone is not looked at, as if the tensors were on a GPU."""
+    monkeypatch.setattr(devices, "reads_freely", lambda tensor: False)
 
 
 def step(model: torch.nn.Module, batch: dict[str, Any]) -> None:
@@ -45,15 +55,24 @@ def test_detection_waits_for_the_costs_of_matching_alone(
     more: dict[str, Any],
     expected: list[str],
     core: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(set_detector, "check_labels", lambda *_: None)  # it checks labels on the CPU only
     backbone = Backbone("test_resnet", strides=(8, 16, 32), frozen_norm=True)
     model = kind(backbone, LABELS, sampling_core=core, **SMALL, **more).train()
     batch = make_batch([3, 0], [(64, 64), (48, 64)])
     waits = counted(functools.partial(step, model, batch))
-    found = [f"{place.split(':')[0]}:{place.split(':')[2]}" for place in waits.places.elements()]
-    assert sorted(found) == sorted(expected), waits.places
+    assert places(waits) == sorted(expected), waits.places
+
+
+def places(waits: DeviceWaits) -> list[str]:
+    """File and operation of each wait."""
+    return sorted(f"{place.split(':')[0]}:{place.split(':')[2]}" for place in waits.places.elements())
+
+
+@pytest.mark.parametrize(("kind", "where"), [(RetinaNet, "retinanet"), (ATSS, "square_anchors")])
+def test_detection_with_anchors_waits_for_which_are_positive(kind: type[RetinaNet | ATSS], where: str) -> None:
+    model = kind(Backbone("test_resnet", strides=(8, 16, 32), frozen_norm=True), LABELS).train()
+    waits = counted(functools.partial(step, model, make_batch([3, 0], [(64, 64), (48, 64)])))
+    assert places(waits) == [f"detection/{where}.py: nonzero"] * 2, waits.places  # once for each image
 
 
 def test_other_tasks_wait_for_nothing() -> None:
@@ -67,6 +86,70 @@ def test_other_tasks_wait_for_nothing() -> None:
         truth = [{"image": torch.randint(256, (3, 32 * scale, 32 * scale), dtype=torch.uint8)} for _ in range(2)]
         restorer = RestorationModel(network)
         assert not counted(functools.partial(step, restorer, {"image": images, "size": size, "target": truth})).places
+
+
+SIZES = [(64, 64), (48, 64)]
+FEW: dict[str, Any] = {"embed_dim": 32, "num_heads": 4, "ffn_dim": 16, "num_layers": 2}
+
+
+def given(targets: list[dict[str, Any]], images: torch.Tensor | None = None) -> dict[str, Any]:
+    """A batch of two images of 64x64 pixels, of which the second is smaller."""
+    size = torch.tensor(SIZES if images is None else [images.shape[2:]] * 2)
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8) if images is None else images
+    return {"image": images, "size": size, "original_size": size, "id": [0, 1], "target": targets}
+
+
+@pytest.mark.parametrize("loss", [{}, {"over_all": False, "class_weights": (1.0, 2.0, 1.0, 1.0, 1.0)}])
+@pytest.mark.parametrize("head", [segmentation.UPerHead, segmentation.SegFormerHead])
+def test_segmentation_waits_for_nothing(head: type[segmentation.DecodeHead], loss: dict[str, Any]) -> None:
+    model = segmentation.SemanticSegmenter(
+        Backbone("test_resnet", strides=(4, 8, 16, 32)),
+        LABELS,
+        Factory(head, embed_dim=16),
+        auxiliary=Factory(segmentation.FCNHead, embed_dim=8, stride=16),
+        loss=PixelCrossEntropy(**loss),
+    )
+    batch = given([{"label_map": torch.randint(5, size, dtype=torch.uint8)} for size in SIZES])
+    assert not counted(functools.partial(step, model.train(), batch)).places
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", [segmentation.Mask2Former, segmentation.PEM])
+def test_mask_classification_waits_for_the_costs_of_matching_alone(
+    kind: type[segmentation.MaskClassifier], packed: bool
+) -> None:
+    pixels = Factory(segmentation.DeformablePixelDecoder, mask_dim=8, **FEW)
+    decoder = Factory(segmentation.MaskedDecoder, num_queries=5, **FEW)
+    if kind is segmentation.PEM:
+        pixels = Factory(segmentation.PEMPixelDecoder, embed_dim=32, mask_dim=8)
+        decoder = Factory(segmentation.PEMDecoder, num_queries=5, **FEW)
+    body = Backbone("test_resnet", strides=(4, 8, 16, 32))
+    model = kind(body, LABELS, pixel_decoder=pixels, decoder=decoder, criterion=MaskCriterion(num_points=20)).train()
+    masks = [torch.rand(count, *size) > 0.5 for count, size in zip((3, 2), SIZES, strict=True)]
+    targets = [
+        {"labels": torch.arange(len(mask)), "masks": PackedMasks.of_tensor(mask) if packed else mask} for mask in masks
+    ]
+    waits = counted(functools.partial(step, model, given(targets)))
+    assert places(waits) == ["matching/masks.py: cpu"], waits.places
+
+
+@pytest.mark.parametrize("outputs", ["softmax", "regions"])
+def test_volumes_wait_for_nothing(outputs: segmentation.volume.Outputs) -> None:
+    regions = (("WT", (1, 2, 3)), ("TC", (1, 3)), ("ET", (3,)))
+    labels = LabelSpace(("background", "necrosis", "oedema", "enhancing"), (0, 1, 2, 4), regions=regions)
+    network = Factory(segmentation.UNet3d, widths=(4, 8, 8))
+    model = segmentation.VolumeSegmenter(labels, network, outputs, channels=Channels(2)).train()
+    truth = [{"label_map": torch.randint(4, (16, 16, 16), dtype=torch.uint8)} for _ in range(2)]
+    batch = given(truth, torch.randn(2, 2, 16, 16, 16)) | {"num_targets": 8192.0, "micro_batches": 1}
+    assert not counted(functools.partial(step, model, batch)).places
+
+
+def test_pretraining_waits_for_nothing() -> None:
+    vit = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    encoder = PatchEncoder("vit_tiny_patch16_224", args=vit, image_channels=Channels(3))
+    model = MAE(encoder, decoder_dim=16, decoder_depth=1, decoder_heads=2).train()
+    batch = given([], torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8))
+    assert not counted(functools.partial(step, model, batch)).places
 
 
 def _swinir() -> SwinIR:

@@ -19,16 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # from a checkout that is not installed
     sys.path.insert(0, str(ROOT))
 
-from gpu_measuring import Check, difference, flops, markdown, picture  # noqa: E402
+from gpu_measuring import Check, difference, markdown, picture  # noqa: E402
+from gpu_networks import classifier, detector, restorer, segmenter, volume  # noqa: E402
 
-from vistrain.layers.deformable import HAS_TRITON, deformable_sampling  # noqa: E402
+from vistrain.devices import triton_lacks, unusable_gpu  # noqa: E402
+from vistrain.layers.deformable import deformable_sampling  # noqa: E402
 
 STRIDES = (8, 16, 32, 64)
 Run = Callable[[], object]
@@ -128,7 +130,7 @@ def deformable(check: Check) -> None:
             reference: list[Tensor] = []
             base: dict[str, float] = {}
             for core, how in cores:
-                if core == "triton" and not (HAS_TRITON and check.cuda):
+                if core == "triton" and (triton_lacks() or not check.cuda):
                     continue
                 if how == "compiled" and kind == "bf16":  # the same kernels behind a cast
                     continue
@@ -172,8 +174,8 @@ def _core(
 
 def exactness(check: Check) -> None:
     """The Triton core against the plain one in float64, at sizes that no model has."""
-    if not (HAS_TRITON and check.cuda):
-        check.record("exactness", "triton", left_out="there is no CUDA device, or no Triton")
+    if triton_lacks() or not check.cuda:
+        check.record("exactness", "triton", left_out=triton_lacks() or "there is no CUDA device")
         return
     kinds = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
     for heads, depth, levels, points, queries, batch, count in (
@@ -209,8 +211,8 @@ TILES = (
 
 def tuning(check: Check) -> None:
     """Blocks and warps of the Triton kernels; what is fastest stands in `layers.deformable_triton`."""
-    if not (HAS_TRITON and check.cuda):
-        check.record("tuning", "triton", left_out="there is no CUDA device, or no Triton")
+    if triton_lacks() or not check.cuda:
+        check.record("tuning", "triton", left_out=triton_lacks() or "there is no CUDA device")
         return
     from vistrain.layers import deformable_triton as kernels
 
@@ -229,184 +231,6 @@ def tuning(check: Check) -> None:
                     forward_ms=check.milliseconds(forward, 0.1),
                     backward_ms=check.milliseconds(backward, 0.1),
                 )
-
-
-# ---------------------------------------------------------------- networks
-
-
-def network(
-    check: Check,
-    part: str,
-    name: str,
-    model: nn.Module,
-    evaluate: Callable[[nn.Module], object],
-    losses: Callable[[nn.Module], Tensor],
-    images: int,
-    compile_parts: Sequence[str] | None = None,
-    profile: bool = True,
-) -> None:
-    """Forward pass and training step in bf16, and rows of what they cost.
-
-    Args:
-        check, part, name: where rows go.
-        model: on the device.
-        evaluate: a forward pass.
-        losses: of a training batch, to be minimised.
-        images: in a batch.
-        compile_parts: sub-modules to compile first, `""` for all of it; None: eager.
-        profile: count waits and kernels of a step.
-    """
-    how = "eager" if compile_parts is None else "compiled"
-    for path in compile_parts or ():
-        model.get_submodule(path).compile(dynamic=False)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
-
-    def infer() -> None:
-        with torch.no_grad(), check.half():
-            evaluate(model)
-
-    def gradients() -> None:
-        with check.half():
-            loss = losses(model)
-        loss.backward()
-
-    def step() -> None:
-        gradients()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    model.eval()
-    if check.cuda:  # warm up
-        infer()
-    forward_ms = check.milliseconds(infer)
-    model.train()
-    operations = flops(gradients) if compile_parts is None else None
-    if check.cuda:
-        step()
-        step()
-    training_ms = check.milliseconds(step, 1.0, 20)
-    numbers: dict[str, Any] = {
-        "batch": images,
-        "forward_images_per_s": 1000 * images / forward_ms,
-        "step_ms": training_ms,
-        "step_images_per_s": 1000 * images / training_ms,
-        "peak_gib": check.peak_gib(step),
-    }
-    known = FLOPS.setdefault((part, name), operations) or 0.0
-    if check.rates and known:
-        numbers["tflop_per_step"] = known / 1e12
-        numbers["share_of_matrix_rate"] = known / (training_ms / 1000) / check.rates["matrix"]
-    if profile:
-        places = check.optional(lambda: check.waits(step))
-        numbers["waits"] = None if places is None else sum(places.values())
-        found = check.optional(lambda: check.kernels(step))
-        if found is not None:
-            numbers["gpu_busy"] = found[1] / training_ms
-            numbers["kernels"] = found[0]
-        if places:
-            numbers["waits_at"] = places
-    check.record(part, f"{name}, {how}", **numbers)
-
-
-FLOPS: dict[tuple[str, str], float | None] = {}  # of a step by part and name, counted once, eagerly
-
-
-def classifier(check: Check, part: str, name: str, batch: int, how: str, side: int = 224) -> None:
-    """A timm model, ours among them, trained with cross-entropy on random images."""
-    import timm
-
-    import vistrain.backbones  # noqa: F401 - registers ours
-
-    arguments: dict[str, Any] = {"num_classes": 1000}
-    if check.dry:
-        name, batch, side = "test_vit", 2, 32
-        arguments = {"num_classes": 10, "img_size": 32}
-    model = timm.create_model(name, **arguments).to(check.device, memory_format=torch.channels_last)
-    images = torch.randn(batch, 3, side, side, device=check.device).to(memory_format=torch.channels_last)
-    labels = torch.randint(arguments["num_classes"], (batch,), device=check.device)
-    network(
-        check,
-        part,
-        name,
-        model,
-        lambda model: model(images),
-        lambda model: F.cross_entropy(model(images), labels),
-        batch,
-        None if how == "eager" else ("",),
-    )
-
-
-def detector(check: Check, kind: str, core: str, batch: int, how: str) -> None:
-    """A detector of the DETR family with ResNet-50 at 800x1333, matching and all losses included."""
-    from vistrain import detection
-    from vistrain.backbones import Backbone
-    from vistrain.structures import LabelSpace
-
-    labels = LabelSpace(tuple(f"class {i}" for i in range(80)), tuple(range(80)))
-    sizes: dict[str, Any] = {"sampling_core": core}
-    image, backbone = (800, 1333), "resnet50"
-    if check.dry:
-        sizes |= {"embed_dim": 32, "num_heads": 2, "ffn_dim": 32, "encoder_layers": 1, "decoder_layers": 1}
-        sizes |= {"num_queries": 10} | ({"cascade": (1.0,), "topk_sa": 5} if kind == "FocusDETR" else {})
-        image, backbone, batch = (32, 64), "test_resnet", 1
-    body = Backbone(backbone, strides=(8, 16, 32), freeze_at_stride=4, frozen_norm=True)
-    model = getattr(detection, kind)(body, labels, **sizes).to(check.device)
-    model.backbone.to(memory_format=torch.channels_last)
-    corners = torch.rand(batch, 7, 2, device=check.device) * 0.6
-    boxes = torch.cat((corners, corners + 0.05 + torch.rand_like(corners) * 0.3), -1)
-    boxes = boxes * torch.tensor([image[1], image[0]] * 2, device=check.device)
-    size = torch.tensor([image] * batch, device=check.device)
-    given = {
-        "image": torch.randint(256, (batch, 3, *image), device=check.device, dtype=torch.uint8),
-        "size": size,
-        "original_size": size,
-        "id": list(range(batch)),
-        "target": [{"boxes": b, "labels": torch.arange(7, device=check.device)} for b in boxes],
-        "num_targets": torch.tensor(7.0 * batch, device=check.device),
-    }
-    network(
-        check,
-        "detection",
-        f"{kind}, {core}",
-        model,
-        lambda model: model.predict(given),  # type: ignore[operator]
-        lambda model: torch.stack(list(model.losses(given).values())).sum(),  # type: ignore[operator]
-        batch,
-        None if how == "eager" else model.compiled_parts,
-    )
-
-
-def restorer(check: Check, batch: int, how: str) -> None:
-    """HAT x4 on patches of 64 pixels."""
-    from vistrain.restoration import HAT
-
-    small: dict[str, Any] = {"depths": (1,), "num_heads": (2,), "embed_dim": 12, "window_size": 4} if check.dry else {}
-    small |= {"compress_ratio": 3, "squeeze_factor": 4} if check.dry else {}
-    side, batch = (16, 1) if check.dry else (64, batch)
-    model = HAT(upscale=4, **small).to(check.device)
-    images = torch.rand(batch, 3, side, side, device=check.device)
-    truth = torch.rand(batch, 3, 4 * side, 4 * side, device=check.device)
-    network(
-        check,
-        "restoration",
-        "HAT x4, 64 pixels",
-        model,
-        lambda model: model(images),
-        lambda model: (model(images) - truth).abs().mean(),
-        batch,
-        None if how == "eager" else ("",),
-    )
-
-
-def later(check: Check) -> None:
-    """What is measured as soon as it is there."""
-    import vistrain
-
-    rooms = {path.name for path in Path(vistrain.__path__[0]).iterdir()}
-    for name, room in (("UPerNet and Mask2Former at 512", "segmentation"), ("a 3-D U-Net, patches of 128", "medical")):
-        reason = f"vistrain.{room} is not there" if room not in rooms else f"vistrain.{room} is not measured here yet"
-        check.record("not measured", name, left_out=reason)
 
 
 # ---------------------------------------------------------------- operators
@@ -459,7 +283,7 @@ Forms = tuple[list[Tensor], dict[str, Callable[..., Tensor]]]
 
 
 def neighbourhoods(check: Check, batch: int, side: int, heads: int, depth: int) -> Forms:
-    """7 x 7 neighbourhoods: ours in tiles, one query at a time, dense under a mask, FlexAttention."""
+    """7 x 7 neighbourhoods: dense under a mask, ours in tiles and in Triton, FlexAttention."""
     from vistrain.attention.neighborhood import neighborhood_attention, neighborhood_mask
 
     shape = (batch, side, side, heads, depth)
@@ -476,6 +300,8 @@ def neighbourhoods(check: Check, batch: int, side: int, heads: int, depth: int) 
     forms: dict[str, Callable[..., Tensor]] = {"dense under a mask": dense, "tiles": ours}
     forms |= {f"tiles of {n}": functools.partial(ours, tile=n) for n in (4, 14)}
     forms["tiles, compiled"] = compiled(ours)
+    if check.cuda and not triton_lacks():
+        forms["triton"] = functools.partial(neighborhood_attention, kernel_size=7, core="triton")
     if check.cuda:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -522,6 +348,16 @@ def routing(check: Check, batch: int, side: int, heads: int, depth: int) -> Form
 # ---------------------------------------------------------------- all of it
 
 
+# A model of each family of ours, about the size of Swin-T where there is one; the first are published in detectors, too
+FAMILIES = (
+    *("resnet50", "nat_tiny", "dinat_tiny", "cswin_tiny", "biformer_tiny", "transnext_tiny", "hornet_tiny_7x7"),
+    *("unireplknet_t", "dinat_s_tiny", "moat0", "mit_b2", "vitaev2_vsa_small", "swin_vsa_tiny", "sgformer_s"),
+    *("agent_swin_tiny", "agent_deit_tiny", "agent_pvt_tiny", "ravlt_t", "favit_b2", "l2vit_tiny", "soft_tiny"),
+    *("casvit_t", "lsnet_b", "ffnet_2", "attnet_t1", "affnet", "ppma_tiny", "spartan_s", "s2aformer"),
+    *("attention_vit_tiny", "attention_pyramid_tiny", "module_resnet50"),
+)
+
+
 def plan(check: Check) -> list[tuple[str, str, Run, float]]:
     """Part, name, work and expected seconds, the most important first."""
 
@@ -549,13 +385,18 @@ def plan(check: Check) -> list[tuple[str, str, Run, float]]:
         classify("swin_tiny_patch4_window7_224", 256, "compiled", 70, "classification"),
         simple("operators", operators, 10),
     ]
-    families = ("nat_tiny", "dinat_tiny", "cswin_tiny", "biformer_tiny", "transnext_tiny", "hornet_tiny_7x7")
-    work += [classify(name, 128, "eager", 12, "backbones") for name in (*families, "resnet50")]
+    for kind in ("UPerNet", "Mask2Former"):
+        work.append(("segmentation", f"{kind}, eager", functools.partial(segmenter, check, kind, 8, "eager"), 15))
+    work.append(("volumes", "3-D U-Net, eager", functools.partial(volume, check, 2, "eager"), 15))
+    work += [classify(name, 128, "eager", 12, "backbones") for name in FAMILIES[:8]]
     work.append(("restoration", "HAT, eager", functools.partial(restorer, check, 8, "eager"), 15))
     work.append(detect("DeformableDETR", "triton", "compiled", 90, "detection_compiled"))
     work.append(classify("resnet50", 128, "compiled", 40, "backbones"))
     work.append(detect("DINO", "triton", "compiled", 90, "detection_compiled"))
-    work.append(simple("later", later, 0))
+    work.append(("volumes", "3-D U-Net, compiled", functools.partial(volume, check, 2, "compiled"), 40))
+    for kind in ("UPerNet", "Mask2Former"):
+        work.append(("segmentation", f"{kind}, compiled", functools.partial(segmenter, check, kind, 8, "compiled"), 60))
+    work += [classify(name, 128, "eager", 12, "backbones") for name in FAMILIES[8:]]
     return work
 
 
@@ -591,7 +432,8 @@ def main(argv: Sequence[str] | None = None) -> Check:
     device = torch.device("cpu" if arguments.dry and arguments.device == "cuda" else arguments.device)
     if device.type == "cuda":
         if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
-            parser.error(f"there is no {device}: this torch sees {torch.cuda.device_count()} CUDA device(s); try --dry")
+            seen = unusable_gpu() or f"this torch sees {torch.cuda.device_count()} CUDA device(s)"
+            parser.error(f"there is no {device}: {seen}; try --dry")
         torch.cuda.set_device(device)
         if not torch.cuda.is_bf16_supported():
             parser.error(f"{torch.cuda.get_device_name(device)} has no bf16, in which everything here is measured")

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from vistrain.errors import ConfigError
 
+OLDEST_TRITON = (3, 5)
+DRIVER = Path("/proc/driver/nvidia/version")
 _INIT = nn.init
 _FILL: frozenset[Callable[..., Any]] = frozenset((
     _INIT.uniform_, _INIT.normal_, _INIT.trunc_normal_, _INIT.constant_, _INIT.kaiming_uniform_, _INIT.kaiming_normal_,
@@ -65,6 +73,50 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise ConfigError("--device", f"{name!r} is not available ({reason})", "use 'auto' or 'cpu'") from error
     return device
+
+
+def unusable_gpu() -> str:
+    """What keeps torch from the GPU of NVIDIA's whose driver this machine runs; empty if there is none, or nothing
+    does."""
+    if torch.cuda.is_available() or not DRIVER.exists():
+        return ""
+    if torch.version.cuda is None:
+        return "there is a GPU, but this torch was built without CUDA: install its build for CUDA"
+    try:
+        torch.cuda.init()
+        reason = "no device is visible"
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+    problem = f"there is a GPU, but torch (built for CUDA {torch.version.cuda}) cannot use it ({reason})"
+    return f"{problem}: update the driver, or install the torch that was built for it"
+
+
+@functools.cache
+def triton_lacks() -> str:
+    """Why our Triton kernels cannot be compiled here; empty if they can, given a GPU."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:  # of a distribution of another name
+        return ""
+    least = ".".join(map(str, OLDEST_TRITON))
+    is_old = tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TRITON
+    return f"Triton {version} is older than {least} (pip install -U triton)" if is_old else ""
+
+
+def triton_serves(device: torch.device) -> bool:
+    """Whether our Triton kernels run here: on CUDA, and on a CPU in Triton's interpreter; where results must repeat to
+    the last bit, nowhere, as they add atomically."""
+    if triton_lacks() or torch.are_deterministic_algorithms_enabled():
+        return False
+    return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def reads_freely(tensor: Tensor) -> bool:
+    """Whether the host can look into a tensor without waiting for a device: what is checked only where it costs nothing
+    asks this."""
+    return tensor.device.type == "cpu"
 
 
 def upload(

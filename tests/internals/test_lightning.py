@@ -145,6 +145,12 @@ def test_strategies_take_arguments() -> None:
     assert sharded._data_parallel_size == 3
 
 
+def test_passes_compute_in_the_trainers_precision(tmp_path: Path) -> None:
+    trainer = Trainer(accelerator="cpu", precision="bf16-mixed", logger=False, default_root_dir=tmp_path)
+    with internals.in_precision(trainer):
+        assert nn.Linear(2, 2)(torch.rand(1, 2)).dtype == torch.bfloat16
+
+
 def test_optimizers_are_unwrapped() -> None:
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
     assert internals.plain_optimizer(optimizer) is optimizer

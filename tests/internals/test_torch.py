@@ -17,6 +17,7 @@ from vistrain.internals.torch import (
     MortalLoader,
     _kill_workers,
     copy_all,
+    graphs_compiled,
     move_towards,
     tree_flatten,
     tree_leaves,
@@ -106,6 +107,15 @@ def test_containers_are_taken_apart_and_put_together() -> None:
     leaves, form = tree_flatten(made)
     assert [leaf.item() for leaf in leaves] == [leaf.item() for leaf in tree_leaves(made)] == [0, 1, 2]
     assert tree_unflatten([4, 5, 6], form) == {"a": [4, 5], "b": 6}
+
+
+def test_compiled_graphs_are_counted() -> None:
+    torch.compiler.reset()
+    layer, before = nn.ReLU(), graphs_compiled()
+    layer.compile(backend="eager")
+    for _ in range(2):
+        layer(torch.rand(3))
+    assert graphs_compiled() == before + 1
 
 
 def test_tensors_without_content() -> None:

@@ -206,9 +206,18 @@ def test_attention_starts_as_the_authors_do_and_refuses_odd_sizes() -> None:
         MSDeformAttn(32, 4, core="cuda")
 
 
-def test_the_rule_for_cores() -> None:
+def test_the_rule_for_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_core(torch.device("cpu"), needs_grad=False) == "embedding_bag"
     assert choose_core(torch.device("cuda"), needs_grad=True) == "grid_sample"
+    assert choose_core(torch.device("cpu"), needs_grad=True) == "embedding_bag"
+    assert choose_core(torch.device("cpu"), needs_grad=True, depth=8) == "grid_sample"
+    assert choose_core(torch.device("cpu"), needs_grad=False, depth=8) == "embedding_bag"
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    sizes = [(sums, depth) for sums in (4800, 102400) for depth in (8, 32)]
+    found = {size: choose_core(torch.device("cpu"), True, *size) for size in sizes}
+    assert found.pop((4800, 32)) == "embedding_bag"
+    assert set(found.values()) == {"gather"}
+    assert choose_core(torch.device("cuda"), needs_grad=True, sums=4800) == "gather"
 
 
 def test_very_many_tiles_are_told_before_they_are_computed(caplog: pytest.LogCaptureFixture) -> None:

@@ -188,7 +188,12 @@ def test_what_other_libraries_raise_is_said_in_our_words(tmp_path: Path) -> None
     assert str(said(narrow)).startswith("data: a norm has one value of each channel")
     assert str(said(narrow)).endswith("evaluate larger images (data.eval_scale, where it is set)")
     task.train()
-    assert str(said(torch.OutOfMemoryError("CUDA"))).startswith("data.per_device: the device's memory is full")
+    full = str(said(torch.OutOfMemoryError("CUDA")))
+    assert full.startswith("data.per_device: the device's memory is full - set it to auto")
+    assert all(word in full for word in ("task.recompute=true", "smaller images"))
+    task.eval()
+    assert str(said(torch.OutOfMemoryError("CUDA"))).startswith("data.eval_batch_size: the device's memory is full")
+    task.train()
     bug = ValueError("a bug")  # this test's code raises it, no library's
     assert said(bug) is bug
     with pytest.raises(ConfigError, match="trainer"), refusals.of_run(task, data, None):

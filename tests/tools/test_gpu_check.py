@@ -49,6 +49,9 @@ def test_everything_runs_in_small_on_a_bare_machine(tmp_path: Path) -> None:
     assert [row for row in rows if "error" in row] == []
     parts = {row["part"] for row in rows}
     assert parts >= {"card", "deformable cores", "detection", "classification", "operators", "backbones", "restoration"}
+    assert parts >= {"segmentation", "volumes"}
+    kinds = {row["name"].split(",")[0] for row in rows if row["part"] in ("segmentation", "volumes")}
+    assert kinds == {"UPerNet", "Mask2Former", "3-D U-Net"}
     cores = [row for row in rows if row["part"] == "deformable cores"]
     assert len({row["name"] for row in cores}) == len(cores) >= 10
     assert all(row["output"] < 1e-2 and row["training_ms"] > 0 for row in cores)
@@ -57,6 +60,21 @@ def test_everything_runs_in_small_on_a_bare_machine(tmp_path: Path) -> None:
     table = (tmp_path / "gpu_check.md").read_text()
     assert "## detection" in table
     assert "there is no CUDA device" in table
+
+
+def test_a_model_of_each_family_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(TOOLS)
+    import gpu_check
+    import timm
+
+    import vistrain.backbones  # noqa: F401 - registers ours
+
+    small_images = {"eurosat", "gmm_swin", "gmm_vit"}
+    ours = {name: timm.model_entrypoint(name).__module__ for name in timm.list_models()}
+    families = {module.rpartition(".")[2] for module in ours.values() if module.startswith("vistrain.backbones.")}
+    assert len(families) > 25
+    measured = {ours[name].rpartition(".")[2] for name in gpu_check.FAMILIES}
+    assert families - measured == small_images
 
 
 def test_an_error_costs_its_own_row_and_no_time_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,10 +26,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.attention.base import AttentionOperator
-from vistrain.devices import upload
+from vistrain.devices import triton_lacks, triton_serves, upload
 from vistrain.errors import ConfigError
 from vistrain.layers.windows import at_once
 
+log = logging.getLogger(__name__)
+
+CORES = ("auto", "tiles", "triton")
 Size = tuple[int, int]
 T = TypeVar("T", int, bool)
 
@@ -70,6 +74,7 @@ def neighborhood_attention(
     scale: float | None = None,
     dropout: float = 0.0,
     tile: int | None = None,
+    core: str = "auto",
 ) -> Tensor:
     """Softmax attention of each query over its neighbourhood. Pairs of arguments are for rows and columns.
 
@@ -85,6 +90,8 @@ def neighborhood_attention(
         dropout: probability of dropping an attention weight.
         tile: queries along an axis that are computed together; None chooses. Results do not depend on it: 1 computes
             no product in vain, and is slow.
+        core: one of `CORES`; `auto` is `tiles`. Where `triton` cannot run (without Triton, on a CPU, with dropout, or
+            where gradients must be deterministic) it is `tiles`.
 
     Returns:
         `[B, H, W, heads, D]`.
@@ -95,9 +102,13 @@ def neighborhood_attention(
     size, kernel, steps = (q.shape[1], q.shape[2]), _pair(kernel_size), _pair(dilation)
     if any(side < a * b for side, a, b in zip(size, kernel, steps, strict=True)):
         raise ValueError(f"a map of {size[0]}x{size[1]} is smaller than neighbourhoods of {kernel} dilated by {steps}")
-    pairs = zip(size, kernel, steps, _pair(stride), _pair(is_causal), strict=True)
+    pairs = list(zip(size, kernel, steps, _pair(stride), _pair(is_causal), strict=True))
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if core == "triton" and not dropout and triton_serves(q.device):
+        axes = (_reach(*arguments) for arguments in pairs)
+        return _triton(q, k, v, rpb, *axes, [*kernel, *steps], scale)[0].to(v.dtype)
     rows, columns = (_axis(*arguments, tile) for arguments in pairs)
-    queries = _cut(q * (q.shape[-1] ** -0.5 if scale is None else scale), rows.queries, columns.queries)
+    queries = _cut(q * scale, rows.queries, columns.queries)
     keys, values = (_cut(x, rows.keys, columns.keys) for x in (k, v))
     # Rows of tiles, as many as are best done at once
     across = len(columns.queries)
@@ -152,6 +163,10 @@ class NeighborhoodAttention(AttentionOperator):
         stride: so many successive queries share a neighbourhood (generalised neighbourhood attention): 1 is NAT's, a
             stride of `kernel_size` attention in blocks.
         rpb: whether there is a bias of relative positions; generalised neighbourhood attention is published without.
+        core: one of `CORES`, see `neighborhood_attention`.
+
+    Raises:
+        ConfigError: a stride beyond the kernel, or an unknown core.
     """
 
     formula = "y_i = softmax_j(q_i k_j / sqrt(d) + b_{j-i}) v_j, j in the K x K cells around i"
@@ -171,8 +186,14 @@ class NeighborhoodAttention(AttentionOperator):
         proj_drop: float = 0.0,
         stride: int = 1,
         rpb: bool = True,
+        core: str = "auto",
     ) -> None:
         super().__init__()
+        if core not in CORES:
+            raise ConfigError("core", f"no core {core!r}", f"one of {', '.join(CORES)}")
+        if core == "triton" and triton_lacks():
+            _say_once(triton_lacks())
+        self.core = core
         if not 1 <= stride <= kernel_size:
             raise ConfigError("stride", f"{stride} is not between 1 and the kernel size {kernel_size}")
         self.num_heads, self.kernel_size, self.dilation, self.stride = num_heads, kernel_size, dilation, stride
@@ -200,13 +221,14 @@ class NeighborhoodAttention(AttentionOperator):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
         drop = self.attn_drop if self.training else 0.0
         shape = (self.kernel_size, self.dilation, self.stride)
-        x = neighborhood_attention(q, k, v, *shape, rpb=self.rpb, scale=self.scale, dropout=drop, tile=self.tile)
+        given: dict[str, Any] = {"rpb": self.rpb, "scale": self.scale, "dropout": drop}
+        x = neighborhood_attention(q, k, v, *shape, **given, tile=self.tile, core=self.core)
         x = x[:, :height, :width].flatten(3).flatten(1, 2)
         return self.proj_drop(self.proj(x))
 
     def path(self, device: torch.device) -> str:
-        """Queries in tiles, whose keys are one window."""
-        return "tiles"
+        """Queries in tiles, whose keys are one window; or one neighbour after the other, in Triton."""
+        return "triton" if self.core == "triton" and triton_serves(device) else "tiles"
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
@@ -256,6 +278,100 @@ def by_definition(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, tile in zip(layers, before, strict=True):
             layer.tile = tile
+
+
+# Operators of their own: `torch.compile` takes them as they are, and Triton is imported where they first run.
+_FORM = "int[] rows, int[] columns, int[] form, float scale"
+
+
+@torch.library.custom_op(
+    "vistrain::neighborhood",
+    mutates_args=(),
+    schema=f"(Tensor q, Tensor k, Tensor v, Tensor? rpb, {_FORM}) -> (Tensor, Tensor)",
+)
+def _triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rpb: Tensor | None,
+    rows: list[int],
+    columns: list[int],
+    form: list[int],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    from vistrain.layers import neighborhood_triton
+
+    return neighborhood_triton.forward(q, k, v, rpb, rows, columns, form, scale)
+
+
+@torch.library.custom_op(
+    "vistrain::neighborhood_backward",
+    mutates_args=(),
+    schema=f"(Tensor gradient, Tensor[] given, Tensor out, Tensor total, {_FORM}) -> Tensor[]",
+)
+def _triton_backward(
+    gradient: Tensor,
+    given: list[Tensor],
+    out: Tensor,
+    total: Tensor,
+    rows: list[int],
+    columns: list[int],
+    form: list[int],
+    scale: float,
+) -> list[Tensor]:
+    from vistrain.layers import neighborhood_triton
+
+    return neighborhood_triton.backward(gradient, given, out, total, rows, columns, form, scale)
+
+
+@_triton.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rpb: Tensor | None,
+    rows: list[int],
+    columns: list[int],
+    form: list[int],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    exact = torch.promote_types(v.dtype, torch.float32)
+    return torch.empty_like(v, dtype=exact), v.new_empty(v.shape[:-1], dtype=exact)
+
+
+@_triton_backward.register_fake
+def _(gradient: Tensor, given: list[Tensor], out: Tensor, total: Tensor, *form: Any) -> list[Tensor]:
+    return [torch.empty_like(x) for x in given]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *given, rows, columns, form, scale = inputs
+    ctx.form = (rows, columns, form, scale)
+    ctx.save_for_backward(*output, *(x for x in given if x is not None))
+
+
+def _gradients(ctx: Any, gradient: Tensor, of_total: Tensor) -> tuple[Tensor | None, ...]:
+    out, total, *given = ctx.saved_tensors
+    found = _triton_backward(gradient, given, out, total, *ctx.form)
+    return (*found, *(None,) * (8 - len(found)))
+
+
+_triton.register_autograd(_gradients, setup_context=_keep)
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    log.warning("%s: neighbourhood attention is computed in tiles", reason)
+
+
+@functools.lru_cache(maxsize=512)
+def _reach(length: int, kernel: int, dilation: int, stride: int, causal: bool) -> list[int]:
+    """Of each token of an axis the first neighbour and how many it has, in turn."""
+    found = np.zeros((length, 2), dtype=np.int64)
+    for group in range(dilation):
+        first, last = _neighbourhoods(len(range(group, length, dilation)), kernel, stride, causal)
+        found[group::dilation] = np.stack((first * dilation + group, last - first), 1)
+    return [int(number) for number in found.flatten()]
 
 
 @functools.lru_cache(maxsize=512)

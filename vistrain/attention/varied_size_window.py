@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.attention.base import AttentionOperator
+from vistrain.devices import upload
 from vistrain.layers.biased_attention import biased_attention
 from vistrain.layers.precision import at_least_float32
 from vistrain.layers.windows import relative_position_bias, relative_position_index, window_merge, window_partition
@@ -104,7 +105,7 @@ class VariedSizeWindowAttention(AttentionOperator):
             for predict in (self.sampling_offsets, self.sampling_scales)
         )  # [B, heads, rows, columns, 2]
         rows, columns = (max(side // step, 1) for side, step in zip(size, self.window, strict=True))
-        offsets = offsets / offsets.new_tensor([rows, columns] if self.dense else [columns, rows])
+        offsets = offsets / upload([rows, columns] if self.dense else [columns, rows], offsets.device, offsets.dtype)
         axes = [torch.linspace(-1, 1, side, device=x.device, dtype=offsets.dtype) for side in padded]
         base = torch.stack((axes[1].expand(padded), axes[0][:, None].expand(padded)), -1)
         steps = [

@@ -61,6 +61,7 @@ class NAT(StagedBackbone):
         qkv_bias, qk_scale: see `NeighborhoodAttention`.
         layer_scale: see `TokenBlock`.
         strides, rpb: of generalised neighbourhood attention, see `NeighborhoodAttention`; the former for each stage.
+        attention_core: what computes the attention, see `attention.neighborhood.neighborhood_attention`.
         proj_drop_rate, attn_drop_rate: dropout after linear layers and the stem, and of attention weights.
         drop_path_rate: of the last block; it grows evenly from 0 at the first.
         base: see `StagedBackbone`.
@@ -85,11 +86,12 @@ class NAT(StagedBackbone):
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        attention_core: str = "auto",
         **base: Any,
     ) -> None:
         dims = [embed_dim * 2**i for i in range(len(depths))]
         attention: dict[str, Any] = {"kernel_size": kernel_size, "qkv_bias": qkv_bias, "qk_scale": qk_scale, "rpb": rpb}
-        attention |= {"proj_drop": proj_drop_rate, "attn_drop": attn_drop_rate}
+        attention |= {"proj_drop": proj_drop_rate, "attn_drop": attn_drop_rate, "core": attention_core}
         shape = (dims, depths, num_heads, dilations, drop_path_rate, attention, strides, mlp_ratio, layer_scale)
         proj = nn.Sequential(
             nn.Conv2d(in_chans, embed_dim // 2, 3, 2, 1), nn.Conv2d(embed_dim // 2, embed_dim, 3, 2, 1)

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
+from vistrain.callbacks.nonfinite import where_it_arose
 from vistrain.checkpoints import save_durably
 from vistrain.errors import ConfigError, DataError, VistrainError, WeightsError
-from vistrain.tasks.base.task import as_task
+from vistrain.internals.lightning import in_precision
+from vistrain.tasks.base.task import Task, as_task
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +28,8 @@ class NaNGuard(Callback):
 
     The answer is asked for after the forward pass and read after the backward pass has been queued, so an accelerator
     always has work while the processor waits. The state (weights from before the update, the batch, the losses) is
-    saved as `nan_step_00001234_rank0.pt` in the run folder.
+    saved as `nan_step_00001234_rank0.pt` in the run folder, and the batch goes through the network once more to say in
+    which layer the first number was none.
 
     Args:
         folder: where; the trainer's `default_root_dir` if None.
@@ -56,7 +60,7 @@ class NaNGuard(Callback):
         """Read the answer.
 
         Raises:
-            VistrainError: the loss is NaN or infinite; it names the images and the saved state.
+            VistrainError: the loss is NaN or infinite; it names the images, the layer and the saved state.
         """
         if self._finite is None:
             return
@@ -85,9 +89,29 @@ class NaNGuard(Callback):
             saved = f"weights and batch are in {path}"
         except WeightsError as error:
             saved = f"the state could not be saved: {error}"
-        raise VistrainError(
-            f"training step {step}", f"{', '.join(bad)} is not finite for the images {list(ids)}", saved
-        )
+        problem = f"{', '.join(bad)} is not finite for the images {list(ids)}"
+        layer, remedy = self._layer(trainer, as_task(pl_module))
+        problem += f"; {layer}" if layer else ""
+        raise VistrainError(f"training step {step}", problem, f"{saved}{remedy}")
+
+    def _layer(self, trainer: Trainer, task: Task) -> tuple[str, str]:
+        """Where it arose, as a sentence, and in half precision what may help; empty where this cannot be found out."""
+        if trainer.world_size > 1 and (task.sync_batchnorm or not isinstance(trainer.strategy, DDPStrategy)):
+            return "", ""  # a pass of one process alone would wait for the others
+
+        def losses() -> dict[str, Tensor]:
+            return task.model.losses(self._batch)
+
+        def half() -> dict[str, Tensor]:
+            with in_precision(trainer):
+                return losses()
+
+        layer = where_it_arose(task.model, half)
+        if not layer or not str(trainer.precision).endswith("16-mixed"):
+            return layer, ""
+        exact = where_it_arose(task.model, losses)
+        remedy = "" if exact else "; in 32 bits it is finite: set trainer.precision=32-true, or lower optimizer.lr"
+        return f"in {trainer.precision}, {layer}", remedy
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of the last batch."""

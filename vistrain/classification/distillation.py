@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vistrain.backbones.timm_model import TimmModel
+from vistrain.devices import upload
 from vistrain.errors import ConfigError
 from vistrain.layers.precision import at_least_float32
 from vistrain.structures import Factory, Preprocessing
@@ -89,12 +90,10 @@ def _renormalised(images: Tensor, old: Preprocessing, new: Preprocessing) -> Ten
     """Normalised images as another network wants them; the pixels stay where they are."""
     if old.channel_order != new.channel_order:
         images = images.flip(1)
-    mean, std, new_mean, new_std = (
-        torch.tensor(values, device=images.device)[:, None, None]
-        for values in (_in_order(old.mean, old, new), _in_order(old.std, old, new), new.mean, new.std)
-    )
-    if torch.equal(mean, new_mean) and torch.equal(std, new_std):
+    given = (_in_order(old.mean, old, new), _in_order(old.std, old, new), new.mean, new.std)
+    if given[:2] == given[2:]:
         return images
+    mean, std, new_mean, new_std = (upload(values, images.device)[:, None, None] for values in given)
     return images * (std / new_std) + (mean - new_mean) / new_std
 
 

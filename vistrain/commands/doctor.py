@@ -60,6 +60,10 @@ def report() -> tuple[str, bool]:
     problems += [pair] if pair else []
     if not pair:
         facts += _devices()
+        from vistrain.devices import unusable_gpu
+
+        reason = unusable_gpu()
+        problems += [reason] if reason else []
         stale = stale_names()
         facts.append(("index of names", "fresh" if not stale else f"stale: {', '.join(stale[:5])}"))
         problems += ["the index of names is stale; in a checkout run `make index`"] if stale else []

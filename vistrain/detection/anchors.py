@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vistrain.devices import upload
+
 MAX_RATIO = abs(math.log(16 / 1000))  # of a side to its anchor's, as a logarithm
 
 
@@ -37,8 +39,8 @@ def anchor_grid(
         scale.
     """
     found = []
-    root = torch.tensor(ratios, device=device).sqrt()[:, None]
-    scale = torch.tensor(scales, device=device)[None]
+    root = upload(ratios, device).sqrt()[:, None]
+    scale = upload(scales, device)[None]
     for (height, width), stride in zip(shapes, strides, strict=True):
         half_width, half_height = (stride / root * scale).flatten() / 2, (stride * root * scale).flatten() / 2
         base = torch.stack((-half_width, -half_height, half_width, half_height), 1)
@@ -63,7 +65,8 @@ class BoxDeltas:
         """`[N, 4]` xyxy anchors and boxes -> `[N, 4]` offsets."""
         centre, size = _centres(anchors)
         to_centre, to_size = _centres(boxes)
-        return torch.cat(((to_centre - centre) / size, (to_size / size).log()), 1) / anchors.new_tensor(self.stds)
+        offsets = torch.cat(((to_centre - centre) / size, (to_size / size).log()), 1)
+        return offsets / upload(self.stds, anchors.device, anchors.dtype)
 
     def decode(self, anchors: Tensor, offsets: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """The inverse of `encode`; sides change 62.5 times at the most.
@@ -76,7 +79,7 @@ class BoxDeltas:
         Returns:
             the shape of the offsets, xyxy.
         """
-        offsets = offsets * offsets.new_tensor(self.stds)
+        offsets = offsets * upload(self.stds, offsets.device, offsets.dtype)
         centre, side = _centres(anchors)
         centre = centre + side * offsets[..., :2]
         side = side * offsets[..., 2:].clamp(-MAX_RATIO, MAX_RATIO).exp()
@@ -86,7 +89,7 @@ class BoxDeltas:
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """`[..., 4]` xyxy cut at the borders of an image of (height, width)."""
-    return boxes.clamp(min=0).minimum(boxes.new_tensor((size[1], size[0], size[1], size[0])))
+    return boxes.clamp(min=0).minimum(upload((size[1], size[0], size[1], size[0]), boxes.device, boxes.dtype))
 
 
 def _centres(boxes: Tensor) -> tuple[Tensor, Tensor]:

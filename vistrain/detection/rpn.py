@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from vistrain.detection.anchors import BoxDeltas, anchor_grid
 from vistrain.detection.dense_detector import by_anchor
+from vistrain.devices import upload
 from vistrain.layers.boxes import nms_by_group
 from vistrain.matching.overlap import IGNORED, OverlapAssigner, RandomSampler
 
@@ -125,7 +126,7 @@ class RPNHead(nn.Module):
     def _inside(self, anchors: Tensor, size: tuple[int, int]) -> Tensor:
         if self.border is None:
             return torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
-        far = anchors.new_tensor((size[1], size[0])) + self.border
+        far = upload((size[1], size[0]), anchors.device, anchors.dtype) + self.border
         return ((anchors[:, :2] >= -self.border) & (anchors[:, 2:] < far)).all(1)
 
 

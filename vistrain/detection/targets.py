@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vistrain import devices
 from vistrain.errors import DataError
 from vistrain.layers.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from vistrain.predictions import Detections
@@ -40,7 +41,7 @@ def check_labels(labels: Sequence[Tensor], space: LabelSpace) -> None:
         DataError: a label is negative, or not below the number of channels.
     """
     for index, label in enumerate(labels):
-        if label.device.type == "cpu" and len(label) and not 0 <= label.min() <= label.max() < space.num_classes:
+        if devices.reads_freely(label) and len(label) and not 0 <= label.min() <= label.max() < space.num_classes:
             wrong = sorted({x for x in label.tolist() if not 0 <= x < space.num_classes})
             raise DataError(
                 f"target {index} of the batch",

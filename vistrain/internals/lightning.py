@@ -7,6 +7,7 @@ functions that no type checker sees.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -55,6 +56,11 @@ def is_cut_short(trainer: Trainer) -> bool:
 
 
 # ---------------------------------------------------------------- where a run stands
+
+
+def in_precision(trainer: Trainer) -> AbstractContextManager[Any]:
+    """Inside, forward passes compute in the trainer's precision."""
+    return trainer.precision_plugin.forward_context()
 
 
 def take_in(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:

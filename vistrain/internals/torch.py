@@ -1,5 +1,5 @@
-"""Of torch: updates of many tensors at once, the base of batch norms, tensors without content, loader processes,
-containers of tensors."""
+"""Of torch: updates of many tensors at once, the base of batch norms, the compiler's count, tensors without content,
+loader processes, containers of tensors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,16 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 from torch.utils.data import DataLoader
 
 __all__ = [
-    "BatchNorm", "MortalLoader", "TreeSpec", "copy_all", "move_towards", "tree_flatten", "tree_leaves",
-    "tree_unflatten", "without_content",
+    "BatchNorm", "MortalLoader", "TreeSpec", "copy_all", "graphs_compiled", "move_towards", "tree_flatten",
+    "tree_leaves", "tree_unflatten", "without_content",
 ]  # fmt: skip
+
+
+def graphs_compiled() -> int:
+    """How many graphs this process has compiled so far: the first of each function, and one for every recompilation."""
+    from torch._dynamo.utils import counters  # a second, which few commands need
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 def move_towards(tensors: list[Tensor], others: list[Tensor], share: float) -> None:

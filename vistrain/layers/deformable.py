@@ -9,10 +9,8 @@ Authors' code: github.com/fundamentalvision/Deformable-DETR, Apache-2.0 (models/
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,33 +18,43 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vistrain.devices import upload
+from vistrain.devices import triton_lacks, triton_serves, upload
 from vistrain.errors import ConfigError
 from vistrain.layers.precision import at_least_float32
 
 log = logging.getLogger(__name__)
 
 CORES = ("auto", "grid_sample", "embedding_bag", "gather", "triton")
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 Shapes = Sequence[tuple[int, int]]
+FEW_SUMS = 8192  # of 1024 queries with 8 heads
 
 
-def choose_core(device: torch.device, needs_grad: bool) -> str:
+def choose_core(device: torch.device, needs_grad: bool, sums: int = 1 << 17, depth: int = 32) -> str:
     """Which core is fastest (`tools/benchmark_msda.py`, `tools/gpu_check.py`).
 
-    Eager: `embedding_bag` on CPU, also to train from heads of 16 channels on (of 8, on small maps, `grid_sample` trains
-    1.35 times as fast); `grid_sample` elsewhere; under `torch.use_deterministic_algorithms` `embedding_bag` on CUDA,
-    too, as its backward pass sorts. Under `torch.compile`, where inductor fuses the index arithmetic but has no good
-    `grid_sample`: `embedding_bag` to evaluate, `gather` to train, which took 0.36 to 0.5 of `embedding_bag`'s time for
-    images of 128x128 to 512x512. `triton` is never chosen so far: it is to be asked for by name until it was measured
-    on a card. While a network is exported: `grid_sample`, an operator of ONNX that holds few samples at a time.
+    On a CPU, to evaluate: `embedding_bag`. To train: eager, `embedding_bag` from heads of 16 channels on and
+    `grid_sample` below; under `torch.compile` `gather`, whose samples are then never stored, but `embedding_bag` where
+    wide heads ask for few sums, as a decoder's do. Elsewhere: `grid_sample`; under
+    `torch.use_deterministic_algorithms` on CUDA `embedding_bag`, as its backward pass sorts; compiled `embedding_bag`
+    to evaluate and `gather` to train, as inductor has no good `grid_sample`. `triton` is never chosen so far: it is to
+    be asked for by name until it was measured on a card. While a network is exported: `grid_sample`, an operator of
+    ONNX that holds few samples at a time.
+
+    Args:
+        device: of the values.
+        needs_grad: whether gradients will be asked for.
+        sums: how many there are: images, queries and heads multiplied.
+        depth: channels of a head.
     """
     if torch.compiler.is_exporting():
         return "grid_sample"
     if device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
         return "embedding_bag"
     if torch.compiler.is_compiling():
-        return "gather" if needs_grad else "embedding_bag"
+        is_small = device.type == "cpu" and depth >= 32 and sums <= FEW_SUMS
+        return "gather" if needs_grad and not is_small else "embedding_bag"
+    if device.type == "cpu" and needs_grad and depth < 16:
+        return "grid_sample"
     return "embedding_bag" if device.type == "cpu" else "grid_sample"
 
 
@@ -67,9 +75,9 @@ def deformable_sampling(value: Tensor, shapes: Shapes, points: Tensor, weights: 
     Returns:
         `[B, Q, H * D]`, of the type of `value`.
     """
-    if core == "auto" or (core == "triton" and not _triton_serves(value.device)):
+    if core == "auto" or (core == "triton" and not triton_serves(value.device)):
         needs_grad = torch.is_grad_enabled() and (value.requires_grad or points.requires_grad)
-        core = choose_core(value.device, needs_grad)
+        core = choose_core(value.device, needs_grad, math.prod(points.shape[:3]), value.shape[-1])
     kind, points, weights = value.dtype, at_least_float32(points), at_least_float32(weights)
     if core == "triton":  # reads half types as they are
         return _triton(value, [side for shape in shapes for side in shape], points, weights)
@@ -87,7 +95,7 @@ def deformable_sampling(value: Tensor, shapes: Shapes, points: Tensor, weights: 
 
 def _bags(index: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     """`[N, K]` indices and weights of rows `[R, D]` -> weighted sums `[N, D]`."""
-    if index.device.type != "cpu" or torch.compiler.is_compiling() or not rows.requires_grad:
+    if index.device.type != "cpu" or not rows.requires_grad:
         return F.embedding_bag(index, rows, per_sample_weights=weights, mode="sum")
     sums = F.embedding_bag(index, rows.detach(), per_sample_weights=weights, mode="sum")
     return _GradientOfRows.apply(sums, rows, index, weights.detach())
@@ -112,13 +120,6 @@ class _GradientOfRows(torch.autograd.Function):
         shares, bag = weights.flatten().index_select(0, place), place // index.shape[1]
         of_rows = F.embedding_bag(bag, gradient.contiguous(), starts, per_sample_weights=shares, mode="sum")
         return gradient, of_rows, None, None
-
-
-def _triton_serves(device: torch.device) -> bool:
-    """Whether the Triton core runs here: on CUDA, and on a CPU in Triton's interpreter."""
-    if not HAS_TRITON or torch.are_deterministic_algorithms_enabled():
-        return False
-    return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 # Operators of their own: `torch.compile` takes them as they are, and Triton is imported where they first run.
@@ -173,8 +174,8 @@ _triton.register_autograd(_gradients, setup_context=_keep)
 
 
 @functools.cache
-def _say_that_triton_is_missing() -> None:
-    log.warning("Triton is not installed: deformable attention uses a plain core (pip install triton)")
+def _say_once(reason: str) -> None:
+    log.warning("%s: deformable attention uses a plain core", reason)
 
 
 def _grid_sample(value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
@@ -262,8 +263,8 @@ class MSDeformAttn(nn.Module):
             raise ConfigError("model.embed_dim", f"{embed_dim} is not divisible by {num_heads} heads")
         if core not in CORES:
             raise ConfigError("model.sampling_core", f"no core {core!r}", f"one of {', '.join(CORES)}")
-        if core == "triton" and not HAS_TRITON:
-            _say_that_triton_is_missing()
+        if core == "triton" and triton_lacks():
+            _say_once(triton_lacks())
         self.num_heads, self.num_levels, self.num_points, self.core = num_heads, num_levels, num_points, core
         self.sampling_offsets = nn.Linear(embed_dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(embed_dim, num_heads * num_levels * num_points)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vistrain.devices import upload
 from vistrain.layers.packed_masks import PackedMasks
 
 
@@ -34,7 +35,7 @@ def sample_masks(
         `[M, P]` float in 0..1, in the type of the points.
     """
     count, height, width = masks.shape
-    place = points * points.new_tensor((extent[1], extent[0])) - 0.5
+    place = points * upload((extent[1], extent[0]), points.device, points.dtype) - 0.5
     low = place.floor()
     fraction = place - low
     shares = ((1 - fraction[..., 0], fraction[..., 0]), (1 - fraction[..., 1], fraction[..., 1]))

@@ -132,8 +132,11 @@ class PixelCrossEntropy(PixelLoss):
         if self.over_all:
             return total / labels.numel()
         if count is None:
-            labelled, factors = labels[labels != ignore_index], self.class_weights
-            count = total.new_tensor(labelled.numel()) if factors is None else factors.to(total.dtype)[labelled].sum()
+            labelled = labels != ignore_index  # not picked out: how many there are, the host would have to wait for
+            counted = labelled.to(total.dtype)
+            if self.class_weights is not None:
+                counted = counted * self.class_weights.to(total.dtype)[labels.where(labelled, 0)]
+            count = counted.sum()
         return total / count.clamp(min=torch.finfo(total.dtype).tiny)
 
 

@@ -190,6 +190,7 @@ class MaskCriterion:
         noise: PointNoise | None,
     ) -> dict[str, Tensor]:
         """The three losses of one layer, for its matched `pairs` `[3, M]` (image, query, mask), on the host."""
+        counts = torch.bincount(pairs[0], minlength=len(masks)).tolist()  # on the host: nothing waits for the device
         image, query, target = pairs.to(features.device, non_blocking=True)
         label = torch.cat(list(labels))
         classes = torch.full_like(layer.logits[..., 0], layer.logits.shape[-1] - 1, dtype=torch.int64)
@@ -199,13 +200,12 @@ class MaskCriterion:
         # Over all queries of this batch, as published; the number of masks of the global batch plays no part in it.
         loss_class = F.cross_entropy(layer.logits.transpose(1, 2), classes, weights)
 
-        maps, chosen, start = [], [], 0
-        for i, mask in enumerate(masks):  # sizes come from the host, so nothing here waits for the device
-            own = pairs[:, pairs[0] == i]
-            queries, index = own[1].to(features.device), (own[2] - start).to(features.device)
-            maps.append((layer.embeds[i, queries] @ features[i].flatten(1)).unflatten(1, features.shape[2:]))
-            chosen.append((mask, index))
-            start += len(mask)
+        maps, chosen, first, start = [], [], 0, 0
+        for i, (mask, count) in enumerate(zip(masks, counts, strict=True)):  # pairs come image by image
+            own = slice(first, first + count)
+            maps.append((layer.embeds[i, query[own]] @ features[i].flatten(1)).unflatten(1, features.shape[2:]))
+            chosen.append((mask, target[own] - start))
+            first, start = own.stop, start + len(mask)
         predicted = torch.cat(maps)[:, None]
         with torch.no_grad():
             points = self._points(predicted.detach(), noise)

@@ -25,6 +25,7 @@ from vistrain.callbacks import default_callbacks, make_loggers
 from vistrain.config import compose
 from vistrain.config.builder import build
 from vistrain.data import DataModule
+from vistrain.devices import unusable_gpu
 from vistrain.errors import ConfigError
 from vistrain.network import Network
 from vistrain.optim import ParameterGroups, Schedule
@@ -170,7 +171,7 @@ def build_trainer(
     arguments = dict(config.get("trainer") or {})
     if arguments.get("precision") == "auto":
         arguments["precision"] = best_precision(arguments.get("accelerator", "auto"))
-    _refuse_missing_accelerator(arguments.get("accelerator", "auto"))
+    _refuse_missing_devices(arguments)
     callbacks = [make() for make in callbacks_of(config, allow).values()]
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         # Lightning would save and requeue by itself, inside a signal handler; `Preemption` and exit code 75 do it.
@@ -210,13 +211,36 @@ def callbacks_of(config: Mapping[str, Any], allow: Collection[str] = ()) -> dict
     return {name: functools.partial(make, name, node) for name, node in nodes if node is not None}
 
 
-def _refuse_missing_accelerator(name: str) -> None:
+def _refuse_missing_devices(arguments: Mapping[str, Any]) -> None:
+    """Refuse an accelerator, an index or a precision that this machine does not have; say what keeps it from its GPU.
+
+    Raises:
+        ConfigError: at the key, with what there is.
+    """
+    name = arguments.get("accelerator", "auto")
     there = {"gpu": torch.cuda.is_available() or torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(),
              "mps": torch.backends.mps.is_available()}  # fmt: skip
     if not there.get(name, True):
         raise ConfigError(
             "trainer.accelerator", f"{name!r} is not here", "`vistrain doctor` says why; auto and cpu run anywhere"
         )
+    if name not in ("auto", "gpu", "cuda"):
+        return
+    if not torch.cuda.is_available():
+        if reason := unusable_gpu():
+            log.warning("%s: this run takes the processor", reason)
+        return
+    count, wanted = torch.cuda.device_count(), arguments.get("devices", "auto")
+    missing = [index for index in wanted if index >= count] if isinstance(wanted, list | tuple) else []
+    if missing:
+        problem = f"there is no device {missing[0]}: this machine has {count}"
+        raise ConfigError("trainer.devices", problem, f"write some of {list(range(count))}, or auto")
+    if isinstance(wanted, int) and wanted > count:
+        raise ConfigError("trainer.devices", f"{wanted} devices: this machine has {count}", f"write {count}, or auto")
+    precision = str(arguments.get("precision"))
+    if precision.startswith("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        problem = f"{torch.cuda.get_device_name()} has no bfloat16 arithmetic"
+        raise ConfigError("trainer.precision", f"{precision!r}: {problem}", "use 16-mixed or 32-true")
 
 
 def _directed(node: Any, where: str) -> Any:

@@ -90,11 +90,11 @@ def _reason(error: Exception, task: Task, data: DataModule, checkpoint: Path | N
         problem = f"this network does not compute in {precision}: {first_line(error)}"
         return ConfigError("trainer.precision", problem, f"use {precision.replace('-true', '-mixed')}, or 32-true")
     if isinstance(error, torch.OutOfMemoryError):
-        return ConfigError(
-            "data.per_device",
-            "the device's memory is full",
-            "lower it (batches are then accumulated), or the images' size",
-        )
+        if not task.training:
+            remedy = "lower data.eval_batch_size, evaluate smaller images, or set trainer.precision=bf16-mixed"
+            return ConfigError("data.eval_batch_size", "the device's memory is full", remedy)
+        remedy = "set it to auto or lower (batches are then accumulated), task.recompute=true, or smaller images"
+        return ConfigError("data.per_device", "the device's memory is full", remedy)
     if isinstance(error, KeyError) and _came_through(error, "torch.optim"):
         return ConfigError("optimizer", f"its memory in {checkpoint} lacks {error}", "leave its arguments as they were")
     if isinstance(error, MisconfigurationException) or (not task.began and source in LIBRARIES):

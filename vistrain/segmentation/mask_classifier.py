@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vistrain import devices
 from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.backbones.resnet_keys import COUNTERS, detectron2_exports, detectron2_rules
 from vistrain.checkpoints import KeyMap
@@ -184,13 +185,16 @@ class MaskClassifier(Network):
         return losses
 
     def check_targets(self, batch: Mapping[str, Any]) -> None:
-        """Raise `DataError` where masks and labels do not fit the images and classes."""
-        for i, (target, size) in enumerate(zip(batch["target"], batch["size"].tolist(), strict=True)):
+        """Raise `DataError` where masks and labels do not fit each other, or (checked on the CPU, where it costs no
+        waiting) the images and classes."""
+        sizes = batch["size"].tolist() if devices.reads_freely(batch["size"]) else None
+        for i, target in enumerate(batch["target"]):
             name = str(batch["id"][i]) if "id" in batch else f"image {i} of the batch"
             labels, masks = target["labels"], target["masks"]
+            size = list(masks.shape[1:]) if sizes is None else sizes[i]
             if len(labels) != len(masks) or list(masks.shape[1:]) != size:
                 raise DataError(name, f"{len(labels)} labels, masks of shape {list(masks.shape)}, image of size {size}")
-            if labels.device.type == "cpu" and len(labels):
+            if devices.reads_freely(labels) and len(labels):
                 low, high = int(labels.min()), int(labels.max())
                 if low < 0 or high >= self.labels.num_classes:
                     raise DataError(name, f"label {low if low < 0 else high} of {self.labels.num_classes} classes")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.checkpoints import KeyMap
+from vistrain.devices import upload
 from vistrain.errors import ConfigError, DataError
 from vistrain.layers.loss_weights import refuse_negative
 from vistrain.layers.padding import Normalize
@@ -138,7 +139,7 @@ class SCNN(LaneNetwork):
         with torch.autocast(maps.device.type, enabled=False):
             maps, exist = at_least_float32(maps), at_least_float32(exist)
             return {
-                "loss_seg": F.cross_entropy(maps, labels, maps.new_tensor(self.class_weights)),
+                "loss_seg": F.cross_entropy(maps, labels, upload(self.class_weights, maps.device, maps.dtype)),
                 "loss_exist": self.exist_weight * F.binary_cross_entropy_with_logits(exist, there.to(exist.dtype)),
             }
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vistrain.checkpoints import KeyMap, under
+from vistrain.devices import upload
 from vistrain.errors import ConfigError
 from vistrain.losses.class_maps import PixelCrossEntropy, PixelLoss, refuse_other_weights
 from vistrain.losses.dice import PixelDice, PixelLosses
@@ -257,8 +258,7 @@ class VolumeSegmenter(Network):
             return self.criterion(logits, labels, self.ignore_index, count)
         parts = []
         for index, (_, members) in enumerate(self.labels.regions or ()):
-            inside_of = torch.zeros(self.labels.num_classes, dtype=torch.long, device=labels.device)
-            inside_of[list(members)] = 1
+            inside_of = upload([int(label in members) for label in range(self.labels.num_classes)], labels.device)
             labelled = labels != self.ignore_index
             truth = torch.where(labelled, inside_of[labels.where(labelled, 0)], self.ignore_index)
             own = logits[:, index : index + 1]

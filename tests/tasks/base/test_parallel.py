@@ -68,7 +68,7 @@ def test_replicas_search_for_no_unused_parameters_and_keep_gradients_in_buckets(
 
 
 def test_arguments_of_the_trainer() -> None:
-    holder = SimpleNamespace()
+    holder = SimpleNamespace(channels_last=False)
     assert trainer_arguments({"devices": 2, "sync_batchnorm": True}, holder) == {"devices": 2}
     assert holder.sync_batchnorm is True
     found = trainer_arguments({"strategy": "fsdp2"}, holder)

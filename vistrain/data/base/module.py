@@ -59,7 +59,8 @@ class DataModule(Contract, LightningDataModule, ABC):
         root: folder that holds the set; `VISTRAIN_DATA` or `data/` if None.
         batch_size: global batch: images per optimizer step over all processes, the one that a paper's learning rate is
             for.
-        per_device: images that fit on one device at once; all of the device's share if None.
+        per_device: images that fit on one device at once; all of the device's share if None; `auto` finds out, where
+            the training begins, how many of that share fit on a GPU.
         workers: loader processes per device; if None the device's share of the processor cores, at most 8.
         seed: of shuffling and augmentation.
         eval_batch_size: images per evaluation batch. Padding can change a prediction in the third digit: published DETR
@@ -99,7 +100,7 @@ class DataModule(Contract, LightningDataModule, ABC):
         self,
         root: str | None = None,
         batch_size: int = 16,
-        per_device: int | None = None,
+        per_device: int | Literal["auto"] | None = None,
         workers: int | None = None,
         seed: int = 0,
         eval_batch_size: int = 1,
@@ -107,7 +108,9 @@ class DataModule(Contract, LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         refuse_no_share(train_on)
-        refuse_below(1, batch_size=batch_size, per_device=per_device, eval_batch_size=eval_batch_size)
+        refuse_below(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        if isinstance(per_device, int):
+            refuse_below(1, per_device=per_device)
         refuse_below(0, workers=workers, seed=seed)
         self.root = data_root(root)
         self.batch_size, self.per_device, self.workers = batch_size, per_device, workers
@@ -288,7 +291,7 @@ class DataModule(Contract, LightningDataModule, ABC):
                 f"use a multiple of {world_size}, such as {nearest} or {nearest + world_size}",
             )
         share = self.batch_size // world_size
-        per_device = self.per_device or share
+        per_device = self.per_device if isinstance(self.per_device, int) else share
         if share % per_device:
             valid = [str(n) for n in range(1, share + 1) if share % n == 0]
             raise ConfigError(

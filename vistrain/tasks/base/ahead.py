@@ -171,7 +171,7 @@ def _too_large(
         found.append(("data.batch_size", what))
         mended.append(f"data.batch_size={batch}")
     share, own = batch // world, data.per_device
-    if own is not None and share % own:
+    if isinstance(own, int) and share % own:
         fitting = next(n for n in range(min(own, share), 0, -1) if share % n == 0)
         found.append(("data.per_device", f"{own} at once do not divide {share}"))
         mended.append(f"data.per_device={fitting}")

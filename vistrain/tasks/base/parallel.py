@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -29,6 +30,7 @@ from vistrain.internals.torch import BatchNorm
 from vistrain.layers.norms import synchronize_batch_norms
 from vistrain.metrics import Record
 from vistrain.network import Network
+from vistrain.tasks.base.hardware import blocks, order_weights
 
 if TYPE_CHECKING:
     from vistrain.tasks.base.task import Task
@@ -119,6 +121,9 @@ def trainer_arguments(arguments: Mapping[str, Any], task: Task, callbacks: Itera
     """
     found = dict(arguments)
     task.sync_batchnorm = bool(found.pop("sync_batchnorm", False))
+    on_cuda = found.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if task.channels_last is None and on_cuda and found.get("strategy") != SHARDED:
+        order_weights(task.model)
     if found.get("strategy") != SHARDED:
         return found
     if any(isinstance(callback, WeightAveraging) for callback in callbacks):
@@ -192,32 +197,6 @@ def shard(network: Network, mesh: DeviceMesh) -> None:
     fully_shard(network, mesh=mesh)
     for name in network.entrances:
         register_fsdp_forward_method(network, name)
-
-
-def blocks(network: Network) -> list[nn.Module]:
-    """What is sharded by itself: the innermost modules of which a `ModuleList` or `Sequential` holds several of a kind.
-
-    Only inside the parts that the network names in `sharded_parts`, or else in `compiled_parts` (encoder, decoder,
-    backbone): small heads gain nothing. Single layers and what appears in several places stay with the rest.
-    """
-    names = network.compiled_parts if network.sharded_parts is None else network.sharded_parts
-    parts = [network.get_submodule(name) for name in names] or [network]
-    found: dict[int, nn.Module] = {}
-    seen: dict[int, int] = {}
-    for part in parts:
-        for holder in part.modules():
-            if not isinstance(holder, nn.ModuleList | nn.Sequential):
-                continue
-            children = list(holder)
-            kinds = [type(child) for child in children]
-            for child in children:
-                is_block = kinds.count(type(child)) > 1 and any(True for _ in child.children())
-                if is_block and any(True for _ in child.parameters()):
-                    found[id(child)] = child
-                    seen[id(child)] = seen.get(id(child), 0) + 1
-    once = {key: block for key, block in found.items() if seen[key] == 1}
-    outer = {key for key, block in once.items() if any(id(m) in once for m in block.modules() if m is not block)}
-    return [block for key, block in once.items() if key not in outer]
 
 
 def same_statistics(network: nn.Module) -> None:

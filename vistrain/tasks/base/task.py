@@ -35,7 +35,8 @@ from vistrain.optim import Constant, ParameterGroups, Schedule
 from vistrain.optim.settled import asked_of, names_of, regroup, settle
 from vistrain.pictures import fitted
 from vistrain.structures import Factory
-from vistrain.tasks.base import ahead
+from vistrain.tasks.base import ahead, hardware
+from vistrain.tasks.base.fitting import settle_per_device
 from vistrain.tasks.base.looks import picture_of
 from vistrain.tasks.base.parallel import Gatherer, same_statistics, spread
 from vistrain.tasks.base.predictor import Predictor
@@ -52,9 +53,8 @@ class Task(Contract, LightningModule):
     The network keeps mixed precision out of its losses and matching; the task only adds up what `losses` returns. It is
     stored under `model.` in checkpoints.
 
-    Random numbers drawn while training (dropout, noise) depend on (seed, epoch, batch, rank) alone, because each batch
-    seeds the generators: a resumed run draws what the undisturbed one would have drawn, and evaluating in between or
-    not changes nothing.
+    Random numbers drawn while training (dropout, noise) depend on (seed, epoch, batch, rank) alone: each batch seeds
+    the generators, so a resumed run draws what the undisturbed one would have drawn, whatever it evaluates meanwhile.
 
     Args:
         model: the network.
@@ -64,8 +64,10 @@ class Task(Contract, LightningModule):
         metrics: names of the protocols to evaluate with.
         compile: compile, in place, the parts that the network names in `compiled_parts` (default: `backbone`).
         seed: of the random numbers drawn while training.
-        channels_last: keep the weights of convolutions as `[out, height, width, in]` in memory: the same numbers but
-            for rounding, and faster convolutions where the device prefers it (tensor cores, AMX).
+        channels_last: order convolutions' weights as `[out, height, width, in]`: the same numbers but for rounding,
+            faster on tensor cores and AMX. None: on CUDA, unless weights are sharded.
+        tf32: whether float32 products and convolutions may round to TF32; None: torch's defaults.
+        recompute: keep no activations inside the network's repeated blocks, compute them again backwards.
 
     Attributes:
         protocols: names of those that measure what its networks predict; empty: it does not say.
@@ -108,7 +110,9 @@ class Task(Contract, LightningModule):
         metrics: Sequence[str] = (),
         compile: bool = False,
         seed: int = 0,
-        channels_last: bool = False,
+        channels_last: bool | None = None,
+        tf32: bool | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         twice = [name for name in metrics if list(metrics).count(name) > 1]
@@ -118,17 +122,14 @@ class Task(Contract, LightningModule):
             if self.protocols and name in PROTOCOLS and name not in self.protocols:
                 problem = f"{name!r} does not measure what {type(self).__name__}'s networks predict"
                 raise ConfigError("metrics", problem, f"there are: {', '.join(self.protocols)}")
-        # Weights alone: a convolution takes its input's and gives its output in the order of its weights.
-        # `Module.to` fails at tables of five axes, which have no such order.
-        for tensor in (*model.parameters(), *model.buffers()) if channels_last else ():
-            if tensor.dim() == 4:
-                tensor.data = tensor.data.to(memory_format=torch.channels_last)
+        if channels_last:
+            hardware.order_weights(model)
         self.model = model
         self.optimizer, self.groups = optimizer, groups or ParameterGroups()
         self.schedule = schedule or Constant()
-        self.metrics, self.compile_model, self.seed = tuple(metrics), compile, seed
-        self.checkpoint_facts = {}
-        self.losses = {}
+        self.metrics, self.seed, self.channels_last, self.tf32 = tuple(metrics), seed, channels_last, tf32
+        self._prepared = hardware.Prepared(model, compile, recompute)
+        self.checkpoint_facts, self.losses = {}, {}
         self._operators: list[AttentionOperator] = []
         self.monitored, self._total_steps = {}, 1.0
         self.records, self.evaluators, self.numbers, self.units, self.tested = {}, {}, {}, {}, Tested()
@@ -226,15 +227,18 @@ class Task(Contract, LightningModule):
         """Build the metrics before anything is trained: a wrong name must not surface after the first epoch."""
         if self.analysis_folder is not None and type(self).analyse is Task.analyse:
             self.analyse(self.analysis_folder)  # refuses
+        hardware.allow_tf32(self.tf32)
         split = "test" if stage == "test" else "val"
         self.evaluators[split] = self.build_metrics(split)
 
     def teardown(self, stage: str) -> None:
         """Let go of ground truth and process group: a later `fit` copies this module."""
         self.evaluators, self.records, self._collected, self._gatherer = {}, {}, {}, None
+        self._prepared.undo()
 
     def configure_model(self) -> None:
-        """Prepare the network for the strategy, see `tasks.parallel`."""
+        """Find what fits, see `tasks.fitting`; prepare the network for the strategy, see `tasks.parallel`."""
+        settle_per_device(self)
         spread(self)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -256,7 +260,7 @@ class Task(Contract, LightningModule):
         """
         parameters = self.parameter_groups()
         self.checkpoint_facts["optimized"] = names_of(self.model, parameters)
-        optimizer = self.optimizer(parameters)
+        optimizer = self.optimizer(parameters, **hardware.fused(self.optimizer, self.trainer))
         schedule, (total, per_epoch) = self.schedule, self.length_of_run()
         ahead.refuse_missing_numbers(self.monitored, self.evaluators, type(self))
         ahead.refuse_other_samples(self._samples_then, self._samples)
@@ -280,11 +284,12 @@ class Task(Contract, LightningModule):
         return self.trainer.estimated_stepping_batches, per_epoch
 
     def on_fit_start(self) -> None:
-        """Compile in place: parameter names, and so checkpoints, stay as they are."""
-        if not self.compile_model:
-            return
-        for name in self.model.compiled_parts:
-            self.model.get_submodule(name).compile()
+        """Recompute and compile in place: parameter names, and so checkpoints, stay as they are."""
+        self._prepared.begin()
+
+    def on_train_epoch_end(self) -> None:
+        """Say what was compiled."""
+        self._prepared.report()
 
     # ---------------------------------------------------------------- training
 
