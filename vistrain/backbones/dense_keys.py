@@ -16,7 +16,7 @@ from vistrain.checkpoints import KeyMap
 NORMS = tuple((rf"^norm{i}\.", f"norms.{i}.") for i in range(4))
 SWIN = KeyMap(
     name="dense Swin",
-    marker=r"^layers\.0\.blocks\.0\.attn\.relative_position_bias_table$",
+    marker=r"^layers\.0\.downsample\.",  # timm has none there
     rules=(
         *((rf"^layers\.{i}\.downsample\.", f"layers.{i + 1}.downsample.") for i in (2, 1, 0)),
         *NORMS,
