@@ -248,7 +248,7 @@ def test_weights_for_other_channels_and_classes_start_a_run(network: Factory[Any
 def test_nothing_is_adapted_where_nothing_will_be_trained() -> None:
     network = Factory(UNet3d, widths=(4, 8))
     one, two = (VolumeSegmenter(contiguous(2), network, channels=c) for c in (1, 2))
-    with pytest.raises(WeightsError, match=r"for other image channels.*2 channels of the file summed to 1"):
+    with pytest.raises(WeightsError, match=r"for other image channels or windows.*2 channels of the file summed to 1"):
         load_whole(one, dict(two.state_dict()))
 
 
