@@ -33,6 +33,8 @@ STEM = {"stem_width": 8, "channels": [8, 16, 16, 16]}
 SHAPES = {"train_images": 2, "val_images": 3, "workers": 0}
 FOUR = {**SMALL, "strides": [4, 8, 16, 32], "args": STEM}
 
+QUERIES = {"embed_dim": 16, "num_layers": 3, "num_heads": 2, "ffn_dim": 16, "num_queries": 8}
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "classifier": (
         "vistrain:demo/classification",
@@ -63,10 +65,40 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "model": {
                 "backbone": FOUR,
                 "pixel_decoder": {"embed_dim": 32, "mask_dim": 16, "ffn_dim": 16},
-                "decoder": {"embed_dim": 16, "num_layers": 3, "num_heads": 2, "ffn_dim": 16, "num_queries": 8},
+                "decoder": QUERIES,
             },
         },
     ),
+    "ECO-M2F": (
+        "vistrain:demo/panoptic",
+        {
+            "data": SHAPES,
+            "model": {
+                "type": "segmentation.ECOMask2Former",
+                "backbone": FOUR,
+                "pixel_decoder": {
+                    "type": "segmentation.GatedPixelDecoder", "embed_dim": 32, "mask_dim": 16, "ffn_dim": 16,
+                    "num_layers": 3, "num_gates": 2,
+                },
+                "decoder": {"type": "segmentation.MaskedDecoder", **QUERIES},
+                "outputs": ["panoptic"],
+            },
+        },
+    ),
+    "PEM": (
+        "vistrain:demo/panoptic",
+        {
+            "data": SHAPES,
+            "model": {
+                "type": "segmentation.PEM",
+                "backbone": FOUR,
+                "pixel_decoder": {"type": "segmentation.PEMPixelDecoder", "embed_dim": 16, "mask_dim": 16},
+                "decoder": {"type": "segmentation.PEMDecoder", **QUERIES},
+                "outputs": ["panoptic"],
+            },
+        },
+    ),
+    "SCNN": ("vistrain:demo/lanes", {"data": {"train_images": 2, "val_images": 3, "workers": 0}}),
     "HAT": (
         "vistrain:demo/restoration",
         {
@@ -116,8 +148,8 @@ def test_a_file_gives_the_networks_numbers(name: str, tmp_path: Path, capsys: py
     assert max(in_points(*item) for item in numbers.items()) <= 0.05
     facts = json.loads(file.with_suffix(".json").read_text())
     assert facts["input"]["images"][0] == "batch"
-    assert (facts["input"]["images"][2] == "height") == (name not in ("classifier", "U-Net"))
-    assert ("an example" in told) == (name not in ("RetinaNet", "U-Net"))
+    assert (facts["input"]["images"][2] == "height") == (name not in ("classifier", "SCNN", "U-Net"))
+    assert ("an example" in told) == (name not in ("RetinaNet", "SCNN", "U-Net"))
     if "an example" in told:
         {"classifier": classes_agree, "HAT": pictures_agree, "Focus-DETR": boxes_agree}.get(name, maps_agree)(
             path, file, tmp_path

@@ -7,7 +7,7 @@ The tables depend on the configuration: level 3 comes from the backbone in a 5-s
 from __future__ import annotations
 
 from vistrain.backbones.resnet_keys import COUNTERS
-from vistrain.backbones.swin_keys import TABLES, swin_exports, swin_rules
+from vistrain.backbones.swin_keys import TABLES, Rules, swin_exports, swin_rules
 from vistrain.checkpoints import KeyMap
 from vistrain.detection.deformable_detr_keys import DETREX, SHARED_HEADS, detrex_exports
 
@@ -22,11 +22,13 @@ def official_names(maps: int, decoder_layers: int, shared_heads: bool = True) ->
     """
     places = ("", "transformer.decoder.")
     layers = range(decoder_layers)
+    proposals: Rules = ()
+    one: Rules = ()
     if shared_heads:
-        proposals, one = (), ((r"^(class|bbox)_embed\.\d+\.", r"\1_embed.0."),)
+        one = ((r"^(class|bbox)_embed\.\d+\.", r"\1_embed.0."),)
         copies = {0: tuple(f"{place}{{}}_embed.{i}." for i in layers for place in places)}
     else:  # ours has the heads of the proposals behind those of the layers
-        proposals, one = ((r"^enc_out_(class|bbox)_embed\.", rf"\1_embed.{decoder_layers}."),), ()
+        proposals = ((r"^enc_out_(class|bbox)_embed\.", rf"\1_embed.{decoder_layers}."),)
         copies = {i: tuple(f"{place}{{}}_embed.{i}." for place in places) for i in layers}
         copies[decoder_layers] = ("transformer.enc_out_{}_embed.",)
     return KeyMap(
