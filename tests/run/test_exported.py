@@ -85,20 +85,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
-    "PEM": (
-        "vistrain:demo/panoptic",
-        {
-            "data": SHAPES,
-            "model": {
-                "type": "segmentation.PEM",
-                "backbone": FOUR,
-                "pixel_decoder": {"type": "segmentation.PEMPixelDecoder", "embed_dim": 16, "mask_dim": 16},
-                "decoder": {"type": "segmentation.PEMDecoder", **QUERIES},
-                "outputs": ["panoptic"],
-            },
-        },
-    ),
-    "SCNN": ("vistrain:demo/lanes", {"data": {"train_images": 2, "val_images": 3, "workers": 0}}),
     "HAT": (
         "vistrain:demo/restoration",
         {
@@ -148,8 +134,8 @@ def test_a_file_gives_the_networks_numbers(name: str, tmp_path: Path, capsys: py
     assert max(in_points(*item) for item in numbers.items()) <= 0.05
     facts = json.loads(file.with_suffix(".json").read_text())
     assert facts["input"]["images"][0] == "batch"
-    assert (facts["input"]["images"][2] == "height") == (name not in ("classifier", "SCNN", "U-Net"))
-    assert ("an example" in told) == (name not in ("RetinaNet", "SCNN", "U-Net"))
+    assert (facts["input"]["images"][2] == "height") == (name not in ("classifier", "U-Net"))
+    assert ("an example" in told) == (name not in ("RetinaNet", "U-Net"))
     if "an example" in told:
         {"classifier": classes_agree, "HAT": pictures_agree, "Focus-DETR": boxes_agree}.get(name, maps_agree)(
             path, file, tmp_path
