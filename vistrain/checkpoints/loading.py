@@ -231,8 +231,8 @@ def with_channels(weight: Tensor, channels: int) -> Tensor:
 
 
 def with_window(table: Tensor, side: int) -> Tensor:
-    """A table of relative positions for windows of another size: bicubic between its offsets, as Swin's detectors read
-    weights of other windows (SwinTransformer/Swin-Transformer-Object-Detection, mmcv_custom/checkpoint.py).
+    """A table of relative positions for windows of another size: bicubic between its offsets, as the authors' dense
+    codes of Swin read weights of other windows (their mmcv_custom/checkpoint.py; see `backbones.swin_keys`).
 
     Args:
         table: `[(2M - 1)^2, heads]`, offsets row by row.
