@@ -32,7 +32,7 @@ from vistrain.detr import ContrastiveDenoising, DenoisingNoise
 from vistrain.losses import Charbonnier, FrequencyLoss, PSNRLoss, SoftCrossEntropy
 from vistrain.metrics import Metric
 from vistrain.network import Network
-from vistrain.optim import ParameterGroups
+from vistrain.optim import LoRA, ParameterGroups
 from vistrain.predictions import Detections
 from vistrain.restoration import NAFNet, RestorationModel
 from vistrain.structures import Factory
@@ -247,6 +247,19 @@ def train_gradients(
         assert not watch.without, f"{case}: no gradient for {sorted(watch.without)}"
         found[case] = watch.steps
     return found
+
+
+def low_rank_run(folder: Path, world: int) -> dict[str, Tensor]:
+    """Train a frozen transformer by low-rank products in float64, four steps; what each process holds in the end."""
+    _quiet()
+    groups = ParameterGroups(freeze=("backbone.*",), lora=LoRA(("*.qkv", "*.proj"), rank=4))
+    task = PlainTask(model("classifier").double(), Factory(torch.optim.AdamW, lr=1e-2), groups)
+    torch.manual_seed(1)  # of the products
+    groups.prepare(task.model)
+    trainer = make_trainer(folder, [Checkpoints()], max_epochs=2, limit_val_batches=0, logger=False, devices=world)
+    trainer.fit(task, datamodule=Data("classification", [0] * 8))
+    assert trainer.global_step == 4
+    return {name: value.detach().clone() for name, value in task.model.state_dict().items()}
 
 
 class _Summed(nn.Module):

@@ -6,7 +6,9 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -65,6 +67,27 @@ def test_what_does_not_come_whole_leaves_nothing(
         locate(f"{served[0]}/{path}")
     assert "\n" not in str(refusal.value)
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+
+
+def test_downloads_end(served: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bytes, whether the server says them or not, and in time, by a clock that runs fast."""
+
+    def refused(said: str) -> None:
+        with pytest.raises(WeightsError, match=rf"cannot be downloaded \({said}\) - download it where") as refusal:
+            locate(f"{served[0]}/net.pth")
+        assert "\n" not in str(refusal.value)
+        assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetching, "LARGEST", 100)
+        refused("more than 100 bytes")
+    with monkeypatch.context() as patch:
+        hours = iter(range(0, 10**6, 3600))
+        patch.setattr(fetching, "monotonic", lambda: next(hours))
+        refused(r"[1-9]\d* bytes in 3600 seconds, which is too slow")
+    monkeypatch.setattr(fetching, "LARGEST", 150)  # of a server that does not say how much will come
+    with pytest.raises(OSError, match="more than 150 bytes"):
+        fetching._copy(cast(Any, BytesIO(bytes(200))), BytesIO())
 
 
 def test_nobody_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

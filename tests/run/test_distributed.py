@@ -13,6 +13,8 @@ from distributed_cases import (
     ddp_and_sharded,
     evaluate,
     long_evaluation,
+    low_rank_run,
+    model,
     statistics_when_evaluated,
     train_gradients,
     uneven_gradients,
@@ -21,6 +23,7 @@ from distributed_tools import free_port, patience, run_all, run_ranks, torchrun
 from test_run import SMALL_DATA, SMALL_MODEL
 
 from vistrain.checkpoints import load_file
+from vistrain.layers.low_rank import merged_low_rank
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +117,26 @@ def test_all_processes_evaluate_with_the_statistics_that_are_saved(tmp_path: Pat
     for evaluated, saved in run_ranks(statistics_when_evaluated, 2, tmp_path):
         assert torch.equal(evaluated, saved)
         assert not torch.equal(saved, torch.zeros_like(saved))
+
+
+def test_low_rank_products_train_on_two_processes_as_on_one_and_are_merged(tmp_path: Path) -> None:
+    """Weights after four steps of AdamW: as with sharded training, only the order of sums differs."""
+    (alone,) = run_ranks(low_rank_run, 1, tmp_path / "alone", 1)
+    found = run_ranks(low_rank_run, 2, tmp_path / "both", 2)
+    start = model("classifier").double()
+    thin = [name for name in alone if name.endswith(("lora_A", "lora_B"))]
+    assert len(thin) == 2 * 2 * 2
+    assert all(alone[name].abs().max() > 1e-3 for name in thin)
+    for state in found:
+        assert state.keys() == alone.keys()
+        for name, value in alone.items():
+            torch.testing.assert_close(state[name], value, rtol=0, atol=1e-10, msg=name)
+    trained = merged_low_rank(load_file(tmp_path / "both" / "last.ckpt")["state_dict"])  # as all readers of it do
+    merged = {name.removeprefix("model."): value for name, value in trained.items()}
+    products = {name.replace(".parametrizations.weight.0.lora_A", ".weight") for name in thin if "lora_A" in name}
+    moved = {name for name, value in start.state_dict().items() if not torch.equal(merged[name], value)}
+    assert moved == products
+    start.load_state_dict(merged)
 
 
 def test_sharded_training_equals_replicated_training_and_continues_it(tmp_path: Path) -> None:

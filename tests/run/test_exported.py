@@ -33,6 +33,8 @@ STEM = {"stem_width": 8, "channels": [8, 16, 16, 16]}
 SHAPES = {"train_images": 2, "val_images": 3, "workers": 0}
 FOUR = {**SMALL, "strides": [4, 8, 16, 32], "args": STEM}
 
+QUERIES = {"embed_dim": 16, "num_layers": 3, "num_heads": 2, "ffn_dim": 16, "num_queries": 8}
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "classifier": (
         "vistrain:demo/classification",
@@ -63,7 +65,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "model": {
                 "backbone": FOUR,
                 "pixel_decoder": {"embed_dim": 32, "mask_dim": 16, "ffn_dim": 16},
-                "decoder": {"embed_dim": 16, "num_layers": 3, "num_heads": 2, "ffn_dim": 16, "num_queries": 8},
+                "decoder": QUERIES,
+            },
+        },
+    ),
+    "ECO-M2F": (
+        "vistrain:demo/panoptic",
+        {
+            "data": SHAPES,
+            "model": {
+                "type": "segmentation.ECOMask2Former",
+                "backbone": FOUR,
+                "pixel_decoder": {
+                    "type": "segmentation.GatedPixelDecoder", "embed_dim": 32, "mask_dim": 16, "ffn_dim": 16,
+                    "num_layers": 3, "num_gates": 2,
+                },
+                "decoder": {"type": "segmentation.MaskedDecoder", **QUERIES},
+                "outputs": ["panoptic"],
             },
         },
     ),

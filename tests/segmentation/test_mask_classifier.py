@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from parity.models import FourMaps, TinyBackbone, contiguous
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError, DataError
@@ -115,6 +115,39 @@ def test_predictions_are_of_the_original_size(name: str) -> None:
         assert (found.instances.scores[:-1] >= found.instances.scores[1:]).all()
     model.outputs = ("semantic",)
     assert list(model.predict(batch)[0].semantic.shape) == batch["original_size"][0].tolist()
+
+
+class Encoded(nn.Module):
+    """What a decoder of exits makes of four maps, and after how many layers."""
+
+    def __init__(self, decoder: GatedPixelDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.decoder(maps)
+        return found.mask_features, found.extras["exits"]
+
+
+@pytest.mark.slow
+def test_an_exported_decoder_gives_each_image_what_its_exit_gave() -> None:
+    torch.manual_seed(0)
+    channels, sides = (8, 8, 16, 16), (16, 8, 4, 2)
+    sizes = {"embed_dim": 32, "mask_dim": 16, "ffn_dim": 16, "num_layers": 3, "num_gates": 2}
+    network = Encoded(GatedPixelDecoder(channels, (4, 8, 16, 32), **sizes).eval())
+    nn.init.normal_(network.decoder.gate.weight, std=3)
+
+    def maps(count: int) -> tuple[Tensor, ...]:
+        return tuple(torch.randn(count, c, side, side) for c, side in zip(channels, sides, strict=True))
+
+    free = ({0: torch.export.Dim.DYNAMIC},) * 4
+    with torch.no_grad():
+        program = torch.export.export(network, maps(2), dynamic_shapes=(free,), strict=False).module()
+        images = maps(7)
+        (wanted, exits), (got, chosen) = network(*images), program(*images)
+    assert exits.unique().tolist() == [1, 2, 3]
+    assert torch.equal(chosen, exits)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
 
 
 def test_bad_targets_and_outputs_are_refused() -> None:

@@ -28,7 +28,7 @@ from vistrain.segmentation import (
     UNetHead,
     VolumeSegmenter,
 )
-from vistrain.segmentation.unet import NNUNET
+from vistrain.segmentation.unet_keys import nnunet_names
 from vistrain.structures import Factory
 
 CLASSES = contiguous(3)
@@ -110,10 +110,15 @@ def test_weights_of_nnunet_load_under_their_names(kind: Any, residual: bool) -> 
     assert load_weights(other, theirs, key_maps=other.key_maps).key_map == "nnU-Net"
     for name, value in other.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
+    (naming,) = other.key_maps
+    written = naming.export(other.state_dict())
+    assert written.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in written.items())
 
 
 def test_names_of_nnunet() -> None:
-    """As its networks of version 0.4.4 print them."""
+    """As its networks of version 0.4.4 print them, of which those of one tensor must agree."""
+    naming = nnunet_names([(1, 1), (1, 1), (2, 2)])
     for theirs, ours in {
         "encoder.stem.convs.0.conv.weight": "body.stem.0.weight",
         "encoder.stages.1.blocks.2.conv2.norm.bias": "body.encoder.1.2.convs.1.1.bias",
@@ -123,10 +128,21 @@ def test_names_of_nnunet() -> None:
         "decoder.stages.0.convs.0.norm.weight": "body.decoder.0.0.1.weight",
         "decoder.transpconvs.1.weight": "body.up.1.weight",
         "decoder.seg_layers.1.bias": "body.heads.1.bias",
-        "decoder.encoder.stem.convs.0.conv.weight": None,
-        "encoder.stem.convs.0.all_modules.0.weight": None,
+        "decoder.encoder.stem.convs.0.conv.weight": "body.stem.0.weight",
+        "encoder.stem.convs.0.all_modules.0.weight": "body.stem.0.weight",
+        "decoder.encoder.stages.2.0.convs.1.all_modules.1.bias": "body.encoder.2.1.1.bias",
     }.items():
-        assert NNUNET.rename(theirs) == ours, theirs
+        assert naming.apply({theirs: torch.ones(1)}).keys() == {ours}, theirs
+    ones = {"body.encoder.1.0.shortcut.0.weight": torch.ones(1), "body.encoder.2.0.shortcut.0.weight": torch.ones(1)}
+    written = naming.export(ones)
+    assert len(written) == 8
+    assert {"encoder.stages.1.blocks.0.skip.0.conv.weight", "encoder.stages.2.blocks.0.skip.1.conv.weight"} < set(
+        written
+    )
+    with pytest.raises(WeightsError, match="differs"):
+        naming.apply(
+            {"encoder.stem.convs.0.conv.bias": torch.ones(1), "encoder.stem.convs.0.all_modules.0.bias": -torch.ones(1)}
+        )
 
 
 @pytest.mark.parametrize(
@@ -232,7 +248,7 @@ def test_weights_for_other_channels_and_classes_start_a_run(network: Factory[Any
 def test_nothing_is_adapted_where_nothing_will_be_trained() -> None:
     network = Factory(UNet3d, widths=(4, 8))
     one, two = (VolumeSegmenter(contiguous(2), network, channels=c) for c in (1, 2))
-    with pytest.raises(WeightsError, match=r"for other image channels.*2 channels of the file summed to 1"):
+    with pytest.raises(WeightsError, match=r"for other image channels or windows.*2 channels of the file summed to 1"):
         load_whole(one, dict(two.state_dict()))
 
 

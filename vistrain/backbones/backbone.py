@@ -72,7 +72,7 @@ class Backbone(DenseBackbone):
         super().__init__()
         body, flexible = create(name, pretrained, args or {}, image_channels)
         pad_before_shift(body)
-        self.key_maps = dense_names(name)
+        self.key_maps = dense_names(name, output_norm_eps is not None)
         self.input_layers = timm_body.input_layers(body)
         stages = _stages(body, name)
         last_of = {stage["reduction"]: index for index, stage in enumerate(stages)}  # a later one replaces an earlier

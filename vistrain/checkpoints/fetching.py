@@ -6,7 +6,7 @@
     timm://resnet50.a1_in1k                      what timm has under this name
 
 `#sha256=` and 64 hexadecimal digits after any of them: the file must have this digest. A network is asked for what is
-not there alone, and not for longer than a few seconds if it does not answer.
+not there alone, and not for longer than a few seconds if it does not answer; what comes has limits in size and time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
@@ -32,7 +33,10 @@ from vistrain.regular_files import open_regular
 
 log = logging.getLogger(__name__)
 
-OPENING = 15.0  # seconds until a server must have begun to answer
+OPENING = 15.0  # seconds until a server must have begun to answer, and between two pieces of what it sends
+LARGEST = 16 * 2**30  # bytes of a file by URL: no network here has a tenth of it
+SLOWEST = 16 * 2**10  # bytes a second that it must bring, on the whole
+GRACE = 60.0  # seconds beyond
 _DIGEST = re.compile(r"#sha256=([0-9a-fA-F]*)$")
 _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/\s]+))?/(?P<file>\S+)")
 KINDS = ("https://", "http://", "hf://", "timm://")
@@ -191,6 +195,7 @@ def _of_url(name: str, url: str) -> Path:
         request = urllib.request.Request(url, headers={"User-Agent": "vistrain"})
         with within(OPENING, lambda: urllib.request.urlopen(request, timeout=OPENING)) as answer:
             length = answer.headers.get("Content-Length")
+            _refuse_large(0 if length is None else int(length))
             with temporary.open("wb") as output:
                 count = _copy(answer, output)
         if length is not None and count != int(length):
@@ -205,9 +210,18 @@ def _of_url(name: str, url: str) -> Path:
     return place
 
 
-def _copy(source: Any, target: BinaryIO) -> int:
-    count = 0
-    while block := source.read(2**20):
+def _refuse_large(count: int) -> None:
+    if count > LARGEST:
+        raise OSError(f"more than {LARGEST} bytes")
+
+
+def _copy(source: http.client.HTTPResponse, target: BinaryIO) -> int:
+    count, began = 0, monotonic()
+    while block := source.read1(2**20):  # what is there: `read` would wait for all of it
         target.write(block)
         count += len(block)
+        _refuse_large(count)
+        seconds = monotonic() - began
+        if seconds > GRACE + count / SLOWEST:
+            raise OSError(f"{count} bytes in {seconds:.0f} seconds, which is too slow")
     return count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vistrain.checkpoints.fetching import locate
 from vistrain.checkpoints.finding import find_state_dict, strip_prefixes
@@ -23,6 +25,7 @@ from vistrain.internals.pages import FileMemory
 log = logging.getLogger(__name__)
 
 _SHOWN = 4  # names listed per kind of disagreement before a count follows
+_TABLE = re.compile(r"(^|\.)relative_position_bias_table$")  # Swin's, and of whatever has its windows
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,23 @@ class Adapted:
 
 
 @dataclass(frozen=True)
+class Resized:
+    """A table of relative positions that was loaded for windows of another size, see `with_window`.
+
+    Attributes:
+        name: our parameter name.
+        file_window, model_window: sides of the windows, tokens.
+    """
+
+    name: str
+    file_window: int
+    model_window: int
+
+    def __str__(self) -> str:
+        return f"{self.name}: windows of {self.file_window} in the file resized to {self.model_window}"
+
+
+@dataclass(frozen=True)
 class LoadReport:
     """What `load_weights` did.
 
@@ -71,7 +91,7 @@ class LoadReport:
         key_map: name of the key map that was recognised; None if the names were ours already.
         loaded: number of tensors loaded.
         left_out: class and scale layers that kept their initial values, or are in the file alone.
-        adapted: first layers that were changed to the model's number of image channels.
+        adapted: first layers that were changed to the model's number of image channels, tables to its windows.
     """
 
     source: str
@@ -79,7 +99,7 @@ class LoadReport:
     key_map: str | None
     loaded: int
     left_out: tuple[LeftOut, ...] = ()
-    adapted: tuple[Adapted, ...] = ()
+    adapted: tuple[Adapted | Resized, ...] = ()
 
     def __str__(self) -> str:
         text = f"{self.source}: {self.loaded} tensors"
@@ -100,15 +120,16 @@ def load_weights(
     class_layers: Sequence[str] = (),
     scale_layers: Sequence[str] = (),
     input_layers: Sequence[str] = (),
+    resize_tables: bool = False,
     where: str = "",
 ) -> LoadReport:
     """Loads weights strictly: every tensor of the model comes from the file, every tensor of the file is used.
 
-    Three things are excused. Parameters that match `class_layers` and whose shape differs keep their initial values,
+    Four things are excused. Parameters that match `class_layers` and whose shape differs keep their initial values,
     since a network for other classes is still a good start; so do those that match `scale_layers`, which may even be
     missing on either side, since enlarging four times takes more layers than twice. `num_batches_tracked` may be absent
     on either side: frozen and older batch norms do not count batches. Weights of `input_layers` for images of another
-    number of channels are adapted, see `with_channels`.
+    number of channels are adapted, see `with_channels`; tables of relative positions may be resized, see `with_window`.
 
     Args:
         model: receives the weights in place.
@@ -118,6 +139,7 @@ def load_weights(
         scale_layers: the same of layers whose shape or number depends on the scale of enlargement; the file must have
             some of them.
         input_layers: the same of the layers that see the image itself, whose second axis is its channels.
+        resize_tables: whether Swin's tables of positions may be of windows of another size.
         where: what messages call the source; default its path, or `state dict`.
 
     Returns:
@@ -136,6 +158,7 @@ def load_weights(
     foreign = strip_prefixes(foreign, own)
     weights, recognised = renamed(foreign, own, key_maps, where)
     weights, adapted = _with_our_channels(weights, own, input_layers)
+    weights, resized = _with_our_windows(weights, own) if resize_tables else (weights, ())
     left_out, problems = disagreements(weights, own, class_layers, scale_layers)
     if problems:
         naming = f"{recognised.name} names" if recognised else "names of vistrain"
@@ -154,7 +177,7 @@ def load_weights(
     complete = {name: weights[name] if name in weights and name not in skipped else own[name] for name in own}
     _fill(model, complete, memory)
     name = recognised.name if recognised else None
-    report = LoadReport(where, picked, name, len(own.keys() - skipped), left_out, adapted)
+    report = LoadReport(where, picked, name, len(own.keys() - skipped), left_out, (*adapted, *resized))
     log.info("%s", report)
     return report
 
@@ -205,6 +228,23 @@ def with_channels(weight: Tensor, channels: int) -> Tensor:
     target = torch.arange(old, device=weight.device) % channels
     new = weight.new_zeros((weight.shape[0], channels, *weight.shape[2:]))
     return new.index_add_(1, target, weight)
+
+
+def with_window(table: Tensor, side: int) -> Tensor:
+    """A table of relative positions for windows of another size: bicubic between its offsets, as the authors' dense
+    codes of Swin read weights of other windows (their mmcv_custom/checkpoint.py; see `backbones.swin_keys`).
+
+    Args:
+        table: `[(2M - 1)^2, heads]`, offsets row by row.
+        side: W of the windows wanted, tokens.
+
+    Returns:
+        `[(2W - 1)^2, heads]`.
+    """
+    before, after = math.isqrt(len(table)), 2 * side - 1
+    maps = table.t().unflatten(1, (before, before))[None]
+    resized = F.interpolate(maps.float(), size=(after, after), mode="bicubic", align_corners=False)
+    return resized[0].flatten(1).t().to(table.dtype).contiguous()
 
 
 def under(prefix: str, patterns: Sequence[str]) -> tuple[str, ...]:
@@ -260,6 +300,28 @@ def _with_our_channels(
             changed[name] = with_channels(value, ours[1])
             adapted.append(Adapted(name, theirs[1], ours[1]))
     return changed, tuple(adapted)
+
+
+def _with_our_windows(
+    weights: dict[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], tuple[Resized, ...]]:
+    """Weights with tables of relative positions resized to the model's windows."""
+    resized, changed = [], dict(weights)
+    for name, value in weights.items():
+        here = own.get(name)
+        if here is None or not _TABLE.search(name) or value.shape == here.shape or not value.is_floating_point():
+            continue
+        there, wanted = (_window_of(table) for table in (value, here))
+        if there and wanted and value.shape[1] == here.shape[1]:
+            changed[name] = with_window(value, wanted)
+            resized.append(Resized(name, there, wanted))
+    return changed, tuple(resized)
+
+
+def _window_of(table: Tensor) -> int:
+    """M of a table `[(2M - 1)^2, heads]`; 0 if it is none."""
+    offsets = math.isqrt(len(table)) if table.ndim == 2 else 0
+    return (offsets + 1) // 2 if offsets % 2 and offsets**2 == len(table) else 0
 
 
 def disagreements(

@@ -136,14 +136,14 @@ class DINO(SetDetector):
             self.enc_out_class_embed = class_head(embed_dim, labels.num_classes)
             self.enc_out_bbox_embed = _box_head(embed_dim)
         maps = min(num_levels, len(backbone.channels))
-        self.key_maps = self._names(maps, encoder_layers, decoder_layers)
+        self.key_maps = self._names(maps, encoder_layers, decoder_layers, shared_heads)
         nn.init.normal_(self.level_embed)
         for part in (self.encoder, self.decoder, self.enc_output):
             initialize(part)
 
     @staticmethod
-    def _names(maps: int, encoder_layers: int, decoder_layers: int) -> tuple[KeyMap, ...]:
-        return official_names(maps, decoder_layers), detrex_names(maps)
+    def _names(maps: int, encoder_layers: int, decoder_layers: int, shared: bool) -> tuple[KeyMap, ...]:
+        return official_names(maps, decoder_layers, shared), detrex_names(maps)
 
     @property
     def proposal_heads(self) -> tuple[nn.Module, nn.Module]:

@@ -261,7 +261,7 @@ class FocusDETR(DINO):
         self.selector = ForegroundSelector(embed_dim, num_levels, alpha_range)
 
     @staticmethod
-    def _names(maps: int, encoder_layers: int, decoder_layers: int) -> tuple[KeyMap, ...]:
+    def _names(maps: int, encoder_layers: int, decoder_layers: int, shared: bool) -> tuple[KeyMap, ...]:
         return (official_names(maps, encoder_layers, decoder_layers),)
 
     def token_counts(self, tokens: int, padding_mask: Tensor | None) -> tuple[list[int], list[int]]:

@@ -95,7 +95,8 @@ class Accuracy(Metric):
     @classmethod
     def unit(cls, name: str) -> Unit:
         """Shares, but for the log loss; low is good of that and of the calibration error."""
-        return Unit(percent=name != "cls/nll", lower_is_better=name in ("cls/nll", "cls/ece"))
+        number = name.rpartition("/")[2]
+        return Unit(percent=number != "nll", lower_is_better=number in ("nll", "ece"))
 
     def update(
         self, ids: Sequence[Any], predictions: Sequence[ClassScores], targets: Sequence[Mapping[str, Any]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -70,3 +70,25 @@ def refuse_nothing(records: Collection[Any], noun: str = "image") -> None:
     """
     if not records:
         raise DataError("evaluation", f"no {noun} was evaluated")
+
+
+def numbers_of_sets(metric: Metric, records: Sequence[Record], set_of: Callable[[Any], str]) -> dict[str, float]:
+    """The numbers of each set of samples alone, where several are evaluated together.
+
+    Args:
+        metric: its `result` is that of the last set afterwards.
+        records: of all samples.
+        set_of: a sample's id -> the name of its set; empty for all where there is one.
+
+    Returns:
+        `coco/AP` of a set as `coco/name of the set/AP`; nothing where there is one.
+    """
+    sets: dict[str, list[Record]] = {}
+    for record in records:
+        sets.setdefault(set_of(record["id"]), []).append(record)
+    found = {}
+    for name, own in sets.items() if sets.keys() - {""} else ():
+        for key, value in metric.compute(own).items():
+            family, _, number = key.partition("/")
+            found[f"{family}/{name}/{number}"] = value
+    return found

@@ -141,7 +141,7 @@ def load_official(
 
 def load_named(model: Network, weights: str | Path) -> LoadReport:
     """Load a file under any of the network's namings; what depends on the classes or the scale may keep its own values,
-    and first layers for other image channels are adapted.
+    and first layers for other image channels and Swin's tables for other windows are adapted.
 
     Returns:
         What was loaded, left out and adapted.
@@ -156,6 +156,7 @@ def load_named(model: Network, weights: str | Path) -> LoadReport:
         class_layers=model.class_layers,
         scale_layers=model.scale_layers,
         input_layers=model.input_layers,
+        resize_tables=True,
     )
 
 
@@ -171,7 +172,7 @@ def load_whole(model: Network, weights: str | Path) -> None:
         what = "another scale" if model.scale_layers else "other classes"
         raise WeightsError(str(weights), f"is for {what}: {report.left_out[0]}", remedy)
     if report.adapted:
-        raise WeightsError(str(weights), f"is for other image channels: {report.adapted[0]}", remedy)
+        raise WeightsError(str(weights), f"is for other image channels or windows: {report.adapted[0]}", remedy)
 
 
 def refuse_other_classes(path: Path, trained: LabelSpace, data: LabelSpace) -> None:

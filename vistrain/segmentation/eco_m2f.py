@@ -59,6 +59,12 @@ class GatedPixelDecoder(DeformablePixelDecoder):
         gates = self.gate(tokens[:, :coarsest].mean(1))
         exits = gates.argmax(1) + self.first_exit
         points = encoder_reference_points(shapes, None, tokens.device)
+        if torch.compiler.is_exporting():  # a file has no branches: all layers run, images keep what their exit gave
+            out = tokens
+            for i, layer in enumerate(self.encoder.layers):
+                goes_on = (exits > i)[:, None, None] | self.complete
+                out = torch.where(goes_on, layer(out, position, points, shapes, None), out)
+            return out, {"gates": gates, "exits": exits}
         out, going = tokens, torch.arange(len(tokens), device=tokens.device)
         left = [len(self.encoder.layers)] * len(tokens) if self.complete else exits.tolist()
         for i, layer in enumerate(self.encoder.layers):

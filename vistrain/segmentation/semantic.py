@@ -397,7 +397,7 @@ def _key_maps(backbone: DenseBackbone, head: DecodeHead) -> Iterator[KeyMap]:
     for known in backbone.key_maps:
         inside = (("backbone.", "backbone.", known),)
         yield KeyMap(f"mmsegmentation's {known.name}", r"^decode_head\.", drop=unused, parts=inside)
-        if head.transformers:
+        if head.transformers and known.name == "dense transformers":
             parts = (
                 ("segformer.", "backbone.", known),
                 ("decode_head.", "decode_head.", KeyMap("head", r"", rules=head.transformers)),

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vistrain.checkpoints import KeyMap
 from vistrain.errors import ConfigError
 from vistrain.segmentation.attention_block import AttentionBlock
+from vistrain.segmentation.unet_keys import nnunet_names
 from vistrain.segmentation.volume import SliceNetwork, VolumeNetwork
 from vistrain.structures import Factory
 
@@ -42,23 +42,6 @@ TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 NORM: dict[int, Any] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 Sides = tuple[int, ...]
 INPUTS = (r"^body\.stem\.0\.weight$", r"^body\.encoder\.0\.0\.0\.weight$")  # of the residual one, and the plain
-NNUNET = KeyMap(
-    "nnU-Net",
-    r"^decoder\.seg_layers\.",
-    drop=(r"\.all_modules\.", r"^decoder\.encoder\."),  # the same tensors once more
-    rules=(
-        (r"^encoder\.stem\.convs\.0\.", "body.stem."),
-        (r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.conv1\.", r"body.encoder.\1.\2.convs.0."),
-        (r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.conv2\.", r"body.encoder.\1.\2.convs.1."),
-        (r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.skip\.\d\.", r"body.encoder.\1.\2.shortcut."),
-        (r"^encoder\.stages\.(\d+)\.0\.convs\.(\d+)\.", r"body.encoder.\1.\2."),
-        (r"^decoder\.stages\.(\d+)\.convs\.(\d+)\.", r"body.decoder.\1.\2."),
-        (r"^decoder\.transpconvs\.", "body.up."),
-        (r"^decoder\.seg_layers\.", "body.heads."),
-        (r"\.conv\.(weight|bias)$", r".0.\1"),
-        (r"\.norm\.(weight|bias)$", r".1.\1"),
-    ),
-)
 
 
 class ConvNorm(nn.Sequential):
@@ -277,7 +260,7 @@ class UNet3d(VolumeNetwork):
         self.body = UNetBody(in_channels, out_channels, widths, steps, sides, *form)
         d, h, w = _divisors(steps)
         self.divisors, self.class_layers = (d, h, w), (r"^body\.heads\.",)
-        self.key_maps, self.input_layers = (NNUNET,), INPUTS
+        self.key_maps, self.input_layers = (nnunet_names(steps),), INPUTS
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """See `VolumeNetwork`."""
@@ -316,7 +299,7 @@ class UNet2d(SliceNetwork):
         self.body = UNetBody(in_channels, out_channels, widths, steps, sides, *form)
         h, w = _divisors(steps)
         self.divisors, self.class_layers = (h, w), (r"^body\.heads\.",)
-        self.key_maps, self.input_layers = (NNUNET,), INPUTS
+        self.key_maps, self.input_layers = (nnunet_names(steps),), INPUTS
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """See `SliceNetwork`."""

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from training_tools import make_trainer
 
 from vistrain.config.builder import build
 from vistrain.data import (
@@ -23,7 +24,10 @@ from vistrain.data import (
     ImageFolder,
 )
 from vistrain.errors import ConfigError
-from vistrain.structures import Preprocessing
+from vistrain.network import Network
+from vistrain.predictions import Detections
+from vistrain.structures import Factory, LabelSpace, Preprocessing
+from vistrain.tasks import DetectionTask
 
 
 def folders(root: Path, name: str, images: dict[str, int]) -> ImageFolder:
@@ -143,6 +147,72 @@ def test_boxes_of_several_sets(tmp_path: Path) -> None:
     assert next(iter(added.train_dataloader()))["num_targets"] == 8
     assert added.largest("train") == (30, 40)
     assert added.ground_truth("val")["categories"] == sets[0].ground_truth("val")["categories"]
+
+
+class Seen(Network):
+    """Finds what is there, but for the first class."""
+
+    def __init__(self, labels: LabelSpace) -> None:
+        super().__init__()
+        self.labels, self.weight = labels, torch.nn.Parameter(torch.zeros(()))
+
+    def losses(self, batch: Any) -> dict[str, torch.Tensor]:
+        return {"loss": self.weight}
+
+    def predict(self, batch: Any) -> list[Detections]:
+        found = []
+        for target, size, full in zip(batch["target"], batch["size"], batch["original_size"], strict=True):
+            kept = target["labels"] > 0
+            boxes = target["boxes"][kept] * (full / size).flip(0).repeat(2)
+            found.append(Detections(boxes, torch.full((len(boxes),), 0.9), target["labels"][kept]))
+        return found
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_each_set_has_its_own_numbers_beside_those_of_all(tmp_path: Path, block: int) -> None:
+    """Of cats, dogs and cows the dogs and cows are found; one set has cats and dogs, the other dogs and cows."""
+    sets: list[DataModule] = [boxes(tmp_path, "a", {3: "cat", 7: "dog"}), boxes(tmp_path, "b", {1: "dog", 2: "cow"})]
+    first, each = (
+        Concatenated(sets=sets, evaluate=which, batch_size=4, workers=0, eval_batch_size=block)
+        for which in ("first", "each")
+    )
+
+    def tested(data: Concatenated) -> dict[str, float]:
+        task = DetectionTask(Seen(data.labels), Factory(torch.optim.SGD, lr=0.1), metrics=["coco_box"])
+        make_trainer(tmp_path, logger=False).test(task, datamodule=data, verbose=False)
+        assert all(unit.percent for unit in task.units.values())
+        return task.numbers
+
+    assert tested(first)["test/coco/AP"] == pytest.approx(0.5)
+    found = tested(each)
+    assert next(iter(found)) == "test/coco/AP"
+    assert found["test/coco/AP"] == pytest.approx(2 / 3)
+    assert found["test/coco/a/AP"] == pytest.approx(0.5)
+    assert found["test/coco/b/AP"] == pytest.approx(1.0)
+    assert len(found) == 3 * 12
+    truth = each.ground_truth("val")
+    assert [image["id"] for image in truth["images"]] == [1, 2, 4, 5]
+    assert len({object_["id"] for object_ in truth["annotations"]}) == 8
+    assert [each.set_of("val", i) for i in (1, 2, 4, 5)] == ["a", "a", "b", "b"]
+    assert each.image_path("val", 5) == tmp_path / "b" / "val" / "1.png"
+    assert each.image_path("train", 2) == tmp_path / "a" / "train" / "1.png"
+    assert first.set_of("val", 2) == ""
+
+
+def test_classes_of_each_set(two: list[DataModule], tmp_path: Path) -> None:
+    data = Concatenated(sets=two, rename={"hound": "dog"}, evaluate="each", workers=0, eval_batch_size=4)
+    batches = list(data.val_dataloader())
+    assert [i for batch in batches for i in batch["id"]] == [0, 1, 2, 3, 4]
+    labels = [tuple(target["labels"]) for batch in batches for target in batch["target"]]
+    assert [data.labels.names[label] for (label,) in labels] == ["cat", "dog", "bird", "dog", "zebra"]
+    assert data.ground_truth("val") == {"images": 5, "labels": labels}
+    assert data.image_path("val", 3).parent.name == "hound"
+    assert [data.set_of("val", i) for i in range(5)] == ["a", "a", "b", "b", "b"]
+    again = Concatenated(sets=[two[0], two[0]], evaluate="each", workers=0)
+    assert again.names == ["a_1", "a_2"]
+    textures = GeneratedTextures(root=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"data.evaluate: GeneratedTextures's sets are not evaluated together"):
+        Concatenated(sets=[textures, textures], evaluate="each").ground_truth("val")
 
 
 def test_a_config_names_sets(two: list[DataModule]) -> None:

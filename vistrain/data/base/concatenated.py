@@ -1,10 +1,11 @@
-"""Several sets of one task, trained on together."""
+"""Several sets of one task, trained on and evaluated together."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from vistrain.errors import ConfigError, VistrainError, nearest
 from vistrain.structures import LabelSpace, Preprocessing
 
 LEFT_OUT = -1  # channel of a class that is not trained
+Channels = tuple[int, ...]
 
 
 class Together(SampleSet):
@@ -60,7 +62,7 @@ class Together(SampleSet):
 
 
 class Concatenated(DataModule):
-    """Trains on several sets of one task together, and evaluates on the first.
+    """Trains on several sets of one task together, and evaluates on the first, or on all.
 
     Classes are matched by name. Those of the first set come first, with its ids, so that its evaluation is what it
     would be alone; then those that the others add. Each set reads, augments and cuts (`train_on`) its own samples, by
@@ -74,6 +76,8 @@ class Concatenated(DataModule):
             targets, where the task's samples may have none.
         times: how often each set's samples come in an epoch; once if None.
         weights: share of each set in what is drawn; equal ones balance the sets. None draws nothing.
+        evaluate: `first`, whose numbers are then what they would be alone, or `each`: the numbers of all samples
+            together, and each set's own beside them, under the name of its folder.
         base: see `DataModule`; `root` is of a list in `train_on` alone, the sets have their own.
 
     Raises:
@@ -87,6 +91,7 @@ class Concatenated(DataModule):
         others: Literal["add", "drop"] = "add",
         times: tuple[int, ...] | None = None,
         weights: tuple[float, ...] | None = None,
+        evaluate: Literal["first", "each"] = "first",
         **base: Any,
     ) -> None:
         if len(sets) < 2:
@@ -107,7 +112,10 @@ class Concatenated(DataModule):
         for part in self.sets:
             part.seed = self.seed
         self.rename, self.others, self.times, self.weights = dict(rename or {}), others, times, weights
+        self.evaluated = self.sets if evaluate == "each" else self.sets[:1]
+        self.names = _names([str(part.root.name) for part in self.evaluated])
         self._labels: LabelSpace | None = None
+        self._starts: dict[SplitName, list[int]] = {}  # of the ids of each set that is evaluated
 
     # ---------------------------------------------------------------- the classes of all
 
@@ -139,12 +147,15 @@ class Concatenated(DataModule):
     def _called(self, name: str) -> str:
         return self.rename.get(name, name)
 
-    def _relabel(self, part: DataModule) -> Callable[[Any], Any] | None:
-        """What gives the samples of a set the channels of all; it is pickled for the loaders' processes."""
+    def _channels(self, part: DataModule) -> Channels:
         here = {name: channel for channel, name in enumerate(self.labels.names)}
         is_first = part is self.sets[0]
         names = [name if is_first else self._called(name) for name in part.labels.names]
-        channels = tuple(here.get(name, LEFT_OUT) for name in names)
+        return tuple(here.get(name, LEFT_OUT) for name in names)
+
+    def _relabel(self, part: DataModule) -> Callable[[Any], Any] | None:
+        """What gives the samples of a set the channels of all; it is pickled for the loaders' processes."""
+        channels = self._channels(part)
         if channels == tuple(range(len(channels))):
             return None
         return part.relabelling(channels)
@@ -152,9 +163,13 @@ class Concatenated(DataModule):
     # ---------------------------------------------------------------- training on all
 
     def dataset(self, split: SplitName) -> Dataset[Any]:
-        """All sets for `train`, else the first."""
+        """All sets for `train`, else those that are evaluated."""
         if split != "train":
-            return self.sets[0].dataset(split)
+            if len(self.evaluated) == 1:
+                return self.sets[0].dataset(split)
+            starts = self._starts_of(split)
+            moved = [partial(_moved, self._relabel(p), by) for p, by in zip(self.evaluated, starts, strict=True)]
+            return Together([part.dataset(split) for part in self.evaluated], moved)
         samples, times = [part.training_samples() for part in self.sets], self.times or (1,) * len(self.sets)
         relabel = [self._relabel(part) for part in self.sets]
         order = [i for i, count in enumerate(times) for _ in range(count)]
@@ -170,9 +185,11 @@ class Concatenated(DataModule):
 
     def largest(self, split: SplitName) -> tuple[int, ...]:
         """Of the largest set."""
-        if split != "train":
-            return self.sets[0].largest(split)
-        return tuple(map(max, zip(*(sorted(part.largest(split)) for part in self.sets), strict=True)))
+        sides = [sorted(part.largest(split)) for part in self._sets(split)]
+        return tuple(map(max, zip(*sides, strict=True))) if len(sides) > 1 else self.sets[0].largest(split)
+
+    def _sets(self, split: SplitName) -> Sequence[DataModule]:
+        return self.sets if split == "train" else self.evaluated
 
     def check(self, output: str | Path) -> Findings:
         """Refused: sets are checked one by one."""
@@ -184,14 +201,47 @@ class Concatenated(DataModule):
             part.prepare_data()
 
     def find(self, split: SplitName) -> None:
-        """Looks for the files of all sets to train on, and that they are of one kind."""
-        for part in self.sets if split == "train" else self.sets[:1]:
+        """Looks for the files of all sets that are trained on or evaluated, and that they are of one kind."""
+        for part in self._sets(split):
             part.find(split)
         kinds = {part.channels for part in self.sets}
         if len(kinds) > 1:
             raise ConfigError("data.sets", f"images have {sorted(kinds)} channels", "take sets of one kind")
         if split == "train":
             self.dataset(split)  # refuses classes that cannot be matched
+
+    # ---------------------------------------------------------------- evaluating on all
+
+    def ground_truth(self, split: SplitName) -> Any:
+        """Of the first set, or of all that are evaluated.
+
+        Raises:
+            ConfigError: see `DataModule.joined_truth`.
+        """
+        if len(self.evaluated) == 1:
+            return self.sets[0].ground_truth(split)
+        parts = [(part, self._channels(part)) for part in self.evaluated]
+        truth, self._starts[split] = self.sets[0].joined_truth(split, parts, self.labels)
+        return truth
+
+    def _starts_of(self, split: SplitName) -> list[int]:
+        if split not in self._starts:
+            self.ground_truth(split)
+        return self._starts[split]
+
+    def set_of(self, split: SplitName, sample_id: Any) -> str:
+        """See `DataModule`."""
+        return "" if len(self.evaluated) == 1 else self.names[self._which(split, sample_id)]
+
+    def _which(self, split: SplitName, sample_id: Any) -> int:
+        return max(bisect_right(self._starts_of(split), sample_id) - 1, 0)
+
+    def image_path(self, split: SplitName, image_id: Any) -> Path:
+        """In the set that it is of."""
+        if split == "train" or len(self.evaluated) == 1:
+            return self.sets[0].image_path(split, image_id)
+        which = self._which(split, image_id)
+        return self.evaluated[which].image_path(split, image_id - self._starts_of(split)[which])
 
     # ---------------------------------------------------------------- what the first set says
 
@@ -230,17 +280,9 @@ class Concatenated(DataModule):
         """As the first set counts."""
         return self.sets[0].count_targets(target)
 
-    def ground_truth(self, split: SplitName) -> Any:
-        """Of the first set."""
-        return self.sets[0].ground_truth(split)
-
-    def image_path(self, split: SplitName, image_id: Any) -> Path:
-        """Of the first set."""
-        return self.sets[0].image_path(split, image_id)
-
     def place(self, split: SplitName) -> str:
-        """Of all sets for `train`, else of the first."""
-        return ", ".join(part.place(split) for part in (self.sets if split == "train" else self.sets[:1]))
+        """Of all sets that are trained on or evaluated."""
+        return ", ".join(part.place(split) for part in self._sets(split))
 
     def remedy(self, split: SplitName) -> str:
         """Of the first set."""
@@ -249,3 +291,15 @@ class Concatenated(DataModule):
     def remedy_for_targets(self, missing: Sequence[str]) -> str:
         """Of the first set."""
         return self.sets[0].remedy_for_targets(missing)
+
+
+def _names(folders: Sequence[str]) -> list[str]:
+    """Names of sets, all different, that begin with those of their folders."""
+    return [
+        f"{name or 'set'}_{i + 1}" if folders.count(name) > 1 or not name else name for i, name in enumerate(folders)
+    ]
+
+
+def _moved(relabel: Callable[[Any], Any] | None, by: int, sample: Any) -> Any:
+    """A sample with the class channels and among the ids of all sets."""
+    return replace(sample if relabel is None else relabel(sample), id=sample.id + by)

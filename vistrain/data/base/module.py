@@ -158,6 +158,30 @@ class DataModule(Contract, LightningDataModule, ABC):
         """
         raise ConfigError("data.sets", f"{type(self).__name__} cannot be put together with others", "train on it alone")
 
+    def joined_truth(
+        self, split: SplitName, parts: Sequence[tuple[DataModule, tuple[int, ...]]], labels: LabelSpace
+    ) -> tuple[Any, list[int]]:
+        """The ground truth of several sets as one, where all are evaluated (`Concatenated`).
+
+        Args:
+            split: of all.
+            parts: the sets, of this one's kind, each with the class channels that its own become; -1: left out.
+            labels: of all.
+
+        Returns:
+            What `ground_truth` gives, and of each set what its samples' ids are moved by; 0 of the first.
+
+        Raises:
+            ConfigError: samples of this kind are not evaluated together.
+        """
+        problem = f"{type(self).__name__}'s sets are not evaluated together"
+        raise ConfigError("data.evaluate", problem, "leave it at first, and test on the others one by one")
+
+    def set_of(self, split: SplitName, sample_id: Any) -> str:
+        """The set that a sample of an evaluation is of, whose own numbers are told beside those of all; empty: there is
+        one set."""
+        return ""
+
     @property
     def eval_transform(self) -> EvalTransform | None:
         """The evaluation transform of an image, which checkpoints carry to the predictor; needs no files. None where

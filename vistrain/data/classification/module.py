@@ -19,6 +19,7 @@ from vistrain.data.base.module import DataModule, SplitName
 from vistrain.data.classification.sources import Split
 from vistrain.data.classification.transforms import EvalCrop, ImageAugment
 from vistrain.errors import ConfigError, DataError, refuse_below
+from vistrain.structures import LabelSpace
 
 Filter = Literal["bilinear", "bicubic"]
 FALLBACK = (224, 224)  # for weights that name no size
@@ -222,6 +223,17 @@ class ClassificationData(DataModule):
             problem = f"an image of class {lost[0]!r} would be left with none"
             raise ConfigError("data.others", problem, "set it to add, or leave such images out by the set's train_on")
         return functools.partial(relabelled, channels=channels)
+
+    def joined_truth(
+        self, split: SplitName, parts: Sequence[tuple[DataModule, tuple[int, ...]]], labels: LabelSpace
+    ) -> tuple[dict[str, Any], list[int]]:
+        """See `DataModule`; images are counted on from set to set."""
+        found: list[tuple[int, ...]] = []
+        starts = []
+        for part, channels in parts:
+            starts.append(len(found))
+            found += [tuple(channels[label] for label in image) for image in part.ground_truth(split)["labels"]]
+        return {"images": len(found), "labels": found}, starts
 
     def check(self, output: str | Path) -> Findings:
         """See `classification.check.check_classes`."""

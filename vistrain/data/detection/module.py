@@ -218,6 +218,31 @@ class DetectionData(DataModule):
         """See `DataModule`."""
         return functools.partial(relabelled, channels=channels)
 
+    def joined_truth(
+        self, split: SplitName, parts: Sequence[tuple[DataModule, tuple[int, ...]]], labels: LabelSpace
+    ) -> tuple[dict[str, Any], list[int]]:
+        """See `DataModule`; the ids of each set's images (0 or more) follow those of the sets before it."""
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        starts: list[int] = []
+        for part, channels in parts:
+            truth = part.ground_truth(split)
+            starts.append(max((image["id"] for image in images), default=-1) + 1)
+            category = {old: labels.ids[new] for old, new in zip(part.labels.ids, channels, strict=True) if new >= 0}
+            images += [{**image, "id": image["id"] + starts[-1]} for image in truth["images"]]
+            annotations += [
+                {
+                    **object_,
+                    "image_id": object_["image_id"] + starts[-1],
+                    "category_id": category[object_["category_id"]],
+                }
+                for object_ in truth["annotations"]
+                if object_["category_id"] in category
+            ]
+        numbered = [{**object_, "id": number} for number, object_ in enumerate(annotations, 1)]
+        categories = [{"id": i, "name": name} for i, name in zip(labels.ids, labels.names, strict=True)]
+        return {"images": images, "annotations": numbered, "categories": categories}, starts
+
     def listing(self, split: SplitName) -> Listing:
         """All that a split lists, read anew and checked.
 

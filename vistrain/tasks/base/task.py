@@ -29,6 +29,7 @@ from vistrain.data.base.module import DataModule
 from vistrain.errors import ConfigError
 from vistrain.internals import lightning as internals
 from vistrain.metrics import PROTOCOLS, Metric, Record, Unit, protocol
+from vistrain.metrics.base import numbers_of_sets
 from vistrain.metrics.halves import Tested
 from vistrain.network import Network
 from vistrain.optim import Constant, ParameterGroups, Schedule
@@ -438,7 +439,8 @@ class Task(Contract, LightningModule):
                     self.records[name] = records
                     if split == "test":
                         self.tested.add(f"{split}/", metric, records)
-                    computed.update(metric.compute(records))
+                    own = numbers_of_sets(metric, records, lambda i: self.datamodule.set_of(cast(Any, split), i))
+                    computed.update(metric.compute(records) | own)
             numbers |= {f"{split}/{key}": float(value) for key, value in computed.items()}
             self.units |= {f"{split}/{key}": metric.unit(key) for key in computed}
         self.numbers = numbers
