@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DPI = 110
 GROUND = "#888888"
 PALETTE = ("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22")
+PANEL = (5.6, 3.6)  # inches that a panel of curves takes
 SMOOTH_FROM = 60  # points from which a training curve is smoothed (the raw one stays, faint)
 MOST_BARS = 100
 MOST_NUMBERS = 20  # classes up to which a confusion matrix has its numbers written in
@@ -71,7 +72,7 @@ def curves(metrics_csv: str | Path, png: str | Path, lower_is_better: Collection
         return None
     columns = min(len(panels), 2 if len(panels) <= 4 else 3)
     rows = -(-len(panels) // columns)
-    figure, axes = new_figure(5.6 * columns, 3.6 * rows, rows, columns)
+    figure, axes = new_panels(rows, columns)
     for place, (title, names) in zip(axes, panels.items(), strict=False):
         if title == "loss parts":
             _draw_parts(place, {n: series[n] for n in names})
@@ -107,7 +108,7 @@ def curves_together(runs: Mapping[str, str | Path], png: str | Path) -> Path | N
     if not shared:
         return None
     columns = min(len(shared), 2 if len(shared) <= 4 else 3)
-    figure, axes = new_figure(5.6 * columns, 3.6 * -(-len(shared) // columns), -(-len(shared) // columns), columns)
+    figure, axes = new_panels(-(-len(shared) // columns), columns)
     for place, column in zip(axes, shared, strict=False):
         lines = {name: series[column] for name, series in read.items() if column in series}
         for i, name in enumerate(read):
@@ -412,6 +413,20 @@ def new_figure(width: float, height: float, rows: int, columns: int) -> tuple[Fi
             place.spines[side].set_visible(False)
         for side in ("left", "bottom"):
             place.spines[side].set_color(GROUND)
+    return figure, axes
+
+
+def new_panels(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure of curves: titles above, numbers at the sides. Places are given: finding them takes as long as drawing
+    them, and dozens of panels may be drawn after each evaluation."""
+    left, right, bottom, top = 0.6, 0.1, 0.45, 0.3  # inches around a panel
+    figure, axes = new_figure(PANEL[0] * columns, PANEL[1] * rows, rows, columns)
+    width, height = PANEL[0] - left - right, PANEL[1] - bottom - top
+    figure.set_layout_engine(None)
+    figure.subplots_adjust(
+        left=left / (PANEL[0] * columns), right=1 - right / (PANEL[0] * columns), wspace=(left + right) / width,
+        bottom=bottom / (PANEL[1] * rows), top=1 - top / (PANEL[1] * rows), hspace=(bottom + top) / height,
+    )  # fmt: skip
     return figure, axes
 
 
