@@ -263,7 +263,8 @@ def test_plain_lines_say_what_a_person_asks(tmp_path: Path) -> None:
 
 def test_a_run_that_shares_the_processor_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = []
-    for load in (None, 1.2, 6.31):
+    for load, threads in ((None, 2), (1.2, 2), (6.31, 2), (6.32, 1)):
+        monkeypatch.setattr("vistrain.callbacks.progress.torch.get_num_threads", lambda threads=threads: threads)
         monkeypatch.setattr("vistrain.callbacks.progress.os.cpu_count", lambda: 2)
         monkeypatch.setattr("vistrain.callbacks.progress.load_average", lambda load=load: load)
         progress, out = plain(every_n_steps=3)
@@ -272,7 +273,8 @@ def test_a_run_that_shares_the_processor_says_so_once(tmp_path: Path, monkeypatc
     assert said[:2] == [[], []]
     assert len(said[2]) == 1
     assert "6.3 threads want its 2 cores" in said[2][0]
-    assert said[2][0].endswith("OMP_NUM_THREADS=1")
+    assert said[2][0].endswith("end them, or leave them room: OMP_NUM_THREADS=1")
+    assert said[3][0].endswith("end them")  # what it has already is not asked for
 
 
 def test_the_shown_loss_is_the_mean_of_the_steps(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ neighbours, one at a time, and keeps a running softmax (Milakov and Gimelshein 2
 of a query is a sum inside a program, those of keys, values and biases are added atomically, so their last digits depend
 on the order in which programs run.
 
-Within one image, values count below 2^31. Written from the equations.
+Within one image, values count below 2^31. Written from the equations; the authors' kernels are in
+github.com/SHI-Labs/NATTEN, MIT.
 """
 
 from __future__ import annotations

@@ -95,7 +95,9 @@ def sliding_planes(
                 for y, x in part
             ]
             logits = network(torch.stack([image[(slice(None), *place)] for place in places])).to(image.device)
-            for (y, x), place, values in zip(part, places, logits.float(), strict=True):
+            logits = logits.float()
+            for index, ((y, x), place) in enumerate(zip(part, places, strict=True)):
+                values = logits[index]
                 # In place: a window of many classes is hundreds of megabytes, and so would each intermediate be.
                 values *= weights[0][row][:, None, None] * weights[1][y][None, :, None] * weights[2][x][None, None, :]
                 for low, high in covered:

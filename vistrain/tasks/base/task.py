@@ -65,8 +65,7 @@ class Task(Contract, LightningModule):
         metrics: names of the protocols to evaluate with.
         compile: compile, in place, the parts that the network names in `compiled_parts` (default: `backbone`).
         seed: of the random numbers drawn while training.
-        channels_last: order convolutions' weights as `[out, height, width, in]`: the same numbers but for rounding,
-            faster on tensor cores and AMX. None: on CUDA, unless weights are sharded.
+        channels_last: keep convolutions' weights as `[out, height, width, in]`; None: on CUDA, unless they are sharded.
         tf32: whether float32 products and convolutions may round to TF32; None: torch's defaults.
         recompute: keep no activations inside the network's repeated blocks, compute them again backwards.
 
@@ -130,9 +129,8 @@ class Task(Contract, LightningModule):
         self.schedule = schedule or Constant()
         self.metrics, self.seed, self.channels_last, self.tf32 = tuple(metrics), seed, channels_last, tf32
         self._prepared = hardware.Prepared(model, compile, recompute)
-        self.checkpoint_facts, self.losses = {}, {}
+        self.checkpoint_facts, self.losses, self.monitored, self._total_steps = {}, {}, {}, 1.0
         self._operators: list[AttentionOperator] = []
-        self.monitored, self._total_steps = {}, 1.0
         self.records, self.evaluators, self.numbers, self.units, self.tested = {}, {}, {}, {}, Tested()
         self.analysis_folder, self.sync_batchnorm, self.began = None, False, False
         self._collected: dict[str, list[Record]] = {}
