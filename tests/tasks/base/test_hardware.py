@@ -103,10 +103,22 @@ def test_recomputing_keeps_the_input_alone() -> None:
     assert kept() == before
 
 
+class Whole(nn.Module):
+    """A part of a class of its own: torch 2.11 compiles no `Sequential` alone."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.part(images)
+
+
 def test_compiled_graphs_are_counted_epoch_by_epoch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = TinyDetector()
+    model.backbone = Whole(model.backbone)
     assert hardware.Prepared(model, compiled=False, recomputed=False).report() == 0
     monkeypatch.setattr(hardware, "HANDFUL", 0)
     names, compile_part = list(model.state_dict()), model.backbone.compile
