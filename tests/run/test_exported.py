@@ -69,22 +69,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
-    "ECO-M2F": (
-        "vistrain:demo/panoptic",
-        {
-            "data": SHAPES,
-            "model": {
-                "type": "segmentation.ECOMask2Former",
-                "backbone": FOUR,
-                "pixel_decoder": {
-                    "type": "segmentation.GatedPixelDecoder", "embed_dim": 32, "mask_dim": 16, "ffn_dim": 16,
-                    "num_layers": 3, "num_gates": 2,
-                },
-                "decoder": {"type": "segmentation.MaskedDecoder", **QUERIES},
-                "outputs": ["panoptic"],
-            },
-        },
-    ),
     "HAT": (
         "vistrain:demo/restoration",
         {
