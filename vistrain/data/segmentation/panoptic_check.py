@@ -250,7 +250,7 @@ def _draw(
         occurring = set(channels[1:].tolist())
         line = legend(names, colours, [c for c in names if c in occurring], image.shape[1])
         rows.append([image, np.concatenate([drawn, line])])
-        captions.append([pair.name, f"{len(numbers)} segments"])
+        captions.append([listed.images[index], f"{len(numbers)} segments"])
     return written + write_samples(rows, captions, output, name)
 
 

@@ -38,7 +38,7 @@ from vistrain.pictures import fitted
 from vistrain.structures import Factory
 from vistrain.tasks.base import ahead, hardware
 from vistrain.tasks.base.fitting import settle_per_device
-from vistrain.tasks.base.looks import picture_of
+from vistrain.tasks.base.looks import picture_of, title_of
 from vistrain.tasks.base.parallel import Gatherer, same_statistics, spread
 from vistrain.tasks.base.predictor import Predictor
 
@@ -167,7 +167,7 @@ class Task(Contract, LightningModule):
             side: longest side to show, pixels.
             threshold: least score of what is shown, where there are scores.
         """
-        return [(str(batch["id"][index]), fitted(picture_of(batch, index), side)[0])]
+        return [(title_of(batch, index), fitted(picture_of(batch, index), side)[0])]
 
     def write_predictions(self, path: Path) -> None:
         """Write the predictions of the latest evaluation, as `path` or beside it; called on rank 0, which has the

@@ -20,6 +20,7 @@ from vistrain.layers.tiling import tiles_of
 from vistrain.metrics.coco_files import SIDES, write_results
 from vistrain.metrics.coco_masks import encoded_masks
 from vistrain.network import Network
+from vistrain.pictures import viewable
 from vistrain.predictions import InstanceDetections, PanopticMap, Segmentation
 from vistrain.segmentation.panoptic_tiles import PanopticSeams, owned_parts
 from vistrain.tasks.base.inputs import InputFile, picture_paths
@@ -177,8 +178,8 @@ class PanopticPredictor(ImagePredictor[Segmentation]):
         return picture_paths(files, folder / self.overlays)
 
     def draw(self, image: np.ndarray, result: Segmentation) -> np.ndarray:
-        """The picture under what was found, with a legend below it."""
-        return segmentation_picture(image, result, self.labels, self.threshold, self.opacity)
+        """The picture, small ones enlarged, under what was found, with a legend below it."""
+        return segmentation_picture(viewable(image)[0], result, self.labels, self.threshold, self.opacity)
 
     def write_picture(self, file: InputFile, image: np.ndarray, result: Segmentation, target: Path) -> None:
         """See `Predictor` and the class."""
