@@ -75,12 +75,18 @@ def composed(
     )
 
 
-def start_logging() -> None:
-    """Messages of ours on stderr, from one process of a run."""
+def start_logging(doing: str = "") -> None:
+    """Messages of ours on stderr, from one process of a run.
+
+    Args:
+        doing: what is said at once, as importing torch may take a while: what the command is about to do.
+    """
     logger = logging.getLogger("vistrain")
     logger.setLevel(logging.INFO if processes.is_first() else logging.ERROR)
     if not logger.handlers:
         logger.addHandler(logging.StreamHandler())
+    if doing:
+        logger.info("%s: loading libraries, data and network ...", doing)
 
 
 def import_run() -> ModuleType:

@@ -260,3 +260,18 @@ def test_where_nothing_is_found_the_picture_says_so(monkeypatch: pytest.MonkeyPa
         assert truth.shape[0] > 60 < drawn.shape[0]  # a line below it
         assert (drawn[60:] < 100).any()
     assert said == ["nothing annotated", "nothing found", "nothing annotated", "nothing of score >= 0.3 found"]
+
+
+def test_a_network_that_finds_no_segment_says_what_cuts(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(trained)
+    made = load_predictor("run/last.ckpt", "cpu")
+    none = [{"segments": [], "instances": []}]
+    hint = " (the network itself gives none of a score up to model.object_threshold=0.2: "
+    assert made.sentence(none).startswith(f"0 segments{hint}")
+    assert made.sentence([{"segments": [{}], "instances": [{}]}]) == "1 segments and 1 instances of score >= 0.3"
+    words = ["data.workers=0", "model.object_threshold=0.9999", "metrics=[panoptic]", "trainer.limit_test_batches=2"]
+    with caplog.at_level("WARNING", logger="vistrain"):
+        assert main(["test", "--ckpt", "run/last.ckpt", *words]) == 0
+    assert "no segment was found in 2 images (the network itself gives none of a score up to" in caplog.text

@@ -231,6 +231,10 @@ class InstanceFolders(JitteredData):
         """The split in COCO's terms."""
         return self.listed(split).ground_truth()
 
+    def place(self, split: SplitName) -> str:
+        """The annotation file: splits may share a folder of images."""
+        return str(self.root / self.splits[split].annotations)
+
     @property
     def collate(self) -> Callable[[Sequence[InstanceImage]], Batch]:
         """See `InstanceCollate`."""
