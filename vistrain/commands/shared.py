@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -79,13 +80,14 @@ def start_logging(doing: str = "") -> None:
     """Messages of ours on stderr, from one process of a run.
 
     Args:
-        doing: what is said at once, as importing torch may take a while: what the command is about to do.
+        doing: what the command is about to do, which is said at once where torch is not imported yet: on a slow machine
+            that takes a minute, and nothing else is printed before.
     """
     logger = logging.getLogger("vistrain")
     logger.setLevel(logging.INFO if processes.is_first() else logging.ERROR)
     if not logger.handlers:
         logger.addHandler(logging.StreamHandler())
-    if doing:
+    if doing and "torch" not in sys.modules:
         logger.info("%s: loading libraries, data and network ...", doing)
 
 

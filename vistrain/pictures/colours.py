@@ -16,6 +16,7 @@ FIRST: RGB = (255, 38, 77)  # of the first class
 COLOURS = 256  # that are told apart; later classes have them again
 LEVELS = 17  # steps between the values of a channel that are looked at
 LIGHTNESS, CHROMA = (40, 92), 40  # of colours that stand out on photographs and on white
+WEIGHTS = (0.5, 1.0, 1.0)  # of lightness, which photographs and shades change, and of hue and chroma
 SHADED = 0.25  # at most, of white or black in the shade of a colour
 
 # sRGB to CIE XYZ under D65, divided by the white point (IEC 61966-2-1)
@@ -46,19 +47,19 @@ def _palette() -> tuple[RGB, ...]:
     can be. Distances are whole numbers, so that every machine finds the same."""
     steps = np.arange(0, 256, LEVELS)
     candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    places = np.rint(lab(candidates)).astype(np.int64)
-    chroma = np.hypot(places[:, 1], places[:, 2])
-    vivid = (chroma >= CHROMA) & (places[:, 0] >= LIGHTNESS[0]) & (places[:, 0] <= LIGHTNESS[1])
-    candidates, places = candidates[vivid], places[vivid]
-    found, latest = [FIRST], np.rint(lab(np.array(FIRST))).astype(np.int64)
+    found = lab(candidates)
+    chroma = np.hypot(found[:, 1], found[:, 2])
+    vivid = (chroma >= CHROMA) & (found[:, 0] >= LIGHTNESS[0]) & (found[:, 0] <= LIGHTNESS[1])
+    candidates, places = candidates[vivid], np.rint(found[vivid] * WEIGHTS).astype(np.int64)
+    chosen, latest = [FIRST], np.rint(lab(np.array(FIRST)) * WEIGHTS).astype(np.int64)
     distance = np.full(len(places), np.iinfo(np.int64).max)
-    while len(found) < COLOURS:
+    while len(chosen) < COLOURS:
         distance = np.minimum(distance, ((places - latest) ** 2).sum(1))
         farthest = int(distance.argmax())
         latest = places[farthest]
         red, green, blue = candidates[farthest].tolist()
-        found.append((red, green, blue))
-    return tuple(found)
+        chosen.append((red, green, blue))
+    return tuple(chosen)
 
 
 def stable_colour(index: int) -> RGB:

@@ -185,7 +185,7 @@ def _open_all(
     found.images, found.crowds = len(pairs), int(listed.crowds.sum())
     for index, seen in opened(range(len(pairs)), look, f"opening {name}"):
         if isinstance(seen, DataError):
-            found.bad_files[seen.where] = seen.problem
+            found.refuse_file(seen)
             continue
         numbers, classes, _ = listed.of(index)
         hidden = numbers[seen.areas[1:] == 0].tolist()
