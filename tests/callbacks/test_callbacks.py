@@ -20,7 +20,7 @@ from training_tools import TinyData, TinyDetector, fit, make_task, make_trainer
 from vistrain.callbacks import EMA, Checkpoints, NaNGuard, Progress, RunFolder, default_callbacks
 from vistrain.callbacks import loggers as loggers_module
 from vistrain.callbacks.loggers import CSVMetrics, make_loggers
-from vistrain.callbacks.progress import duration, main_numbers
+from vistrain.callbacks.progress import duration
 from vistrain.checkpoints import load_file
 from vistrain.errors import ConfigError, VistrainError, WeightsError
 from vistrain.metrics import Metric, Unit
@@ -259,16 +259,6 @@ def test_plain_lines_say_what_a_person_asks(tmp_path: Path) -> None:
     assert sum("val/coco/AP" in line for line in lines) == 2
     assert "\x1b" not in out.getvalue()
     assert float(CSVMetrics(tmp_path).read()[0]["train/loss"]) > 0
-
-
-def test_the_line_of_an_evaluation_has_a_number_of_each_protocol_and_what_is_waited_for(tmp_path: Path) -> None:
-    task = make_task()
-    task.numbers = {f"val/{family}/{name}": 0.5 for family in ("coco", "coco_mask") for name in ("AP", "AP50", "AP75")}
-    assert main_numbers(task) == ["val/coco/AP", "val/coco_mask/AP", "val/coco/AP50"]
-    task.monitored = {"callbacks.checkpoints.monitor": "val/coco_mask/AP75", "callbacks.stop.monitor": "train/loss"}
-    assert main_numbers(task) == ["val/coco_mask/AP75", "val/coco/AP", "val/coco_mask/AP"]
-    task.numbers = {f"val/{family}/x": 0.5 for family in "abcd"}
-    assert main_numbers(task) == [f"val/{family}/x" for family in "abcd"]  # none of them is left out
 
 
 def test_a_run_that_shares_the_processor_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
