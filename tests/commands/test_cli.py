@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -73,6 +74,24 @@ def test_fit_composes_and_names_the_run_after_the_file(calls, file, tmp_path):
         "seed": 1,
     }
     assert named == {"resume": None, "debug": True, "allow": ["mine"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["fit", "-c", "mine.yaml"], "fit mine: loading libraries, data and network ..."),
+        (["test", "--ckpt", "best.ckpt"], "test best.ckpt: loading libraries, data and network ..."),
+    ],
+)
+def test_a_command_that_has_to_import_torch_says_so_before(calls, file, monkeypatch, caplog, words, said):
+    heard: list[list[str]] = []  # what was said when the run began
+    monkeypatch.setattr(calls.module, words[0], lambda *a, **k: heard.append(list(caplog.messages)) or 0)
+    with caplog.at_level(logging.INFO, logger="vistrain"):
+        monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+        assert main(words) == 0
+        monkeypatch.delitem(sys.modules, "torch")
+        assert main(words) == 0
+    assert heard == [[], [said]]
 
 
 def test_resume_takes_the_runs_own_config(calls, file, tmp_path):

@@ -25,10 +25,13 @@ from vistrain.pictures import (
     draw_boxes,
     grid,
     histogram,
+    shade,
     stable_colour,
     text,
+    viewable,
 )
 from vistrain.pictures.charts import new_figure, save_figure
+from vistrain.pictures.colours import lab
 from vistrain.pictures.text import font, shorten
 from vistrain.structures import LabelSpace
 
@@ -152,12 +155,48 @@ def test_what_is_no_picture_is_refused(bad: np.ndarray) -> None:
         draw_boxes(blank(), [[0, 0, 1, 1]], [1, 2])
 
 
+@pytest.mark.parametrize(
+    ("size", "shown"), [((80, 120), (200, 300)), ((300, 400), (360, 480)), ((480, 640), (480, 640))]
+)
+def test_small_pictures_are_enlarged_to_look_at(size: tuple[int, int], shown: tuple[int, int]) -> None:
+    picture, scale = viewable(blank(*size))
+    assert picture.shape[:2] == shown
+    assert scale == pytest.approx(shown[1] / size[1])
+
+
+def min_distance(colours: list[tuple[int, int, int]]) -> float:
+    places = lab(np.array(colours))
+    distances = np.linalg.norm(places[:, None] - places, axis=-1)
+    return float(distances[np.triu_indices(len(colours), 1)].min())
+
+
+def test_distances_of_colours_are_those_of_the_cie() -> None:
+    # Lab of sRGB's corners as tables give them, D65
+    known = {(255, 255, 255): (100, 0, 0), (255, 0, 0): (53.24, 80.09, 67.20), (0, 0, 255): (32.30, 79.19, -107.86)}
+    for colour, place in known.items():
+        assert lab(np.array(colour)) == pytest.approx(place, abs=0.05)
+
+
+@pytest.mark.parametrize("colour", [stable_colour(i) for i in range(12)])
+def test_shades_keep_the_hue_and_stay_near(colour: tuple[int, int, int]) -> None:
+    shades = [shade(colour, number) for number in range(12)]
+    assert shades[0] == colour
+    assert len(set(shades)) == 12
+    hue = colorsys.rgb_to_hsv(*(v / 255 for v in colour))[0]
+    for near in shades:
+        turned = abs(colorsys.rgb_to_hsv(*(v / 255 for v in near))[0] - hue)
+        assert min(turned, 1 - turned) < 0.01
+        assert max(abs(a - b) for a, b in zip(near, colour, strict=True)) <= 64  # a quarter of the way at most
+
+
 def test_colours_are_stable_distinct_and_the_same_in_both_label_spaces() -> None:
     assert stable_colour(0) == (255, 38, 77)  # of the first class; must never change
     colours = [stable_colour(i) for i in range(80)]
-    assert len(set(colours)) == 80
-    hues = sorted(colorsys.rgb_to_hsv(*(v / 255 for v in c))[0] for c in colours[:12])
-    assert min(np.diff([*hues, hues[0] + 1])) > 0.03
+    assert colours[1:4] == [(0, 255, 0), (0, 68, 255), (0, 204, 221)]  # on every machine
+    for count, apart in ((12, 44), (20, 34), (80, 15)):
+        assert min_distance(colours[:count]) > apart
+    assert min_distance([stable_colour(i) for i in range(133)]) > 12  # COCO's: a just noticeable difference is 2.3
+    assert stable_colour(256) == colours[0]
     contiguous, raw = (LabelSpace(("a", "b", "c"), (3, 1, 90), name=n) for n in ("contiguous", "coco_ids"))
     assert class_colours(contiguous) == {0: colours[0], 1: colours[1], 2: colours[2]}
     assert class_colours(raw) == {3: colours[0], 1: colours[1], 90: colours[2]}

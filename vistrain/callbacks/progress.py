@@ -20,10 +20,10 @@ from vistrain.devices import peak_memory
 from vistrain.errors import refuse_below
 from vistrain.internals import lightning as internals
 from vistrain.processes import load_average, resident_memory
-from vistrain.tasks.base.task import as_task
+from vistrain.tasks.base.task import Task, as_task
 
 REFRESH_SECONDS = 0.5  # of the live line
-SHOWN_NUMBERS = 3  # of an evaluation; the rest is in metrics.csv
+SHOWN_NUMBERS = 3  # of an evaluation, or one of each protocol; the rest is in metrics.csv
 EVALUATION_SECONDS = 30.0  # between plain lines of an evaluation
 CROWDED = 1.5  # threads per core above which other programs must be running: a run has about one, and its loaders
 
@@ -201,8 +201,8 @@ class Progress(Callback):
         self._clock.pause()
         if not self._enabled or trainer.sanity_checking:
             return
-        main = list(as_task(pl_module).numbers.items())[:SHOWN_NUMBERS]
-        numbers = "  ".join(f"{name} {value:.4f}" for name, value in main)
+        task = as_task(pl_module)
+        numbers = "  ".join(f"{name} {task.numbers[name]:.4f}" for name in main_numbers(task))
         took = duration(time.perf_counter() - self._evaluation_start)
         self._line(f"step {trainer.global_step}  evaluated in {took}  {numbers}")
 
@@ -275,6 +275,17 @@ class _Clock:
         """Seconds, evaluations and saving so far included; `inf` where the run has no end."""
         done = max(batches - self.first_batch, 1)
         return self.elapsed() / done * max(total - batches, 0)
+
+
+def main_numbers(task: Task) -> list[str]:
+    """Names of the numbers of the latest evaluation that a line has room for: what a callback waits for, the first one
+    of each protocol, and what comes first of the rest."""
+    monitored = [name for name in task.monitored.values() if name in task.numbers]
+    families: dict[str, str] = {}
+    for name in task.numbers:
+        families.setdefault(name.split("/")[1], name)
+    first = list(dict.fromkeys([*monitored, *families.values()]))
+    return list(dict.fromkeys([*first, *task.numbers]))[: max(SHOWN_NUMBERS, len(first))]
 
 
 def _ends(limit: int | None) -> bool:

@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Look at the data, and at what else a run would refuse."""
     found: list[ConfigError] = []
     config = composed(arguments, found=found)
-    start_logging()
+    start_logging(f"check {arguments.config[-1]}")
     from rich.console import Console
 
     from vistrain.data.base.check import write_report

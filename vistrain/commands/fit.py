@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = _config(arguments)
         if arguments.print_config:
             return _print_config(config, arguments.print_config == "full", arguments.allow)
-        start_logging()
+        start_logging(f"fit {arguments.resume or config['run']['name']}")
         processes.refuse_waiting_alone((config.get("trainer") or {}).get("num_nodes", 1))  # at once
         if processes.shares_store():
             logging.getLogger("vistrain").warning(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -75,12 +76,19 @@ def composed(
     )
 
 
-def start_logging() -> None:
-    """Messages of ours on stderr, from one process of a run."""
+def start_logging(doing: str = "") -> None:
+    """Messages of ours on stderr, from one process of a run.
+
+    Args:
+        doing: what the command is about to do, which is said at once where torch is not imported yet: on a slow machine
+            that takes a minute, and nothing else is printed before.
+    """
     logger = logging.getLogger("vistrain")
     logger.setLevel(logging.INFO if processes.is_first() else logging.ERROR)
     if not logger.handlers:
         logger.addHandler(logging.StreamHandler())
+    if doing and "torch" not in sys.modules:
+        logger.info("%s: loading libraries, data and network ...", doing)
 
 
 def import_run() -> ModuleType:

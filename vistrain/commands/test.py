@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:  # files and changes come over the checkpoint's own config, which only `run` can read
         config = compose(arguments.config) if arguments.config else None
         overrides = arguments.overrides
-    start_logging()
+    start_logging(f"test {arguments.ckpt or arguments.config[-1]}")
     run = import_run()
     prepare = None
     if arguments.exported is not None:

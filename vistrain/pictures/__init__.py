@@ -3,9 +3,10 @@
 All draw without a display.
 """
 
-from vistrain.pictures.boxes import class_colours, draw_boxes, stable_colour
+from vistrain.pictures.boxes import draw_boxes
 from vistrain.pictures.charts import bars, box_plot, confusion, curves, curves_together, histogram
-from vistrain.pictures.grids import fitted, grid, save_picture
+from vistrain.pictures.colours import class_colours, shade, stable_colour
+from vistrain.pictures.grids import fitted, grid, save_picture, viewable
 from vistrain.pictures.lines import draw_lanes
 from vistrain.pictures.overlays import coloured, draw_masks, legend, overlaid
 
@@ -26,5 +27,7 @@ __all__ = [
     "legend",
     "overlaid",
     "save_picture",
+    "shade",
     "stable_colour",
+    "viewable",
 ]

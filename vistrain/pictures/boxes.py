@@ -1,40 +1,17 @@
-"""Boxes on pictures: stable class colours, labels that stay readable from 64 pixels to 4k."""
+"""Boxes on pictures: labels that stay readable from 64 pixels to 4k."""
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vistrain.pictures.colours import RGB, stable_colour
 from vistrain.pictures.text import line_height, shorten, text_width, write_text
 
-if TYPE_CHECKING:
-    from vistrain.structures import LabelSpace
-
-RGB = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom; the last two exclusive
-
-GOLDEN = 0.6180339887498949  # steps of the golden ratio keep any number of hues apart
-SHADES = ((0.85, 1.0), (0.95, 0.78), (0.55, 1.0))  # saturation, value: neighbours in hue differ in these as well
-
-
-def stable_colour(index: int) -> RGB:
-    """The colour of the `index`-th class, 0..255; the same in every run."""
-    saturation, value = SHADES[index % len(SHADES)]
-    red, green, blue = colorsys.hsv_to_rgb((0.97 + index * GOLDEN) % 1.0, saturation, value)
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def class_colours(labels: LabelSpace) -> dict[int, RGB]:
-    """Channel -> colour: the label space's palette, or stable colours by the class's position.
-
-    By position, so that a class looks the same whether channels are contiguous or raw ids.
-    """
-    palette = labels.palette or tuple(stable_colour(i) for i in range(len(labels.names)))
-    return {channel: palette[i] for i, channel in enumerate(labels.name_of)}
 
 
 def draw_boxes(

@@ -14,6 +14,7 @@ from vistrain.writing import whole_file
 GROUND = (250, 250, 250)
 INK = (30, 30, 30)
 GAP = 8  # pixels between cells
+SMALL, HUGE = 480, 8192  # long sides of pictures to look at, pixels
 ENLARGED = 2.5  # tiny images are shown up to this many times as large
 COMPRESSION = 1  # of PNGs to look at: a quarter of the time of the usual 6, for a sixth more bytes
 
@@ -29,6 +30,17 @@ def fitted(image: np.ndarray, side: int) -> tuple[np.ndarray, float]:
     scale = min(ENLARGED, side / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.asarray(Image.fromarray(image).resize(size)), scale
+
+
+def viewable(image: np.ndarray) -> tuple[np.ndarray, float]:
+    """As `fitted`: small images enlarged, so that labels of a readable size leave something of them, huge ones smaller,
+    all others as they are.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+    """
+    longest = max(image.shape[:2])
+    return (image, 1.0) if SMALL <= longest <= HUGE else fitted(image, SMALL if longest < SMALL else HUGE)
 
 
 def save_picture(picture: np.ndarray, png: str | Path) -> None:

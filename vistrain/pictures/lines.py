@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from vistrain.pictures.boxes import RGB
+from vistrain.pictures.colours import RGB
 
 COLOURS: tuple[RGB, ...] = (
     (255, 80, 80),

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vistrain.layers.packed_masks import PackedMasks
-from vistrain.pictures.boxes import RGB, stable_colour
+from vistrain.pictures.colours import RGB, stable_colour
 from vistrain.pictures.grids import GROUND, INK
 from vistrain.pictures.text import font, line_height, shorten
 
@@ -90,7 +90,9 @@ def draw_masks(
     return drawn
 
 
-def legend(names: Mapping[int, str], colours: Mapping[int, RGB], shown: Sequence[int], width: int) -> np.ndarray:
+def legend(
+    names: Mapping[int, str], colours: Mapping[int, RGB], shown: Sequence[int], width: int, nothing: str = ""
+) -> np.ndarray:
     """Names of classes beside their colours, in as many lines as the width needs.
 
     Args:
@@ -98,9 +100,10 @@ def legend(names: Mapping[int, str], colours: Mapping[int, RGB], shown: Sequence
         colours: class -> RGB; a class without one has its stable colour.
         shown: classes, in this order.
         width: pixels.
+        nothing: what is written where no class is shown.
 
     Returns:
-        uint8 `[h, width, 3]`; no rows where no class is shown.
+        uint8 `[h, width, 3]`; no rows where nothing is written.
     """
     size = 12 if width >= 200 else 9
     line = line_height(size) + 2
@@ -113,10 +116,12 @@ def legend(names: Mapping[int, str], colours: Mapping[int, RGB], shown: Sequence
             left, top = 0, top + line
         places.append((left, top, value, text))
         left += needed
-    if not places:
+    if not places and not nothing:
         return np.zeros((0, width, 3), np.uint8)
     canvas = Image.new("RGB", (width, top + line), GROUND)
     pen = ImageDraw.Draw(canvas)
+    if not places:
+        pen.text((2, 0), shorten(nothing, width - 4, size), fill=INK, font=font(size))
     for left, top, value, text in places:
         colour = colours.get(value) or stable_colour(value)
         pen.rectangle((left + 2, top + 2, left + line - 5, top + line - 4), fill=colour, outline=INK)

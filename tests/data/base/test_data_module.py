@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,7 @@ def test_collate_pads_bottom_and_right() -> None:
     assert batch["size"].tolist() == [[3, 5], [6, 2]]
     assert batch["original_size"].tolist() == [[30, 50], [60, 20]]
     assert batch["id"] == [4, 5]
+    assert collate([replace(s, name=n) for s, n in zip(samples, "ab", strict=True)])["name"] == ["a", "b"]
     assert [len(t["labels"]) for t in batch["target"]] == [0, 1]
     assert collate([samples[0]])["image"].shape == (1, 3, 3, 5)
 

@@ -98,7 +98,7 @@ def blocks() -> Sample:
     for mask, box, color in zip(masks, boxes.astype(int), COLORS, strict=True):
         image[box[1] : box[3], box[0] : box[2]] = color
         mask[box[1] : box[3], box[0] : box[2]] = True
-    return Sample(image, 9, (120, 160), boxes, np.arange(4), InstanceMasks.encoded(masks, (120, 160)))
+    return Sample(image, 9, (120, 160), boxes, np.arange(4), InstanceMasks.encoded(masks, (120, 160)), "a.jpg")
 
 
 RECIPE = {"scales": (96, 128, 160), "long_side": 230, "crop_resize": (80, 100, 120), "crop_range": (60, 110)}
@@ -113,6 +113,7 @@ def test_boxes_and_masks_follow_their_objects(crop: float) -> None:
         out = augment.apply(sample, seed)
         height, width = out.image.shape[:2]
         assert len(out.boxes) == len(out.labels) == len(out.masks)
+        assert (out.id, out.name) == (9, "a.jpg")
         dropped += 4 - len(out.boxes)
         for box, label, mask in zip(out.boxes, out.labels, out.masks.packed().unpacked().numpy(), strict=True):
             assert (box[:2] >= 0).all()
@@ -136,6 +137,7 @@ def test_large_scale_jitter_cuts_or_pads_to_a_square() -> None:
     for seed in range(40):
         out = jitter.apply(blocks(), seed)
         assert out.image.shape == (100, 100, 3)
+        assert out.name == "a.jpg"
         kept += len(out.boxes)
         for box, label, mask in zip(out.boxes, out.labels, out.masks.packed().unpacked().numpy(), strict=True):
             near = np.abs(out.image.astype(int) - COLORS[label]).sum(2) < 150

@@ -60,7 +60,13 @@ def test_the_same_set_in_every_layout(layout: str, tmp_path: Path, capsys: pytes
         assert len(found["val"]) == 1
     assert load(tmp_path / "out" / "train.json")["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     # The section that is printed is one that works.
-    data = yaml.safe_load(capsys.readouterr().out.partition("use it with\n")[2])["data"]
+    config = yaml.safe_load(capsys.readouterr().out.partition("use it with\n")[2])
+    data, objects = (
+        config["data"],
+        [o for s in ("train", "val") for o in load(tmp_path / f"out/{s}.json")["annotations"]],
+    )
+    outlined = all(o.get("segmentation") for o in objects)
+    assert config["base"] == f"vistrain:det/{'custom_instances' if outlined else 'custom_coco'}"
     assert data.pop("type") == "data.CocoDetection"
     splits = {key: CocoSplit(**data[key]) for key in ("train", "val")}
     assert CocoDetection(**splits, root=data["root"]).dataset("train").read(0).image.shape == (40, 50, 3)

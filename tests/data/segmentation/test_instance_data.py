@@ -60,6 +60,7 @@ def test_masks_follow_their_image(tmp_path: Path) -> None:
         mirrored = not (masks == large).all()
         assert (masks == (large[:, :, ::-1] if mirrored else large)).all()
         seen.add(mirrored)
+        assert batch["name"] == ["a.png"]
         assert batch["target"][0]["labels"].tolist() == [0, 0]
     assert seen == {True, False}
     (target,) = data.collate([data.dataset("val").sample(0)])["target"]

@@ -253,8 +253,11 @@ def test_sizes_partners_and_what_never_occurs(tmp_path):
     assert "classes that never occur: ship" in advised(report, "all")
     console = Console(width=200, record=True)
     console.print(report.table())
-    assert "1 class without pixels is left out" in (said := console.export_text())
+    said = console.export_text()
+    assert "1 class without pixels is left out" in said
     assert "│   ship" not in said
+    mended = said[said.index("the mask is 8x6 pixels") :].splitlines()[1]
+    assert mended.strip() == "-> resize the mask without interpolation, or give the image its original size"
 
 
 def test_copies_and_the_table(tmp_path):

@@ -355,5 +355,6 @@ def test_coco_itself() -> None:
         assert min(truth.image.shape[:2]) == 800 or max(truth.image.shape[:2]) == 1333
         batch = data.collate([data.dataset("train").sample(index, 3)])
         assert batch["image"].shape == (1, 3, 1024, 1024)
+        assert batch["name"] == [data.listed("train").images[index]]
         assert batch["target"][0]["masks"].shape[1:] == (1024, 1024)
         assert crowd.dtype == bool

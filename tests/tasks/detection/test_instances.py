@@ -14,12 +14,15 @@ from PIL import Image
 from pycocotools import mask as mask_tools
 
 from vistrain.cli import main
+from vistrain.data import CocoDetection, CocoSplit
 from vistrain.detection.seams import joined
-from vistrain.errors import ConfigError
+from vistrain.errors import ConfigError, DataError
 from vistrain.layers.packed_masks import PackedMasks
 from vistrain.metrics import CocoMask
 from vistrain.predictions import Detections, InstanceDetections
 from vistrain.run.predict import load_predictor
+from vistrain.structures import LabelSpace
+from vistrain.tasks.base.ahead import metric_of
 from vistrain.tasks.detection.evaluate import evaluate_file
 
 CONFIG = """
@@ -102,7 +105,7 @@ def test_python_gives_masks(trained: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(found, InstanceDetections)
     assert found.masks.shape == (len(found.scores), size[1], size[0])
     drawn = made.draw(made.read(image), found)
-    assert drawn.shape == (size[1], size[0], 3)
+    assert drawn.shape == (round(2.5 * size[1]), round(2.5 * size[0]), 3)  # small ones are enlarged
     tiled = load_predictor("run/best.ckpt", "cpu", tile=64).predict(image)
     assert tiled.masks.shape[1:] == (size[1], size[0])
     with pytest.raises(ConfigError, match="--overlap"):
@@ -173,3 +176,18 @@ def test_what_tiles_saw_of_an_object_becomes_one(with_masks: bool) -> None:
     assert whole.boxes[:, :2].tolist() == [[float(v) for v in box] for box in boxes]
     if with_masks:
         assert torch.equal(whole.masks.unpacked(), torch.from_numpy(np.stack(masks)))
+
+
+def test_a_damaged_mask_of_the_validation_set_is_named_with_its_file(tmp_path: Path) -> None:
+    entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 16, "iscrowd": 0}
+    truth = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 8, "height": 8}],
+        "annotations": [{**entry, "segmentation": {"size": [8, 8], "counts": [0, 7]}}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    split = CocoSplit(".", "val.json")
+    data = CocoDetection(train=split, val=split, root=str(tmp_path))
+    named = rf"{tmp_path / 'val.json'}: ground truth: annotations\[0\]: run lengths do not add up"
+    with pytest.raises(DataError, match=named):
+        metric_of(data, "val", "coco_mask", ground_truth=truth, labels=LabelSpace(("cat",), (1,)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import json
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from vistrain.cli import main
 from vistrain.config import compose
 from vistrain.data.segmentation.panoptic_files import read_numbers
 from vistrain.errors import ConfigError
+from vistrain.pictures import overlays
 from vistrain.predictions import InstanceDetections, PanopticMap, Segment, Segmentation
 from vistrain.run.predict import load_predictor
 from vistrain.run.rehearsal import refuse_ahead
 from vistrain.structures import LabelSpace
-from vistrain.tasks.segmentation.segment_pictures import truth_and_segments
+from vistrain.tasks.segmentation.segment_pictures import segment_picture, truth_and_segments
 
 CONFIG = """
 base: vistrain:seg/_base_/panoptic
@@ -232,3 +234,44 @@ def test_pictures_tell_things_of_a_class_apart() -> None:
     ((caption, drawn),) = truth_and_segments(image, packed, 0, None, LABELS, 90, 0.3)
     assert caption == "a"
     assert (drawn[45, 50] != 128).any()
+
+
+def test_colours_of_segments_are_those_of_the_legend_whatever_the_photograph() -> None:
+    image = np.full((40, 60, 3), (30, 200, 60), np.uint8)  # a green one
+    segments = np.zeros((40, 60), np.int32)
+    segments[:, 20:] = 1
+    drawn = segment_picture(image, segments, [0], LABELS)
+    assert len(set(drawn[20, 5].tolist())) == 1  # what no segment has is grey
+    hue, legend_hue = (colorsys.rgb_to_hsv(*(v / 255 for v in c))[0] for c in (drawn[20, 40], (200, 40, 40)))
+    assert hue == pytest.approx(legend_hue, abs=0.01)
+    assert (drawn[40:] == (200, 40, 40)).all(-1).any()  # in the legend as it is
+
+
+def test_where_nothing_is_found_the_picture_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(overlays, "shorten", lambda text, *rest: said.append(text) or text)
+    image, size = np.full((60, 120, 3), 128, np.uint8), (60, 120)
+    nothing = InstanceDetections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long(), torch.zeros(0, *size) > 0)
+    target = {"segment_map": torch.zeros(size, dtype=torch.uint8), "segment_labels": torch.zeros(0).long()}
+    batch = {"id": [7], "name": ["a/b.jpg"], "target": [target]}
+    for found in (Segmentation(panoptic=PanopticMap(torch.zeros(size).int(), ())), Segmentation(instances=nothing)):
+        (caption, truth), (_, drawn) = truth_and_segments(image, batch, 0, found, LABELS, 120, 0.3)
+        assert caption == "a/b.jpg: truth"  # the file's name, where the data says it
+        assert truth.shape[0] > 60 < drawn.shape[0]  # a line below it
+        assert (drawn[60:] < 100).any()
+    assert said == ["nothing annotated", "nothing found", "nothing annotated", "nothing of score >= 0.3 found"]
+
+
+def test_a_network_that_finds_no_segment_says_what_cuts(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(trained)
+    made = load_predictor("run/last.ckpt", "cpu")
+    none = [{"segments": [], "instances": []}]
+    hint = " (the network itself gives none of a score up to model.object_threshold=0.2: "
+    assert made.sentence(none).startswith(f"0 segments{hint}")
+    assert made.sentence([{"segments": [{}], "instances": [{}]}]) == "1 segments and 1 instances of score >= 0.3"
+    words = ["data.workers=0", "model.object_threshold=0.9999", "metrics=[panoptic]", "trainer.limit_test_batches=2"]
+    with caplog.at_level("WARNING", logger="vistrain"):
+        assert main(["test", "--ckpt", "run/last.ckpt", *words]) == 0
+    assert "no segment was found in 2 images (the network itself gives none of a score up to" in caplog.text

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,6 +33,7 @@ class SplitFindings:
 
     Attributes:
         bad_files: file -> why it cannot be used.
+        remedies: why a file cannot be used -> what mends it, where that is known.
         problem: why the split could not be listed, else empty.
         refused: what a run would refuse or silently lose, and what to do about it.
         several: files of several pages or frames, of which only the first is read.
@@ -39,10 +41,17 @@ class SplitFindings:
     """
 
     bad_files: dict[str, str] = field(default_factory=dict, kw_only=True)
+    remedies: dict[str, str] = field(default_factory=dict, kw_only=True)
     problem: str = field(default="", kw_only=True)
     refused: list[str] = field(default_factory=list, kw_only=True)
     several: list[str] = field(default_factory=list, kw_only=True)
     repeated: list[list[str]] = field(default_factory=list, kw_only=True)
+
+    def refuse_file(self, error: DataError) -> None:
+        """Keep that a file cannot be used, why, and what mends it."""
+        self.bad_files[error.where] = error.problem
+        if error.remedy:
+            self.remedies[error.problem] = error.remedy
 
 
 @dataclass
@@ -153,7 +162,7 @@ def refusals(name: str, split: SplitFindings) -> list[str]:
     lines += [f"[red]refused[/] {name}: {escape(why)}" for why in split.refused[:MOST]]
     if len(split.refused) > MOST:
         lines.append(f"... and {len(split.refused) - MOST} more, see report.json")
-    lines += unreadable(name, split.bad_files)
+    lines += unreadable(name, split.bad_files, split.remedies)
     if split.several:
         first = escape(", ".join(split.several[:3]))
         remedy = "save each page or frame as a file of its own"
@@ -161,15 +170,17 @@ def refusals(name: str, split: SplitFindings) -> list[str]:
     return lines
 
 
-def unreadable(split: str, bad: Mapping[str, str]) -> list[str]:
-    """Lines for a terminal about files that cannot be used (file -> why), one for all of which the same is said."""
+def unreadable(split: str, bad: Mapping[str, str], remedies: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+    """Lines for a terminal about files that cannot be used (file -> why), one for all of which the same is said, with
+    what mends it."""
     alike: dict[str, list[str]] = {}
     for file, why in bad.items():
         alike.setdefault(why, []).append(file)
     lines = []
     for why, files in list(alike.items())[:MOST]:
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-        lines.append(f"[red]unusable[/] {split}: {escape(files[0])}{more}: {escape(why)}")
+        mend = f"\n    -> {escape(remedies[why])}" if why in remedies else ""
+        lines.append(f"[red]unusable[/] {split}: {escape(files[0])}{more}: {escape(why)}{mend}")
     if rest := sum(map(len, list(alike.values())[MOST:])):
         lines.append(f"... and {rest} more, see report.json")
     return lines

@@ -21,6 +21,7 @@ def batch_of(
     ids: Sequence[Any],
     targets: Sequence[Any],
     size_divisor: int = 1,
+    names: Sequence[str] = (),
 ) -> Batch:
     """The keys that all tasks' batches have (see `Network`); a task's own `collate` adds to them.
 
@@ -30,14 +31,16 @@ def batch_of(
         ids: of the images in their data set.
         targets: one for each.
         size_divisor: see `stack_padded`.
+        names: of the images' files, where ids do not say them.
 
     Returns:
         `image` `[B, C, *S]`, `size` (without padding) and `original_size` int64 `[B, len(S)]`, `id` and `target`, lists
-        of B.
+        of B, and `name`, where there are names.
     """
     stacked, sizes = stack_padded(images, size_divisor)
     original = torch.tensor([list(size) for size in original_sizes], dtype=torch.int64)
-    return {"image": stacked, "size": sizes, "original_size": original, "id": list(ids), "target": list(targets)}
+    batch = {"image": stacked, "size": sizes, "original_size": original, "id": list(ids), "target": list(targets)}
+    return {**batch, "name": list(names)} if names else batch
 
 
 def stack_padded(images: Sequence[np.ndarray], size_divisor: int = 1) -> tuple[Tensor, Tensor]:

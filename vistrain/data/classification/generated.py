@@ -6,7 +6,6 @@ patch of another class's pattern and a few plain shapes cover a part of it. Some
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +20,6 @@ from vistrain.data.base.module import SplitName, data_root
 from vistrain.data.classification.class_folders import ImageFolder
 from vistrain.errors import refuse_below
 from vistrain.structures import LabelSpace
-
-log = logging.getLogger(__name__)
 
 VERSION = 2  # of the generator: part of the folder's name, so that a change never mixes with older files
 SIZES = ((64, 64), (56, 80), (80, 60), (72, 64), (64, 88), (96, 72))  # height, width
@@ -129,7 +126,7 @@ def write_patterns(folder: Path, counts: dict[str, int], seed: int) -> None:
     Raises:
         DataError: the folder cannot be written.
     """
-    with whole_folder(folder) as draft:
+    with whole_folder(folder, sum(counts.values()) * len(PATTERNS)) as draft:
         for number, (split, count) in enumerate(counts.items()):
             for label, name in enumerate(PATTERNS):
                 (draft / split / name).mkdir(parents=True)
@@ -137,7 +134,6 @@ def write_patterns(folder: Path, counts: dict[str, int], seed: int) -> None:
                     image = Image.fromarray(draw(np.random.default_rng((seed, number, label, index)), name))
                     image = image.convert("L") if index % 40 == 7 else image
                     image.save(draft / split / name / f"{index:05d}.jpg", quality=90)
-    log.info("wrote %d images to %s", sum(counts.values()) * len(PATTERNS), folder)
 
 
 def draw(rng: np.random.Generator, name: str) -> np.ndarray:

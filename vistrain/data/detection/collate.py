@@ -32,6 +32,7 @@ class Sample:
         boxes: `[N, 4]` float32 xyxy, pixels of `image`.
         labels: `[N]` int64, class channels.
         masks: of the objects, or None where the data set does not load them.
+        name: of the image's file, as it is listed.
     """
 
     image: np.ndarray
@@ -40,6 +41,7 @@ class Sample:
     boxes: np.ndarray = field(default_factory=_no_boxes)
     labels: np.ndarray = field(default_factory=_no_labels)
     masks: InstanceMasks | None = None
+    name: str = ""
 
 
 def relabelled(sample: Sample, channels: tuple[int, ...]) -> Sample:
@@ -64,11 +66,12 @@ def collate(samples: Sequence[Sample], size_divisor: int = 1) -> Batch:
 
     Returns:
         `image` uint8 `[B, 3, H, W]`, `size` int64 `[B, 2]` (height, width without padding), `original_size` int64 `[B,
-        2]`, `id` list of int, `target` list of dicts with `boxes` float32 `[N, 4]` (xyxy pixels of the unpadded image),
-        `labels` int64 `[N]` and, where loaded, `masks`, `PackedMasks` of the unpadded image.
+        2]`, `id` list of int, `name` list of str, `target` list of dicts with `boxes` float32 `[N, 4]` (xyxy pixels of
+        the unpadded image), `labels` int64 `[N]` and, where loaded, `masks`, `PackedMasks` of the unpadded image.
     """
     images, sizes, ids = zip(*((s.image, s.original_size, s.id) for s in samples), strict=True)
-    return batch_of(images, sizes, ids, [_target(s) for s in samples], size_divisor)
+    names = [s.name for s in samples]
+    return batch_of(images, sizes, ids, [_target(s) for s in samples], size_divisor, names)
 
 
 def _target(sample: Sample) -> dict[str, Any]:

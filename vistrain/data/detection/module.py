@@ -96,9 +96,8 @@ class BoxedImages(SampleSet):
             where = f"a segmentation of {data.files[index]}"
             runs = [encode_mask(where, data.segmentations[i], height, width) for i in range(mine.start, mine.stop)]
             masks = InstanceMasks.of(runs, (height, width))
-        return Sample(
-            image, int(data.ids[index]), (height, width), data.boxes[mine].copy(), self.labels[mine].copy(), masks
-        )
+        boxes, labels, name = data.boxes[mine].copy(), self.labels[mine].copy(), str(data.files[index])
+        return Sample(image, int(data.ids[index]), (height, width), boxes, labels, masks, name)
 
 
 class DetectionData(DataModule):

@@ -6,7 +6,6 @@ The images are those of `data.base.scenes`, seven objects in an image as in COCO
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ from vistrain.data.detection.transforms import DetrAugment, ScaleJitter
 from vistrain.errors import refuse_below
 from vistrain.metrics.coco_masks import plain_runs
 from vistrain.structures import LabelSpace
-
-log = logging.getLogger(__name__)
 
 VERSION = 2  # of the generator: part of the folder's name, so that a change never mixes with older files
 
@@ -120,10 +117,9 @@ def write_shapes(folder: Path, counts: dict[str, int], seed: int, scale: float, 
     Raises:
         DataError: the folder cannot be written.
     """
-    with whole_folder(folder) as draft:
+    with whole_folder(folder, sum(counts.values())) as draft:
         for number, (split, count) in enumerate(counts.items()):
             _write_split(draft, split, count, (seed, number), scale, scenes)
-    log.info("wrote %s images to %s", sum(counts.values()), folder)
 
 
 def _write_split(draft: Path, split: str, count: int, seed: tuple[int, int], scale: float, scenes: Scenes) -> None:

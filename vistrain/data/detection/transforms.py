@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import cv2
@@ -184,7 +184,7 @@ class DetrAugment:
             sample = self._random_crop(sample, rng)
         sample = self._resize(sample, int(rng.choice(self.scales)), self.long_side)
         if self.color > 0 and rng.random() < 0.8:
-            sample = Sample(**{**vars(sample), "image": self._vary_colors(sample.image, int(rng.integers(2**31)))})
+            sample = replace(sample, image=self._vary_colors(sample.image, int(rng.integers(2**31))))
         return sample
 
     @property
@@ -256,7 +256,7 @@ class ScaleJitter:
         below, right = (self.size - side for side in sample.image.shape[:2])
         image = cv2.copyMakeBorder(sample.image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(self.pad_value,) * 3)
         masks = None if sample.masks is None else sample.masks.window(0, 0, self.size, self.size)
-        return Sample(image, sample.id, sample.original_size, sample.boxes, sample.labels, masks)
+        return replace(sample, image=image, masks=masks)
 
     @property
     def largest(self) -> tuple[int, int]:
@@ -283,14 +283,14 @@ def _replace_image(sample: Sample, image: np.ndarray) -> Sample:
     # In float64: float32's 80 * (96 / 80) is 96.00001, outside the image.
     boxes = (sample.boxes * np.array([w / old_w, h / old_h] * 2)).astype(np.float32)
     masks = None if sample.masks is None else sample.masks.resized(h, w)
-    return Sample(image, sample.id, sample.original_size, boxes, sample.labels, masks)
+    return replace(sample, image=image, boxes=boxes, masks=masks)
 
 
 def _flip(sample: Sample) -> Sample:
     boxes = sample.boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
     boxes += np.array([sample.image.shape[1], 0] * 2, np.float32)
     masks = None if sample.masks is None else sample.masks.mirrored()
-    return Sample(cv2.flip(sample.image, 1), sample.id, sample.original_size, boxes, sample.labels, masks)
+    return replace(sample, image=cv2.flip(sample.image, 1), boxes=boxes, masks=masks)
 
 
 def _crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
@@ -299,4 +299,4 @@ def _crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sampl
     boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
     keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
     masks = None if sample.masks is None else sample.masks.kept(keep).window(top, left, height, width)
-    return Sample(image, sample.id, sample.original_size, boxes[keep], sample.labels[keep], masks)
+    return replace(sample, image=image, boxes=boxes[keep], labels=sample.labels[keep], masks=masks)

@@ -285,9 +285,17 @@ def _remarks(classes: Sequence[str], counts: Counter[str]) -> list[str]:
 
 
 def _config_lines(images: Path, output: Path, placed: Mapping[str, Sequence[Placed]]) -> str:
-    """The `data:` section that uses the set."""
+    """The config that uses the set: of masks where every object has an outline, of boxes elsewhere."""
     chosen = _chosen(list(placed))
-    lines = ["data:", "  type: data.CocoDetection", f"  root: {_quoted(str(output))}"]
+    pictures = [picture for split in placed.values() for picture in split]
+    outlined = [bool(shape.polygons) for picture in pictures for shape in picture.shapes]
+    base, other = ("custom_instances", "custom_coco") if all(outlined) else ("custom_coco", "custom_instances")
+    lines = [f"base: vistrain:det/{base}", "data:", "  type: data.CocoDetection", f"  root: {_quoted(str(output))}"]
+    if all(outlined):
+        lines.insert(1, f"# every object has an outline: masks are trained; for boxes alone vistrain:det/{other}")
+    elif any(outlined):
+        share = f"{sum(outlined)} of {len(outlined)} objects"
+        lines.insert(1, f"# {share} have an outline; vistrain:det/{other}, for masks, needs all")
     lines += [f"  {key}: {{images: {_quoted(str(images))}, annotations: {n}.json}}" for key, n in chosen.items()]
     train, val = ({picture.name for picture in placed[chosen[key]]} for key in ("train", "val"))
     if train == val:

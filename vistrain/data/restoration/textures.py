@@ -77,7 +77,7 @@ def write_textures(folder: Path, counts: dict[str, int], seed: int) -> None:
     Raises:
         DataError: the folder cannot be written.
     """
-    with whole_folder(folder) as draft:
+    with whole_folder(folder, sum(counts.values())) as draft:
         for part, (split, count) in enumerate(counts.items()):
             (draft / split).mkdir()
             numbers = track(range(count), f"drawing {split}", console=Console(stderr=True), transient=True)

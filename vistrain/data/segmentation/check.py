@@ -192,7 +192,7 @@ def _open_all(
     names, hashes, ignored = rule.labels.names, [], 0
     for pair, seen in opened(pairs, lambda pair: _look(pair, rule, data.bands), f"opening {name}"):
         if isinstance(seen, DataError):
-            found.bad_files[seen.where] = seen.problem
+            found.refuse_file(seen)
             continue
         if seen.problem:
             found.bad_files[str(pair.mask)] = seen.problem

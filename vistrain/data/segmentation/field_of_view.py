@@ -340,7 +340,7 @@ class FieldOfViewFolders(MaskFolders):
                     for mask in others.get(pair.name, ()):
                         read_other(mask, self.rule, size)
                 except DataError as error:
-                    found.bad_files[error.where] = error.problem
+                    found.refuse_file(error)
         write_report(report.to_dict(), Path(output))
         return report
 

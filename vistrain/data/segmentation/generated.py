@@ -3,7 +3,6 @@ the ground."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from vistrain.data.segmentation.mask_folders import MaskFolders
 from vistrain.data.segmentation.mask_pairs import MaskSplit
 from vistrain.data.segmentation.transforms import MaskAugment
 from vistrain.errors import refuse_below
-
-log = logging.getLogger(__name__)
 
 VERSION = 1  # of the generator: part of the folder's name, so that a change never mixes with older files
 FOLDERS = {"train": "training", "val": "validation"}
@@ -117,7 +114,7 @@ def write_masks(folder: Path, counts: dict[str, int], seed: int, scale: float, s
     """
     names = class_names(scenes)
     value = {category: names.index(name) + 1 for category, name in scenes.categories.items()}
-    with whole_folder(folder) as draft:
+    with whole_folder(folder, sum(counts.values())) as draft:
         (draft / CLASS_FILE).write_text("".join(f"{i}\t{n}\n" for i, n in enumerate(names, 1)), encoding="utf-8")
         for number, (split, count) in enumerate(counts.items()):
             images, masks = (draft / kind / FOLDERS[split] for kind in ("images", "annotations"))
@@ -127,7 +124,6 @@ def write_masks(folder: Path, counts: dict[str, int], seed: int, scale: float, s
                 drawing = draw(np.random.default_rng((seed, number, index)), index, scale, scenes)
                 save_scene(images / f"{index:06d}.jpg", drawing.pixels, index)
                 Image.fromarray(label_map(drawing, value)).save(masks / f"{index:06d}.png")
-    log.info("wrote %d images to %s", sum(counts.values()), folder)
 
 
 def label_map(drawing: Drawing, value: dict[int, int]) -> np.ndarray:

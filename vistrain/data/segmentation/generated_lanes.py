@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ from vistrain.data.base.module import SplitName, data_root
 from vistrain.data.segmentation.lane_files import LINES, lane_mask, lines_text
 from vistrain.data.segmentation.lanes import CATEGORIES, CULane
 from vistrain.errors import refuse_below
-
-log = logging.getLogger(__name__)
 
 VERSION = 1  # of the generator: part of the folder's name, so that a change never mixes with older files
 HEIGHT, WIDTH = 590, 1640  # CULane's; the F1 is of lanes 30 of these pixels wide
@@ -85,7 +82,7 @@ def write_lanes(folder: Path, counts: dict[str, int], seed: int, scale: float) -
     Raises:
         DataError: the folder cannot be written.
     """
-    with whole_folder(folder) as draft:
+    with whole_folder(folder, sum(counts.values())) as draft:
         (draft / CATEGORIES).mkdir(parents=True)
         rows: dict[str, list[str]] = {}
         for number, (split, count) in enumerate(counts.items()):
@@ -108,7 +105,6 @@ def write_lanes(folder: Path, counts: dict[str, int], seed: int, scale: float) -
         for number, (kind, lines) in enumerate(rows.items()):
             (draft / CATEGORIES / f"test{number}_{kind}.txt").write_text("".join(lines), encoding="utf-8")
         (draft / "list/test.txt").write_text("".join(line for lines in rows.values() for line in lines), "utf-8")
-    log.info("wrote %d images to %s", sum(counts.values()), folder)
 
 
 def draw_road(rng: np.random.Generator, kind: str, scale: float) -> tuple[np.ndarray, list[np.ndarray | None]]:

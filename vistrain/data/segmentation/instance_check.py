@@ -29,7 +29,7 @@ from vistrain.data.coco.reader import (
 from vistrain.data.coco.trainable import refuse_untrainable, share_without_masks
 from vistrain.data.segmentation.instances import InstanceFolders, InstanceImages
 from vistrain.errors import DataError
-from vistrain.pictures import bars, class_colours, draw_masks, grid
+from vistrain.pictures import bars, class_colours, draw_masks, grid, legend
 from vistrain.structures import LabelSpace, left_out
 from vistrain.writing import whole_file
 
@@ -192,7 +192,9 @@ def _draw(
             continue
         sample = samples.sample(index)
         drawn = draw_masks(sample.image, sample.masks.packed(), sample.labels.tolist(), colours)
-        rows.append([sample.image, drawn])
+        shown = sorted(set(sample.labels.tolist()))
+        line = legend(labels.name_of, colours, shown, drawn.shape[1], "nothing annotated")
+        rows.append([sample.image, np.concatenate([drawn, line])])
         captions.append([objects.files[index], f"{len(sample.labels)} objects"])
     if rows:
         with whole_file(output / f"samples-{name}.png") as partial:

@@ -62,6 +62,7 @@ class InstanceImage:
         labels: `[N]` int64, class channels.
         id: in the annotations.
         original_size: H, W in pixels before any transform.
+        name: of the image's file, as it is listed.
     """
 
     image: np.ndarray
@@ -69,6 +70,7 @@ class InstanceImage:
     labels: np.ndarray
     id: int
     original_size: tuple[int, int]
+    name: str = ""
 
 
 class InstanceImages(SampleSet):
@@ -108,7 +110,7 @@ class InstanceImages(SampleSet):
             masks = InstanceMasks(masks.runs, choice.rows, choice.columns)
         else:
             image = self.transform(image)
-        return InstanceImage(image, masks, labels, int(data.ids[index]), (height, width))
+        return InstanceImage(image, masks, labels, int(data.ids[index]), (height, width), str(data.files[index]))
 
     def where(self, index: int) -> str:
         """The image's file."""
@@ -138,8 +140,8 @@ class InstanceCollate:
             seen = [i for i, (_, _, mask) in enumerate(parts) if mask.any()]
             masks = PackedMasks.of([parts[i] for i in seen], sample.masks.size)
             found.append({"labels": torch.from_numpy(sample.labels[seen]), "masks": masks})
-        sizes, ids = [sample.original_size for sample in samples], [sample.id for sample in samples]
-        return batch_of([sample.image for sample in samples], sizes, ids, found, self.size_divisor)
+        sizes, ids, names = zip(*((s.original_size, s.id, s.name) for s in samples), strict=True)
+        return batch_of([sample.image for sample in samples], sizes, ids, found, self.size_divisor, names)
 
 
 class InstanceFolders(JitteredData):
@@ -228,6 +230,10 @@ class InstanceFolders(JitteredData):
     def ground_truth(self, split: SplitName) -> dict[str, Any]:
         """The split in COCO's terms."""
         return self.listed(split).ground_truth()
+
+    def place(self, split: SplitName) -> str:
+        """The annotation file: splits may share a folder of images."""
+        return str(self.root / self.splits[split].annotations)
 
     @property
     def collate(self) -> Callable[[Sequence[InstanceImage]], Batch]:

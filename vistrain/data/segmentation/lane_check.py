@@ -124,7 +124,7 @@ def _open_all(entries: list[LaneEntry], data: LaneData, name: str, found: LaneSp
     training = name == "train"
     for entry, seen in opened(entries, lambda entry: _look(entry, data, training), f"opening {name}"):
         if isinstance(seen, DataError):
-            found.bad_files[seen.where] = seen.problem
+            found.refuse_file(seen)
             continue
         sizes[f"{seen.size[1]} x {seen.size[0]}"] += 1
         lanes[seen.lanes] += 1

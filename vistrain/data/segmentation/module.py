@@ -136,7 +136,7 @@ def sized_image(pair: MaskPair, size: tuple[int, ...], bands: Bands | None = Non
         image = read_image(pair.image, apply_exif=True)
     if image.shape[:2] != size:
         problem = f"the mask is {size[1]}x{size[0]} pixels, its image {image.shape[1]}x{image.shape[0]}"
-        remedy = f"resize the mask without interpolation, or give {pair.image.name} its original size"
+        remedy = "resize the mask without interpolation, or give the image its original size"
         raise DataError(str(pair.mask), problem, remedy)
     return image
 

@@ -68,6 +68,7 @@ class SegmentedImage:
         id: as the annotations have it.
         original_size: H, W in pixels before any transform.
         training: whether masks are wanted as targets.
+        name: of the image's file, as it is listed.
     """
 
     image: np.ndarray
@@ -77,6 +78,7 @@ class SegmentedImage:
     id: int | str
     original_size: tuple[int, int]
     training: bool
+    name: str = ""
 
 
 class SegmentedImages(SampleSet):
@@ -123,7 +125,8 @@ class SegmentedImages(SampleSet):
             found = choice.of(found)
         else:
             image = self.transform(image)
-        return SegmentedImage(image, found, labels, crowd, self.listed.ids[index], size, training)
+        key, name = self.listed.ids[index], self.listed.images[index]
+        return SegmentedImage(image, found, labels, crowd, key, size, training, name)
 
     def where(self, index: int) -> str:
         """The image's file."""
@@ -157,8 +160,8 @@ class SegmentCollate:
             `metrics.PanopticQuality`, and `label_map`, class channels.
         """
         targets = [self._masks(s) if s.training else self._truth(s) for s in samples]
-        sizes, ids = [s.original_size for s in samples], [s.id for s in samples]
-        return batch_of([s.image for s in samples], sizes, ids, targets, self.size_divisor)
+        sizes, ids, names = zip(*((s.original_size, s.id, s.name) for s in samples), strict=True)
+        return batch_of([s.image for s in samples], sizes, ids, targets, self.size_divisor, names)
 
     def _masks(self, sample: SegmentedImage) -> dict[str, Any]:
         groups: dict[tuple[int, int], list[int]] = {}

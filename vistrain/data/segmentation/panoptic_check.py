@@ -185,7 +185,7 @@ def _open_all(
     found.images, found.crowds = len(pairs), int(listed.crowds.sum())
     for index, seen in opened(range(len(pairs)), look, f"opening {name}"):
         if isinstance(seen, DataError):
-            found.bad_files[seen.where] = seen.problem
+            found.refuse_file(seen)
             continue
         numbers, classes, _ = listed.of(index)
         hidden = numbers[seen.areas[1:] == 0].tolist()
@@ -250,7 +250,7 @@ def _draw(
         occurring = set(channels[1:].tolist())
         line = legend(names, colours, [c for c in names if c in occurring], image.shape[1])
         rows.append([image, np.concatenate([drawn, line])])
-        captions.append([pair.name, f"{len(numbers)} segments"])
+        captions.append([listed.images[index], f"{len(numbers)} segments"])
     return written + write_samples(rows, captions, output, name)
 
 

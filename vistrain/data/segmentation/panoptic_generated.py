@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from vistrain.data.segmentation.panoptic import PanopticFolders, PanopticSplit
 from vistrain.data.segmentation.panoptic_files import MOST, Category, write_numbers
 from vistrain.data.segmentation.segment_transforms import SegmentAugment
 from vistrain.errors import refuse_below
-
-log = logging.getLogger(__name__)
 
 VERSION = 1  # of the generator: part of the folder's name, so that a change never mixes with older files
 GROUND = 200  # category id
@@ -117,7 +114,7 @@ def write_segments(
     """
     classes = categories(scenes, stuff)
     listed = [{"id": c.id, "name": c.name, "isthing": int(c.thing), "supercategory": "shape"} for c in classes]
-    with whole_folder(folder) as draft:
+    with whole_folder(folder, sum(counts.values())) as draft:
         for number, (split, count) in enumerate(counts.items()):
             (draft / split).mkdir()
             (draft / f"annotations/panoptic_{split}").mkdir(parents=True)
@@ -134,7 +131,6 @@ def write_segments(
                 annotations.append({"image_id": key, "file_name": f"{name}.png", "segments_info": segments})
             content = {"images": images, "annotations": annotations, "categories": listed}
             (draft / f"annotations/panoptic_{split}.json").write_text(json.dumps(content), encoding="utf-8")
-    log.info("wrote %d images to %s", sum(counts.values()), folder)
 
 
 def segments_of(drawing: Drawing, rng: np.random.Generator, stuff: set[int]) -> tuple[np.ndarray, list[dict[str, Any]]]:

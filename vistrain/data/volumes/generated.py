@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ from vistrain.data.volumes.cases import CaseList
 from vistrain.data.volumes.nifti import Geometry, from_standard, write_volume
 from vistrain.data.volumes.sets import BraTS
 from vistrain.errors import refuse_below
-
-log = logging.getLogger(__name__)
 
 VERSION = 1  # of the generator: part of the folder's name, so that a change never mixes with older files
 MODALITIES = ("flair", "t1", "t1ce", "t2")
@@ -92,7 +89,7 @@ def write_tumours(folder: Path, number: int, side: int, seed: int) -> None:
     """
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])
     affine[:3, 3] = side / 2, side / 2, -side / 2
-    with whole_folder(folder) as draft:
+    with whole_folder(folder, number, "cases") as draft:
         for index in range(number):
             images, label = tumour(np.random.default_rng((seed, index)), side)
             shape = from_standard(label, Geometry(label.shape[::-1], affine)).shape
@@ -101,7 +98,6 @@ def write_tumours(folder: Path, number: int, side: int, seed: int) -> None:
             for modality, image in images.items():
                 write_volume(draft / name / f"{name}_{modality}.nii.gz", image, geometry)
             write_volume(draft / name / f"{name}_seg.nii.gz", label, geometry, "uint8")
-    log.info("wrote %d cases to %s", number, folder)
 
 
 def tumour(draw: np.random.Generator, side: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

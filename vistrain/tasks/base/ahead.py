@@ -6,18 +6,39 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Trainer
 
-from vistrain.data.base.module import DataModule
-from vistrain.errors import ConfigError, VistrainError, nearest
+from vistrain.data.base.module import DataModule, SplitName
+from vistrain.errors import ConfigError, DataError, VistrainError, nearest
 from vistrain.internals.lightning import is_cut_short
-from vistrain.metrics import Metric
+from vistrain.metrics import Metric, protocol
 from vistrain.network import Network
 from vistrain.optim import Schedule
 
 log = logging.getLogger(__name__)
+
+
+def metric_of(data: DataModule, split: str, name: str, **facts: Any) -> Metric:
+    """The metric of a protocol; what is wrong with the truth is said with the place of its split.
+
+    Args:
+        data: of the run.
+        split: `val` or `test`.
+        name: of the protocol.
+        facts: what the metric is told.
+
+    Raises:
+        ConfigError: no protocol has this name.
+        DataError: the truth is refused.
+    """
+    try:
+        found: Metric = protocol(name, **facts)
+    except DataError as error:
+        where = data.place(cast(SplitName, split))
+        raise DataError(f"{where}: {error.where}" if where else error.where, error.problem, error.remedy) from error
+    return found
 
 
 def refuse_missing_numbers(

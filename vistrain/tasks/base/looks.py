@@ -1,4 +1,4 @@
-"""A sample of a batch as a picture."""
+"""A sample of a batch as a picture, and what it is called."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import numpy as np
 import torch
 
 from vistrain.layers.padding import to_unit
+
+
+def title_of(batch: Mapping[str, Any], index: int) -> str:
+    """What a sample is called in pictures: the name of its file, where the data says it, else its id."""
+    return batch["name"][index] if any(batch.get("name", ())) else str(batch["id"][index])
 
 
 def picture_of(batch: Mapping[str, Any], index: int) -> np.ndarray:

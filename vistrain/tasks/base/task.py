@@ -28,7 +28,7 @@ from vistrain.contract import Contract
 from vistrain.data.base.module import DataModule
 from vistrain.errors import ConfigError
 from vistrain.internals import lightning as internals
-from vistrain.metrics import PROTOCOLS, Metric, Record, Unit, protocol
+from vistrain.metrics import PROTOCOLS, Metric, Record, Unit
 from vistrain.metrics.base import numbers_of_sets
 from vistrain.metrics.halves import Tested
 from vistrain.network import Network
@@ -38,7 +38,7 @@ from vistrain.pictures import fitted
 from vistrain.structures import Factory
 from vistrain.tasks.base import ahead, hardware
 from vistrain.tasks.base.fitting import settle_per_device
-from vistrain.tasks.base.looks import picture_of
+from vistrain.tasks.base.looks import picture_of, title_of
 from vistrain.tasks.base.parallel import Gatherer, same_statistics, spread
 from vistrain.tasks.base.predictor import Predictor
 
@@ -154,8 +154,8 @@ class Task(Contract, LightningModule):
         """
         if not self.metrics:
             return {}
-        truth = self.datamodule.ground_truth(cast(Any, split))
-        return {name: protocol(name, ground_truth=truth, labels=self.model.labels) for name in self.metrics}
+        facts = {"ground_truth": self.datamodule.ground_truth(cast(Any, split)), "labels": self.model.labels}
+        return {name: ahead.metric_of(self.datamodule, split, name, **facts) for name in self.metrics}
 
     def draw_sample(self, batch: Batch, index: int, prediction: Any, side: int, threshold: float) -> Cells:
         """What people are shown of one sample, side by side; here the image alone.
@@ -167,7 +167,7 @@ class Task(Contract, LightningModule):
             side: longest side to show, pixels.
             threshold: least score of what is shown, where there are scores.
         """
-        return [(str(batch["id"][index]), fitted(picture_of(batch, index), side)[0])]
+        return [(title_of(batch, index), fitted(picture_of(batch, index), side)[0])]
 
     def write_predictions(self, path: Path) -> None:
         """Write the predictions of the latest evaluation, as `path` or beside it; called on rank 0, which has the

@@ -16,6 +16,7 @@ from vistrain.pictures.charts import GROUND, PALETTE, new_figure, save_figure
 from vistrain.pictures.text import readable
 from vistrain.predictions import Detections, InstanceDetections
 from vistrain.structures import LabelSpace
+from vistrain.tasks.base.looks import title_of
 
 MOST_CURVES = 10  # classes that are drawn in colour
 # What became of a box -> its colour; anything else is grey
@@ -60,7 +61,7 @@ def truth_and_prediction(
     truth = draw_boxes(
         _masked(shown, target.get("masks"), classes, style), _array(boxes) * scale, _array(classes), **style
     )
-    name = str(batch["id"][index])
+    name = title_of(batch, index)
     if found is None:
         return [(name, truth)]
     ratio = _array(batch["size"][index] / batch["original_size"][index])  # of height and width

@@ -17,13 +17,11 @@ from vistrain.layers.tiling import tiles_of
 from vistrain.metrics.coco_files import SIDES, write_results
 from vistrain.metrics.coco_masks import encoded_masks, mask_area
 from vistrain.network import Network
-from vistrain.pictures import class_colours, draw_boxes, draw_masks, fitted
+from vistrain.pictures import class_colours, draw_boxes, draw_masks, viewable
 from vistrain.predictions import Detections, InstanceDetections
 from vistrain.tasks.base.inputs import InputFile
 from vistrain.tasks.base.options import overlap_of
 from vistrain.tasks.base.predictor import ImagePredictor
-
-LONGEST = 8192  # pixels of a drawn picture's long side
 
 
 class DetectionPredictor(ImagePredictor[Detections]):
@@ -123,10 +121,10 @@ class DetectionPredictor(ImagePredictor[Detections]):
         return {**super().describe(image, result), "detections": detections}
 
     def draw(self, image: np.ndarray, result: Detections) -> np.ndarray:
-        """A copy of a uint8 `[H, W, 3]` picture, at most 8192 pixels long, with its detections, in stable colours."""
+        """A copy of a uint8 `[H, W, 3]` picture, small ones enlarged, with its detections, in stable colours."""
         shown = self.select(result)
         names, colours = self.labels.name_of, class_colours(self.labels)
-        image, scale = fitted(image, LONGEST) if max(image.shape[:2]) > LONGEST else (image, 1.0)
+        image, scale = viewable(image)
         if isinstance(shown, InstanceDetections):
             image = draw_masks(image, shown.masks, shown.labels.tolist(), colours)
         return draw_boxes(image, shown.boxes * scale, shown.labels, shown.scores, names, colours=colours)

@@ -20,7 +20,9 @@ from vistrain.layers.tiling import tiles_of
 from vistrain.metrics.coco_files import SIDES, write_results
 from vistrain.metrics.coco_masks import encoded_masks
 from vistrain.network import Network
+from vistrain.pictures import viewable
 from vistrain.predictions import InstanceDetections, PanopticMap, Segmentation
+from vistrain.segmentation.mask_classifier import MaskClassifier
 from vistrain.segmentation.panoptic_tiles import PanopticSeams, owned_parts
 from vistrain.tasks.base.inputs import InputFile, picture_paths
 from vistrain.tasks.base.options import overlap_of
@@ -177,8 +179,8 @@ class PanopticPredictor(ImagePredictor[Segmentation]):
         return picture_paths(files, folder / self.overlays)
 
     def draw(self, image: np.ndarray, result: Segmentation) -> np.ndarray:
-        """The picture under what was found, with a legend below it."""
-        return segmentation_picture(image, result, self.labels, self.threshold, self.opacity)
+        """The picture, small ones enlarged, under what was found, with a legend below it."""
+        return segmentation_picture(viewable(image)[0], result, self.labels, self.threshold, self.opacity)
 
     def write_picture(self, file: InputFile, image: np.ndarray, result: Segmentation, target: Path) -> None:
         """See `Predictor` and the class."""
@@ -195,9 +197,11 @@ class PanopticPredictor(ImagePredictor[Segmentation]):
         return f"{name}.png"
 
     def sentence(self, entries: Sequence[Mapping[str, Any]]) -> str:
-        """How many segments or instances."""
+        """How many segments or instances; where there is none, what cut them."""
         counts = {key: sum(len(e.get(key, ())) for e in entries) for key in ("segments", "instances")}
-        found = [f"{count} {key}" for key, count in counts.items() if any(key in e for e in entries)]
+        notes = {"segments": "" if counts["segments"] else said_of_none(self.model)}
+        notes["instances"] = f" of score >= {self.threshold:g}"
+        found = [f"{count} {key}{notes[key]}" for key, count in counts.items() if any(key in e for e in entries)]
         return " and ".join(found) or f"{len({name for e in entries for name in e.get('classes', ())})} classes"
 
     def header(self) -> dict[str, Any]:
@@ -240,6 +244,14 @@ class PanopticPredictor(ImagePredictor[Segmentation]):
                 for d in entry.get("instances", ())
             )
             write_results(results, output / "coco_results.json")
+
+
+def said_of_none(model: Network) -> str:
+    """Why there may be no segment at all, for the end of a line."""
+    if not isinstance(model, MaskClassifier):
+        return ""
+    least = f"model.object_threshold={model.object_threshold:g}"
+    return f" (the network itself gives none of a score up to {least}: train longer, or lower it for a look)"
 
 
 def _on_cpu(found: Segmentation) -> Segmentation:

@@ -15,18 +15,19 @@ from vistrain.data.segmentation.instances import InstanceFolders
 from vistrain.data.segmentation.module import SegmentationData
 from vistrain.data.segmentation.panoptic import PanopticFolders
 from vistrain.errors import ConfigError
-from vistrain.metrics import IOU, CocoBoundary, CocoMask, Metric, Record, protocol
+from vistrain.metrics import IOU, CocoBoundary, CocoMask, Metric, Record
 from vistrain.metrics.panoptic_quality import COUNTS, NAME, PanopticQuality
 from vistrain.predictions import Segmentation
 from vistrain.segmentation.mask_classifier import MaskClassifier
 from vistrain.segmentation.semantic import SemanticNetwork
 from vistrain.structures import LabelSpace
+from vistrain.tasks.base.ahead import metric_of
 from vistrain.tasks.base.looks import picture_of
 from vistrain.tasks.base.task import Batch, Cells
 from vistrain.tasks.base.worst import WORST, draw_worst, write_table
 from vistrain.tasks.segmentation.instance_analysis import analyse_instances
 from vistrain.tasks.segmentation.panoptic_evaluate import evaluate_instances, evaluate_panoptic
-from vistrain.tasks.segmentation.panoptic_predictor import PanopticPredictor
+from vistrain.tasks.segmentation.panoptic_predictor import PanopticPredictor, said_of_none
 from vistrain.tasks.segmentation.segment_pictures import truth_and_segments
 from vistrain.tasks.segmentation.task import SegmentationTask
 
@@ -79,7 +80,8 @@ class PanopticTask(SegmentationTask):
         data = self.datamodule
         truth = data.ground_truth(cast(Any, split)) if MASKS.keys() & set(self.metrics) else None
         facts = {name: {"ground_truth": truth if name in MASKS else None} for name in self.metrics}
-        return {name: protocol(name, labels=self.model.labels, **fact) for name, fact in facts.items()}
+        labels = self.model.labels
+        return {name: metric_of(data, split, name, labels=labels, **fact) for name, fact in facts.items()}
 
     def _outputs(self) -> tuple[str, ...]:
         """What the network predicts; empty: it does not say."""
@@ -118,6 +120,21 @@ class PanopticTask(SegmentationTask):
             if name not in known and name in NEEDED:
                 problem = f"{name} needs truth that {type(data).__name__} has not"
                 raise ConfigError("metrics", problem, f"it has that of {', '.join(known)}")
+
+    def on_validation_epoch_end(self) -> None:
+        """Gather, compute, log; say so where no segment was found."""
+        super().on_validation_epoch_end()
+        self._say_nothing_found()
+
+    def on_test_epoch_end(self) -> None:
+        """Gather, compute, log, print; say so where no segment was found."""
+        super().on_test_epoch_end()
+        self._say_nothing_found()
+
+    def _say_nothing_found(self) -> None:
+        records = self.records.get(NAME, ())
+        if records and not any(sum(r["TP"]) + sum(r["FP"]) for r in records):
+            log.warning("no segment was found in %d images%s", len(records), said_of_none(self.model))
 
     def draw_sample(
         self, batch: Batch, index: int, prediction: Segmentation | None, side: int, threshold: float

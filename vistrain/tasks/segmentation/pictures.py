@@ -10,6 +10,7 @@ import numpy as np
 from vistrain.pictures import class_colours, fitted, legend, overlaid
 from vistrain.predictions import Segmentation
 from vistrain.structures import LabelSpace
+from vistrain.tasks.base.looks import title_of
 
 
 def truth_and_prediction(
@@ -34,7 +35,7 @@ def truth_and_prediction(
     Returns:
         Captions and pictures.
     """
-    shown, name = fitted(image, side)[0], str(batch["id"][index])
+    shown, name = fitted(image, side)[0], title_of(batch, index)
     maps: dict[str, np.ndarray] = {}
     target = batch["target"][index] if index < len(batch["target"]) else {}
     if "label_map" in target:

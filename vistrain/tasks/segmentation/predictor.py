@@ -13,7 +13,7 @@ from PIL import Image
 from vistrain.data.segmentation.label_files import stored_values
 from vistrain.errors import ConfigError
 from vistrain.network import Network
-from vistrain.pictures import class_colours
+from vistrain.pictures import class_colours, viewable
 from vistrain.predictions import Segmentation
 from vistrain.segmentation.semantic import SemanticNetwork, check_scales
 from vistrain.tasks.base.inputs import InputFile, picture_paths
@@ -112,8 +112,8 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
         return picture_paths(files, folder / self.overlays)
 
     def draw(self, image: np.ndarray, result: np.ndarray) -> np.ndarray:
-        """The picture under its classes, with a legend below it."""
-        return picture(image, result, self.labels, opacity=self.opacity)
+        """The picture, small ones enlarged, under its classes, with a legend below it."""
+        return picture(viewable(image)[0], result, self.labels, opacity=self.opacity)
 
     def write_picture(self, file: InputFile, image: np.ndarray, result: np.ndarray, target: Path) -> None:
         """See `Predictor` and the class."""

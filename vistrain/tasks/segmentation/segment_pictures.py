@@ -1,30 +1,24 @@
-"""Segments and instances over images: colours of their classes, each thing in a shade of its own, with outlines."""
+"""Segments and instances over images: colours of their classes, each thing in a shade of its own, with outlines.
+
+The image itself is grey: colours are those of the legend, and what has none is of no class.
+"""
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
 from vistrain.metrics.panoptic_quality import compact
-from vistrain.pictures import class_colours, draw_boxes, fitted, legend, overlaid
+from vistrain.pictures import class_colours, draw_boxes, fitted, legend, overlaid, shade
 from vistrain.predictions import InstanceDetections, PanopticMap, Segmentation
 from vistrain.structures import LabelSpace
+from vistrain.tasks.base.looks import title_of
 from vistrain.tasks.segmentation.pictures import picture
 
-RGB = tuple[int, int, int]
-
-
-def shade(colour: RGB, number: int) -> RGB:
-    """A neighbour of a colour, another for each number."""
-    hue, saturation, value = colorsys.rgb_to_hsv(*(c / 255 for c in colour))
-    turn, change = (number * 0.618) % 1 - 0.5, (number * 0.382) % 1 - 0.5
-    near = colorsys.hsv_to_rgb(
-        (hue + 0.12 * turn) % 1, min(max(saturation + 0.3 * change, 0.35), 1), min(max(value - 0.4 * change, 0.45), 1)
-    )
-    return round(near[0] * 255), round(near[1] * 255), round(near[2] * 255)
+NO_TRUTH = "nothing annotated"
 
 
 def segment_picture(
@@ -32,39 +26,40 @@ def segment_picture(
     segments: np.ndarray,
     classes: Sequence[int],
     labels: LabelSpace,
-    others: Sequence[int] = (),
     opacity: float = 0.55,
+    nothing: str = "nothing found",
 ) -> np.ndarray:
-    """An image under its segments, with a legend of their classes below it.
+    """An image in grey under its segments, with a legend of their classes below it.
 
     Args:
         image: uint8 `[H, W, 3]`.
         segments: `[h, w]`; i + 1 is the i-th segment, 0 none.
         classes: channel of each.
         labels: names and colours.
-        others: further channels that the legend names, so that pictures side by side have one.
         opacity: of the colours, 0..1.
+        nothing: what stands in the legend's place where there is no segment.
 
     Returns:
         uint8 `[H + legend, W, 3]`.
     """
     colours, names = class_colours(labels), labels.name_of
     things = set(names if labels.things is None else (labels.channel_of[labels.ids[i]] for i in labels.things))
-    grey: RGB = (128, 128, 128)
-    own = {
-        i + 1: shade(colours.get(c, grey), i) if c in things else colours.get(c, grey) for i, c in enumerate(classes)
-    }
+    unknown, own, seen = (128, 128, 128), {}, dict.fromkeys(classes, 0)
+    for i, c in enumerate(classes):
+        own[i + 1] = shade(colours.get(c, unknown), seen[c]) if c in things else colours.get(c, unknown)
+        seen[c] += 1
     height, width = image.shape[:2]
     rows = (2 * np.arange(height) + 1) * segments.shape[0] // (2 * height)
     columns = (2 * np.arange(width) + 1) * segments.shape[1] // (2 * width)
     shown = segments[rows[:, None], columns]
-    drawn = overlaid(image, shown, own, opacity)
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    drawn = overlaid(grey, shown, own, opacity)
     edge = np.zeros(shown.shape, bool)
     edge[:, 1:] |= shown[:, 1:] != shown[:, :-1]
     edge[1:] |= shown[1:] != shown[:-1]
     drawn[edge] = (255, 255, 255)
-    occurring = {*(classes[i - 1] for i in np.unique(shown).tolist() if i), *others}
-    return np.concatenate([drawn, legend(names, colours, [c for c in names if c in occurring], width)])
+    occurring = {classes[i - 1] for i in np.unique(shown).tolist() if i}
+    return np.concatenate([drawn, legend(names, colours, [c for c in names if c in occurring], width, nothing)])
 
 
 def panoptic_segments(found: PanopticMap) -> tuple[np.ndarray, list[int]]:
@@ -94,7 +89,7 @@ def segmentation_picture(
 
     Args:
         image: uint8 `[H, W, 3]`.
-        found: in the image's size or larger.
+        found: of any size.
         labels: names and colours.
         threshold: least score of an instance.
         opacity: of the colours, 0..1.
@@ -105,7 +100,8 @@ def segmentation_picture(
     if found.instances is not None:
         good = confident(found.instances, threshold)
         size = (int(good.masks.shape[1]), int(good.masks.shape[2]))
-        drawn = segment_picture(image, *instance_segments(good.masks, good.labels, size), labels, opacity=opacity)
+        segments, classes = instance_segments(good.masks, good.labels, size)
+        drawn = segment_picture(image, segments, classes, labels, opacity, f"nothing of score >= {threshold:g} found")
         ratio = image.shape[1] / size[1]
         names, colours = labels.name_of, class_colours(labels)
         boxes = good.boxes.cpu() * ratio
@@ -146,15 +142,15 @@ def truth_and_segments(
     Returns:
         Captions and pictures.
     """
-    shown, name = fitted(image, side)[0], str(batch["id"][index])
+    shown, name = fitted(image, side)[0], title_of(batch, index)
     target = batch["target"][index] if index < len(batch["target"]) else {}
     cells = []
     if "segment_map" in target:
         truth = target["segment_map"].cpu().numpy(), target["segment_labels"].tolist()
-        cells.append((f"{name}: truth", segment_picture(shown, *truth, labels)))
+        cells.append((f"{name}: truth", segment_picture(shown, *truth, labels, nothing=NO_TRUTH)))
     elif "masks" in target:
         truth = instance_segments(target["masks"], target["labels"], tuple(target["masks"].shape[1:]))
-        cells.append((name, segment_picture(shown, *truth, labels)))
+        cells.append((name, segment_picture(shown, *truth, labels, nothing=NO_TRUTH)))
     if found is not None:
         cells.append(("prediction", segmentation_picture(shown, found, labels, threshold)))
     return cells or [(name, shown)]
