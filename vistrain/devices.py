@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from vistrain.errors import ConfigError
 
-OLDEST_TRITON = (3, 5)
+# The first whose `tl.range` takes `loop_unroll_factor`; with 3.1 our kernels do not compile. torch 2.11 brings 3.6.
+OLDEST_TRITON = (3, 2)
 DRIVER = Path("/proc/driver/nvidia/version")
 _INIT = nn.init
 _FILL: frozenset[Callable[..., Any]] = frozenset((
