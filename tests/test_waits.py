@@ -14,10 +14,23 @@ from device_waits import DeviceWaits, counted
 from vistrain import devices, segmentation
 from vistrain.backbones import Backbone, TimmModel
 from vistrain.classification import Classifier
-from vistrain.detection import ATSS, DINO, DeformableDETR, FocusDETR, RetinaNet
+from vistrain.detection import (
+    ATSS,
+    DINO,
+    GFL,
+    CascadeMaskRCNN,
+    DeformableDETR,
+    FasterRCNN,
+    FocusDETR,
+    MaskRCNN,
+    RetinaNet,
+)  # fmt: skip
+from vistrain.detection.roi_heads import BoxHead
+from vistrain.detection.rpn import RPNHead
 from vistrain.devices import upload
 from vistrain.layers.packed_masks import PackedMasks
 from vistrain.losses import MaskCriterion, PixelCrossEntropy
+from vistrain.necks import FPN
 from vistrain.pretraining import MAE, PatchEncoder
 from vistrain.restoration import NAFNet, RestorationModel, SwinIR
 from vistrain.structures import Channels, Factory, LabelSpace
@@ -25,6 +38,7 @@ from vistrain.structures import Channels, Factory, LabelSpace
 LABELS = LabelSpace(tuple("abcde"), tuple(range(5)))
 SMALL: dict[str, Any] = {"embed_dim": 32, "num_heads": 2, "ffn_dim": 32, "num_queries": 8, "encoder_layers": 1}
 SMALL |= {"decoder_layers": 2}
+SIZES = [(64, 64), (48, 64)]
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +59,7 @@ def step(model: torch.nn.Module, batch: dict[str, Any]) -> None:
         (DeformableDETR, {}, ["matching/hungarian.py: cpu"]),
         (DeformableDETR, {"box_refinement": True, "two_stage": True}, ["matching/hungarian.py: cpu"]),
         (DINO, {}, ["matching/hungarian.py: cpu"]),
-        # how many tokens each layer computes is the length of tensors
-        (FocusDETR, {"cascade": (1.0,)}, ["detection/focus_detr.py: tolist", "matching/hungarian.py: cpu"]),
+        (FocusDETR, {"cascade": (1.0,)}, ["matching/hungarian.py: cpu"]),
     ],
 )
 @pytest.mark.parametrize("core", ["grid_sample", "embedding_bag"])
@@ -58,9 +71,13 @@ def test_detection_waits_for_the_costs_of_matching_alone(
 ) -> None:
     backbone = Backbone("test_resnet", strides=(8, 16, 32), frozen_norm=True)
     model = kind(backbone, LABELS, sampling_core=core, **SMALL, **more).train()
-    batch = make_batch([3, 0], [(64, 64), (48, 64)])
-    waits = counted(functools.partial(step, model, batch))
-    assert places(waits) == sorted(expected), waits.places
+    waits = counted(functools.partial(step, model, detection_batch()))
+    assert places(waits) == expected, waits.places
+
+
+def detection_batch() -> dict[str, Any]:
+    """One image with objects, and a smaller one without; as the collate function gives it."""
+    return make_batch([3, 0], SIZES) | {"host_size": SIZES}
 
 
 def places(waits: DeviceWaits) -> list[str]:
@@ -68,11 +85,39 @@ def places(waits: DeviceWaits) -> list[str]:
     return sorted(f"{place.split(':')[0]}:{place.split(':')[2]}" for place in waits.places.elements())
 
 
-@pytest.mark.parametrize(("kind", "where"), [(RetinaNet, "retinanet"), (ATSS, "square_anchors")])
-def test_detection_with_anchors_waits_for_which_are_positive(kind: type[RetinaNet | ATSS], where: str) -> None:
+@pytest.mark.parametrize("kind", [RetinaNet, ATSS, GFL])
+def test_detection_with_anchors_waits_for_how_many_are_positive(kind: type[RetinaNet | ATSS | GFL]) -> None:
     model = kind(Backbone("test_resnet", strides=(8, 16, 32), frozen_norm=True), LABELS).train()
-    waits = counted(functools.partial(step, model, make_batch([3, 0], [(64, 64), (48, 64)])))
-    assert places(waits) == [f"detection/{where}.py: nonzero"] * 2, waits.places  # once for each image
+    waits = counted(functools.partial(step, model, detection_batch()))
+    assert places(waits) == ["devices.py: tolist"], waits.places
+
+
+# How many anchors there are of each kind, which proposals are empty, and what suppression leaves over in each image
+PROPOSING = ["devices.py: tolist"] * 2 + ["layers/boxes.py: nms"] * 2
+STAGE = ["devices.py: tolist", "detection/roi_heads.py: cpu"]  # how many regions of each kind; their levels and owners
+
+
+@pytest.mark.parametrize(
+    ("kind", "packed", "expected"),
+    [
+        (FasterRCNN, False, PROPOSING + STAGE),
+        (MaskRCNN, True, PROPOSING + STAGE),
+        (CascadeMaskRCNN, False, PROPOSING + 3 * STAGE),
+    ],
+)
+def test_detection_in_two_stages_waits_for_sizes_of_what_it_selects(
+    kind: type[FasterRCNN | CascadeMaskRCNN], packed: bool, expected: list[str]
+) -> None:
+    backbone = Backbone("test_resnet", strides=(4, 8, 16, 32), frozen_norm=True)
+    boxes, rpn = {"fc_dim": 8} | kind.default_box_head.arguments, {"embed_dim": 8} | kind.default_rpn.arguments
+    parts = {"neck": Factory(FPN, num_levels=5, embed_dim=8), "rpn": Factory(RPNHead, **rpn)}
+    model = kind(backbone, LABELS, box_head=Factory(BoxHead, **boxes), **parts).train()
+    batch = detection_batch()
+    for target, size in zip(batch["target"], SIZES, strict=True):
+        masks = torch.rand(len(target["labels"]), *size) > 0.5
+        target["masks"] = PackedMasks.of_tensor(masks) if packed else masks
+    waits = counted(functools.partial(step, model, batch))
+    assert places(waits) == sorted(expected), waits.places
 
 
 def test_other_tasks_wait_for_nothing() -> None:
@@ -88,7 +133,6 @@ def test_other_tasks_wait_for_nothing() -> None:
         assert not counted(functools.partial(step, restorer, {"image": images, "size": size, "target": truth})).places
 
 
-SIZES = [(64, 64), (48, 64)]
 FEW: dict[str, Any] = {"embed_dim": 32, "num_heads": 4, "ffn_dim": 16, "num_layers": 2}
 
 

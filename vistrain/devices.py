@@ -135,6 +135,23 @@ def upload(
     return host.to(device, dtype, non_blocking=True)
 
 
+def true_places(masks: Sequence[Tensor]) -> list[Tensor]:
+    """What is true, waiting for the device once, for how many there are; `nonzero` waits in each.
+
+    Args:
+        masks: bool `[A]`, any number of them, A as it comes.
+
+    Returns:
+        of each the indices `[P]` int64, ascending.
+    """
+    if not masks:
+        return []
+    counts = torch.stack([mask.sum() for mask in masks]).tolist()
+    if masks[0].device.type not in ("cpu", "cuda"):  # torch 2.15 has `nonzero_static` for no other
+        return [mask.nonzero()[:, 0] for mask in masks]
+    return [torch.nonzero_static(mask, size=count)[:, 0] for mask, count in zip(masks, counts, strict=True)]
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes: the most that an accelerator gave out to this process so far, else the most that was resident of it."""
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Our Triton kernels compile for cards that are not there: what Triton's interpreter, which runs Python, cannot tell."""
+"""Our Triton kernels compile for cards that are not there, which the interpreter, as it runs Python, cannot tell."""
 
 from __future__ import annotations
 

@@ -226,9 +226,7 @@ def _forward(  # type: ignore[no-untyped-def]
     mixed = tl.zeros([BLOCK_Q, BLOCK_D], dtype=exact)
     for i in range(KH):
         for j in range(KW):
-            seen, place, read = _neighbor(
-                i, j, shift, first, high, wide, there, width, HEADS, DEPTH, DH, DW, BLOCK_D
-            )
+            seen, place, read = _neighbor(i, j, shift, first, high, wide, there, width, HEADS, DEPTH, DH, DW, BLOCK_D)
             logit = tl.sum(asked * tl.load(k + place, mask=read, other=0.0).to(exact), 1)
             if BIAS:
                 where, has = _bias(head, down + i, right + j, seen, KH, KW)
@@ -286,9 +284,7 @@ def _backward(  # type: ignore[no-untyped-def]
     moved = tl.zeros([BLOCK_Q, BLOCK_D], dtype=exact)
     for i in range(KH):
         for j in range(KW):
-            seen, place, read = _neighbor(
-                i, j, shift, first, high, wide, there, width, HEADS, DEPTH, DH, DW, BLOCK_D
-            )
+            seen, place, read = _neighbor(i, j, shift, first, high, wide, there, width, HEADS, DEPTH, DH, DW, BLOCK_D)
             key = tl.load(k + place, mask=read, other=0.0).to(exact)
             logit = tl.sum(asked * key, 1)
             where, has = _bias(head, down + i, right + j, seen, KH, KW)
