@@ -10,10 +10,15 @@ import pytest
 import torch
 from detector_tools import make_batch
 from device_waits import DeviceWaits, counted
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch.overrides import TorchFunctionMode
+from torch.utils.data._utils.pin_memory import pin_memory
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from vistrain import devices, segmentation
 from vistrain.backbones import Backbone, TimmModel
 from vistrain.classification import Classifier
+from vistrain.data.base.collate import batch_of
 from vistrain.detection import (
     ATSS,
     DINO,
@@ -194,6 +199,44 @@ def test_pretraining_waits_for_nothing() -> None:
     model = MAE(encoder, decoder_dim=16, decoder_depth=1, decoder_heads=2).train()
     batch = given([], torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8))
     assert not counted(functools.partial(step, model, batch)).places
+
+
+class Transfers(TorchFunctionMode):
+    """Plays a machine on which memory can be pinned, and notes the copies from there.
+
+    Attributes:
+        copies: of each whether it was from pinned memory, and whether the host does not wait for it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: list[tuple[bool, bool]] = []
+        self._pinned = WeakTensorKeyDictionary()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, func.__name__
+        if name == "is_pinned":
+            return args[0] in self._pinned
+        if name == "pin_memory":
+            pinned = args[0].clone()
+            self._pinned[pinned] = True
+            return pinned
+        if name == "to":
+            self.copies.append((args[0] in self._pinned, bool(kwargs.get("non_blocking"))))
+        return func(*args, **kwargs)
+
+
+def test_all_of_a_batch_is_copied_from_pinned_memory_without_waiting() -> None:
+    masks = torch.rand(2, 4, 6) > 0.5
+    target = {"labels": torch.arange(2), "masks": PackedMasks.of_tensor(masks), "name": "a"}
+    batch = batch_of([np.ones((4, 6, 3), np.uint8)], [(8, 12)], ["a"], [target])
+    batch |= {"views": [torch.ones(2)], "num_targets": 2.0}
+    with Transfers() as transfers:
+        moved = move_data_to_device(pin_memory(batch), torch.device("meta"))
+    # image, size, original_size, labels, two tensors of masks, and a view
+    assert transfers.copies == [(True, True)] * 7
+    assert moved["image"].dtype == torch.uint8
+    assert moved["host_size"] == [(4, 6)]
 
 
 def _swinir() -> SwinIR:
