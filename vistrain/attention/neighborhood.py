@@ -118,14 +118,15 @@ def neighborhood_attention(
         part = rows.between(first, first + count)
         tiles = slice(first * across, first * across + len(part.queries) * across)
         bias = _bias(part, columns, rpb, q)
-        own = [x[:, :, tiles] for x in (queries, keys, values)]
+        some_q, some_k, some_v = (x[:, :, tiles] for x in (queries, keys, values))
         if attends_by_products(q):
-            weights = (own[0] @ own[1].mT + bias).softmax(-1).to(values.dtype)
-            done.append((F.dropout(weights, dropout) if dropout else weights) @ own[2])
+            weights = (some_q @ some_k.mT + bias).softmax(-1).to(values.dtype)
+            done.append((F.dropout(weights, dropout) if dropout else weights) @ some_v)
         else:  # fused kernels know no fifth axis
             heads = q.shape[3]
-            bias = bias.expand(heads, -1, -1, -1).flatten(0, 1)[None].to(own[0].dtype)
-            mixed = F.scaled_dot_product_attention(*(x.flatten(1, 2) for x in own), bias, dropout, scale=1.0)
+            bias = bias.expand(heads, -1, -1, -1).flatten(0, 1)[None].to(q.dtype)
+            some_q, some_k, some_v = (x.flatten(1, 2) for x in (some_q, some_k, some_v))
+            mixed = F.scaled_dot_product_attention(some_q, some_k, some_v, bias, dropout, scale=1.0)
             done.append(mixed.unflatten(1, (heads, -1)))
     return _join(done[0] if len(done) == 1 else torch.cat(done, 2), rows, columns)
 

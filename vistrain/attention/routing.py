@@ -121,8 +121,8 @@ class KMeansAttention(nn.Module):
         if mask is not None:  # a query without keys attends to none: zeros, no NaN
             some = mask.any(-1, keepdim=True)
             mask = (mask | ~some).flatten(1, 2)
-        tensors = (x.flatten(1, 2) for x in (taken_q, taken_k, taken_v))  # fused kernels know no fifth axis
-        attended = F.scaled_dot_product_attention(*tensors, mask).unflatten(1, shape)
+        few_q, few_k, few_v = (x.flatten(1, 2) for x in (taken_q, taken_k, taken_v))  # fused kernels know no fifth axis
+        attended = F.scaled_dot_product_attention(few_q, few_k, few_v, mask).unflatten(1, shape)
         if some is not None:
             attended = attended * some
         return _put(attended, chosen_q, q.shape[2]), self._loss(both, near, means)
