@@ -16,7 +16,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 # What gives the host a number, or needs one to know its result's shape
 READS = {"item", "tolist", "cpu", "numpy", "is_nonzero", "nonzero", "argwhere", "masked_select", "unique", "equal"}
-READS |= {"unique_consecutive", "allclose", "bincount", "__bool__", "__float__", "__int__", "__index__", "__array__"}
+READS |= {"unique_consecutive", "allclose", "bincount", "nms"}  # torchvision's `nms`: how many it leaves over
+READS |= {"__bool__", "__float__", "__int__", "__index__", "__array__"}
 INDEXES = {"__getitem__", "__setitem__", "index_put", "index_put_", "index"}
 PACKAGE = Path(__file__).parents[1] / "vistrain"
 

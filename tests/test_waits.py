@@ -10,14 +10,32 @@ import pytest
 import torch
 from detector_tools import make_batch
 from device_waits import DeviceWaits, counted
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch.overrides import TorchFunctionMode
+from torch.utils.data._utils.pin_memory import pin_memory
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from vistrain import devices, segmentation
 from vistrain.backbones import Backbone, TimmModel
 from vistrain.classification import Classifier
-from vistrain.detection import ATSS, DINO, DeformableDETR, FocusDETR, RetinaNet
+from vistrain.data.base.collate import batch_of
+from vistrain.detection import (
+    ATSS,
+    DINO,
+    GFL,
+    CascadeMaskRCNN,
+    DeformableDETR,
+    FasterRCNN,
+    FocusDETR,
+    MaskRCNN,
+    RetinaNet,
+)  # fmt: skip
+from vistrain.detection.roi_heads import BoxHead
+from vistrain.detection.rpn import RPNHead
 from vistrain.devices import upload
 from vistrain.layers.packed_masks import PackedMasks
 from vistrain.losses import MaskCriterion, PixelCrossEntropy
+from vistrain.necks import FPN
 from vistrain.pretraining import MAE, PatchEncoder
 from vistrain.restoration import NAFNet, RestorationModel, SwinIR
 from vistrain.structures import Channels, Factory, LabelSpace
@@ -25,6 +43,7 @@ from vistrain.structures import Channels, Factory, LabelSpace
 LABELS = LabelSpace(tuple("abcde"), tuple(range(5)))
 SMALL: dict[str, Any] = {"embed_dim": 32, "num_heads": 2, "ffn_dim": 32, "num_queries": 8, "encoder_layers": 1}
 SMALL |= {"decoder_layers": 2}
+SIZES = [(64, 64), (48, 64)]
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +64,7 @@ def step(model: torch.nn.Module, batch: dict[str, Any]) -> None:
         (DeformableDETR, {}, ["matching/hungarian.py: cpu"]),
         (DeformableDETR, {"box_refinement": True, "two_stage": True}, ["matching/hungarian.py: cpu"]),
         (DINO, {}, ["matching/hungarian.py: cpu"]),
-        # how many tokens each layer computes is the length of tensors
-        (FocusDETR, {"cascade": (1.0,)}, ["detection/focus_detr.py: tolist", "matching/hungarian.py: cpu"]),
+        (FocusDETR, {"cascade": (1.0,)}, ["matching/hungarian.py: cpu"]),
     ],
 )
 @pytest.mark.parametrize("core", ["grid_sample", "embedding_bag"])
@@ -58,9 +76,13 @@ def test_detection_waits_for_the_costs_of_matching_alone(
 ) -> None:
     backbone = Backbone("test_resnet", strides=(8, 16, 32), frozen_norm=True)
     model = kind(backbone, LABELS, sampling_core=core, **SMALL, **more).train()
-    batch = make_batch([3, 0], [(64, 64), (48, 64)])
-    waits = counted(functools.partial(step, model, batch))
-    assert places(waits) == sorted(expected), waits.places
+    waits = counted(functools.partial(step, model, detection_batch()))
+    assert places(waits) == expected, waits.places
+
+
+def detection_batch() -> dict[str, Any]:
+    """One image with objects, and a smaller one without; as the collate function gives it."""
+    return make_batch([3, 0], SIZES) | {"host_size": SIZES}
 
 
 def places(waits: DeviceWaits) -> list[str]:
@@ -68,11 +90,39 @@ def places(waits: DeviceWaits) -> list[str]:
     return sorted(f"{place.split(':')[0]}:{place.split(':')[2]}" for place in waits.places.elements())
 
 
-@pytest.mark.parametrize(("kind", "where"), [(RetinaNet, "retinanet"), (ATSS, "square_anchors")])
-def test_detection_with_anchors_waits_for_which_are_positive(kind: type[RetinaNet | ATSS], where: str) -> None:
+@pytest.mark.parametrize("kind", [RetinaNet, ATSS, GFL])
+def test_detection_with_anchors_waits_for_how_many_are_positive(kind: type[RetinaNet | ATSS | GFL]) -> None:
     model = kind(Backbone("test_resnet", strides=(8, 16, 32), frozen_norm=True), LABELS).train()
-    waits = counted(functools.partial(step, model, make_batch([3, 0], [(64, 64), (48, 64)])))
-    assert places(waits) == [f"detection/{where}.py: nonzero"] * 2, waits.places  # once for each image
+    waits = counted(functools.partial(step, model, detection_batch()))
+    assert places(waits) == ["devices.py: tolist"], waits.places
+
+
+# How many anchors there are of each kind, which proposals are empty, and what suppression leaves over in each image
+PROPOSING = ["devices.py: tolist"] * 2 + ["layers/boxes.py: nms"] * 2
+STAGE = ["devices.py: tolist", "detection/roi_heads.py: cpu"]  # how many regions of each kind; their levels and owners
+
+
+@pytest.mark.parametrize(
+    ("kind", "packed", "expected"),
+    [
+        (FasterRCNN, False, PROPOSING + STAGE),
+        (MaskRCNN, True, PROPOSING + STAGE),
+        (CascadeMaskRCNN, False, PROPOSING + 3 * STAGE),
+    ],
+)
+def test_detection_in_two_stages_waits_for_sizes_of_what_it_selects(
+    kind: type[FasterRCNN | CascadeMaskRCNN], packed: bool, expected: list[str]
+) -> None:
+    backbone = Backbone("test_resnet", strides=(4, 8, 16, 32), frozen_norm=True)
+    boxes, rpn = {"fc_dim": 8} | kind.default_box_head.arguments, {"embed_dim": 8} | kind.default_rpn.arguments
+    parts = {"neck": Factory(FPN, num_levels=5, embed_dim=8), "rpn": Factory(RPNHead, **rpn)}
+    model = kind(backbone, LABELS, box_head=Factory(BoxHead, **boxes), **parts).train()
+    batch = detection_batch()
+    for target, size in zip(batch["target"], SIZES, strict=True):
+        masks = torch.rand(len(target["labels"]), *size) > 0.5
+        target["masks"] = PackedMasks.of_tensor(masks) if packed else masks
+    waits = counted(functools.partial(step, model, batch))
+    assert places(waits) == sorted(expected), waits.places
 
 
 def test_other_tasks_wait_for_nothing() -> None:
@@ -88,7 +138,6 @@ def test_other_tasks_wait_for_nothing() -> None:
         assert not counted(functools.partial(step, restorer, {"image": images, "size": size, "target": truth})).places
 
 
-SIZES = [(64, 64), (48, 64)]
 FEW: dict[str, Any] = {"embed_dim": 32, "num_heads": 4, "ffn_dim": 16, "num_layers": 2}
 
 
@@ -150,6 +199,44 @@ def test_pretraining_waits_for_nothing() -> None:
     model = MAE(encoder, decoder_dim=16, decoder_depth=1, decoder_heads=2).train()
     batch = given([], torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8))
     assert not counted(functools.partial(step, model, batch)).places
+
+
+class Transfers(TorchFunctionMode):
+    """Plays a machine on which memory can be pinned, and notes the copies from there.
+
+    Attributes:
+        copies: of each whether it was from pinned memory, and whether the host does not wait for it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: list[tuple[bool, bool]] = []
+        self._pinned = WeakTensorKeyDictionary()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, func.__name__
+        if name == "is_pinned":
+            return args[0] in self._pinned
+        if name == "pin_memory":
+            pinned = args[0].clone()
+            self._pinned[pinned] = True
+            return pinned
+        if name == "to":
+            self.copies.append((args[0] in self._pinned, bool(kwargs.get("non_blocking"))))
+        return func(*args, **kwargs)
+
+
+def test_all_of_a_batch_is_copied_from_pinned_memory_without_waiting() -> None:
+    masks = torch.rand(2, 4, 6) > 0.5
+    target = {"labels": torch.arange(2), "masks": PackedMasks.of_tensor(masks), "name": "a"}
+    batch = batch_of([np.ones((4, 6, 3), np.uint8)], [(8, 12)], ["a"], [target])
+    batch |= {"views": [torch.ones(2)], "num_targets": 2.0}
+    with Transfers() as transfers:
+        moved = move_data_to_device(pin_memory(batch), torch.device("meta"))
+    # image, size, original_size, labels, two tensors of masks, and a view
+    assert transfers.copies == [(True, True)] * 7
+    assert moved["image"].dtype == torch.uint8
+    assert moved["host_size"] == [(4, 6)]
 
 
 def _swinir() -> SwinIR:

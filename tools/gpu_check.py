@@ -429,7 +429,12 @@ def main(argv: Sequence[str] | None = None) -> Check:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu; a dry run takes the CPU unless told")
     parser.add_argument("--dry", action="store_true", help="everything in small, once, to see that it runs")
     arguments = parser.parse_args(argv)
-    device = torch.device("cpu" if arguments.dry and arguments.device == "cuda" else arguments.device)
+    try:
+        device = torch.device("cpu" if arguments.dry and arguments.device == "cuda" else arguments.device)
+    except RuntimeError:
+        parser.error(f"--device {arguments.device} names no device: give cuda, cuda:1 or cpu")
+    if not arguments.minutes > 0:
+        parser.error(f"--minutes {arguments.minutes} is no time: give a number above 0")
     if device.type == "cuda":
         if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
             seen = unusable_gpu() or f"this torch sees {torch.cuda.device_count()} CUDA device(s)"
@@ -437,7 +442,10 @@ def main(argv: Sequence[str] | None = None) -> Check:
         torch.cuda.set_device(device)
         if not torch.cuda.is_bf16_supported():
             parser.error(f"{torch.cuda.get_device_name(device)} has no bf16, in which everything here is measured")
-    check = Check(arguments.output, device, arguments.minutes, arguments.dry)
+    try:
+        check = Check(arguments.output, device, arguments.minutes, arguments.dry)
+    except OSError as error:
+        parser.error(f"--output {arguments.output} cannot be written ({error.strerror}): name another folder")
     work = plan(check)
     names = list(dict.fromkeys(part for part, *_ in work))
     unknown = set(arguments.parts or ()) - set(names)

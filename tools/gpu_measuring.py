@@ -45,6 +45,7 @@ class Check:
 
     def __init__(self, folder: Path, device: torch.device, minutes: float, dry: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "gpu_check.jsonl").open("a").close()  # what cannot be written is known before anything is measured
         self.folder, self.device, self.dry = folder, device, dry
         self.end = time.monotonic() + 60 * minutes
         self.rows: list[Row] = []

@@ -209,7 +209,8 @@ def pictures(check: Check, batch: int, image: tuple[int, int]) -> dict[str, Any]
     """A batch of random pictures of (height, width) = `image` pixels, without targets."""
     size = torch.tensor([image] * batch, device=check.device)
     images = torch.randint(256, (batch, 3, *image), device=check.device, dtype=torch.uint8)
-    return {"image": images, "size": size, "original_size": size, "id": list(range(batch))}
+    known = {"size": size, "host_size": [image] * batch, "original_size": size}
+    return {"image": images, **known, "id": list(range(batch))}
 
 
 def task(check: Check, part: str, name: str, model: Network, given: Mapping[str, Any], how: str) -> None:

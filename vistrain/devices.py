@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from vistrain.errors import ConfigError
 
-OLDEST_TRITON = (3, 5)
+# The first whose `tl.range` takes `loop_unroll_factor`; with 3.1 our kernels do not compile. torch 2.11 brings 3.6.
+OLDEST_TRITON = (3, 2)
 DRIVER = Path("/proc/driver/nvidia/version")
 _INIT = nn.init
 _FILL: frozenset[Callable[..., Any]] = frozenset((
@@ -132,6 +133,23 @@ def upload(
     if device.type == "cuda" and not torch.compiler.is_compiling():
         host = host.pin_memory()  # else the copy would wait
     return host.to(device, dtype, non_blocking=True)
+
+
+def true_places(masks: Sequence[Tensor]) -> list[Tensor]:
+    """What is true, waiting for the device once, for how many there are; `nonzero` waits in each.
+
+    Args:
+        masks: bool `[A]`, any number of them, A as it comes.
+
+    Returns:
+        of each the indices `[P]` int64, ascending.
+    """
+    if not masks:
+        return []
+    counts = torch.stack([mask.sum() for mask in masks]).tolist()
+    if masks[0].device.type not in ("cpu", "cuda"):  # torch 2.15 has `nonzero_static` for no other
+        return [mask.nonzero()[:, 0] for mask in masks]
+    return [torch.nonzero_static(mask, size=count)[:, 0] for mask, count in zip(masks, counts, strict=True)]
 
 
 def peak_memory(device: torch.device) -> int:

@@ -21,7 +21,8 @@ class Network(GuardedContract, nn.Module, abc.ABC):
     """Base of all networks that a config's `model` names.
 
     Batches are dicts: `image` uint8 or floating point `[B, C, *S]` (S: height and width, or depth, height and width),
-    padded at the end of each side; `size` int64 `[B, len(S)]`, without padding; `original_size`, the same before any
+    padded at the end of each side; `size` int64 `[B, len(S)]`, without padding; `host_size`, the same as a list of
+    tuples, which no host waits for (of batches made by hand it may be missing); `original_size`, `size` before any
     transform; `id`, a list; `target`, a list of dicts; and what a task's data module adds.
 
     `forward` takes normalised images `[B, C, *S]` and has no side effects: it is what is exported and profiled.

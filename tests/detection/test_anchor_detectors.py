@@ -181,12 +181,14 @@ def test_sampling_is_balanced() -> None:
     assigned = torch.cat(
         (torch.zeros(30), torch.full((100,), float(BACKGROUND)), torch.full((9,), float(IGNORED)))
     ).long()
-    positive, negative = RandomSampler(40, 0.25)(assigned)
-    assert (len(positive), len(negative)) == (10, 30)
-    assert (assigned[positive] >= 0).all()
-    assert (assigned[negative] == BACKGROUND).all()
-    positive, negative = RandomSampler(400, 0.25)(assigned)
-    assert (len(positive), len(negative)) == (30, 100)
+    (found,) = RandomSampler(40, 0.25)([assigned])
+    assert (len(found.positive), len(found.negative)) == (10, 30)
+    assert (assigned[found.positive] >= 0).all()
+    assert (assigned[found.negative] == BACKGROUND).all()
+    assert (assigned >= 0).nonzero()[:, 0][found.order].equal(found.positive)
+    (found,) = RandomSampler(400, 0.25)([assigned])
+    assert (len(found.positive), len(found.negative)) == (30, 100)
+    assert found.order.tolist() == list(range(30))
 
 
 def test_gfl_losses_as_defined() -> None:

@@ -63,6 +63,13 @@ def test_losses_are_finite_and_reach_every_parameter(
     assert all(gradient.isfinite().all() for gradient in gradients(model, model.losses(batch)).values())
 
 
+def test_sizes_that_the_host_knows_change_nothing() -> None:
+    sizes = [(64, 96), (48, 40)]
+    model, batch = make(denoising=ContrastiveDenoising(0)).train(), make_batch([2, 1], sizes)
+    waiting, knowing = model.losses(batch), model.losses(batch | {"host_size": sizes})
+    assert {name: loss.item() for name, loss in waiting.items()} == {name: x.item() for name, x in knowing.items()}
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_without_auxiliary_losses_no_parameter_is_left_over(form: str) -> None:
     model = make(form, aux_loss=False, decoder_layers=3).train()

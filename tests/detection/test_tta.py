@@ -79,6 +79,7 @@ def test_padding_stays_at_the_bottom_and_right() -> None:
     assert not seen["image"][1, :, 40:].any()
     assert seen["id"] == [1, 2]
     assert view(batch, 0.001, flip=False)["size"].tolist() == [[1, 1], [1, 1]]
+    assert view(batch | {"host_size": [(64, 96), (40, 64)]}, 0.001, flip=False)["host_size"] == [(1, 1), (1, 1)]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -62,7 +62,8 @@ def test_where_it_runs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
 
 def test_what_triton_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     lacks = devices.triton_lacks
-    for version, expected in (("3.9.0", ""), ("2.1.0", "Triton 2.1.0 is older than 3.5 (pip install -U triton)")):
+    old = "Triton 3.1.0 is older than 3.2 (pip install -U triton)"
+    for version, expected in (("3.9.0", ""), ("3.2.0", ""), ("3.1.0", old)):
         lacks.cache_clear()
         monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: object())
         monkeypatch.setattr(devices.importlib.metadata, "version", lambda name, version=version: version)

@@ -112,7 +112,16 @@ def test_mistakes_on_the_command_line(
     monkeypatch.syspath_prepend(TOOLS)
     import gpu_check
 
-    for arguments, message in ((["--device", "cuda:99"], "no cuda:99"), (["--dry", "--parts", "x"], "no part x")):
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    file.write_text("mine")
+    for arguments, output, message in (
+        (["--device", "cuda:99"], folder, "no cuda:99"),
+        (["--device", "card"], folder, "--device card names no device"),
+        (["--dry", "--parts", "x"], folder, "no part x"),
+        (["--dry", "--minutes", "nan"], folder, "--minutes nan"),
+        (["--dry"], file, f"--output {file} cannot be written"),
+    ):
         with pytest.raises(SystemExit):
-            gpu_check.main([*arguments, "--output", str(tmp_path)])
+            gpu_check.main([*arguments, "--output", str(output)])
         assert message in capsys.readouterr().err
+    assert file.read_text() == "mine"

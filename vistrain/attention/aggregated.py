@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from vistrain.attention.base import AttentionOperator
 from vistrain.devices import upload
+from vistrain.layers.biased_attention import biased_attention
 
 Size = tuple[int, int]
 
@@ -121,8 +122,8 @@ class CosineAttention(AttentionOperator):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         q = (q + self.query_embedding) * F.softplus(self.temperature) * math.log(size[0] * size[1])
-        logits = q @ k.mT + self.cpb(size, size, (self.cpb.grid, self.cpb.grid))
-        x = F.dropout(logits.softmax(-1), self.attn_drop, self.training).to(v.dtype) @ v
+        bias = self.cpb(size, size, (self.cpb.grid, self.cpb.grid))
+        x = biased_attention(q, k, v, bias, 1.0, self.attn_drop if self.training else 0.0)
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
 
 

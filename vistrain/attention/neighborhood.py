@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from vistrain.attention.base import AttentionOperator
 from vistrain.devices import triton_lacks, triton_serves, upload
 from vistrain.errors import ConfigError
-from vistrain.layers.windows import at_once
+from vistrain.layers.windows import at_once, attends_by_products
 
 log = logging.getLogger(__name__)
 
@@ -118,10 +118,16 @@ def neighborhood_attention(
         part = rows.between(first, first + count)
         tiles = slice(first * across, first * across + len(part.queries) * across)
         bias = _bias(part, columns, rpb, q)
-        # Plain products: at these sizes fused attention is slower on a CPU, forward and backward.
-        weights = (queries[:, :, tiles] @ keys[:, :, tiles].mT + bias).softmax(-1).to(values.dtype)
-        weights = F.dropout(weights, dropout) if dropout else weights
-        done.append(weights @ values[:, :, tiles])
+        some_q, some_k, some_v = (x[:, :, tiles] for x in (queries, keys, values))
+        if attends_by_products(q):
+            weights = (some_q @ some_k.mT + bias).softmax(-1).to(values.dtype)
+            done.append((F.dropout(weights, dropout) if dropout else weights) @ some_v)
+        else:  # fused kernels know no fifth axis
+            heads = q.shape[3]
+            bias = bias.expand(heads, -1, -1, -1).flatten(0, 1)[None].to(q.dtype)
+            some_q, some_k, some_v = (x.flatten(1, 2) for x in (some_q, some_k, some_v))
+            mixed = F.scaled_dot_product_attention(some_q, some_k, some_v, bias, dropout, scale=1.0)
+            done.append(mixed.unflatten(1, (heads, -1)))
     return _join(done[0] if len(done) == 1 else torch.cat(done, 2), rows, columns)
 
 

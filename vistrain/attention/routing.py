@@ -117,12 +117,14 @@ class KMeansAttention(nn.Module):
             taken_k, taken_v = (torch.cat((m, t), 3) for m, t in zip(memory, (taken_k, taken_v), strict=True))
             if mask is not None:
                 mask = F.pad(mask, (self.mem_key.shape[2], 0), value=True)
+        shape, some = taken_q.shape[1:3], None
         if mask is not None:  # a query without keys attends to none: zeros, no NaN
             some = mask.any(-1, keepdim=True)
-            logits = (taken_q @ taken_k.mT * q.shape[-1] ** -0.5).masked_fill(~mask & some, float("-inf"))
-            attended = (logits.softmax(-1) * some).to(taken_v.dtype) @ taken_v
-        else:
-            attended = F.scaled_dot_product_attention(taken_q, taken_k, taken_v)
+            mask = (mask | ~some).flatten(1, 2)
+        few_q, few_k, few_v = (x.flatten(1, 2) for x in (taken_q, taken_k, taken_v))  # fused kernels know no fifth axis
+        attended = F.scaled_dot_product_attention(few_q, few_k, few_v, mask).unflatten(1, shape)
+        if some is not None:
+            attended = attended * some
         return _put(attended, chosen_q, q.shape[2]), self._loss(both, near, means)
 
     def _loss(self, both: Tensor, near: Tensor, means: Tensor) -> Tensor:

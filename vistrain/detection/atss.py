@@ -58,8 +58,9 @@ class ATSSHead(SquareAnchorHead):
         )
         anchors, counts = self.anchors(outputs)
         loss_class, loss_bbox, loss_central, weights, positives = [], [], [], [], 0
-        for own, offset, near, box, label in zip(logits, offsets, central[..., 0], boxes, labels, strict=True):
-            positive, target, classes = self.assign(anchors, box, label, counts)
+        assigned = self.assign(anchors, boxes, labels, counts)
+        for own, offset, near, assignment in zip(logits, offsets, central[..., 0], assigned, strict=True):
+            positive, target, classes = assignment
             loss_class.append(sigmoid_focal(own, classes, own.new_ones(len(own))))
             weight = centredness(anchors[positive], target)
             overlap = clamped_giou(self.deltas.decode(anchors[positive], offset[positive]), target)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.detection.mask_rcnn import POOLED, RoIHead, TwoStageDetector, of_class
-from vistrain.detection.roi_heads import BOX_SIDE, MASK_SIDE, BoxHead, MaskHead, Samples, pool
+from vistrain.detection.roi_heads import BOX_SIDE, MASK_SIDE, BoxHead, MaskHead, Samples, on_host, pool
 from vistrain.detection.rpn import RPNHead
+from vistrain.detection.targets import host_sizes
 from vistrain.errors import ConfigError
 from vistrain.layers.loss_weights import refuse_negative
 from vistrain.matching.overlap import OverlapAssigner
@@ -81,18 +82,20 @@ class CascadeMaskRCNN(TwoStageDetector):
         """See `TwoStageDetector`: `loss_class_0`, `loss_bbox_0`, `loss_mask_0` and so on."""
         losses: dict[str, Tensor] = {}
         strides = self.neck.strides[:POOLED]
-        sizes = [(h, w) for h, w in batch["size"].tolist()]
+        sizes = host_sizes(batch)
         for stage, (head, assigner, weight) in enumerate(
             zip(self.roi_head.bbox_head, self.assigners, self.stage_weights, strict=True)
         ):
             samples = self.sample(proposals, batch, assigner)
-            logits, offsets = head(pool(levels, strides, [s.boxes for s in samples], BOX_SIDE))
+            where, owners = on_host(samples, len(levels))
+            logits, offsets = head(pool(levels, strides, [s.boxes for s in samples], BOX_SIDE, where))
             loss_class, loss_bbox = head.losses(logits, offsets, samples)
             losses |= {f"loss_class_{stage}": weight * loss_class, f"loss_bbox_{stage}": weight * loss_bbox}
             if self.trains_masks:
                 mask_head = self.roi_head.mask_head[stage]
-                masks = mask_head(pool(levels, strides, [s.positives for s in samples], MASK_SIDE))
-                loss = mask_head.loss(masks, samples, [t["masks"] for t in batch["target"]])
+                of_positives = [own[: len(owner)] for own, owner in zip(where, owners, strict=True)]
+                masks = mask_head(pool(levels, strides, [s.positives for s in samples], MASK_SIDE, of_positives))
+                loss = mask_head.loss(masks, samples, owners, [t["masks"] for t in batch["target"]])
                 losses[f"loss_mask_{stage}"] = weight * loss
             proposals = self._refined(head, logits.detach(), offsets.detach(), samples, sizes)
         return losses
@@ -111,9 +114,7 @@ class CascadeMaskRCNN(TwoStageDetector):
         parts = zip(samples, logits.split(counts), offsets.split(counts), sizes, strict=True)
         for own, logit, offset, size in parts:
             labels = torch.where(own.labels == head.num_classes, logit[:, :-1].argmax(1), own.labels)
-            kept = torch.ones_like(own.labels, dtype=torch.bool)
-            kept[: len(own.owners)] = ~own.is_object
-            found.append(head.refine(own.boxes, offset, labels, size)[kept])
+            found.append(head.refine(own.boxes, offset, labels, size)[own.objects :])
         return found
 
     def regions(

@@ -6,6 +6,7 @@ implementation load too: IDEA-Research/detrex, commit e244e6c, Apache-2.0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -152,10 +153,11 @@ class DeformableDETR(SetDetector):
         padding_mask: Tensor | None,
         extra: DenoisingQueries | None = None,
         last_only: bool = False,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> Decoded:
         """Run the network; see `SetDetector.decode`."""
         levels = self.neck(self.backbone(images))
-        pyramid = flatten_pyramid(levels, padding_mask, self.position, self.level_embed)
+        pyramid = flatten_pyramid(levels, padding_mask, self.position, self.level_embed, sizes)
         mask = pyramid.padding_mask
         tokens = self.encoder(pyramid.tokens, pyramid.position, pyramid.shapes, pyramid.ratios, mask)
         if self.two_stage:

@@ -19,7 +19,7 @@ from vistrain.backbones.resnet_keys import torchvision_rules
 from vistrain.checkpoints import KeyMap
 from vistrain.contract import GuardedContract
 from vistrain.detection.set_detector import layers_of_backbone
-from vistrain.detection.targets import check_labels
+from vistrain.detection.targets import check_labels, host_sizes
 from vistrain.layers.boxes import nms_by_group
 from vistrain.layers.padding import Normalize
 from vistrain.network import Network
@@ -177,11 +177,10 @@ class DenseDetector(Network):
             batch: `image`, `size` and `original_size`.
         """
         outputs = self(self.normalize(batch["image"], batch["size"])[0])
-        sizes, originals = batch["size"].tolist(), batch["original_size"].tolist()
         found = []
-        for i, (size, original) in enumerate(zip(sizes, originals, strict=True)):
+        for i, (size, original) in enumerate(zip(host_sizes(batch), batch["original_size"].tolist(), strict=True)):
             own = [tuple(x[i].float() for x in level) for level in outputs]
-            found.append(self._detections(own, tuple(size), tuple(original)))
+            found.append(self._detections(own, size, tuple(original)))
         return found
 
     def _detections(

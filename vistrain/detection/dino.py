@@ -6,6 +6,7 @@ is another model in details, load too: IDEA-Research/detrex, commit e244e6c, Apa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -175,10 +176,11 @@ class DINO(SetDetector):
         padding_mask: Tensor | None,
         extra: DenoisingQueries | None = None,
         last_only: bool = False,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> Decoded:
         """Run the network; see `SetDetector.decode`."""
         levels = self.neck(self.backbone(images))
-        pyramid = flatten_pyramid(levels, padding_mask, self.position, self.level_embed)
+        pyramid = flatten_pyramid(levels, padding_mask, self.position, self.level_embed, sizes)
         origin, unusable = token_proposals(pyramid.shapes, pyramid.extents, pyramid.padding_mask, images.device)
         tokens, extras = self.encode(pyramid, unusable)
         references, proposals = self._select(tokens, origin, unusable)

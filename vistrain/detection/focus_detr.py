@@ -264,14 +264,20 @@ class FocusDETR(DINO):
     def _names(maps: int, encoder_layers: int, decoder_layers: int, shared: bool) -> tuple[KeyMap, ...]:
         return (official_names(maps, encoder_layers, decoder_layers),)
 
-    def token_counts(self, tokens: int, padding_mask: Tensor | None) -> tuple[list[int], list[int]]:
+    def token_counts(
+        self, tokens: int, padding_mask: Tensor | None, valid: Sequence[int] | None = None
+    ) -> tuple[list[int], list[int]]:
         """How many tokens each encoder layer computes, and how many of them belong to each image.
 
         Args:
             tokens: N.
             padding_mask: `[B, N]` bool, True on padding; None: all images are alike, and the second list has one entry.
+            valid: how many tokens of each image are no padding; None: the mask says it, and the host waits for it.
         """
-        valid = [tokens] if padding_mask is None else (~padding_mask).sum(1).tolist()
+        if padding_mask is None:
+            valid = [tokens]
+        elif valid is None:
+            valid = (~padding_mask).sum(1).tolist()
         # Truncated products of float32: faithful. The image with the most tokens decides for the whole batch.
         kept = [min(_cut_off(count, self.keep_ratio) + 1, tokens) for count in valid]
         return [max(_cut_off(max(kept), share), 1) for share in self.cascade], kept
@@ -284,7 +290,7 @@ class FocusDETR(DINO):
         foreground, mask = logits.detach(), pyramid.padding_mask
         if mask is not None:
             foreground = foreground.masked_fill(mask, foreground.min())
-        counts, kept = self.token_counts(logits.shape[1], mask)
+        counts, kept = self.token_counts(logits.shape[1], mask, pyramid.valid_tokens())
         encoded = self.encoder(
             pyramid.tokens,
             pyramid.position,

@@ -88,8 +88,8 @@ class GFLHead(SquareAnchorHead):
         stride = torch.cat([anchors.new_full((n,), s) for n, s in zip(counts, self.strides, strict=True)])[:, None]
         centre = (anchors[:, :2] + anchors[:, 2:]) / 2 / stride
         loss_class, loss_bbox, loss_dfl, weights, positives = [], [], [], [], 0
-        for own, corner, box, label in zip(logits, corners, boxes, labels, strict=True):
-            positive, target, classes = self.assign(anchors, box, label, counts)
+        assigned = self.assign(anchors, boxes, labels, counts)
+        for own, corner, (positive, target, classes) in zip(logits, corners, assigned, strict=True):
             target, corner, middle = target / stride[positive], corner[positive], centre[positive]
             distance = self.integral(corner)
             found = torch.cat((middle - distance[:, :2], middle + distance[:, 2:]), 1)

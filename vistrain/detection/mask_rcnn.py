@@ -22,13 +22,14 @@ from vistrain.detection.roi_heads import (
     MaskHead,
     Samples,
     best_boxes,
+    on_host,
     paste,
     pool,
     sample,
 )
 from vistrain.detection.rpn import RPNHead
 from vistrain.detection.set_detector import layers_of_backbone
-from vistrain.detection.targets import check_labels
+from vistrain.detection.targets import check_labels, host_sizes
 from vistrain.errors import DataError
 from vistrain.layers.padding import Normalize
 from vistrain.matching.overlap import OverlapAssigner, RandomSampler
@@ -138,7 +139,7 @@ class TwoStageDetector(Network):
         """
         images, _ = self.normalize(batch["image"], batch["size"])
         check_labels([t["labels"] for t in batch["target"]], self.labels)
-        sizes = [(h, w) for h, w in batch["size"].tolist()]
+        sizes = host_sizes(batch)
         if self.trains_masks:
             for i, (target, size) in enumerate(zip(batch["target"], sizes, strict=True)):
                 shape = tuple(target["masks"].shape) if "masks" in target else None
@@ -155,10 +156,8 @@ class TwoStageDetector(Network):
 
     def sample(self, proposals: Sequence[Tensor], batch: Mapping[str, Any], assigner: OverlapAssigner) -> list[Samples]:
         """What is trained of each image's proposals."""
-        return [
-            sample(own, t["boxes"].float(), t["labels"], self.labels.num_classes, assigner, self.sampler)
-            for own, t in zip(proposals, batch["target"], strict=True)
-        ]
+        boxes, labels = [t["boxes"].float() for t in batch["target"]], [t["labels"] for t in batch["target"]]
+        return sample(proposals, boxes, labels, self.labels.num_classes, assigner, self.sampler)
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Any]) -> list[Any]:
@@ -168,7 +167,7 @@ class TwoStageDetector(Network):
             batch: `image`, `size` and `original_size`.
         """
         images, _ = self.normalize(batch["image"], batch["size"])
-        sizes = [(h, w) for h, w in batch["size"].tolist()]
+        sizes = host_sizes(batch)
         originals = [(h, w) for h, w in batch["original_size"].tolist()]
         levels = self.neck(self.backbone(images))
         proposals = self.rpn_head.propose(self.rpn_head(levels), sizes)
@@ -247,10 +246,16 @@ class FasterRCNN(TwoStageDetector):
     def _losses(
         self, levels: Sequence[Tensor], samples: Sequence[Samples], batch: Mapping[str, Any]
     ) -> dict[str, Tensor]:
-        head = self.roi_head.bbox_head
-        pooled = pool(levels, self.neck.strides[:POOLED], [s.boxes for s in samples], BOX_SIDE)
+        strides, (where, owners) = self.neck.strides[:POOLED], on_host(samples, len(levels))
+        head, mask_head = self.roi_head.bbox_head, self.roi_head.mask_head
+        pooled = pool(levels, strides, [s.boxes for s in samples], BOX_SIDE, where)
         loss_class, loss_bbox = head.losses(*head(pooled), samples)
-        return {"loss_class": loss_class, "loss_bbox": loss_bbox}
+        losses = {"loss_class": loss_class, "loss_bbox": loss_bbox}
+        if mask_head is not None:
+            of_positives = [own[: len(owner)] for own, owner in zip(where, owners, strict=True)]
+            logits = mask_head(pool(levels, strides, [s.positives for s in samples], MASK_SIDE, of_positives))
+            losses["loss_mask"] = mask_head.loss(logits, samples, owners, [t["masks"] for t in batch["target"]])
+        return losses
 
     def regions(
         self, levels: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
@@ -285,14 +290,6 @@ class MaskRCNN(FasterRCNN):
         super().__init__(backbone, labels, **base)
         facts = {"channels": self.neck.channels[0], "num_classes": labels.num_classes}
         self.roi_head.mask_head = (mask_head or self.default_mask_head)(**facts)
-
-    def _losses(
-        self, levels: Sequence[Tensor], samples: Sequence[Samples], batch: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
-        head = self.roi_head.mask_head
-        logits = head(pool(levels, self.neck.strides[:POOLED], [s.positives for s in samples], MASK_SIDE))
-        loss = head.loss(logits, samples, [t["masks"] for t in batch["target"]])
-        return {**super()._losses(levels, samples, batch), "loss_mask": loss}
 
     def masks(self, levels: Sequence[Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
         """See `TwoStageDetector`."""

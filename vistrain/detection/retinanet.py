@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vistrain.detection.anchors import BoxDeltas, anchor_grid
 from vistrain.detection.dense_detector import DenseDetector, DenseHead, by_anchor, sigmoid_focal
+from vistrain.devices import true_places
 from vistrain.layers.conv import ConvModule
 from vistrain.matching.overlap import IGNORED, OverlapAssigner
 from vistrain.necks import FPN
@@ -68,9 +69,10 @@ class RetinaHead(DenseHead):
         offsets = torch.cat([by_anchor(x, 4) for _, x in outputs], 1)
         anchors = torch.cat(self._anchors(outputs, logits.device))
         loss_class, loss_bbox, positives = [], [], 0
-        for own, offset, box, label in zip(logits, offsets, boxes, labels, strict=True):
-            assigned = self.assigner(anchors, box)
-            positive = (assigned >= 0).nonzero()[:, 0]
+        assignments = [self.assigner(anchors, box) for box in boxes]
+        places = true_places([assigned >= 0 for assigned in assignments])  # waits once, for how many are positive
+        given = zip(logits, offsets, boxes, labels, assignments, places, strict=True)
+        for own, offset, box, label, assigned, positive in given:
             classes = torch.full_like(assigned, self.num_classes)
             classes[positive] = label[assigned[positive]]
             loss_class.append(sigmoid_focal(own, classes, (assigned != IGNORED).to(own.dtype)))

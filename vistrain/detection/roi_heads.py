@@ -5,10 +5,12 @@ Conventions and names are OpenMMLab's: github.com/open-mmlab/mmdetection 2.25, A
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +18,7 @@ from torchvision.ops import roi_align  # type: ignore[import-untyped]
 
 from vistrain.detection.anchors import BoxDeltas
 from vistrain.detection.rpn import smooth_l1
+from vistrain.devices import upload
 from vistrain.layers.boxes import box_area, clamped_giou, nms_by_group
 from vistrain.layers.conv import ConvModule
 from vistrain.layers.loss_weights import refuse_negative
@@ -33,14 +36,14 @@ class Samples:
     Attributes:
         boxes: `[N, 4]` xyxy.
         owners: `[P]` int64, the object of each positive.
-        is_object: `[P]` bool, whether a positive is itself an annotated box.
+        objects: how many of the positives, the first ones, are themselves annotated boxes.
         labels: `[N]` int64; K is background.
         targets: `[P, 4]`, the objects' boxes.
     """
 
     boxes: Tensor
     owners: Tensor
-    is_object: Tensor
+    objects: int
     labels: Tensor
     targets: Tensor
 
@@ -51,29 +54,52 @@ class Samples:
 
 
 def sample(
-    proposals: Tensor,
-    boxes: Tensor,
-    labels: Tensor,
+    proposals: Sequence[Tensor],
+    boxes: Sequence[Tensor],
+    labels: Sequence[Tensor],
     num_classes: int,
     assigner: OverlapAssigner,
     sampler: RandomSampler,
-) -> Samples:
-    """Choose what is trained of one image's proposals `[R, 4]` and of its objects `[N, 4]`, proposals, too."""
-    assigned = torch.cat((torch.arange(len(boxes), device=boxes.device), assigner(proposals, boxes)))
-    regions = torch.cat((boxes, proposals))
-    positive, negative = sampler(assigned)
-    owners = assigned[positive]
-    background = torch.full_like(negative, num_classes)
-    return Samples(
-        boxes=torch.cat((regions[positive], regions[negative])),
-        owners=owners,
-        is_object=positive < len(boxes),
-        labels=torch.cat((labels[owners], background)),
-        targets=boxes[owners],
-    )
+) -> list[Samples]:
+    """Choose what is trained of each image's proposals `[R, 4]` and of its objects `[N, 4]`, proposals, too."""
+    assigned = [
+        torch.cat((torch.arange(len(box), device=box.device), assigner(own, box)))
+        for own, box in zip(proposals, boxes, strict=True)
+    ]
+    found = []
+    for own, box, label, owner, sampled in zip(proposals, boxes, labels, assigned, sampler(assigned), strict=True):
+        regions, owners = torch.cat((box, own)), owner[sampled.positive]
+        background = torch.full_like(sampled.negative, num_classes)
+        found.append(
+            Samples(
+                boxes=torch.cat((regions[sampled.positive], regions[sampled.negative])),
+                owners=owners,
+                # All objects are positive, and come before the proposals: the host knows, as it drew
+                objects=int((sampled.order < len(box)).sum()),
+                labels=torch.cat((label[owners], background)),
+                targets=box[owners],
+            )
+        )
+    return found
 
 
-def pool(levels: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], side: int) -> Tensor:
+def on_host(samples: Sequence[Samples], num_levels: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """What the host must know of regions that are trained, in one copy from the device: per image the level `[N]` that
+    each is pooled from (see `pool`), and the owner `[P]` of each positive."""
+    levels = _level_of(torch.cat([s.boxes for s in samples]), num_levels)
+    found = torch.cat((levels, torch.cat([s.owners for s in samples]))).cpu().numpy()
+    ends = list(itertools.accumulate([len(s.boxes) for s in samples] + [len(s.owners) for s in samples]))
+    parts = np.split(found, ends[:-1])
+    return parts[: len(samples)], parts[len(samples) :]
+
+
+def pool(
+    levels: Sequence[Tensor],
+    strides: Sequence[int],
+    boxes: Sequence[Tensor],
+    side: int,
+    where: Sequence[np.ndarray] | None = None,
+) -> Tensor:
     """RoIAlign of each region on the level of its size (aligned, as many samples as there are pixels).
 
     Args:
@@ -81,20 +107,29 @@ def pool(levels: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tenso
         strides: of the levels.
         boxes: per image `[N_b, 4]` xyxy in pixels.
         side: of the result.
+        where: per image the level of each region, see `on_host`; None: finds out, and waits for the device, as to pool
+            all regions from every level would cost as many times the work.
 
     Returns:
         `[N, C, side, side]`, image by image.
     """
     image = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
     regions = torch.cat(list(boxes))
-    level_of = (box_area(regions).sqrt() / FINEST + 1e-6).log2().floor().clamp(0, len(levels) - 1)
-    rois, found, order = torch.cat((image, regions), 1), [], []
+    level_of = _level_of(regions, len(levels)).cpu().numpy() if where is None else np.concatenate(where)
+    order = np.argsort(level_of, kind="stable")
+    rois = torch.cat((image, regions), 1).float()[upload(order, regions.device)]
+    counts = np.bincount(level_of, minlength=len(levels)).tolist()
     with torch.autocast(regions.device.type, enabled=False):
-        for i, (level, stride) in enumerate(zip(levels, strides, strict=True)):
-            index = (level_of == i).nonzero()[:, 0]
-            found.append(roi_align(level.float(), rois[index].float(), side, 1 / stride, 0, aligned=True))
-            order.append(index)
-    return torch.cat(found)[torch.cat(order).argsort()]
+        found = [
+            roi_align(level.float(), own, side, 1 / stride, 0, aligned=True)
+            for level, stride, own in zip(levels, strides, rois.split(counts), strict=True)
+        ]
+    return torch.cat(found)[upload(np.argsort(order), regions.device)]
+
+
+def _level_of(regions: Tensor, count: int) -> Tensor:
+    """`[N]` int64: of so many levels the one that each box `[N, 4]` is pooled from."""
+    return (box_area(regions).sqrt() / FINEST + 1e-6).log2().floor().clamp(0, count - 1).nan_to_num(0.0).long()
 
 
 class BoxHead(nn.Module):
@@ -163,9 +198,10 @@ class BoxHead(nn.Module):
         """Losses of classes and boxes, both over all regions `[N]` of the samples."""
         labels = torch.cat([s.labels for s in samples])
         loss_class = F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
-        positive = labels < self.num_classes
         boxes, targets = torch.cat([s.positives for s in samples]), torch.cat([s.targets for s in samples])
-        chosen = self._of_class(offsets[positive], labels[positive])
+        own = zip(offsets.split([len(s.labels) for s in samples]), samples, strict=True)
+        moved = torch.cat([offset[: len(s.owners)] for offset, s in own])
+        chosen = self._of_class(moved, torch.cat([s.labels[: len(s.owners)] for s in samples]))
         if self.box_loss == "giou":
             total = (1 - clamped_giou(self.deltas.decode(boxes, chosen), targets)).sum()
         else:
@@ -207,35 +243,41 @@ class MaskHead(nn.Module):
             x = conv(x)
         return self.conv_logits(self.upsample(x).relu())
 
-    def loss(self, logits: Tensor, samples: Sequence[Samples], masks: Sequence[Tensor | PackedMasks]) -> Tensor:
+    def loss(
+        self,
+        logits: Tensor,
+        samples: Sequence[Samples],
+        owners: Sequence[np.ndarray],
+        masks: Sequence[Tensor | PackedMasks],
+    ) -> Tensor:
         """Binary cross-entropy of the masks of the true classes; masks are cut and shrunk to the regions.
 
         Args:
             logits: `[P, K, 28, 28]` of all positives.
             samples: of each image.
+            owners: of each image's positives, see `on_host`.
             masks: per image `[N_b, H, W]` bool, or packed.
         """
         if not len(logits):
             return sum((p.sum() for p in self.parameters()), logits.sum()) * 0.0
         labels = torch.cat([s.labels[: len(s.owners)] for s in samples])
-        truth = torch.cat([_cut(mask, s, logits.shape[-1]) for mask, s in zip(masks, samples, strict=True)])
+        parts = zip(masks, samples, owners, strict=True)
+        truth = torch.cat([_cut(mask, s.positives, own, logits.shape[-1]) for mask, s, own in parts])
         chosen = logits[torch.arange(len(labels), device=labels.device), labels].float()
         return F.binary_cross_entropy_with_logits(chosen, truth)
 
 
-def _cut(masks: Tensor | PackedMasks, samples: Samples, side: int) -> Tensor:
-    """`[P, side, side]` float, 0 and 1: what of each positive's mask lies in it."""
-    if not len(samples.owners):
-        return samples.boxes.new_zeros((0, side, side))
-    found = []
+def _cut(masks: Tensor | PackedMasks, boxes: Tensor, owners: np.ndarray, side: int) -> Tensor:
+    """`[P, side, side]` float, 0 and 1: what of the mask of its owner lies in each box `[P, 4]`."""
+    if not len(owners):
+        return boxes.new_zeros((0, side, side))
     # Object by object: as floats, all masks of a crowded image would not fit.
-    order = []
-    for owner in samples.owners.unique().tolist():
-        index = (samples.owners == owner).nonzero()[:, 0]
-        rois = torch.cat((samples.boxes.new_zeros((len(index), 1)), samples.boxes[index]), 1)
-        found.append(roi_align(masks[owner].to(rois.dtype)[None, None], rois, side, 1.0, 0, aligned=True)[:, 0])
-        order.append(index)
-    return (torch.cat(found)[torch.cat(order).argsort()] >= 0.5).to(samples.boxes.dtype)
+    order = np.argsort(owners, kind="stable")
+    rois, found = torch.cat((boxes.new_zeros((len(boxes), 1)), boxes), 1)[upload(order, boxes.device)], []
+    numbers, counts = np.unique(owners, return_counts=True)
+    for owner, own in zip(numbers.tolist(), rois.split(counts.tolist()), strict=True):
+        found.append(roi_align(masks[owner].to(rois.dtype)[None, None], own, side, 1.0, 0, aligned=True)[:, 0])
+    return (torch.cat(found)[upload(np.argsort(order), boxes.device)] >= 0.5).to(boxes.dtype)
 
 
 def best_boxes(

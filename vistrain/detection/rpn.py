@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from vistrain.detection.anchors import BoxDeltas, anchor_grid
 from vistrain.detection.dense_detector import by_anchor
-from vistrain.devices import upload
+from vistrain.devices import true_places, upload
 from vistrain.layers.boxes import nms_by_group
-from vistrain.matching.overlap import IGNORED, OverlapAssigner, RandomSampler
+from vistrain.matching.overlap import OverlapAssigner, RandomSampler
 
 ASSIGNER = OverlapAssigner(0.7, 0.3, 0.3)
 SAMPLER = RandomSampler(256, 0.5)
@@ -82,12 +82,13 @@ class RPNHead(nn.Module):
         logits = torch.cat([by_anchor(x, 1)[..., 0] for x, _ in outputs], 1)
         offsets = torch.cat([by_anchor(x, 4) for _, x in outputs], 1)
         anchors = torch.cat(self._anchors(outputs))
+        assignments = [
+            self.assigner(anchors, box, self._inside(anchors, size)) for box, size in zip(boxes, sizes, strict=True)
+        ]
         loss_class, loss_bbox, count = [], [], 0
-        for own, offset, box, size in zip(logits, offsets, boxes, sizes, strict=True):
-            inside = self._inside(anchors, size)
-            assigned = torch.full((len(anchors),), IGNORED, dtype=torch.int64, device=anchors.device)
-            assigned[inside] = self.assigner(anchors[inside], box)
-            positive, negative = self.sampler(assigned)
+        given = zip(logits, offsets, boxes, assignments, self.sampler(assignments), strict=True)
+        for own, offset, box, assigned, sampled in given:
+            positive, negative = sampled.positive, sampled.negative
             chosen = own[torch.cat((positive, negative))]
             truth = torch.cat((torch.ones_like(own[positive]), torch.zeros_like(own[negative])))
             loss_class.append(F.binary_cross_entropy_with_logits(chosen, truth, reduction="sum"))
@@ -101,9 +102,11 @@ class RPNHead(nn.Module):
 
     @torch.no_grad()
     def propose(self, outputs: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Boxes `[P, 4]` of each image, best first, within it."""
+        """Boxes `[P, 4]` of each image, best first, within it. Waits for the device once, for which boxes are empty,
+        and in each image for what torchvision's suppression left over: how many these are only the device knows, and
+        suppressing all images at once would shift, and so round, coordinates otherwise (see `nms_by_group`)."""
         mode = 0 if self.training else 1
-        grids, found = self._anchors(outputs), []
+        grids, candidates = self._anchors(outputs), []
         for i, size in enumerate(sizes):
             boxes, scores, levels = [], [], []
             for level, ((logits, offsets), anchors) in enumerate(zip(outputs, grids, strict=True)):
@@ -112,9 +115,11 @@ class RPNHead(nn.Module):
                 boxes.append(self.deltas.decode(anchors[order], by_anchor(offsets[i], 4)[order], size))
                 scores.append(score[: len(order)])
                 levels.append(torch.full_like(order, level))
-            box, score, level_of = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
-            there = (box[:, 2:] > box[:, :2]).all(1)
-            box, score, level_of = box[there], score[there], level_of[there]
+            candidates.append((torch.cat(boxes), torch.cat(scores), torch.cat(levels)))
+        there = true_places([(box[:, 2:] > box[:, :2]).all(1) for box, _, _ in candidates])
+        found = []
+        for tensors, index in zip(candidates, there, strict=True):
+            box, score, level_of = (x[index] for x in tensors)
             kept = nms_by_group(box, score, level_of, self.nms_threshold)
             found.append(box[kept[: self.num_proposals[mode]]])
         return found
@@ -123,9 +128,9 @@ class RPNHead(nn.Module):
         shapes = [(x.shape[-2], x.shape[-1]) for x, _ in outputs]
         return anchor_grid(shapes, self.strides, self.scales, self.ratios, outputs[0][0].device)
 
-    def _inside(self, anchors: Tensor, size: tuple[int, int]) -> Tensor:
+    def _inside(self, anchors: Tensor, size: tuple[int, int]) -> Tensor | None:
         if self.border is None:
-            return torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
+            return None
         far = upload((size[1], size[0]), anchors.device, anchors.dtype) + self.border
         return ((anchors[:, :2] >= -self.border) & (anchors[:, 2:] < far)).all(1)
 

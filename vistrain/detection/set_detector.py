@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vistrain.backbones import Backbone, DenseBackbone
-from vistrain.detection.targets import check_labels, relative_targets, top_detections
+from vistrain.detection.targets import check_labels, host_sizes, relative_targets, top_detections
 from vistrain.detr import ContrastiveDenoising, DenoisingNoise, DenoisingQueries
 from vistrain.layers.deformable import MSDeformAttn
 from vistrain.layers.padding import Normalize
@@ -116,6 +116,7 @@ class SetDetector(Network):
         padding_mask: Tensor | None,
         extra: DenoisingQueries | None = None,
         last_only: bool = False,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> Decoded:
         """Run the network.
 
@@ -124,6 +125,8 @@ class SetDetector(Network):
             padding_mask: `[B, H, W]` bool, True on (bottom, right) padding; None if nothing is padded.
             extra: denoising queries to put in front.
             last_only: only the last layer is wanted; what only losses read may be left out.
+            sizes: (height, width) of each image without padding, for the host; None: it reads what it wants of
+                `padding_mask`, and waits for the device.
         """
 
     @abc.abstractmethod
@@ -179,7 +182,7 @@ class SetDetector(Network):
         boxes = [box.to(images.dtype) for box in boxes]  # float64 in a network of float64, else float32
         check_labels(labels, self.labels)
         extra = None if self.denoising is None else self.denoising(labels, boxes, self.labels.num_classes, noise)
-        decoded = self.decode(images, mask, extra)
+        decoded = self.decode(images, mask, extra, sizes=host_sizes(batch) if "host_size" in batch else None)
         predictions = self._predictions(decoded, extra)
         losses = self.criterion(
             predictions, labels, boxes, self.matcher, batch.get("num_targets"), batch.get("micro_batches", 1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vistrain.backbones import Backbone, DenseBackbone
 from vistrain.detection.anchors import anchor_grid
 from vistrain.detection.dense_detector import DenseDetector, DenseHead, Scale
+from vistrain.devices import true_places
 from vistrain.layers.conv import ConvModule
 from vistrain.matching.overlap import ATSSAssigner
 from vistrain.necks import FPN
@@ -55,15 +56,18 @@ class SquareAnchorHead(DenseHead):
         return torch.cat(anchors), [len(x) for x in anchors]
 
     def assign(
-        self, anchors: Tensor, boxes: Tensor, labels: Tensor, counts: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices `[P]` of one image's positive anchors, their objects' boxes `[P, 4]`, and every anchor's class
-        `[A]`."""
-        assigned = self.assigner(anchors, boxes, counts)
-        positive = (assigned >= 0).nonzero()[:, 0]
-        classes = torch.full_like(assigned, self.num_classes)
-        classes[positive] = labels[assigned[positive]]
-        return positive, boxes[assigned[positive]], classes
+        self, anchors: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor], counts: Sequence[int]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Of each image the indices `[P]` of positive anchors, their objects' boxes `[P, 4]`, and every anchor's class
+        `[A]`. Waits for the device once, for how many are positive."""
+        assigned = [self.assigner(anchors, box, counts) for box in boxes]
+        found = []
+        positives = true_places([own >= 0 for own in assigned])
+        for own, positive, box, label in zip(assigned, positives, boxes, labels, strict=True):
+            classes = torch.full_like(own, self.num_classes)
+            classes[positive] = label[own[positive]]
+            found.append((positive, box[own[positive]], classes))
+        return found
 
 
 class SquareAnchorDetector(DenseDetector):

@@ -30,6 +30,11 @@ def relative_targets(batch: Mapping[str, Any]) -> tuple[list[Tensor], list[Tenso
     return labels, boxes
 
 
+def host_sizes(batch: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """(Height, width) of each image without padding; from a batch without `host_size` it waits for the device."""
+    return [(h, w) for h, w in (batch["host_size"] if "host_size" in batch else batch["size"].tolist())]
+
+
 def check_labels(labels: Sequence[Tensor], space: LabelSpace) -> None:
     """Refuse labels that no class channel has; only where they are on the CPU, for elsewhere it would take a wait.
 

@@ -119,6 +119,7 @@ def view(batch: Mapping[str, Any], scale: float, flip: bool, size_divisor: int =
         **batch,
         "image": stacked.to(batch["image"].dtype),
         "size": batch["size"].new_tensor([list(size) for size in sizes]),
+        "host_size": [tuple(size) for size in sizes],
     }
 
 

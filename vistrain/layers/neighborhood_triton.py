@@ -117,14 +117,70 @@ def _table(axis: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 @triton.jit
-def _queries(tokens, blocks, HEADS: tl.constexpr, BLOCK_Q: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Queries of this program, whether they exist, its head and its image. Heads of a block run side by side."""
+def _queries(  # type: ignore[no-untyped-def]
+    rows,
+    columns,
+    tokens,
+    width,
+    blocks,
+    HEADS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """This program's queries. Heads of a block run side by side.
+
+    Returns its head; where its image and head begin; whether queries exist; where they lie among tokens and heads;
+    their channels, and which of those exist; their first neighbour, how far below and to the right it is in steps of
+    the dilation (negative, mostly), and how many neighbours there are down and across.
+    """
     program = tl.program_id(0)
     head = program % HEADS
     block = program // HEADS % blocks
     image = (program // HEADS // blocks).to(tl.int64)
     query = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    return query, query < tokens, head, image
+    there = query < tokens
+    channel = tl.arange(0, BLOCK_D)
+    shift = (image * tokens * HEADS + head) * DEPTH
+    own = shift + query[:, None] * (HEADS * DEPTH) + channel[None, :]
+    filled = there[:, None] & (channel < DEPTH)[None, :]
+    row = query // width
+    column = query % width
+    top = tl.load(rows + 2 * row, mask=there, other=0)
+    high = tl.load(rows + 2 * row + 1, mask=there, other=0)
+    left = tl.load(columns + 2 * column, mask=there, other=0)
+    wide = tl.load(columns + 2 * column + 1, mask=there, other=0)
+    # Exact quotients: both are in the same group of the dilation
+    down = (top - row) // DH
+    right = (left - column) // DW
+    line = image * tokens * HEADS + query * HEADS + head
+    return head, shift, there, line, own, filled, top * width + left, down, right, high, wide
+
+
+@triton.jit
+def _neighbor(  # type: ignore[no-untyped-def]
+    i,
+    j,
+    shift,
+    first,
+    high,
+    wide,
+    there,
+    width,
+    HEADS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Whether each query has a neighbour so many steps on, where its channels lie, and which of them exist."""
+    channel = tl.arange(0, BLOCK_D)
+    seen = there & (i < high) & (j < wide)
+    token = first + i * DH * width + j * DW
+    place = shift + token[:, None] * (HEADS * DEPTH) + channel[None, :]
+    return seen, place, seen[:, None] & (channel < DEPTH)[None, :]
 
 
 @triton.jit
@@ -160,32 +216,20 @@ def _forward(  # type: ignore[no-untyped-def]
     BLOCK_Q: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    query, there, head, image = _queries(tokens, blocks, HEADS, BLOCK_Q)
-    channel = tl.arange(0, BLOCK_D)
+    head, shift, there, line, own, filled, first, down, right, high, wide = _queries(
+        rows, columns, tokens, width, blocks, HEADS, DEPTH, DH, DW, BLOCK_Q, BLOCK_D
+    )
     exact = total.dtype.element_ty
-    shift = (image * tokens * HEADS + head) * DEPTH
-    row = query // width
-    column = query % width
-    top = tl.load(rows + 2 * row, mask=there, other=0)
-    high = tl.load(rows + 2 * row + 1, mask=there, other=0)
-    left = tl.load(columns + 2 * column, mask=there, other=0)
-    wide = tl.load(columns + 2 * column + 1, mask=there, other=0)
-    own = shift + query[:, None] * (HEADS * DEPTH) + channel[None, :]
-    filled = there[:, None] & (channel < DEPTH)[None, :]
     asked = tl.load(q + own, mask=filled, other=0.0).to(exact) * scale
     most = tl.full([BLOCK_Q], float("-inf"), dtype=exact)
     summed = tl.zeros([BLOCK_Q], dtype=exact)
     mixed = tl.zeros([BLOCK_Q, BLOCK_D], dtype=exact)
     for i in range(KH):
         for j in range(KW):
-            seen = there & (i < high) & (j < wide)
-            token = (top + i * DH) * width + left + j * DW
-            place = shift + token[:, None] * (HEADS * DEPTH) + channel[None, :]
-            read = seen[:, None] & (channel < DEPTH)[None, :]
+            seen, place, read = _neighbor(i, j, shift, first, high, wide, there, width, HEADS, DEPTH, DH, DW, BLOCK_D)
             logit = tl.sum(asked * tl.load(k + place, mask=read, other=0.0).to(exact), 1)
             if BIAS:
-                # Exact quotients: both are in the same group of the dilation
-                where, has = _bias(head, (top - row) // DH + i, (left - column) // DW + j, seen, KH, KW)
+                where, has = _bias(head, down + i, right + j, seen, KH, KW)
                 logit += tl.load(rpb + where, mask=has, other=0.0).to(exact)
             logit = tl.where(seen, logit, float("-inf"))
             higher = tl.maximum(most, logit)
@@ -197,7 +241,7 @@ def _forward(  # type: ignore[no-untyped-def]
             most = higher
     summed = tl.where(there, summed, 1.0)
     tl.store(out + own, mixed / summed[:, None], mask=filled)
-    tl.store(total + image * tokens * HEADS + query * HEADS + head, most + tl.log(summed), mask=there)
+    tl.store(total + line, most + tl.log(summed), mask=there)
 
 
 @triton.jit(do_not_specialize=["tokens", "width", "blocks"])
@@ -229,32 +273,21 @@ def _backward(  # type: ignore[no-untyped-def]
     BLOCK_Q: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    query, there, head, image = _queries(tokens, blocks, HEADS, BLOCK_Q)
-    channel = tl.arange(0, BLOCK_D)
+    head, shift, there, line, own, filled, first, down, right, high, wide = _queries(
+        rows, columns, tokens, width, blocks, HEADS, DEPTH, DH, DW, BLOCK_Q, BLOCK_D
+    )
     exact = total.dtype.element_ty
-    shift = (image * tokens * HEADS + head) * DEPTH
-    row = query // width
-    column = query % width
-    top = tl.load(rows + 2 * row, mask=there, other=0)
-    high = tl.load(rows + 2 * row + 1, mask=there, other=0)
-    left = tl.load(columns + 2 * column, mask=there, other=0)
-    wide = tl.load(columns + 2 * column + 1, mask=there, other=0)
-    own = shift + query[:, None] * (HEADS * DEPTH) + channel[None, :]
-    filled = there[:, None] & (channel < DEPTH)[None, :]
     asked = tl.load(q + own, mask=filled, other=0.0).to(exact) * scale
     above = tl.load(gradient + own, mask=filled, other=0.0).to(exact)
     agreed = tl.sum(above * tl.load(out + own, mask=filled, other=0.0).to(exact), 1)
-    spread = tl.load(total + image * tokens * HEADS + query * HEADS + head, mask=there, other=0.0)
+    spread = tl.load(total + line, mask=there, other=0.0)
     moved = tl.zeros([BLOCK_Q, BLOCK_D], dtype=exact)
     for i in range(KH):
         for j in range(KW):
-            seen = there & (i < high) & (j < wide)
-            token = (top + i * DH) * width + left + j * DW
-            place = shift + token[:, None] * (HEADS * DEPTH) + channel[None, :]
-            read = seen[:, None] & (channel < DEPTH)[None, :]
+            seen, place, read = _neighbor(i, j, shift, first, high, wide, there, width, HEADS, DEPTH, DH, DW, BLOCK_D)
             key = tl.load(k + place, mask=read, other=0.0).to(exact)
             logit = tl.sum(asked * key, 1)
-            where, has = _bias(head, (top - row) // DH + i, (left - column) // DW + j, seen, KH, KW)
+            where, has = _bias(head, down + i, right + j, seen, KH, KW)
             if BIAS:
                 logit += tl.load(rpb + where, mask=has, other=0.0).to(exact)
             share = tl.where(seen, tl.exp(logit - spread), 0.0)

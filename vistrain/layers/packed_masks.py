@@ -127,8 +127,8 @@ class PackedMasks:
         return torch.stack(list(self)) if len(self) else torch.zeros(self.shape, dtype=torch.bool, device=self.device)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedMasks:
-        """The same on a device."""
-        bits, table = (x.to(device, non_blocking=non_blocking) for x in (self.bits, self.table))
+        """The same on a device; from pinned memory without waiting, as Lightning asks for that of tensors alone."""
+        bits, table = (x.to(device, non_blocking=non_blocking or x.is_pinned()) for x in (self.bits, self.table))
         return PackedMasks(bits, table, self.spans, self.size)
 
     def pin_memory(self) -> PackedMasks:

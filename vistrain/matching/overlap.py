@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vistrain.devices import true_places, upload
 from vistrain.layers.boxes import clamped_iou
 
 IGNORED, BACKGROUND = -2, -1
@@ -32,11 +33,23 @@ class OverlapAssigner:
     negative: float
     low_quality: float | None = None
 
-    def __call__(self, anchors: Tensor, objects: Tensor) -> Tensor:
-        """`[A, 4]` anchors and `[N, 4]` objects, xyxy -> `[A]` int64: index of the object, or BACKGROUND or IGNORED."""
+    def __call__(self, anchors: Tensor, objects: Tensor, eligible: Tensor | None = None) -> Tensor:
+        """To which object each anchor belongs.
+
+        Args:
+            anchors: `[A, 4]` xyxy.
+            objects: `[N, 4]` xyxy.
+            eligible: `[A]` bool; the other anchors are as if they were not there, and ignored. None: all are.
+
+        Returns:
+            `[A]` int64: index of the object, or BACKGROUND or IGNORED.
+        """
         if not len(objects):
-            return anchors.new_full((len(anchors),), BACKGROUND, dtype=torch.int64)
+            assigned = anchors.new_full((len(anchors),), BACKGROUND, dtype=torch.int64)
+            return assigned if eligible is None else assigned.masked_fill(~eligible, IGNORED)
         overlaps = clamped_iou(objects[:, None], anchors[None])[0]
+        if eligible is not None:
+            overlaps = overlaps.masked_fill(~eligible, -1.0)  # less than any overlap
         best, index = overlaps.max(0)
         assigned = torch.where(best < self.negative, BACKGROUND, IGNORED)
         assigned = torch.where(best >= self.positive, index, assigned)
@@ -44,7 +57,7 @@ class OverlapAssigner:
             most = overlaps.amax(1)
             for i, claims in enumerate((overlaps == most[:, None]) & (most >= self.low_quality)[:, None]):
                 assigned = torch.where(claims, i, assigned)  # one after the other: the last object wins
-        return assigned
+        return assigned if eligible is None else assigned.masked_fill(~eligible, IGNORED)
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,20 @@ class ATSSAssigner:
         return torch.where(best > -torch.inf, owner, background)
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """What a sampler picked of one image.
+
+    Attributes:
+        positive, negative: indices `[P]` and `[N]` int64, ascending.
+        order: `[P]` int64 on the host: the how many-eth of all positives each of the picked ones is.
+    """
+
+    positive: Tensor
+    negative: Tensor
+    order: Tensor
+
+
 class RandomSampler:
     """Picks what is trained at random: at most a share of positives, the rest negatives.
 
@@ -95,12 +122,20 @@ class RandomSampler:
         self.count, self.positive_share = count, positive_share
         self.draw: Callable[[int], Tensor] = torch.randperm
 
-    def __call__(self, assigned: Tensor) -> tuple[Tensor, Tensor]:
-        """`[A]` of an assigner -> indices of positives and of negatives, ascending."""
-        positive = self._pick((assigned >= 0).nonzero()[:, 0], int(self.count * self.positive_share))
-        return positive, self._pick((assigned == BACKGROUND).nonzero()[:, 0], self.count - len(positive))
+    def __call__(self, assigned: Sequence[Tensor]) -> list[Sampled]:
+        """`[A]` of an assigner, for each image -> what is trained of it. Waits for the device once: the host draws,
+        and asks for that how many there are."""
+        found = true_places([mask for own in assigned for mask in (own >= 0, own == BACKGROUND)])
+        picked = []
+        for positive, negative in zip(found[::2], found[1::2], strict=True):
+            order = self._pick(len(positive), int(self.count * self.positive_share))
+            others = self._pick(len(negative), self.count - len(order))
+            picked.append(Sampled(_taken(positive, order), _taken(negative, others), order))
+        return picked
 
-    def _pick(self, index: Tensor, count: int) -> Tensor:
-        if len(index) <= count:
-            return index
-        return index[self.draw(len(index))[:count].to(index.device)].sort().values
+    def _pick(self, total: int, count: int) -> Tensor:
+        return torch.arange(total) if total <= count else self.draw(total)[:count].sort().values
+
+
+def _taken(index: Tensor, order: Tensor) -> Tensor:
+    return index if len(index) == len(order) else index[upload(order.numpy(), index.device)]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError, DataError
+from vistrain.layers.biased_attention import biased_attention
 from vistrain.layers.drop_path import DropPath
 from vistrain.layers.windows import (
     WindowOrder,
@@ -232,9 +233,8 @@ class RGTRecursiveAttention(nn.Module):
         v = v + to_tokens(self.cpe(to_map(v, reduced)))
         q, k, v = (y.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for y in (self.q(x), self.k(context), v))
         drop = self.attn_drop if self.training else 0.0
-        # Written out: keys are narrower than values, for which fused attention has no kernel
-        weights = F.dropout((q * self.scale @ k.transpose(-2, -1)).softmax(-1), drop)
-        return self.proj_drop(self.proj((weights @ v).transpose(1, 2).flatten(2)))
+        mixed = biased_attention(q, k, v, None, self.scale, drop)  # of keys narrower than values
+        return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 
 class RGTBlock(nn.Module):

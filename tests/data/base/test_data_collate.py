@@ -53,6 +53,7 @@ def test_a_batch_has_the_keys_that_networks_take() -> None:
     batch = batch_of([np.ones((2, 3, 4, 1), np.int16)], [(9, 9, 9)], ["scan"], [{"labels": 1}], 2)
     assert batch["image"].shape == (1, 1, 2, 4, 4)
     assert batch["size"].tolist() == [[2, 3, 4]]
+    assert batch["host_size"] == [(2, 3, 4)]
     assert batch["original_size"].tolist() == [[9, 9, 9]]
     assert (batch["id"], batch["target"]) == (["scan"], [{"labels": 1}])
 

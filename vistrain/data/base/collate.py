@@ -34,13 +34,15 @@ def batch_of(
         names: of the images' files, where ids do not say them.
 
     Returns:
-        `image` `[B, C, *S]`, `size` (without padding) and `original_size` int64 `[B, len(S)]`, `id` and `target`, lists
-        of B, and `name`, where there are names.
+        `image` `[B, C, *S]`, `size` (without padding) and `original_size` int64 `[B, len(S)]`, `host_size`, `id` and
+        `target`, lists of B, and `name`, where there are names. `host_size` is `size` in numbers: who wants them there
+        does not wait for a device.
     """
     stacked, sizes = stack_padded(images, size_divisor)
     original = torch.tensor([list(size) for size in original_sizes], dtype=torch.int64)
-    batch = {"image": stacked, "size": sizes, "original_size": original, "id": list(ids), "target": list(targets)}
-    return {**batch, "name": list(names)} if names else batch
+    known = [tuple(size) for size in sizes.tolist()]
+    batch = {"image": stacked, "size": sizes, "host_size": known, "original_size": original}
+    return {**batch, "id": list(ids), "target": list(targets), **({"name": list(names)} if names else {})}
 
 
 def stack_padded(images: Sequence[np.ndarray], size_divisor: int = 1) -> tuple[Tensor, Tensor]:
