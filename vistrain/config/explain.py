@@ -53,6 +53,7 @@ def listing(kind: str, pattern: str = "*") -> str:
         if any(fnmatch.fnmatchcase(n, wanted.lower()) for n in (name.lower(), re.split(r"[./]", name.lower())[-1]))
     }
     if not found:
+        _refuse_unindexed(f"list {kind} {pattern}", pattern.strip("*"))
         raise ConfigError(f"list {kind} {pattern}", "nothing matches", nearest(pattern.strip("*"), rows))
     return table([[name, *row] for name, row in found.items()]) + _note(kind)
 
@@ -169,7 +170,11 @@ def explanation(name: str) -> str:
     section, _, key = name.partition(".")
     if section in index.SECTIONS:
         return _explain_key(section, key) if key else _explain_section(section)
-    names = [*classes, *by_bare_name, *operators, *index.SECTIONS, *configs]
+    bases = _bases()
+    if last in bases:
+        return _explain_base(last, *bases[last])
+    _refuse_unindexed(f"explain {name}", last)
+    names = [*classes, *by_bare_name, *operators, *bases, *index.SECTIONS, *configs]
     raise ConfigError(f"explain {name}", "no such class, key or config", nearest(name, names))
 
 
@@ -190,6 +195,37 @@ def _explain_class(name: str, entry: dict[str, Any]) -> str:
     if users:
         lines += ["", "  used by:", *(f"    vistrain:{n}" for n in users)]
     return "\n".join(lines) + "\n"
+
+
+def _bases() -> dict[str, tuple[str, list[str]]]:
+    """Base classes of ours that no config names, by their bare names: path, and who stands on each."""
+    classes = index.load("classes")
+    listed = {entry["path"] for entry in classes.values()}
+    found: dict[str, tuple[str, list[str]]] = {}
+    for name, entry in classes.items():
+        for path, _ in source_code.ancestry(entry["path"]):
+            if path not in listed:
+                found.setdefault(path.rpartition(".")[2], (path, []))[1].append(name)
+    return found
+
+
+def _explain_base(name: str, path: str, users: Sequence[str]) -> str:
+    doc = textwrap.indent(source_code.docstring(path), "  ")
+    return f"{name}  ({path})\n\n{doc}\n\n  base of:\n" + "".join(f"    {user}\n" for user in users)
+
+
+def _refuse_unindexed(where: str, name: str) -> None:
+    """Refuse the name of an operator or a module, or of a file of them, that the index does not know yet.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for room in ("attention", "modules"):
+        for file in (source_code.PACKAGE / room).glob("*.py"):
+            source = file.read_text(encoding="utf-8")
+            if name and (file.stem == name or re.search(rf"^class {re.escape(name)}\b", source, re.M)):
+                problem = f"vistrain/{room}/{file.name} is there, and not in the index of names"
+                raise ConfigError(where, problem, "run `make index`; host networks know it already")
 
 
 def _facts_of_operator(said: dict[str, Any]) -> list[list[str]]:

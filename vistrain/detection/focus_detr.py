@@ -242,6 +242,9 @@ class FocusDETR(DINO):
             **base,
         )
         encoder_layers, (num_levels, embed_dim) = len(self.encoder.layers), self.level_embed.shape
+        if num_levels < 2:
+            problem = f"{num_levels}: scores of one level are handed on to the next finer one"
+            raise ConfigError("model.num_levels", problem, "Focus-DETR takes two levels or more")
         if len(cascade) != encoder_layers:
             remedy = f"one share for each of the {encoder_layers} encoder layers"
             raise ConfigError("model.cascade", f"{len(cascade)} shares", remedy)
