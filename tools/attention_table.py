@@ -31,7 +31,7 @@ ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
 
 
 def name_and_paper(cls: type, known: dict[str, Any]) -> tuple[str, str]:
-    """How hosts know it, as in `vistrain list` by its shortest name first, and the first paper that it or its file has."""
+    """How hosts know it, the shortest first as in `vistrain list`, and the first paper that it or its file names."""
     called = [name for name, other in known.items() if other is cls and name != cls.__name__]
     module = sys.modules[cls.__module__].__doc__ or ""
     paper = ARXIV.search(cls.__doc__ or "") or ARXIV.search(module)

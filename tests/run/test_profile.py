@@ -180,9 +180,19 @@ def test_the_command_takes_networks_of_configs(capsys):
     assert json.loads(capsys.readouterr().out)["multiply_adds"] > 0
 
 
+def test_changes_beside_a_backbones_name_are_its_arguments(capsys):
+    assert main(["profile", "attention_pyramid_micro", "attention=halo", "--repeats", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["attention"][0].startswith("HaloAttention x 4")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["profile", "test_resnet", "nonsense=3"], "args.nonsense: timm's test_resnet has no such argument"),
+        (
+            ["profile", "attention_pyramid_micro", "model.backbone.args.attention=halo"],
+            "model.backbone.args.attention: there is no config: KEY=VALUE are arguments of the backbone",
+        ),
         (["profile"], "profile: which network? - give the name of a backbone, or --config FILE"),
         (["profile", "resnet5O"], "no backbone 'resnet5O' - did you mean"),
         (
