@@ -343,7 +343,7 @@ def our_backbones(names: Collection[str] | None = None) -> dict[str, dict[str, A
     from vistrain.devices import on_meta
 
     found: dict[str, dict[str, Any]] = {}
-    for name in shown(sorted(ours()) if names is None else list(names), "backbones of ours"):
+    for name in shown(ours() if names is None else list(names), "backbones of ours"):
         with on_meta():
             model = timm.create_model(name)
         row = published(name)

@@ -170,11 +170,12 @@ def explanation(name: str) -> str:
     section, _, key = name.partition(".")
     if section in index.SECTIONS:
         return _explain_key(section, key) if key else _explain_section(section)
-    bases = _bases()
-    if last in bases:
-        return _explain_base(last, *bases[last])
+    if any(f"class {last}(" in file.read_text(encoding="utf-8") for file in source_code.PACKAGE.rglob("*.py")):
+        bases = _bases()  # many files are parsed for it
+        if last in bases:
+            return _explain_base(last, *bases[last])
     _refuse_unindexed(f"explain {name}", last)
-    names = [*classes, *by_bare_name, *operators, *bases, *index.SECTIONS, *configs]
+    names = [*classes, *by_bare_name, *operators, *index.SECTIONS, *configs]
     raise ConfigError(f"explain {name}", "no such class, key or config", nearest(name, names))
 
 
