@@ -26,8 +26,6 @@ from typing import Any, TypeVar
 
 import checkout  # noqa: F401  before what imports vistrain
 import leaves
-from rich.console import Console
-from rich.progress import track
 
 import vistrain
 from vistrain import config
@@ -95,6 +93,11 @@ def make(committed: dict[str, Any], measure: bool, remeasure: bool = False, keep
 
 def shown(items: Sequence[Item], what: str) -> Iterable[Item]:
     """The items, with a bar on a terminal's stderr and a line elsewhere."""
+    from rich.console import (
+        Console,  # after Lightning: its hints are cached in the order that they are first written in
+    )
+    from rich.progress import track
+
     console = Console(stderr=True)
     if not console.is_terminal:
         console.print(f"{len(items)} {what} ...")
