@@ -347,6 +347,8 @@ def test_bases_are_explained_and_names_not_yet_indexed_say_so(monkeypatch: pytes
     assert "agent_num: number of agents" in said
     assert "attention.AgentAttention" in said.partition("base of:")[2]
     assert "forward(x: [B, N, C], size: Size)" in explanation("AttentionOperator")
+    with pytest.raises(ConfigError, match="no such class, key or config"):
+        explanation("Builder")  # stands in a file, and under no class that a config names
     (tmp_path / "attention").mkdir()
     (tmp_path / "attention" / "row.py").write_text("class RowAttention(AttentionOperator):\n    ...\n")
     monkeypatch.setattr(source_code, "PACKAGE", tmp_path)

@@ -170,10 +170,9 @@ def explanation(name: str) -> str:
     section, _, key = name.partition(".")
     if section in index.SECTIONS:
         return _explain_key(section, key) if key else _explain_section(section)
-    if any(f"class {last}(" in file.read_text(encoding="utf-8") for file in source_code.PACKAGE.rglob("*.py")):
-        bases = _bases()  # many files are parsed for it
-        if last in bases:
-            return _explain_base(last, *bases[last])
+    path, users = _base(last)
+    if users:
+        return _explain_base(last, path, users)
     _refuse_unindexed(f"explain {name}", last)
     names = [*classes, *by_bare_name, *operators, *index.SECTIONS, *configs]
     raise ConfigError(f"explain {name}", "no such class, key or config", nearest(name, names))
@@ -198,16 +197,17 @@ def _explain_class(name: str, entry: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _bases() -> dict[str, tuple[str, list[str]]]:
-    """Base classes of ours that no config names, by their bare names: path, and who stands on each."""
-    classes = index.load("classes")
-    listed = {entry["path"] for entry in classes.values()}
-    found: dict[str, tuple[str, list[str]]] = {}
-    for name, entry in classes.items():
-        for path, _ in source_code.ancestry(entry["path"]):
-            if path not in listed:
-                found.setdefault(path.rpartition(".")[2], (path, []))[1].append(name)
-    return found
+def _base(name: str) -> tuple[str, list[str]]:
+    """The path of a base class of ours that no config names, and which classes of its room stand on it."""
+    root = source_code.PACKAGE
+    files = [file for file in root.rglob("*.py") if f"class {name}(" in file.read_text(encoding="utf-8")]
+    for file in files[:1]:
+        module = ".".join((root.name, *file.relative_to(root).with_suffix("").parts))
+        room = ".".join(module.split(".")[:2])
+        entries = [(n, e["path"]) for n, e in index.load("classes").items() if e["path"].startswith(f"{room}.")]
+        path = f"{module}.{name}"
+        return path, [n for n, p in entries if any(base == path for base, _ in source_code.ancestry(p))]
+    return "", []
 
 
 def _explain_base(name: str, path: str, users: Sequence[str]) -> str:
