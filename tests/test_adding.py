@@ -14,11 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from attention_contract import CHECKS, Case
 from PIL import Image
 
 import vistrain
+from vistrain import config
+from vistrain.attention import paths_of
+from vistrain.backbones import TimmModel
 from vistrain.cli import main
+from vistrain.structures import LabelSpace
 
 PAGE = (Path(__file__).parents[1] / "docs" / "adding.md").read_text()
 PAGES = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
@@ -31,6 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "mine").mkdir()
     (folder / "mine" / "__init__.py").touch()
     for name, source in re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", PAGE, re.S):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(source)
     write_depths(folder / "depths")
     write_boxes(folder / "boxes")
@@ -142,13 +148,17 @@ def test_an_attention_operator(check, place: Path) -> None:
     sys.path.append(str(place))
     from mine import row_attention
 
-    line = re.search(r"# line of CASES\n(.*?)\n```", PAGE, re.S).group(1)
+    line = re.search(r"^CASES = \((Case\(.*\)),\)$", PAGE, re.M).group(1)
     check(eval(line, {"Case": Case, **vars(row_attention)}))
 
 
 def test_an_attention_operator_in_a_host(place: Path) -> None:
     sys.path.append(str(place))
     importlib.import_module("mine.try_row")
+    model = config.compose(["row.yaml"])["model"]["backbone"]
+    facts = {LabelSpace: LabelSpace(("a", "b"), (0, 1))}
+    host = config.build(model, TimmModel, facts, "model.backbone", allow=["mine"])
+    assert paths_of(host, torch.device("cpu")) == ["RowAttention x 4: torch"]
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import checkout  # noqa: F401  before what imports vistrain
+
 from vistrain.attention.base import AttentionOperator
 from vistrain.attention.choice import names, operators, short_name
 from vistrain.modules.base import MODULES, PLACES, ConvModule
@@ -28,13 +30,13 @@ HEAD_MODULES = "| name | paper | formula | cost | stands | maps | to know |\n|--
 ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
 
 
-def name_and_paper(cls: type, known: dict[str, Any], short: str) -> tuple[str, str]:
-    """How hosts know it, and the first paper that it or its file names."""
+def name_and_paper(cls: type, known: dict[str, Any]) -> tuple[str, str]:
+    """How hosts know it, the shortest first as in `vistrain list`, and the first paper that it or its file names."""
     called = [name for name, other in known.items() if other is cls and name != cls.__name__]
     module = sys.modules[cls.__module__].__doc__ or ""
     paper = ARXIV.search(cls.__doc__ or "") or ARXIV.search(module)
     return (
-        ", ".join(f"`{name}`" for name in sorted(called, key=lambda name: (name != short, name))),
+        ", ".join(f"`{name}`" for name in sorted(called, key=lambda name: (len(name), name))),
         f"[{paper.group()}](https://arxiv.org/abs/{paper.group()})" if paper else "",
     )
 
@@ -46,7 +48,7 @@ def row(cells: Sequence[str]) -> str:
 
 def module_line(cls: type[ConvModule]) -> str:
     """A module's row."""
-    known = name_and_paper(cls, MODULES.names(), MODULES.short_name(cls))
+    known = name_and_paper(cls, MODULES.names())
     cells = [*known, f"`{cls.formula}`", f"`{cls.cost}`", PLACES[cls.place], cls.sizes]
     return row([*cells, f"faithfully: {cls.oddities}" if cls.oddities else ""])
 
@@ -61,7 +63,7 @@ def line(cls: type[AttentionOperator]) -> str:
         "oddities": f"faithfully: {cls.oddities}" if cls.oddities else "",
     }
     cells = [
-        *name_and_paper(cls, names(), short_name(cls)),
+        *name_and_paper(cls, names()),
         f"`{cls.formula}`",
         f"`{cls.cost}`",
         cls.growth,

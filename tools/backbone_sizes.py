@@ -12,6 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import checkout  # noqa: F401  before what imports vistrain
+
 from vistrain.backbones.staged import Published, ours, published
 from vistrain.run.profile import counted
 

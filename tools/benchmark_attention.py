@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import checkout  # noqa: F401  before what imports vistrain
 import timm
 import torch
 from attention_plain import PLAIN

@@ -20,10 +20,11 @@ import pkgutil
 import re
 import sys
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import checkout  # noqa: F401  before what imports vistrain
 import leaves
 
 import vistrain
@@ -31,6 +32,7 @@ from vistrain import config
 from vistrain.config import index, source_code
 from vistrain.config.builder import signature
 
+Item = TypeVar("Item")
 ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
 PACKAGES = ("lightning", "timm", "torch", "torchvision")
 # What is measured of a leaf's model, and taken over while what the model is made of stays as it is.
@@ -71,7 +73,7 @@ def make(committed: dict[str, Any], measure: bool, remeasure: bool = False, keep
     if measure:  # composing checks configs against the index, so the names must be there first
         write({**made, "configs": committed["configs"], "weights": committed["weights"]})
     old, new = leaves.hashes(), {}
-    for name, path in leaves.config_files():
+    for name, path in shown(leaves.config_files(), "configs"):
         composed = {} if leaves.is_template(path) else config.compose([path])
         before = committed["configs"].get(name, {})
         facts = {key: before[key] for key in MEASURED if key in before}
@@ -87,6 +89,19 @@ def make(committed: dict[str, Any], measure: bool, remeasure: bool = False, keep
     if measure:
         leaves.HASHES.write_text(json.dumps(new, indent=0) + "\n", encoding="utf-8")
     return made
+
+
+def shown(items: Sequence[Item], what: str) -> Iterable[Item]:
+    """The items, with a bar on a terminal's stderr and a line elsewhere."""
+    from rich.console import (
+        Console,  # after Lightning: its hints are cached in the order that they are first written in
+    )
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.print(f"{len(items)} {what} ...")
+    return track(items, what, console=console, disable=not console.is_terminal, transient=True)
 
 
 def make_names(backbones: Collection[str] | None = None) -> dict[str, Any]:
@@ -331,7 +346,7 @@ def our_backbones(names: Collection[str] | None = None) -> dict[str, dict[str, A
     from vistrain.devices import on_meta
 
     found: dict[str, dict[str, Any]] = {}
-    for name in ours() if names is None else names:
+    for name in shown(ours() if names is None else list(names), "backbones of ours"):
         with on_meta():
             model = timm.create_model(name)
         row = published(name)

@@ -24,6 +24,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import checkout  # noqa: F401  before what imports vistrain
+
 from vistrain import config
 from vistrain.config import index
 from vistrain.run.reproduce import published

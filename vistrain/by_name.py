@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import importlib
+import pkgutil
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from vistrain.contract import constructor
-from vistrain.errors import ConfigError, first_line, nearest, to_blame
+from vistrain.errors import ConfigError, first_line, nearest, said_where, shown, to_blame
 
 OF_EITHER_SIGN = ("shift",)  # numbers that are added
 ZERO_FOR_NONE = ("side_dwconv",)  # counts of which 0 leaves something out
@@ -27,10 +28,12 @@ class Chosen(Generic[Part]):
     Attributes:
         cls: of the part.
         arguments: of its constructor.
+        places: argument -> the dotted key that it was written at, for messages.
     """
 
     cls: type[Part]
     arguments: Mapping[str, Any]
+    places: Mapping[str, str] = field(default_factory=dict)
 
     def made(self, facts: Mapping[str, Any], where: str) -> Part:
         """The part for one block of a host.
@@ -48,16 +51,16 @@ class Chosen(Generic[Part]):
             return self.cls(**{**given, **self.arguments})
         except ConfigError as error:
             # What the host gave is the host's to say: whoever builds it finds the argument that is to blame.
-            place = f"{where}_args.{error.where}" if error.where in self.arguments else error.where or where
+            place = self.places.get(error.where, error.where or where)
             raise ConfigError(place, f"{self.cls.__name__}: {error.problem}", error.remedy) from error
-        except (ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
+        except Exception as error:  # of a part that somebody writes, too
             with torch.device("meta"):
                 name = to_blame(lambda rest: self.cls(**{**given, **rest}), self.arguments, self.arguments)
             if not name:
-                raise
+                raise ValueError(f"{self.cls.__name__} cannot be made: {said_where(error)}") from error
             problem = f"{self.cls.__name__} cannot be made with {self.arguments[name]!r}: {first_line(error)}"
             remedy = f"leave it out ({taken[name].default!r}), or give a value of that kind"
-            raise ConfigError(f"{where}_args.{name}", problem, remedy) from error
+            raise ConfigError(self.places.get(name, where), problem, remedy) from error
 
 
 @dataclass(frozen=True)
@@ -117,10 +120,13 @@ class NamedParts(Generic[Part]):
         Raises:
             ConfigError: a name or an argument does not exist, or there are not as many as stages.
         """
+        if arguments is not None and not isinstance(arguments, Mapping):
+            remedy = f"write a mapping of the {self._word}'s arguments, {{name: value}}"
+            raise ConfigError(f"{where}_args", f"{shown(arguments)} is not a mapping", remedy)
         if chosen is None or isinstance(chosen, str | type | Mapping):
             return [self._one(chosen, arguments or {}, where)] * stages
         if not isinstance(chosen, Sequence):
-            raise ConfigError(where, f"{chosen!r} names no {self._word}", "write a name, or one for each stage")
+            raise ConfigError(where, f"{shown(chosen)} names no {self._word}", "write a name, or one for each stage")
         if len(chosen) != stages:
             problem = f"{len(chosen)} {self._word}s for {stages} stages"
             raise ConfigError(where, problem, "write one, or one for each stage")
@@ -142,14 +148,29 @@ class NamedParts(Generic[Part]):
             choice = choice["name"]
         if isinstance(choice, str):
             if choice not in self.names():
-                raise ConfigError(where, f"no {self.what} {choice!r}", nearest(choice, self._offered(choice), count=2))
+                raise ConfigError(where, f"no {self.what} {choice!r}", self._instead_of(choice))
             cls = self.names()[choice]
         elif isinstance(choice, type) and issubclass(choice, self.base):
             cls = choice
         else:
-            raise ConfigError(where, f"{choice!r} is no {self.what}", f"see `vistrain list {self.listed}`")
-        places = {**dict.fromkeys(arguments, f"{where.partition('[')[0]}_args"), **dict.fromkeys(own, where)}
-        return Chosen(cls, {k: self._checked(cls, k, v, places[k]) for k, v in {**arguments, **own}.items()})
+            raise ConfigError(where, f"{shown(choice)} is no {self.what}", f"see `vistrain list {self.listed}`")
+        places = {key: f"{where.partition('[')[0]}_args" for key in arguments} | dict.fromkeys(own, where)
+        checked = {k: self._checked(cls, k, v, places[k]) for k, v in {**arguments, **own}.items()}
+        return Chosen(cls, checked, {key: f"{place}.{key}" for key, place in places.items()})
+
+    def _instead_of(self, written: str) -> str:
+        """What to do about a name that is none."""
+        see = f"`vistrain list {self.listed}` shows all"
+        if "." in written:
+            return f"a class by its path stands here in Python alone, or in a backbone of yours: docs/adding.md; {see}"
+        room = importlib.import_module(self.room)
+        if any(file.name == written for file in pkgutil.iter_modules(room.__path__)):
+            return f"{self.room.replace('.', '/')}/{written}.py has no class below {self.base.__name__} with a formula"
+        elsewhere = _listed_elsewhere(written, self.listed)
+        if elsewhere:
+            return f"it is one of `vistrain list {elsewhere}`, which stand in other hosts; {see}"
+        near = nearest(written, self._offered(written), count=2, otherwise="")
+        return f"{near} {see}" if near else see
 
     def _offered(self, written: str) -> list[str]:
         """The names in the form of what was written: classes, or short names and files."""
@@ -185,6 +206,41 @@ def _refuse_meaningless(value: Any, key: str, usual: Any, where: str) -> None:
         least = 0 if is_none else 1
         if value < least:
             raise ConfigError(where, f"{value} is too small", f"give a whole number of {least} or more")
+
+
+def gathered(room: str, path: Iterable[str], is_part: Callable[[Any], bool]) -> dict[str, type]:
+    """The parts in the files of a room, by class name.
+
+    Args:
+        room: package.
+        path: its `__path__`.
+        is_part: whether something that a file defines is one of them.
+
+    Raises:
+        ConfigError: a file cannot be imported.
+    """
+    found: dict[str, type] = {}
+    for file in pkgutil.iter_modules(path):
+        try:
+            module = importlib.import_module(f"{room}.{file.name}")
+        except Exception as error:
+            place = f"{room.replace('.', '/')}/{file.name}.py"
+            remedy = "mend it, or take it out: all files of the room are imported with it"
+            raise ConfigError(place, f"cannot be imported: {said_where(error)}", remedy) from error
+        of_file = {name: value for name, value in vars(module).items() if is_part(value)}
+        found |= {name: value for name, value in of_file.items() if value.__module__ == module.__name__}
+    return found
+
+
+def _listed_elsewhere(written: str, listed: str) -> str:
+    """The word of `vistrain list` that lists a part of another kind than `listed`; empty: none does."""
+    from vistrain.config import index  # as above
+
+    for entry in index.load("classes").values():
+        said = entry.get("operator") or entry.get("module")
+        if said and entry["kind"] != listed and written in (*said["names"], entry["path"].rpartition(".")[2]):
+            return str(entry["kind"])
+    return ""
 
 
 @functools.cache

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import re
+import traceback
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -92,6 +94,14 @@ def first_line(error: BaseException, most: int = 200) -> str:
     if meant is not None:
         return meant
     return (lines[0] if lines else type(error).__name__)[:most].rstrip(" .:")
+
+
+def said_where(error: BaseException) -> str:
+    """What an error of somebody's code says, on one line, with its kind, its file and its line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    said = f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
+    return said if isinstance(error, SyntaxError) else said + place  # which names both itself
 
 
 def to_blame(make: Callable[[Mapping[str, Any]], object], arguments: Mapping[str, Any], among: Iterable[str]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +13,12 @@ from torch import nn
 
 import vistrain.backbones  # noqa: F401 - registers ours
 from vistrain.backbones.argument_values import _numbers, refuse_values
-from vistrain.backbones.create import arguments_of, create
+from vistrain.backbones.create import arguments_of, check_arguments, create
+from vistrain.config import compose
 from vistrain.config.builder import build
 from vistrain.devices import on_meta
 from vistrain.errors import ConfigError
+from vistrain.run.parts import build_parts
 from vistrain.structures import Channels
 
 DEFAULTS = {
@@ -112,6 +116,28 @@ def test_what_does_not_fit_is_said_of_its_key(name: str, args: dict[str, Any], s
     node = {"type": "backbones.Backbone", "name": name, "pretrained": False, "args": args}
     with on_meta(), pytest.raises(ConfigError, match=said):
         build(node, nn.Module, {Channels: 3}, "model.backbone")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_all_that_another_backbone_was_given_is_taken_back_by_one_line(order: int) -> None:
+    left = ["channels", "stem_width"][::order]
+    wanted = " ".join(f"model.backbone.args.{key}=null" for key in left)
+    with pytest.raises(ConfigError, match=rf"another backbone: {re.escape(wanted)}, or model\.backbone\.args=null"):
+        check_arguments("attention_pyramid_micro", dict.fromkeys(left, 16) | {"attention": "axial"})
+
+
+def test_arguments_are_refused_before_data_are_generated(tmp_path: Path) -> None:
+    changes = ["model.backbone={name: attention_vit_micro, args: {attention: axial}}", f"data.root={tmp_path}"]
+    config = compose(["vistrain:demo/classification"], changes)
+    with pytest.raises(
+        ConfigError, match=r"model\.backbone\.args\.channels: .* model\.backbone\.args\.channels=null, or"
+    ):
+        build_parts(config, stage="fit")
+    assert list(tmp_path.iterdir()) == []
+    config["model"]["backbone"]["args"] = {"attention": "axail"}
+    with pytest.raises(ConfigError, match=r"model\.backbone\.args\.attention: no attention operator 'axail'"):
+        build_parts(config, stage="fit")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_arguments_that_fit_are_built() -> None:

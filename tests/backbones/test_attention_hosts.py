@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +16,12 @@ from torch import Tensor, nn
 
 from vistrain.attention import base
 from vistrain.attention.base import AttentionOperator, attend, operators_of, paths_of
-from vistrain.attention.choice import names, operators, short_name
+from vistrain.attention.choice import choose, names, operators, short_name
 from vistrain.attention.softmax import SoftmaxAttention
 from vistrain.attention.window import ShiftedWindowAttention, WindowAttention
 from vistrain.backbones import Backbone, TimmModel
 from vistrain.backbones.create import create
+from vistrain.by_name import gathered
 from vistrain.classification import Classifier
 from vistrain.detection import DINO
 from vistrain.detr import ContrastiveDenoising
@@ -140,6 +143,98 @@ def test_what_is_refused(host: str, args: dict[str, Any], said: str) -> None:
         Backbone(f"attention_{host}_micro", strides=(8,), args=args)
 
 
+@pytest.mark.parametrize(
+    ("attention", "arguments", "said"),
+    [
+        ({"name": "softmax", "num_heads": 5}, None, r"^args\.attention\.num_heads: SoftmaxAttention: 32 channels"),
+        (["window", {"name": "softmax", "num_heads": 5}], None, r"^args\.attention\[1\]\.num_heads: Softmax"),
+        ("window", [3], r"^args\.attention_args: \[3\] is not a mapping - write a mapping of the operator's arguments"),
+        ("eca", None, r"no attention operator 'eca' - it is one of `vistrain list modules`"),
+        ("nothing_like_it", None, r"`vistrain list attention` shows all$"),
+        ("sotfmax", None, r"did you mean 'softmax' .*\? `vistrain list attention` shows all$"),
+        ("heads", None, r"vistrain/attention/heads\.py has no class below AttentionOperator with a formula$"),
+        ("mine.row.RowAttention", None, r"a class by its path stands here in Python alone, .* docs/adding\.md"),
+        (["window", None], None, r"null names no attention operator"),
+    ],
+)
+def test_a_choice_is_refused_at_the_key_as_it_was_written(attention: Any, arguments: Any, said: str) -> None:
+    stages = len(attention) if isinstance(attention, list) else 1
+    with pytest.raises(ConfigError, match=said):
+        [chosen.build(32, 4, (8, 8), 0, 1) for chosen in choose(attention, arguments, stages)]
+
+
+class Own(AttentionOperator):
+    """Somebody's own, with a mistake that is chosen.
+
+    Args:
+        dim: C.
+        mistake: which.
+    """
+
+    def __init__(self, dim: int, mistake: str = "none") -> None:
+        super().__init__()
+        self.mistake = mistake
+        if mistake == "name":
+            raise NameError("name 'nowhere' is not defined")
+
+    def forward(self, x: Tensor, size: tuple[int, ...]) -> Any:
+        return {"none": x, "nothing": None, "shape": x[:, 1:]}[self.mistake]
+
+
+class Unmade(Own):
+    """One that is never made."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, "name")
+
+
+def test_mistakes_of_ones_own_operator_name_it() -> None:
+    with pytest.raises(
+        ConfigError, match=r"args\.attention: .*Unmade cannot be made: NameError: .* \(test_att.*, line"
+    ):
+        create("attention_vit_micro", False, {"attention": Unmade}, 3)
+    x = torch.rand(1, 4, 8)
+    with pytest.raises(TypeError, match=r"Own\.forward gives NoneType for tokens \[1, 4, 8\]: give the same shape"):
+        attend(Own(8, "nothing"), x, (2, 2))
+    with pytest.raises(TypeError, match=r"Own\.forward gives \[1, 3, 8\] for tokens \[1, 4, 8\]"):
+        attend(Own(8, "shape"), x, (2, 2))
+    assert attend(Own(8), x, (2, 2)) is x
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ({"growth": "N^7"}, "Mine.growth: 'N^7' is none of N, N log N, N sqrt N, N^2"),
+        ({"formula": "y = x", "__doc__": "Mine."}, "Mine states its formula and lacks `cost`"),
+        ({"formula": "y = x", "cost": "0"}, "Mine states its formula and lacks a docstring"),
+    ],
+)
+def test_what_an_operator_must_say_is_asked_when_its_class_is_made(said: dict[str, Any], problem: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(problem)):
+        type("Mine", (AttentionOperator,), {"__qualname__": "Mine", **said})
+
+
+def test_a_file_of_the_room_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_room").mkdir()
+    (tmp_path / "a_room" / "__init__.py").touch()
+    (tmp_path / "a_room" / "broken.py").write_text("\n1 / 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(
+        ConfigError, match=r"^a_room/broken\.py: cannot be imported: Zero.* \(broken\.py, line 2\) - mend"
+    ):
+        gathered("a_room", [str(tmp_path / "a_room")], base.is_operator)
+
+
+def test_much_padding_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    base._warn_of_padding.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        attend(WindowAttention(4, window_size=7), torch.rand(1, 4, 4), (2, 2))  # few cells, however many times as many
+        assert not caplog.records
+        attend(WindowAttention(4, window_size=40), torch.rand(1, 64, 4), (8, 8))
+    said = "WindowAttention takes multiples of window_size: a map of 8x8 is padded to 40x40, 25 times its cells"
+    assert [record.getMessage() for record in caplog.records] == [said]
+
+
 class Overflowing(AttentionOperator):
     """An operator that must stay in float32, for square maps alone, with a loss of its own."""
 
@@ -171,7 +266,7 @@ def test_hosts_keep_operators_in_float32_that_must_stay_there_and_say_so(caplog:
         model(torch.rand(1, 3, 32, 32))
     assert {dtype for operator in operators_of(model) for dtype in operator.seen} == {torch.float32}
     assert [record.getMessage() for record in caplog.records] == [
-        "Overflowing stays in float32: half precision overflows in it"
+        "Overflowing stays in float32: half types overflow in it, or are too coarse for it"
     ]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vistrain.config import builder as building
-from vistrain.config import index
+from vistrain.config import index, source_code
 from vistrain.config.explain import explanation, listing
 from vistrain.errors import ConfigError
 
@@ -339,6 +339,22 @@ def test_the_default_weights_lead_where_several_configs_train_a_model():
     default = COMMITTED["backbones"]["ecaresnet50t"][0]
     leaf = next(e for e in COMMITTED["configs"].values() if e.get("backbone") == f"ecaresnet50t.{default}")
     assert f"top-1 {leaf['reference']['value']}" in rows[0]
+
+
+def test_bases_are_explained_and_names_not_yet_indexed_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = explanation("attention.AgentOperator")
+    assert said.startswith("AgentOperator  (vistrain.attention.agent.AgentOperator)")
+    assert "agent_num: number of agents" in said
+    assert "attention.AgentAttention" in said.partition("base of:")[2]
+    assert "forward(x: [B, N, C], size: Size)" in explanation("AttentionOperator")
+    with pytest.raises(ConfigError, match="no such class, key or config"):
+        explanation("Builder")  # stands in a file, and under no class that a config names
+    (tmp_path / "attention").mkdir()
+    (tmp_path / "attention" / "row.py").write_text("class RowAttention(AttentionOperator):\n    ...\n")
+    monkeypatch.setattr(source_code, "PACKAGE", tmp_path)
+    for ask in (lambda: explanation("attention.RowAttention"), lambda: listing("attention", "row")):
+        with pytest.raises(ConfigError, match=r"vistrain/attention/row\.py is there, .* - run `make index`"):
+            ask()
 
 
 def test_attention_operators_are_listed_and_explained_by_any_of_their_names():

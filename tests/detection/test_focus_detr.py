@@ -8,10 +8,12 @@ import torch
 from detector_tools import gradients, make_batch, shake
 from parity.models import TinyBackbone, TinyBody, contiguous
 
+from vistrain.config import compose
 from vistrain.detection import DINO, FocusDETR
 from vistrain.detr import ContrastiveDenoising
 from vistrain.errors import ConfigError, DataError
 from vistrain.losses import foreground_loss, foreground_targets
+from vistrain.run.networks import build_without_memory
 
 WIDTHS = [8, 12, 16, 20]
 SIZES = {"embed_dim": 32, "num_heads": 4, "num_queries": 9, "encoder_layers": 2, "decoder_layers": 2, "ffn_dim": 48}
@@ -134,6 +136,13 @@ def test_any_number_of_levels(form: str, levels: int, strides: tuple[int, ...]) 
     if form == "focus":
         assert outputs["foreground_logits"].shape == (1, tokens)
         assert model.select_limits == (*(8.0 * s for s in strides[:-1]), float("inf"))
+
+
+def test_one_level_is_built_of_a_config() -> None:
+    changes = ["model.num_levels=1", "model.backbone={name: test_resnet, strides: [32], args: null}"]
+    model = build_without_memory(compose(["vistrain:demo/detection"], changes))
+    assert model.neck.strides == (32,)
+    assert all(parameter.numel() for parameter in model.parameters())
 
 
 def test_equal_heads_in_all_layers_compute_what_one_shared_head_does() -> None:

@@ -180,9 +180,20 @@ def test_the_command_takes_networks_of_configs(capsys):
     assert json.loads(capsys.readouterr().out)["multiply_adds"] > 0
 
 
+def test_changes_beside_a_backbones_name_are_its_arguments(capsys):
+    assert main(["profile", "test_vit", "depth=1", "--repeats", "0", "--json"]) == 0
+    alone = sum(p.numel() for p in timm.create_model("test_vit", depth=1).parameters())
+    assert json.loads(capsys.readouterr().out)["parameters"] == alone
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["profile", "test_resnet", "nonsense=3"], "args.nonsense: timm's test_resnet has no such argument"),
+        (
+            ["profile", "attention_pyramid_micro", "model.backbone.args.attention=halo"],
+            "model.backbone.args.attention: there is no config: KEY=VALUE are arguments of the backbone",
+        ),
         (["profile"], "profile: which network? - give the name of a backbone, or --config FILE"),
         (["profile", "resnet5O"], "no backbone 'resnet5O' - did you mean"),
         (

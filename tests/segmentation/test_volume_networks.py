@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from parity.models import contiguous
 
+from vistrain.attention.base import operators_of
 from vistrain.attention.choice import operators
 from vistrain.backbones import Backbone
 from vistrain.checkpoints import load_weights, with_channels
+from vistrain.config import compose
 from vistrain.errors import ConfigError, WeightsError
-from vistrain.run.networks import load_named, load_whole
+from vistrain.run.networks import build_without_memory, load_named, load_whole
 from vistrain.segmentation import (
     AGUNet,
     AttentionBlock,
@@ -54,6 +57,14 @@ def volumes(channels: int, *size: int) -> dict[str, Any]:
         "target": [{"label_map": torch.randint(3, size, generator=generator)} for _ in range(2)],
         "id": ["a", "b"],
     }
+
+
+def test_the_pages_config_puts_an_operator_into_a_u_net_of_volumes(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "attention.md").read_text()
+    (tmp_path / "volumes.yaml").write_text(re.search(r"```yaml\n# volumes.yaml\n(.*?)```", page, re.S)[1])
+    model = build_without_memory(compose([tmp_path / "volumes.yaml"]))
+    assert [type(operator).__name__ for operator in operators_of(model)] == ["AxialAttention"] * 2
+    assert {operator.axes for operator in operators_of(model)} == {(3,)}
 
 
 @pytest.mark.parametrize("name", [*IN_THREE_AXES, {"name": "axial", "axes": 3}])

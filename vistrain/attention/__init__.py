@@ -3,19 +3,10 @@
 Every file here is imported, and every operator in it is the room's: a new one is one file and no edit elsewhere.
 """
 
-import importlib
-import pkgutil
-
 from vistrain.attention.base import AttentionOperator as AttentionOperator  # not in __all__: no config names it
-from vistrain.attention.base import attend, auxiliary_losses, operators_of, paths_of
+from vistrain.attention.base import attend, auxiliary_losses, is_operator, operators_of, paths_of
+from vistrain.by_name import gathered
 
-__all__ = ["attend", "auxiliary_losses", "operators_of", "paths_of"]
-
-for _file in pkgutil.iter_modules(__path__):
-    _module = importlib.import_module(f"{__name__}.{_file.name}")
-    for _name, _value in list(vars(_module).items()):
-        if not isinstance(_value, type) or not issubclass(_value, AttentionOperator) or not _value.formula:
-            continue  # bases state no formula
-        if _value.__module__ == _module.__name__:
-            globals()[_name] = _value
-            __all__ += [_name]
+_operators = gathered(__name__, __path__, is_operator)
+globals().update(_operators)
+__all__ = ["attend", "auxiliary_losses", "operators_of", "paths_of", *_operators]

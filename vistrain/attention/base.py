@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ Size = tuple[int, ...]  # of a map: (H, W); (D, H, W) or (L,) where an operator'
 Growth = Literal["N", "N log N", "N sqrt N", "N^2"]
 # The largest growth exponent of time that may be measured between 4k and 16k tokens, by what an operator states
 EXPONENTS: dict[Growth, float] = {"N": 1.1, "N log N": 1.2, "N sqrt N": 1.6, "N^2": 2.1}
+# A map is padded to more than so many times its cells, and to more than these: it is worth a warning
+MOST_PADDING, FEW_CELLS = 4, 1024
 
 
 class AttentionOperator(Contract, nn.Module):
@@ -49,6 +52,9 @@ class AttentionOperator(Contract, nn.Module):
         causal: whether a token sees earlier ones alone, by its definition.
         needs: what it needs of training, in words: a schedule, a loss of its own, a teacher; empty for nothing.
         oddities: what is kept for fidelity though one would not write it so; empty for nothing.
+
+    Raises:
+        TypeError: when a class is made that states its formula without cost or docstring, or an unknown growth.
     """
 
     formula: str = ""
@@ -62,6 +68,15 @@ class AttentionOperator(Contract, nn.Module):
     causal: bool = False
     needs: str = ""
     oddities: str = ""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if cls.growth not in EXPONENTS:
+            raise TypeError(f"{cls.__qualname__}.growth: {cls.growth!r} is none of {', '.join(EXPONENTS)}")
+        documented = bool(cls.__doc__) or not __debug__  # some leave docstrings out
+        if vars(cls).get("formula") and not (cls.cost and documented):
+            lacks = "a docstring" if cls.cost else "`cost`, its multiply-adds on one line"
+            raise TypeError(f"{cls.__qualname__} states its formula and lacks {lacks}")
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,22 +156,49 @@ def _fitted(operator: AttentionOperator, x: Tensor, size: Size) -> Tensor:
         operator.check_size(size)
     whole = operator.fitting(size)
     if whole == size:
-        out: Tensor = operator(x, size)
-        return out
+        return _called(operator, x, size)
+    cells, there = math.prod(whole), math.prod(size)
+    if cells > MOST_PADDING * there and cells > FEW_CELLS:
+        _warn_of_padding(type(operator).__name__, size, whole, operator.sizes)
     edges = [edge for side, full in zip(size[::-1], whole[::-1], strict=True) for edge in (0, full - side)]
     padded = F.pad(x.unflatten(1, size), (0, 0, *edges)).flatten(1, len(size))
     if operator.takes_mask:
         real = F.pad(torch.ones((1, *size), dtype=torch.bool, device=x.device), edges).flatten(1)
-        out = operator(padded, whole, real.expand(x.shape[0], -1))
+        out = _called(operator, padded, whole, real.expand(x.shape[0], -1))
     else:
-        out = operator(padded, whole)
+        out = _called(operator, padded, whole)
     cropped = out.unflatten(1, whole)[(slice(None), *(slice(side) for side in size))]
     return cropped.flatten(1, len(size))
 
 
+def _called(operator: AttentionOperator, x: Tensor, *rest: Any) -> Tensor:
+    """What an operator gives; somebody's own may give anything.
+
+    Raises:
+        TypeError: it gives no tensor of the shape of `x`.
+    """
+    out: Tensor = operator(x, *rest)
+    if torch.compiler.is_compiling() or (isinstance(out, Tensor) and out.shape == x.shape):
+        return out
+    given = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    raise TypeError(f"{type(operator).__name__}.forward gives {given} for tokens {list(x.shape)}: give the same shape")
+
+
 @functools.cache
 def _warn_of_float32(name: str) -> None:
-    log.warning("%s stays in float32: half precision overflows in it", name)
+    log.warning("%s stays in float32: half types overflow in it, or are too coarse for it", name)
+
+
+@functools.cache
+def _warn_of_padding(name: str, size: Size, whole: Size, sizes: str) -> None:
+    given, padded = ("x".join(map(str, sides)) for sides in (size, whole))
+    times = math.prod(whole) / math.prod(size)
+    log.warning("%s takes %s: a map of %s is padded to %s, %.0f times its cells", name, sizes, given, padded, times)
+
+
+def is_operator(value: object) -> bool:
+    """Whether something is an operator's class; bases of several state no formula."""
+    return isinstance(value, type) and issubclass(value, AttentionOperator) and bool(value.formula)
 
 
 def operators_of(network: nn.Module) -> list[AttentionOperator]:

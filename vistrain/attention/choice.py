@@ -60,6 +60,6 @@ def choose(
     found = []
     for chosen in _OPERATORS.choose(attention, arguments, stages, where):
         if chosen is None:
-            raise ConfigError(where, "None names no attention operator", "write a name, or one for each stage")
-        found.append(ChosenOperator(chosen.cls, chosen.arguments))
+            raise ConfigError(where, "null names no attention operator", "write a name, or one for each stage")
+        found.append(ChosenOperator(chosen.cls, chosen.arguments, chosen.places))
     return found

@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,7 +47,7 @@ _DECIDED = {
     "checkpoint_path": "use `pretrained: /path/to/file` beside `args`",
     "cache_dir": "set the environment variable HF_HOME",
 }
-INHERITED = "if the config you stand on gave it to another backbone: args.{}=null, or model.backbone.args=null for all"
+BACK = "if the config you stand on gave it to another backbone: {}, or model.backbone.args=null for all"
 FITTING = "leave it out, or give a value of the kind that it has there, which fits the others"
 UNFIT = (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, ValueError)  # what timm raises
 _CANARY = "vistrain_checks_that_unknown_arguments_are_refused"
@@ -96,6 +96,16 @@ def create(
     return body, flexible
 
 
+def check_arguments(name: str, args: Mapping[str, Any]) -> None:
+    """Refuse a name or arguments that do not exist, as `create` does, without weights and without memory.
+
+    Raises:
+        ConfigError: unknown name, tag or argument.
+    """
+    _check_name(name)
+    _check_args(name, {key: value for key, value in args.items() if value is not None})
+
+
 def _check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
@@ -115,10 +125,12 @@ def _check_args(name: str, args: Mapping[str, Any]) -> None:
     if not args:
         return
     own = _class_of(name)
-    for key in args:
-        if key in _DECIDED or (own and key in _inside(own)):
-            remedy = _DECIDED.get(key, f"{name} sets it itself")
-            raise ConfigError(f"args.{key}", "is not an argument of the backbone", remedy)
+    wrong = [key for key in args if key in _DECIDED or (own and key in _inside(own))]
+    if wrong:
+        taken = _parameters(own) if own and issubclass(own, StagedBackbone) else set(args)
+        foreign = [key for key in args if key in wrong or key not in taken]
+        remedy = _DECIDED.get(wrong[0], f"{name} sets it itself ({_taken_back(foreign)})")
+        raise ConfigError(f"args.{wrong[0]}", "is not an argument of the backbone", remedy)
     refuse_values(defaults_of(own) if own else {}, args)
     # An argument that nothing can know: if even that is accepted, the family swallows whatever it is given. If it is
     # refused, the refusal names the first (or every) unknown argument, and a wrong one of the user's comes before it.
@@ -128,17 +140,25 @@ def _check_args(name: str, args: Mapping[str, Any]) -> None:
     except TypeError as error:
         unknown = [key for key in args if re.search(rf"'{re.escape(key)}'", str(error))]
         known = _parameters_in(name, str(error))
-    except (VistrainError, *UNFIT):
+    except (VistrainError, *UNFIT) as error:
+        if isinstance(error, ConfigError) and error.where.startswith("args."):
+            raise
         return  # known names with unfit values, or a family that cannot be built on `meta`: the true build will tell
     else:
         known = _parameters(type(swallowing))
         unknown = [key for key in args if key not in known]
     if unknown:
+        foreign = [key for key in args if key in unknown or key not in known]
         problem, remedy = (
             f"timm's {name} has no such argument",
             nearest(unknown[0], set(known) - set(unknown), count=3, otherwise=f"`vistrain explain {name}` lists them"),
         )
-        raise ConfigError(f"args.{unknown[0]}", problem, f"{remedy} ({INHERITED.format(unknown[0])})")
+        raise ConfigError(f"args.{unknown[0]}", problem, f"{remedy} ({_taken_back(foreign)})")
+
+
+def _taken_back(keys: Sequence[str]) -> str:
+    """How arguments of another backbone are taken back, as the command line takes it."""
+    return BACK.format(" ".join(f"model.backbone.args.{key}=null" for key in keys))
 
 
 def arguments_of(name: str) -> dict[str, Any]:

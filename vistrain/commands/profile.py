@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from vistrain.commands.shared import allow_option, composed, config_option, import_run, start_logging
 from vistrain.errors import ConfigError
@@ -15,6 +17,7 @@ CHANGES = True
 EXAMPLES = """\
 examples:
   vistrain profile swin_tiny_patch4_window7_224
+  vistrain profile attention_pyramid_micro attention=halo        arguments of the backbone; of --config, its keys
   vistrain profile nat_mini --size 512 768 --batch 8 --device cuda --precision bf16
   vistrain profile -c vistrain:demo/detection --size 256 --json
   vistrain profile resnet50 --repeats 0                          parameters and multiply-adds alone, in seconds
@@ -45,11 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
     if (arguments.name is None) == (not arguments.config):
         raise ConfigError("profile", "which network?", "give the name of a backbone, or --config FILE")
     name: str = arguments.name or ""
-    config = composed(arguments) if arguments.config else None
+    config, args = (composed(arguments) if arguments.config else None), {}
     if name:
         from vistrain.config import index
 
         index.check_backbone(name, "profile")
+        args = _arguments_of_backbone(arguments.overrides)
     start_logging()
     import_run()
     from rich.console import Console
@@ -58,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     options = {key: vars(arguments)[key] for key in ("size", "batch", "device", "precision", "repeats")}
     if config is None:
-        found = profile_backbone(name, **options)
+        found = profile_backbone(name, args=args, **options)
     else:
         found = profile_config(config, allow=arguments.allow, **options)
     if arguments.json:
@@ -66,3 +70,22 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         Console().print(found.table())
     return 0
+
+
+def _arguments_of_backbone(changes: Sequence[str]) -> dict[str, Any]:
+    """What `KEY=VALUE` says beside the name of a backbone.
+
+    Raises:
+        ConfigError: it names a section of a config.
+    """
+    from vistrain.config import index
+    from vistrain.config.compose import parse_overrides
+
+    args = parse_overrides(changes)
+    for change in changes:
+        key = change.partition("=")[0]
+        if "." in key and key.partition(".")[0] in index.SECTIONS:
+            short = change.removeprefix("model.backbone.args.")
+            remedy = f"write {short}" if short != change else "give --config FILE, whose keys these are"
+            raise ConfigError(key, "there is no config: KEY=VALUE are arguments of the backbone", remedy)
+    return args

@@ -23,7 +23,7 @@ from vistrain.config.builder import build
 from vistrain.errors import ConfigError, first_line, nearest
 from vistrain.internals.omegaconf import read_scalar, read_yaml, without_resolvers
 
-__all__ = ["build", "compose", "locate", "merge", "read_file", "to_yaml", "without_pretrained"]
+__all__ = ["build", "compose", "locate", "merge", "parse_overrides", "read_file", "to_yaml", "without_pretrained"]
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def compose(
     known: dict[Path, dict[str, Any]] = {}
     for file in files:
         merged = merge(merged, _read(str(file), (), known))
-    asked = _parse_overrides(overrides)
+    asked = parse_overrides(overrides)
     _say_what_is_dropped(merged, asked)
     config = _resolve(merge(merge(merged, asked), dict(changes or {})))
     if isinstance(config.get("metrics"), str):  # metrics=accuracy
@@ -249,7 +249,12 @@ def _refuse_bombs(value: Any, where: str) -> None:
         raise ConfigError(where, f"its aliases repeat more than {MOST_NODES} values", "write fewer")
 
 
-def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """`dotted.key=value` as a mapping.
+
+    Raises:
+        ConfigError: one is no such change.
+    """
     merged: dict[str, Any] = {}
     for item in overrides:
         key, equals, text = item.partition("=")

@@ -53,6 +53,7 @@ def listing(kind: str, pattern: str = "*") -> str:
         if any(fnmatch.fnmatchcase(n, wanted.lower()) for n in (name.lower(), re.split(r"[./]", name.lower())[-1]))
     }
     if not found:
+        _refuse_unindexed(f"list {kind} {pattern}", pattern.strip("*"))
         raise ConfigError(f"list {kind} {pattern}", "nothing matches", nearest(pattern.strip("*"), rows))
     return table([[name, *row] for name, row in found.items()]) + _note(kind)
 
@@ -169,6 +170,10 @@ def explanation(name: str) -> str:
     section, _, key = name.partition(".")
     if section in index.SECTIONS:
         return _explain_key(section, key) if key else _explain_section(section)
+    path, users = _base(last)
+    if users:
+        return _explain_base(last, path, users)
+    _refuse_unindexed(f"explain {name}", last)
     names = [*classes, *by_bare_name, *operators, *index.SECTIONS, *configs]
     raise ConfigError(f"explain {name}", "no such class, key or config", nearest(name, names))
 
@@ -190,6 +195,38 @@ def _explain_class(name: str, entry: dict[str, Any]) -> str:
     if users:
         lines += ["", "  used by:", *(f"    vistrain:{n}" for n in users)]
     return "\n".join(lines) + "\n"
+
+
+def _base(name: str) -> tuple[str, list[str]]:
+    """The path of a base class of ours that no config names, and which classes of its room stand on it."""
+    root = source_code.PACKAGE
+    files = [file for file in root.rglob("*.py") if f"class {name}(" in file.read_text(encoding="utf-8")]
+    for file in files[:1]:
+        module = ".".join((root.name, *file.relative_to(root).with_suffix("").parts))
+        room = ".".join(module.split(".")[:2])
+        entries = [(n, e["path"]) for n, e in index.load("classes").items() if e["path"].startswith(f"{room}.")]
+        path = f"{module}.{name}"
+        return path, [n for n, p in entries if any(base == path for base, _ in source_code.ancestry(p))]
+    return "", []
+
+
+def _explain_base(name: str, path: str, users: Sequence[str]) -> str:
+    doc = textwrap.indent(source_code.docstring(path), "  ")
+    return f"{name}  ({path})\n\n{doc}\n\n  base of:\n" + "".join(f"    {user}\n" for user in users)
+
+
+def _refuse_unindexed(where: str, name: str) -> None:
+    """Refuse the name of an operator or a module, or of a file of them, that the index does not know yet.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for room in ("attention", "modules"):
+        for file in (source_code.PACKAGE / room).glob("*.py"):
+            source = file.read_text(encoding="utf-8")
+            if name and (file.stem == name or re.search(rf"^class {re.escape(name)}\b", source, re.M)):
+                problem = f"vistrain/{room}/{file.name} is there, and not in the index of names"
+                raise ConfigError(where, problem, "run `make index`; host networks know it already")
 
 
 def _facts_of_operator(said: dict[str, Any]) -> list[list[str]]:

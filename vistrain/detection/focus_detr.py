@@ -19,7 +19,7 @@ from vistrain.checkpoints import KeyMap
 from vistrain.detection.dino import DINO
 from vistrain.detection.focus_detr_keys import official_names
 from vistrain.detection.set_detector import Decoded, initialize
-from vistrain.detr import ContrastiveDenoising, DenoisingQueries, Pyramid, encoder_reference_points
+from vistrain.detr import ContrastiveDenoising, Pyramid, encoder_reference_points
 from vistrain.detr.attention import QuerySelfAttention
 from vistrain.detr.deformable import DeformableEncoder, DeformableEncoderLayer
 from vistrain.devices import upload
@@ -68,14 +68,15 @@ class ForegroundSelector(nn.Module):
     def __init__(self, embed_dim: int, num_levels: int, alpha_range: float) -> None:
         super().__init__()
         self.predictor = ForegroundPredictor(embed_dim)
-        self.alpha = nn.Parameter(torch.empty(num_levels - 1).uniform_(-alpha_range, alpha_range))
+        factors = torch.empty(num_levels - 1).uniform_(-alpha_range, alpha_range)
+        self.alpha = nn.Parameter(factors) if num_levels > 1 else None  # a single level is modulated by none
         initialize(self.predictor)
 
     def forward(self, features: Tensor, shapes: Shapes) -> Tensor:
         """Args: features: `[B, N, C]`; shapes: (height, width) of each level. Returns: `[B, N]` logits."""
         levels = features.split([h * w for h, w in shapes], 1)
         logits = [self.predictor(levels[-1])]
-        for level, factor in zip(range(len(shapes) - 2, -1, -1), self.alpha, strict=True):
+        for level, factor in zip(range(len(shapes) - 2, -1, -1), () if self.alpha is None else self.alpha, strict=True):
             above = logits[0].unflatten(1, shapes[level + 1])[:, None]
             above = F.interpolate(above, size=shapes[level], mode="bilinear", align_corners=True).flatten(1)
             # One factor per token, most of which the predictor's first norm takes out again: faithful.
@@ -304,11 +305,6 @@ class FocusDETR(DINO):
             self.topk_sa,
         )
         return encoded, {"foreground_logits": logits}
-
-    def idle_parameters(self, extra: DenoisingQueries | None) -> list[nn.Parameter]:
-        """See `SetDetector.idle_parameters`."""
-        alone = self.selector.alpha.numel() == 0  # of a single level, which nothing modulates
-        return super().idle_parameters(extra) + ([self.selector.alpha] if alone else [])
 
     def further_losses(self, decoded: Decoded, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """`select_loss` of the foreground logits."""

@@ -57,6 +57,11 @@ class ConvModule(Contract, nn.Module):
         return DataError(type(self).__name__, f"takes no map of {size}: it takes {self.sizes}", remedy)
 
 
+def is_module(value: object) -> bool:
+    """Whether something is a module's class; bases of several state no formula."""
+    return isinstance(value, type) and issubclass(value, ConvModule) and bool(value.formula)
+
+
 MODULES: NamedParts[ConvModule] = NamedParts(
     room=__name__.rpartition(".")[0],
     base=ConvModule,

@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from vistrain.backbones.create import check_arguments
 from vistrain.checkpoints import load_file, load_weights
 from vistrain.checkpoints.loading import LoadReport
 from vistrain.checkpoints.schema import PREFIX, check_network
-from vistrain.config import without_pretrained
+from vistrain.config import index, without_pretrained
 from vistrain.config.builder import build, class_named
 from vistrain.data import DataModule
 from vistrain.devices import on_meta
@@ -60,6 +61,22 @@ def build_model(
     facts = {LabelSpace: labels, Channels: channels}
     model: Network = build(section(config, "model"), Network, facts, "model", allow=allow)
     return model
+
+
+def refuse_backbones(config: Mapping[str, Any]) -> None:
+    """Refuse backbones' names and arguments that do not exist, before data are read or generated.
+
+    Raises:
+        ConfigError: at its dotted key.
+    """
+    for node in index.walk({"model": config.get("model")}):
+        name, args = node.value.get("name"), node.value.get("args")
+        known = node.entry["path"].startswith("vistrain.backbones.") and isinstance(name, str) and ":" not in name
+        if known and isinstance(args, dict):
+            try:
+                check_arguments(str(name), args)
+            except ConfigError as error:
+                raise ConfigError(f"{node.where}.{error.where}", error.problem, error.remedy) from error
 
 
 def build_without_memory(config: dict[str, Any], allow: Collection[str] = ()) -> Network:

@@ -30,7 +30,7 @@ from vistrain.errors import ConfigError
 from vistrain.network import Network
 from vistrain.optim import ParameterGroups, Schedule
 from vistrain.run import refusals
-from vistrain.run.networks import build_model, section
+from vistrain.run.networks import build_model, refuse_backbones, section
 from vistrain.structures import Factory
 from vistrain.tasks import Task
 from vistrain.tasks.base.ahead import together
@@ -79,6 +79,7 @@ def build_parts(config: Mapping[str, Any], allow: Collection[str] = (), stage: s
     """
     data = data_of(config, allow)
     if stage is not None:
+        refuse_backbones(config)
         data.prepare_data()
         data.setup(stage)
     model = build_model(config, data.labels, data.channels, allow)

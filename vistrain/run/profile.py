@@ -8,7 +8,7 @@ among them, as in most papers' counters. Papers write FLOPs for multiply-adds; h
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -96,25 +96,28 @@ class Profile:
         return Group(_summary(self), _parts_table(self.parts))
 
 
-def profile_backbone(name: str, size: int | Sequence[int] | None = None, **options: Any) -> Profile:
+def profile_backbone(
+    name: str, size: int | Sequence[int] | None = None, args: Mapping[str, Any] | None = None, **options: Any
+) -> Profile:
     """Profile a whole timm model or one of ours, with its head for 1000 classes and random weights.
 
     Args:
         name: timm's.
         size: sides of the images, or one for all; what it is evaluated at if None.
+        args: of the model.
         options: of `profile`.
 
     Raises:
-        ConfigError: no such name, or a size that it cannot take (the error names sizes that it can).
+        ConfigError: no such name or argument, or a size that it cannot take (the error names sizes that it can).
     """
-    labels = LabelSpace(tuple(map(str, range(CLASSES))), tuple(range(CLASSES)))
+    labels, given = LabelSpace(tuple(map(str, range(CLASSES))), tuple(range(CLASSES))), dict(args or {})
 
     def make() -> nn.Module:
-        body: nn.Module = TimmModel(name, labels).body
+        body: nn.Module = TimmModel(name, labels, args=given).body
         return body
 
     with on_meta():
-        whole = TimmModel(name, labels)
+        whole = TimmModel(name, labels, args=given)
     wanted = whole.preprocessing.test_size or whole.preprocessing.input_size or (224, 224)
     return profile(make, name, sides(size, wanted), check=whole.check_size, **options)
 
