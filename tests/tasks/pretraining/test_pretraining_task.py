@@ -19,6 +19,7 @@ from vistrain.backbones.create import create
 from vistrain.checkpoints import load_file, save_durably
 from vistrain.cli import main
 from vistrain.errors import ConfigError, WeightsError
+from vistrain.pretraining import Pretrainer
 from vistrain.structures import LabelSpace
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -222,6 +223,28 @@ def test_a_file_without_an_encoder_is_refused(finished: Path, tmp_path: Path) ->
         create("vit_tiny_patch16_224", str(tmp_path / "decoder.pth"), VIT, 3)
 
 
+def test_a_file_of_another_depth_or_width_says_which(finished: Path) -> None:
+    file = finished / "best.ckpt"
+    of_file = f"holds {VIT['depth']} blocks of {VIT['embed_dim']} channels"
+    for other in ({"depth": VIT["depth"] + 1}, {"embed_dim": 2 * VIT["embed_dim"]}):
+        with pytest.raises(WeightsError, match=rf"best.ckpt: {of_file}, but vit_tiny_patch16_224 has"):
+            create("vit_tiny_patch16_224", str(file), {**VIT, **other}, 3)
+
+
+def test_teachers_weights_that_cannot_be_had_are_named_by_their_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("cannot find the requested files")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", offline)
+    backbone = {"name": "vit_tiny_patch16_224", "args": VIT}
+    node = {"type": "pretraining.MaskAlign", "backbone": backbone, "teacher": {"name": "vit_tiny_patch16_224"}}
+    with pytest.raises(WeightsError, match=r"set `model\.teacher\.pretrained` to a file"):
+        config.build(node, Pretrainer)
+    node["teacher"] = {"name": "resnet10t", "pretrained": False}
+    with pytest.raises(ConfigError, match=r"model\.teacher\.name: resnet10t is no plain ViT"):
+        config.build(node, Pretrainer)
+
+
 # ------------------------------------------------------------------ refused
 
 
@@ -233,6 +256,8 @@ REFUSED = {
     "data.image_size=30": r"data.image_size: 30x30 is no multiple of the patch of 8x8",
     "model.backbone.name=resnet18": r"model.backbone.*: resnet18 is no plain ViT|resnet18 has no such argument",
     "task.probes=[nearest]": r"task.probes",
+    "model.backbone.args.img_size=4": r"args.img_size: .* 4x4 pixels are less than one patch of 8x8",
+    "model.typ=pretraining.HPM": r"model.typ: no such key - did you mean 'type'",
 }
 
 
