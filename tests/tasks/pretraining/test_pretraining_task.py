@@ -18,7 +18,8 @@ from vistrain import config, run
 from vistrain.backbones.create import create
 from vistrain.checkpoints import load_file, save_durably
 from vistrain.cli import main
-from vistrain.errors import ConfigError, WeightsError
+from vistrain.data import DataModule
+from vistrain.errors import ConfigError, DataError, WeightsError
 from vistrain.pretraining import Pretrainer
 from vistrain.structures import LabelSpace
 
@@ -281,3 +282,27 @@ def test_probes_want_classes(tmp_path: Path) -> None:
     }
     with pytest.raises(ConfigError, match=r"task.probes: UnlabelledFolder has not one class for each image"):
         run.fit(start)
+
+
+def test_pictures_that_cannot_be_read_are_said_with_the_way_on(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    files = [tmp_path / "photos" / f"{i}.png" for i in range(8)]
+    for file in files:
+        Image.new("RGB", (40, 40), (90, 90, 90)).save(file)
+    start = compose(tmp_path, tmp_path / "run", task={"probes": []})
+    start["data"] = {"type": "data.UnlabelledFolder", "root": str(tmp_path / "photos"), "batch_size": 2,
+                     "image_size": 32, "holdout": 0.3, "workers": 0}  # fmt: skip
+    data = config.build(start["data"], DataModule, where="data")
+    data.setup("fit")
+    held_out = Path(data.dataset("val").where(0))
+    held_out.write_bytes(held_out.read_bytes()[:30])
+    with pytest.raises(DataError, match=rf"{held_out.name}: .* names all\), then: vistrain fit --resume .*run$"):
+        run.fit(start)
+    assert (tmp_path / "run" / "last.ckpt").is_file()
+    Image.new("RGB", (40, 40)).save(held_out)
+    assert run.fit(start, resume=tmp_path / "run") == 0
+    for file in files:
+        file.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="not an image that can be read"):
+        run.fit({**start, "run": {"folder": str(tmp_path / "broken")}})
+    assert not (tmp_path / "broken").exists()
