@@ -18,8 +18,8 @@ from vistrain.errors import DataError
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A draft beside a folder's place, to be filled inside the block; it is renamed into its place at the end.
 
-    Where another process was faster, its folder stays: the same arguments generate the same files. Drafts that processes
-    of this machine left behind, because they were killed, are removed first.
+    Where another process was faster, its folder stays: the same arguments generate the same files. Drafts that killed
+    processes of this machine left behind are removed first.
 
     Raises:
         DataError: the folder cannot be written.
