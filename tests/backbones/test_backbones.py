@@ -320,7 +320,7 @@ def test_weights_that_cannot_be_had_say_which_and_the_way_out(monkeypatch: pytes
     with pytest.raises(WeightsError) as error:
         Backbone("resnet18.a1_in1k", pretrained=True)
     assert "timm/resnet18.a1_in1k is not in the cache" in str(error.value)
-    assert "set `model.backbone.pretrained` to a file, or to false" in str(error.value)
+    assert "set `pretrained` to a file, or to false" in str(error.value)
     assert "\n" not in str(error.value)
     with pytest.raises(WeightsError, match="No pretrained weights exist for halonet_h1"):
         Backbone("halonet_h1", pretrained=True)

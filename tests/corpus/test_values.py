@@ -17,7 +17,7 @@ from vistrain import run
 from vistrain.checkpoints import load_file
 from vistrain.checkpoints.schema import check_run
 from vistrain.cli import main
-from vistrain.config import build, compose, without_pretrained
+from vistrain.config import build, compose, merge, without_pretrained
 from vistrain.errors import ConfigError, VistrainError, WeightsError
 from vistrain.optim import Schedule
 from vistrain.run.lock import held
@@ -280,6 +280,57 @@ def test_another_type_says_which_keys_it_drops(caplog: pytest.LogCaptureFixture)
     made = compose([], words, start={"schedule": {"type": "optim.Cosine", "warmup_steps": 3, "final_factor": 0.1}})
     assert made["schedule"] == {"type": "optim.Poly", "power": 2}
     assert "drops schedule.warmup_steps, schedule.final_factor of optim.Cosine" in caplog.text
+
+
+STEM = {"model": {"backbone": {"name": "resnet10t.c3_in1k", "strides": [16], "args": {"channels": [8], "depth": 1}}}}
+
+
+@pytest.mark.parametrize(
+    ("words", "args", "said"),
+    [
+        (["model.backbone.name=resnet18"], None, "model.backbone.name=resnet18 drops model.backbone.args.channels, "),
+        (["model.backbone={name: resnet18, args: {depth: 2}}"], {"depth": 2}, "args.channels of resnet10t.c3_in1k"),
+        (["model.backbone.args.depth=2", "model.backbone.name=resnet18"], {"depth": 2}, "args.channels of resnet10t"),
+        (["model.backbone.name=resnet10t", "model.backbone.args.depth=2"], {"channels": [8], "depth": 2}, ""),
+        (["model.backbone.strides=[8]"], {"channels": [8], "depth": 1}, ""),
+    ],
+)
+def test_another_backbone_drops_the_arguments_of_the_one_before(
+    words: list[str], args: dict[str, object] | None, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = compose([], words, start=STEM)["model"]["backbone"]
+    assert made.get("args") == args
+    assert "strides" in made
+    assert said in caplog.text
+    assert bool(said) == ("drops" in caplog.text)
+
+
+def test_a_file_drops_the_arguments_of_its_bases_backbone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "base.yaml").write_text("model: {backbone: {name: resnet10t, args: {channels: [8]}}}")
+    (tmp_path / "mine.yaml").write_text("base: base.yaml\nmodel: {backbone: {name: resnet18}}")
+    assert compose([tmp_path / "mine.yaml"])["model"] == {"backbone": {"name": "resnet18"}}
+    assert caplog.text.count("drops model.backbone.args.channels of resnet10t") == 1
+
+
+def test_another_operator_drops_what_stands_beside_its_name(caplog: pytest.LogCaptureFixture) -> None:
+    part = {"name": "shifted_window", "window_size": 4, "num_heads": 2}
+    start = {"model": {"backbone": {"name": "operator_vit_tiny", "args": {"attention": part, "depth": 1}}}}
+    for words, wanted in (
+        ({"name": "neighborhood", "num_heads": 4}, {"name": "neighborhood", "num_heads": 4}),
+        ({"window_size": 8}, {**part, "window_size": 8}),
+    ):
+        asked = {"model": {"backbone": {"args": {"attention": words}}}}
+        assert merge(start, asked)["model"]["backbone"]["args"] == {"attention": wanted, "depth": 1}
+    lines: list[str] = []
+    merge(part, {"name": "neighborhood", "num_heads": 4}, "args.attention", lines)
+    assert lines == ["args.attention.name=neighborhood drops args.attention.window_size of shifted_window"]
+
+
+def test_a_name_that_does_not_exist_says_nothing_of_what_it_drops(caplog: pytest.LogCaptureFixture) -> None:
+    for word in ("model.backbone.name=resnt18", "model.type=detection.FocusDETRR"):
+        with pytest.raises(ConfigError, match="did you mean"):
+            compose([], [word], start={"model": {"type": "detection.FocusDETR", **STEM["model"]}})
+    assert not caplog.text
 
 
 # ---------------------------------------------------------------- what is built

@@ -334,7 +334,7 @@ def test_counts_below_one_are_refused_by_their_keys() -> None:
     for given in ({"depth": 0}, {"patch": 0}):
         with pytest.raises(ConfigError, match=rf"^{next(iter(given))}: 0 is too small"):
             Selfie(PatchResNet("resnet10t"), None, (32, 32), **({"patch": 8, "dim": 24, "heads": 2} | given))
-    with pytest.raises(ConfigError, match=r"shows 0 of the 1 patches of an image - use larger images or smaller pat"):
+    with pytest.raises(ConfigError, match=r"shows 0 of the 1 patches - use larger images or smaller pat"):
         RandomMasking(0.25).kept(1)
     with pytest.raises(ConfigError, match=r"^data\.frames: clips of 5 frames - use multiples of 2"):
         VideoMAE(8, 2, TubeMasking(0.75), 32, 1, 2, 16, 1, 2).check_size(5, 32, 32)

@@ -97,6 +97,20 @@ def test_samples_that_are_held_out_stay_so(tmp_path: Path, key: str, value: int 
         Continued.read(tmp_path, {**CONFIG, "data": {**data, key: value}})
 
 
+def test_weights_to_start_from_cannot_change(tmp_path: Path) -> None:
+    task = make_task(TinyDetector(norm=True))
+    parts = {"backbone": {"name": "test_vit", "pretrained": False}, "teacher": {"name": "test_vit"}}
+    network = {"type": "pretraining.MaskAlign", **parts}
+    task.checkpoint_facts = {"config": {**CONFIG, "model": network}}
+    fit(tmp_path, task, TinyData(), [Checkpoints()], **SETTINGS, max_epochs=1)
+    same = {**network, "teacher": {**network["teacher"], "pretrained": True}}
+    assert Continued.read(tmp_path, {**CONFIG, "model": same}).changes == ()  # the default, said
+    for part, value in (("backbone", True), ("backbone", "a.ckpt"), ("teacher", "a.ckpt")):
+        other = {**network, part: {**network[part], "pretrained": value}}
+        with pytest.raises(ConfigError, match=rf"model\.{part}\.pretrained: was .* it acts at the start alone"):
+            Continued.read(tmp_path, {**CONFIG, "model": other})
+
+
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     begun(tmp_path, callbacks=[EMA(decay=0.5)])
     found = Continued.read(tmp_path, CONFIG)

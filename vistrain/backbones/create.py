@@ -208,7 +208,11 @@ def _refuse_unfit(name: str, args: Mapping[str, Any], channels: int) -> None:
         with on_meta():
             known = {**arguments, "in_chans": channels} if channels != 3 else arguments
             body: Any = timm.create_model(name, num_classes=0, **known).eval()
-            body(torch.zeros(1, channels, *timm_body.fixed_size(body)))
+            size = timm_body.fixed_size(body)
+            if type(body) in (VisionTransformer, Beit) and min(body.patch_embed.grid_size) < 1:
+                patch = "x".join(map(str, body.patch_embed.patch_size))
+                raise ValueError(f"{size[0]}x{size[1]} pixels are less than one patch of {patch}")
+            body(torch.zeros(1, channels, *size))
 
     try:
         run(args)
@@ -291,13 +295,13 @@ def _build_pretrained(name: str, arguments: dict[str, Any]) -> tuple[Any, bool]:
         raise WeightsError(
             f"pretrained weights of {name}",
             f"{source} is not in the cache and cannot be downloaded ({unreachable or first_line(error, 100)})",
-            "download it where there is a network and set `model.backbone.pretrained` to a file, or to false, which "
-            "starts from scratch",
+            "download it where there is a network and set `pretrained` to a file, or to false, which "
+            "takes random weights",
         ) from error
     except RuntimeError as error:
         # timm's own message for a model that has none, and load_state_dict's for `args` that change shapes.
         problem = " ".join(str(error).split())[:300]
-        remedy = "set `model.backbone.pretrained` to a file of the authors', or to false, which starts from scratch"
+        remedy = "set `pretrained` to a file of the authors', or to false, which takes random weights"
         raise WeightsError(f"pretrained weights of {name}", problem, remedy) from error
 
 
@@ -319,6 +323,8 @@ def _load_file(body: Any, name: str, path: Path, channels: int) -> None:
     if not weights.keys() & own.keys():
         few = ", ".join(list(weights)[:4])
         raise WeightsError(str(path), f"has no weights of {name}; it holds {few or 'nothing'}", "is it a backbone's?")
+    if type(body) in (VisionTransformer, Beit):
+        _refuse_other_depth(weights, body, name, path)
     weights = _other_norm(weights, own, path)
     classifiers = body.pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
@@ -393,6 +399,23 @@ def _resized_table(table: Tensor | None, body: Any, size: tuple[int, int] | None
     log.info("%s: the table of positions is resized from %dx%d to %dx%d patches", path, *old, *new)
     resized: Tensor = resample_abs_pos_embed(table, new_size=list(new), old_size=list(old), num_prefix_tokens=prefix)
     return resized
+
+
+def _refuse_other_depth(weights: Mapping[str, Tensor], body: Any, name: str, path: Path) -> None:
+    """Refuse a plain ViT's weights of another depth or width in the words of its arguments.
+
+    Raises:
+        WeightsError: the file's tensors tell another one than the network has.
+    """
+    blocks = {int(found[1]) for key in weights if (found := re.match(r"blocks\.(\d+)\.", key))}
+    norm = weights.get("blocks.0.norm1.weight")
+    if not blocks or norm is None:
+        return
+    there, here = (max(blocks) + 1, norm.shape[0]), (len(body.blocks), body.embed_dim)
+    if there != here:
+        problem = f"holds {there[0]} blocks of {there[1]} channels, but {name} has {here[0]} of {here[1]} here"
+        remedy = f"set `args: {{depth: {there[0]}, embed_dim: {there[1]}}}`, and `num_heads` of that run"
+        raise WeightsError(str(path), problem, remedy)
 
 
 def _other_norm(weights: dict[str, Tensor], own: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

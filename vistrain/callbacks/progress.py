@@ -215,7 +215,7 @@ class Progress(Callback):
             task = as_task(pl_module)
             took, place = duration(time.perf_counter() - self._evaluation_start), task.datamodule.place("test")
             records = next(iter(task.records.values()), None)  # of all processes
-            count = "" if records is None else f" on {len(records)} images"
+            count = "" if records is None else f" on {len(records)} image{'s' * (len(records) != 1)}"
             self._line(f"tested{count}{place and f' of {place}'} in {took}")
 
     def _line(self, text: str) -> None:

@@ -20,7 +20,7 @@ from vistrain.callbacks.extremes import Extremes
 from vistrain.callbacks.loggers import CSVMetrics
 from vistrain.data.base.module import SplitName
 from vistrain.devices import peak_memory
-from vistrain.errors import DataError, refuse_below
+from vistrain.errors import DataError, VistrainError, refuse_below
 from vistrain.surroundings import commit, environment, hardware
 from vistrain.tasks.base.task import Cells, Task, as_task
 from vistrain.writing import json_line
@@ -87,6 +87,13 @@ class RunFolder(Callback):
         if "weights" in as_task(pl_module).checkpoint_facts:
             facts["weights"] = as_task(pl_module).checkpoint_facts["weights"]
         self._write("environment.json", lambda path: path.write_text(json.dumps(facts, indent=2) + "\n"))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take back what was written of a run whose data were refused before its first step: it leaves no folder."""
+        begun = trainer.global_step or trainer.ckpt_path or self.folder is None or not trainer.is_global_zero
+        if isinstance(exception, VistrainError) and not begun:
+            for name in ("config.yaml", "environment.json"):
+                Path(self.folder or "", name).unlink(missing_ok=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Draw the first batch of a new run."""

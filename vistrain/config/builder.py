@@ -263,6 +263,8 @@ def refusals(
         # A constructor knows its parameter's name, not where in the config it stands.
         if re.split(r"[.\[]", error.where)[0] in arguments:
             raise type(error)(f"{where}.{error.where}", error.problem, error.remedy) from error
+        if "`pretrained`" in error.remedy:  # of weights, whose place is a file or an address
+            raise type(error)(error.where, error.problem, error.remedy.replace("`pre", f"`{where}.pre")) from error
         raise
     except ImportError:
         raise

@@ -34,6 +34,7 @@ MOST_DEPTH = 50  # of values in values, and of bases on bases
 MOST_NODES = 200_000  # of a file, aliases repeated
 MOST_TEXT = 10_000_000  # characters of all values once references are resolved; a container counts for NODE_TEXT
 NODE_TEXT = 100
+NAMED_PARTS = ("attention", "module", "operator")  # mappings whose other keys are arguments of what `name` names
 
 
 def compose(
@@ -63,17 +64,24 @@ def compose(
     """
     merged: Any = dict(start or {})
     known: dict[Path, dict[str, Any]] = {}
+    dropped: list[str] = []
     for file in files:
-        merged = merge(merged, _read(str(file), (), known))
+        merged = merge(merged, _read(str(file), (), known, dropped), dropped=dropped)
     asked = parse_overrides(overrides)
-    _say_what_is_dropped(merged, asked)
-    config = _resolve(merge(merge(merged, asked), dict(changes or {})))
+    dropped += _dropped_by_types(merged, asked)
+    merged = merge(merge(merged, asked, dropped=dropped), dict(changes or {}), dropped=dropped)
+    config = _resolve(merged)
     if isinstance(config.get("metrics"), str):  # metrics=accuracy
         config["metrics"] = [config["metrics"]]
+    wrong = False
     for problem in _problems(config):
         if found is None:
             raise problem
         found.append(problem)
+        wrong = True
+    if not wrong and processes.is_first():  # what a name that does not exist would have dropped, nobody wants to know
+        for line in dropped:
+            log.warning("%s - give those that the new one shall have", line)
     return config
 
 
@@ -85,25 +93,28 @@ def _problems(config: Mapping[str, Any]) -> Iterator[ConfigError]:
     yield from index.problems({key: value for key, value in config.items() if key not in misshapen})
 
 
-def _say_what_is_dropped(merged: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def _dropped_by_types(merged: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
     """Another `type` on the command line takes the keys of the old class along; between files that is everyday."""
     for name, node in asked.items():
         there = merged.get(name)
         if not (isinstance(node, dict) and isinstance(there, dict) and "type" in node and "type" in there):
             continue
-        dropped = [key for key in there if key not in node]
-        if (
-            dropped
-            and index.canonical(str(node["type"])) != index.canonical(str(there["type"]))
-            and processes.is_first()
-        ):
-            remedy = "give those that the new one shall have"
-            log.warning("%s.type=%s drops %s.%s of %s - %s", name, node["type"], name, f", {name}.".join(dropped),
-                        there["type"], remedy)  # fmt: skip
+        lost = [key for key in there if key not in node]
+        if lost and index.canonical(str(node["type"])) != index.canonical(str(there["type"])):
+            yield f"{name}.type={node['type']} drops {name}.{f', {name}.'.join(lost)} of {there['type']}"
 
 
-def merge(old: Any, new: Any, where: str = "") -> Any:
+def merge(old: Any, new: Any, where: str = "", dropped: list[str] | None = None) -> Any:
     """`new` over `old`: mappings are merged, all else is replaced, and so is a node whose `type` changes.
+
+    Another `name` takes along what was an argument of the old one: `args` of a backbone, unless the names are two
+    weights of one architecture (`resnet50.tv_in1k`, `resnet50.a1_in1k`), and of operators all that stands beside it.
+
+    Args:
+        old: what stands there.
+        new: what comes over it.
+        where: dotted key, for messages.
+        dropped: gets a line for each name that takes arguments along.
 
     Raises:
         ConfigError: a mapping would be merged into a list.
@@ -114,7 +125,29 @@ def merge(old: Any, new: Any, where: str = "") -> Any:
         return new
     if "type" in old and "type" in new and index.canonical(str(old["type"])) != index.canonical(str(new["type"])):
         return new
-    return {**old, **{k: merge(old[k], v, f"{where}.{k}".lstrip(".")) if k in old else v for k, v in new.items()}}
+    if "name" in old and "name" in new and _architecture(old) != _architecture(new):
+        old = _without_arguments(old, new, where, [] if dropped is None else dropped)
+    inner = {k: merge(old[k], v, f"{where}.{k}".lstrip("."), dropped) if k in old else v for k, v in new.items()}
+    return {**old, **inner}
+
+
+def _architecture(node: Mapping[str, Any]) -> str:
+    return str(node["name"]).partition(".")[0]
+
+
+def _without_arguments(old: dict[str, Any], new: Mapping[str, Any], where: str, dropped: list[str]) -> dict[str, Any]:
+    """`old` without the arguments of what its `name` names, `new` naming another; see `merge`."""
+    if where.rpartition(".")[2] in NAMED_PARTS:
+        kept, lost = {}, {key: value for key, value in old.items() if key != "name"}
+        there = where
+    else:
+        kept, lost = {key: value for key, value in old.items() if key != "args"}, old.get("args")
+        there = f"{where}.args"
+    given = new.get("args") if there != where else new
+    if isinstance(lost, dict) and (unsaid := [key for key in lost if key not in (given or {})]):
+        keys = f", {there}.".join(unsaid)
+        dropped.append(f"{where}.name={new['name']} drops {there}.{keys} of {old['name']}")
+    return kept
 
 
 class _Dumper(yaml.SafeDumper):
@@ -171,13 +204,16 @@ def _shipped() -> list[str]:
     return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
 
 
-def _read(address: str, parents: tuple[Path, ...], known: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+def _read(
+    address: str, parents: tuple[Path, ...], known: dict[Path, dict[str, Any]], dropped: list[str]
+) -> dict[str, Any]:
     """A file over its bases, references unresolved.
 
     Args:
         address: see `locate`.
         parents: the files that led here.
         known: what was read already: bases may share bases, which are read once.
+        dropped: see `merge`.
     """
     try:
         path = locate(address, parents[-1].parent if parents else None).resolve()
@@ -199,8 +235,8 @@ def _read(address: str, parents: tuple[Path, ...], known: dict[Path, dict[str, A
             )
         merged: dict[str, Any] = {}
         for base in bases:
-            merged = merge(merged, _read(base, (*parents, path), known))
-        known[path] = merge(merged, own)
+            merged = merge(merged, _read(base, (*parents, path), known, dropped), dropped=dropped)
+        known[path] = merge(merged, own, dropped=dropped)
     return known[path]
 
 

@@ -279,7 +279,7 @@ def _problems_of(node: Node) -> Iterator[ConfigError]:
         if key == "type":
             continue
         if path in ELSEWHERE or (key not in parameters and not node.entry.get("open")):
-            yield unknown_key(node.where, key, parameters, node.is_ours)
+            yield unknown_key(node.where, key, [*parameters, "type"], node.is_ours)
         elif node.is_ours and _is_fact(parameters.get(key, {})):
             yield ConfigError(path, "is not set by hand", "it comes from the data set; remove the key")
     backbone = node.value.get("name") if node.entry["path"].startswith("vistrain.backbones.") else None

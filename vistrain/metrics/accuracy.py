@@ -47,7 +47,7 @@ class ClassificationResult:
         from rich.markup import escape
         from rich.table import Table
 
-        total = Table(title=f"{self.protocol}, {self.images} images", title_justify="left")
+        total = Table(title=f"{self.protocol}, {self.images} image{'s' * (self.images != 1)}", title_justify="left")
         total.add_column("")
         total.add_column("value", justify="right")
         for name, value in self.numbers.items():

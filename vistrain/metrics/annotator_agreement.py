@@ -50,7 +50,7 @@ class AnnotatorResult:
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.table import Table
 
-        table = Table(title=f"{self.protocol}, {self.images} images", title_justify="left")
+        table = Table(title=f"{self.protocol}, {self.images} image{'s' * (self.images != 1)}", title_justify="left")
         table.add_column("")
         table.add_column("Dice, %", justify="right")
         for number in range(1, self.annotators + 1):

@@ -79,7 +79,7 @@ class BinaryResult:
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.table import Table
 
-        table = Table(title=f"{self.protocol}, {self.images} images", title_justify="left")
+        table = Table(title=f"{self.protocol}, {self.images} image{'s' * (self.images != 1)}", title_justify="left")
         table.add_column("")
         table.add_column("%", justify="right")
         for name, value in self.numbers.items():

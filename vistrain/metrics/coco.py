@@ -83,7 +83,8 @@ class CocoResult:
         from rich.markup import escape
         from rich.table import Table
 
-        total = Table(title=f"{self.protocol}, {self.images} images, {self.backend}", title_justify="left")
+        counted = f"{self.images} image{'s' * (self.images != 1)}"
+        total = Table(title=f"{self.protocol}, {counted}, {self.backend}", title_justify="left")
         for heading in ("", "IoU", "area", "detections"):
             total.add_column(heading)
         total.add_column("value", justify="right")

@@ -49,7 +49,7 @@ class LaneResult:
         from rich.table import Table
         from rich.text import Text
 
-        yield Text(f"{self.protocol}, {self.images} images")
+        yield Text(f"{self.protocol}, {self.images} image{'s' * (self.images != 1)}")
         table = Table()
         table.add_column("")
         table.add_column("", justify="right")

@@ -131,7 +131,8 @@ class IoUResult:
         from rich.text import Text
 
         ignored = f"{100 * self.ignored:.1f} % of the pixels ignored"
-        yield Text(f"{self.protocol}, {self.images} images, {ignored}")  # a title would be as narrow as its table
+        counted = f"{self.images} image{'s' * (self.images != 1)}"
+        yield Text(f"{self.protocol}, {counted}, {ignored}")  # a title would be as narrow as its table
         yield from self.tables()
 
 

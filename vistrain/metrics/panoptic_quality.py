@@ -121,7 +121,7 @@ class PanopticResult:
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.text import Text
 
-        yield Text(f"{self.protocol}, {self.images} images")
+        yield Text(f"{self.protocol}, {self.images} image{'s' * (self.images != 1)}")
         yield from self.tables()
 
 

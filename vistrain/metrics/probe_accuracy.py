@@ -48,5 +48,5 @@ class ProbeAccuracy(Metric):
         names = records[0]["right"]
         numbers = {f"probe/{name}": sum(r["right"][name] for r in records) / len(records) for name in names}
         told = ", ".join(f"{name.partition('/')[2]} {100 * value:.2f} %" for name, value in numbers.items())
-        self.result = f"{self.protocol}: {told} of {len(records)} images right"
+        self.result = f"{self.protocol}: {told} of {len(records)} image{'s' * (len(records) != 1)} right"
         return numbers

@@ -48,5 +48,5 @@ class ReconstructionLoss(Metric):
         if len(means) > 1:
             numbers |= {f"pretrain/{name}": value for name, value in means.items()}
         told = ", ".join(f"{name.partition('/')[2]} {value:.4f}" for name, value in numbers.items())
-        self.result = f"{self.protocol}: {told} on {len(records)} images"
+        self.result = f"{self.protocol}: {told} on {len(records)} image{'s' * (len(records) != 1)}"
         return numbers

@@ -58,15 +58,13 @@ class PatchEncoder(nn.Module):
         body, _ = create(name, pretrained, args or {}, image_channels)
         if type(body) not in (VisionTransformer, Beit) or not isinstance(body.patch_embed.proj, nn.Conv2d):
             problem = f"{name} is no plain ViT that can be shown some patches alone"
-            raise ConfigError(
-                "backbone.name", problem, "take one of timm's vit_* or beit_*, such as vit_small_patch16_224"
-            )
+            raise ConfigError("name", problem, "take one of timm's vit_* or beit_*, such as vit_small_patch16_224")
         if isinstance(body, Beit) and (body.rel_pos_bias is not None or body.blocks[0].attn.window_size is not None):
             problem = f"{name} has a bias for all pairs of patches, which are not all shown"
             flags = "{use_abs_pos_emb: true, use_rel_pos_bias: false, use_shared_rel_pos_bias: false}"
-            raise ConfigError("backbone.args", problem, f"set {flags}")
+            raise ConfigError("args", problem, f"set {flags}")
         if body.pos_embed is None:
-            raise ConfigError("backbone.name", f"{name} has no table of positions", "take a ViT that has one")
+            raise ConfigError("name", f"{name} has no table of positions", "take a ViT that has one")
         self.name, self.body = name, body
         self.preprocessing = timm_body.preprocessing(body, image_channels)
         self.channels, self.dim = int(image_channels), int(body.embed_dim)

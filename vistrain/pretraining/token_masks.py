@@ -97,7 +97,7 @@ class Masking(Contract, abc.ABC):
         """
         kept = int(tokens * (1 - self.ratio))
         if not 0 < kept < tokens:
-            problem = f"{self.ratio} shows {kept} of the {tokens} patches of an image"
+            problem = f"{self.ratio} shows {kept} of the {tokens} patches"
             share = f"use at most {1 - 1 / tokens:.4g} and more than 0, or " if tokens > 1 else "use "
             remedy = f"{share}larger images or smaller patches"
             raise ConfigError("model.masking.ratio", problem, remedy)

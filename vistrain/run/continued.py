@@ -40,6 +40,7 @@ FIXED = {
     "optimizer.amsgrad": "its memory has no such part",
     "optimizer.centered": "its memory has no such part",
 }
+STARTS = "it acts at the start alone, and the run has its weights"  # of backbones and teachers, wherever they stand
 UNSAID = ("run", "reference", "stages")  # sections of which nothing acts on a run that goes on
 SHOWN = 8  # changes that one line tells
 
@@ -76,9 +77,10 @@ class Continued:
         was, asked = _comparable(content["vistrain"]["config"]), _comparable(config)
         changes = tuple(differences(was, asked))
         for key in changes:
-            if key in FIXED:
+            why = STARTS if key.startswith("model.") and key.endswith(".pretrained") else FIXED.get(key)
+            if why:
                 then, now = _value(was, key), _value(asked, key)
-                raise ConfigError(key, f"was {then!r} and cannot become {now!r}: {FIXED[key]}", _anew(path))
+                raise ConfigError(key, f"was {then!r} and cannot become {now!r}: {why}", _anew(path))
         _refuse_less(content, asked)
         said = _left_undone(content, asked)
         if changes:

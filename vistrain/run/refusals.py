@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 
 from vistrain import processes
 from vistrain.data import DataModule
-from vistrain.errors import ConfigError, VistrainError, WeightsError, first_line, origin
+from vistrain.errors import ConfigError, DataError, VistrainError, WeightsError, first_line, origin
 from vistrain.tasks import Task
 
 LIBRARIES = ("lightning", "torch", "numpy", "PIL", "lightning_utilities", "torchmetrics")
@@ -66,6 +66,14 @@ def of_run(task: Task, data: DataModule, checkpoint: Path | None) -> Iterator[No
     """
     try:
         yield
+    except DataError as error:
+        going_on = Path(task.trainer.default_root_dir) / "last.ckpt"
+        of_a_file = _came_through(error, "vistrain.data.base.module")
+        if not (of_a_file and task.began and not task.training and going_on.is_file()):
+            raise
+        # In training another image takes its place; an evaluation is of all images.
+        remedy = f"mend or remove it (`vistrain check` names all), then: vistrain fit --resume {going_on.parent}"
+        raise DataError(error.where, error.problem, f"{error.remedy}; {remedy}".lstrip("; ")) from error
     except VistrainError:
         raise
     except Exception as error:

@@ -18,7 +18,9 @@ from vistrain import config, run
 from vistrain.backbones.create import create
 from vistrain.checkpoints import load_file, save_durably
 from vistrain.cli import main
-from vistrain.errors import ConfigError, WeightsError
+from vistrain.data import DataModule
+from vistrain.errors import ConfigError, DataError, WeightsError
+from vistrain.pretraining import Pretrainer
 from vistrain.structures import LabelSpace
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -222,6 +224,28 @@ def test_a_file_without_an_encoder_is_refused(finished: Path, tmp_path: Path) ->
         create("vit_tiny_patch16_224", str(tmp_path / "decoder.pth"), VIT, 3)
 
 
+def test_a_file_of_another_depth_or_width_says_which(finished: Path) -> None:
+    file = finished / "best.ckpt"
+    of_file = f"holds {VIT['depth']} blocks of {VIT['embed_dim']} channels"
+    for other in ({"depth": VIT["depth"] + 1}, {"embed_dim": 2 * VIT["embed_dim"]}):
+        with pytest.raises(WeightsError, match=rf"best.ckpt: {of_file}, but vit_tiny_patch16_224 has"):
+            create("vit_tiny_patch16_224", str(file), {**VIT, **other}, 3)
+
+
+def test_teachers_weights_that_cannot_be_had_are_named_by_their_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("cannot find the requested files")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", offline)
+    backbone = {"name": "vit_tiny_patch16_224", "args": VIT}
+    node = {"type": "pretraining.MaskAlign", "backbone": backbone, "teacher": {"name": "vit_tiny_patch16_224"}}
+    with pytest.raises(WeightsError, match=r"set `model\.teacher\.pretrained` to a file"):
+        config.build(node, Pretrainer)
+    node["teacher"] = {"name": "resnet10t", "pretrained": False}
+    with pytest.raises(ConfigError, match=r"model\.teacher\.name: resnet10t is no plain ViT"):
+        config.build(node, Pretrainer)
+
+
 # ------------------------------------------------------------------ refused
 
 
@@ -233,6 +257,8 @@ REFUSED = {
     "data.image_size=30": r"data.image_size: 30x30 is no multiple of the patch of 8x8",
     "model.backbone.name=resnet18": r"model.backbone.*: resnet18 is no plain ViT|resnet18 has no such argument",
     "task.probes=[nearest]": r"task.probes",
+    "model.backbone.args.img_size=4": r"args.img_size: .* 4x4 pixels are less than one patch of 8x8",
+    "model.typ=pretraining.HPM": r"model.typ: no such key - did you mean 'type'",
 }
 
 
@@ -256,3 +282,27 @@ def test_probes_want_classes(tmp_path: Path) -> None:
     }
     with pytest.raises(ConfigError, match=r"task.probes: UnlabelledFolder has not one class for each image"):
         run.fit(start)
+
+
+def test_pictures_that_cannot_be_read_are_said_with_the_way_on(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    files = [tmp_path / "photos" / f"{i}.png" for i in range(8)]
+    for file in files:
+        Image.new("RGB", (40, 40), (90, 90, 90)).save(file)
+    start = compose(tmp_path, tmp_path / "run", task={"probes": []})
+    start["data"] = {"type": "data.UnlabelledFolder", "root": str(tmp_path / "photos"), "batch_size": 2,
+                     "image_size": 32, "holdout": 0.3, "workers": 0}  # fmt: skip
+    data = config.build(start["data"], DataModule, where="data")
+    data.setup("fit")
+    held_out = Path(data.dataset("val").where(0))
+    held_out.write_bytes(held_out.read_bytes()[:30])
+    with pytest.raises(DataError, match=rf"{held_out.name}: .* names all\), then: vistrain fit --resume .*run$"):
+        run.fit(start)
+    assert (tmp_path / "run" / "last.ckpt").is_file()
+    Image.new("RGB", (40, 40)).save(held_out)
+    assert run.fit(start, resume=tmp_path / "run") == 0
+    for file in files:
+        file.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="not an image that can be read"):
+        run.fit({**start, "run": {"folder": str(tmp_path / "broken")}})
+    assert not (tmp_path / "broken").exists()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vistrain import processes
 from vistrain.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -18,7 +21,8 @@ log = logging.getLogger(__name__)
 def whole_folder(folder: Path, count: int, noun: str = "images") -> Iterator[Path]:
     """A draft beside a folder's place, to be filled inside the block; it is renamed into its place at the end.
 
-    Where another process was faster, its folder stays: the same arguments generate the same files.
+    Where another process was faster, its folder stays: the same arguments generate the same files. Drafts that killed
+    processes of this machine left behind are removed first.
 
     Args:
         folder: to be made.
@@ -31,7 +35,9 @@ def whole_folder(folder: Path, count: int, noun: str = "images") -> Iterator[Pat
     log.info("generating %d %s, once, in %s", count, noun, folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        beginning = f".{folder.name}-{socket.gethostname()}-"
+        _remove_left(folder.parent, beginning)
+        draft = Path(tempfile.mkdtemp(prefix=f"{beginning}{os.getpid()}-", dir=folder.parent))
         try:
             draft.chmod(0o755)  # mkdtemp's folders are private, data sets are shared
             yield draft
@@ -44,3 +50,11 @@ def whole_folder(folder: Path, count: int, noun: str = "images") -> Iterator[Pat
         problem = f"cannot write the generated data: {error.strerror or error}"
         remedy = "set VISTRAIN_DATA or data.root to a folder that can be written"
         raise DataError(str(folder), problem, remedy) from error
+
+
+def _remove_left(place: Path, beginning: str) -> None:
+    """Remove drafts whose name goes on with the number of a process that is no more."""
+    for draft in place.iterdir():
+        number = draft.name.removeprefix(beginning).partition("-")[0]
+        if draft.name.startswith(beginning) and number.isdigit() and processes.started_at(int(number)) is None:
+            shutil.rmtree(draft, ignore_errors=True)

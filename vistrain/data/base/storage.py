@@ -7,11 +7,12 @@ everything else is a plain file, so annotations and lists may lie beside the sha
 
 from __future__ import annotations
 
+import collections
 import functools
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -138,16 +139,46 @@ def files_below(folder: str | Path) -> list[str]:
         return sorted(n for n in shards[0].below(shards[1]) if not any(p.startswith(".") for p in n.split("/")[:-1]))
     _refuse_unindexed(Path(folder))
     found: list[str] = []
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+    for parent, folders, files in walk(folder, strict=True):
         folders[:] = [f for f in folders if not f.startswith(".")]
         base = os.path.relpath(parent, folder)
         prefix = "" if base == "." else f"{base}/"
         found += [prefix + f for f in files]
     return sorted(found)
+
+
+def walk(folder: str | Path, strict: bool = False) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Like `os.walk`, behind links as well, and each folder once: links may lead in a circle, or to the same place.
+
+    A folder that lies there itself is given under its own path; what links lead to comes after all those.
+
+    Args:
+        folder: where to begin.
+        strict: raise what cannot be read; else it is left out.
+
+    Yields:
+        Path of a folder, names of the folders in it, sorted (what the caller removes is not walked), and of its files.
+
+    Raises:
+        OSError: a folder cannot be read, and `strict`.
+    """
+
+    def fail(error: OSError) -> None:
+        if strict:
+            raise error
+
+    seen: set[str] = set()
+    waiting = collections.deque([os.fspath(folder)])
+    while waiting:
+        for parent, folders, files in os.walk(waiting.popleft(), onerror=fail):
+            real = os.path.realpath(parent)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders.sort()
+            yield parent, folders, files
+            waiting += [path for path in (os.path.join(parent, name) for name in folders) if os.path.islink(path)]
 
 
 def read_text(path: Path, remedy: str = "", what: str = "file") -> str:

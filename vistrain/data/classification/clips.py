@@ -104,7 +104,7 @@ class VideoFile:
             wanted = set(chosen)
             for index in range(max(wanted) + 1):
                 if not capture.grab():
-                    problem = f"ends after {index} frames, and frame {max(wanted)} is wanted"
+                    problem = f"ends after {index} frame{'s' * (index != 1)}, and frame {max(wanted)} is wanted"
                     raise DataError(str(self.path), problem, "write it anew, or leave it out")
                 if index in wanted:
                     good, frame = capture.retrieve()
@@ -221,7 +221,8 @@ def refuse_short(clip: Clip, frames: int, step: int) -> None:
     wanted = (frames - 1) * step + 1
     if len(clip) < wanted:
         every = "" if step == 1 else f", one frame in {step},"
-        problem = f"is too short: it has {len(clip)} frames, a clip of {frames}{every} wants {wanted}"
+        has = f"{len(clip)} frame{'s' * (len(clip) != 1)}"
+        problem = f"is too short: it has {has}, a clip of {frames}{every} wants {wanted}"
         raise DataError(str(clip.path), problem, "lower data.frames or data.step, or leave it out")
 
 

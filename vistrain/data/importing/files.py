@@ -11,8 +11,8 @@ from pathlib import Path
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
+from vistrain.data.base import storage
 from vistrain.data.base.images import SUFFIXES
-from vistrain.data.base.storage import read_bytes
 from vistrain.errors import DataError
 
 MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
@@ -53,7 +53,7 @@ def read_xml(path: Path) -> ElementTree.Element:
 
 def _content(path: Path) -> bytes:
     try:
-        return read_bytes(path)
+        return storage.read_bytes(path)
     except OSError as error:
         raise DataError(str(path), f"cannot be read: {error.strerror or error}") from error
 
@@ -69,15 +69,9 @@ def _decoded(path: Path, data: bytes, encoding: str) -> str:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder, sorted, also behind links; each folder once, hidden ones not at all."""
-    seen: set[tuple[int, int]] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        state = os.stat(parent)
-        if (state.st_dev, state.st_ino) in seen:  # links may lead in a circle
-            folders.clear()
-            continue
-        seen.add((state.st_dev, state.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+    """All files below a folder, sorted, hidden ones not at all; see `storage.walk`."""
+    for parent, folders, names in storage.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
         for name in sorted(names):
             if not name.startswith("."):
                 yield Path(parent, name)

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vistrain.data.base.images import JPEG_SUFFIXES, SUFFIXES
+from vistrain.data.base.storage import walk
 from vistrain.errors import DataError
 from vistrain.writing import whole_file
 
@@ -132,17 +133,22 @@ def _expand(given: str, suffixes: tuple[str, ...], noun: str, exclude: Path | No
         return path.parent, [path]
     if not glob.has_magic(str(path)):
         raise DataError(given, "no such file or folder", f"give a {noun}, a folder, or a pattern in quotes")
-    matches = [Path(m) for m in glob.glob(str(path), recursive=True)]
+    base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
+    if "**" in path.parts:  # that of `glob` follows links in circles, in so many ways that it never ends
+        below = base.glob(str(path.relative_to(base)))
+        matches = [m for m in below if not any(part.startswith(".") for part in m.relative_to(base).parts)]
+    else:
+        matches = [Path(m) for m in glob.glob(str(path))]
     paths = [p for p in matches if p.is_file() and p.name.lower().endswith(suffixes)]
     if not paths:
         raise DataError(given, f"none of the {len(matches)} matches is a {noun}" if matches else "nothing matches")
-    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])), paths
+    return base, paths
 
 
 def _walk(folder: Path, suffixes: tuple[str, ...], exclude: Path | None) -> Iterator[Path]:
     left_out = exclude.resolve() if exclude else None
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and Path(parent, f).resolve() != left_out)
+    for parent, folders, names in walk(folder):
+        folders[:] = [f for f in folders if not f.startswith(".") and Path(parent, f).resolve() != left_out]
         for name in names:
             if not name.startswith(".") and name.lower().endswith(suffixes):
                 yield Path(parent, name)
