@@ -138,13 +138,12 @@ def _architecture(node: Mapping[str, Any]) -> str:
 def _without_arguments(old: dict[str, Any], new: Mapping[str, Any], where: str, dropped: list[str]) -> dict[str, Any]:
     """`old` without the arguments of what its `name` names, `new` naming another; see `merge`."""
     if where.rpartition(".")[2] in NAMED_PARTS:
+        there, given = where, new
         kept, lost = {}, {key: value for key, value in old.items() if key != "name"}
-        there = where
     else:
-        kept, lost = {key: value for key, value in old.items() if key != "args"}, old.get("args")
-        there = f"{where}.args"
-    given = new.get("args") if there != where else new
-    if isinstance(lost, dict) and (unsaid := [key for key in lost if key not in (given or {})]):
+        there, given = f"{where}.args", new.get("args") or {}
+        kept, lost = {key: value for key, value in old.items() if key != "args"}, old.get("args") or {}
+    if isinstance(lost, dict) and (unsaid := [key for key in lost if key not in given]):
         keys = f", {there}.".join(unsaid)
         dropped.append(f"{where}.name={new['name']} drops {there}.{keys} of {old['name']}")
     return kept
