@@ -121,6 +121,16 @@ def test_signals_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert off.seen is before
 
 
+def test_an_epoch_that_is_over_is_not_begun_again(tmp_path: Path) -> None:
+    trainer = Trainer(max_steps=4, logger=False, accelerator="cpu", enable_checkpointing=False)
+    loop: Any = trainer.fit_loop
+    loop.restarting = True
+    assert loop.restarting  # what Lightning would do
+    internals.resume_through_sampler(trainer)
+    loop.restarting = True
+    assert not loop.restarting
+
+
 def test_processes_that_were_launched(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     launcher = _SubprocessScriptLauncher(SimpleNamespace(creates_processes_externally=True), 1, 1)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class Signals(Callback):
 
 
 SETTINGS: dict[str, Any] = {"max_epochs": 3, "val_check_interval": 0.5, "logger": False}
+EVERY_FOUR_STEPS: dict[str, Any] = {"check_val_every_n_epoch": None, "val_check_interval": 4}
 
 
 def parts(per_device: int | None = None, workers: int = 0) -> tuple[Any, TinyData]:
@@ -150,6 +152,25 @@ def test_epochs_without_evaluation_end_and_resume(tmp_path: Path) -> None:
         assert trainer.global_step == 12
         states = zip(whole.state_dict().values(), again.state_dict().values(), strict=True)
         assert all(torch.equal(a, b) for a, b in states)
+
+
+@pytest.mark.parametrize("evaluations", [{"check_val_every_n_epoch": 2}, EVERY_FOUR_STEPS])
+@pytest.mark.parametrize("at", [6, 7, 12])  # the end of an epoch, the next one's first step, an evaluation's
+def test_runs_of_so_many_steps_go_on_after_an_epoch(tmp_path: Path, at: int, evaluations: dict[str, Any]) -> None:
+    settings = {"max_steps": 18, "max_epochs": -1, "logger": False, **evaluations}
+    ends: list[tuple[Any, list[Any], list[int]]] = []
+    for name, number in (("whole", 0), ("cut", signal.SIGTERM), ("cut", 0)):
+        task, data = parts()
+        watch, stop = Watch(), Signals(number, "train_batch", at)
+        last = tmp_path / name / "last.ckpt"
+        resume = last if last.is_file() else None
+        with pytest.raises(SystemExit) if number else nullcontext():
+            fit(tmp_path / name, task, data, [watch, stop, Checkpoints(), Preemption()], resume=resume, **settings)
+        ends.append((task.state_dict(), watch.ids, stop.evaluated))
+    whole, first, rest = ends
+    assert first[1][:at] + rest[1] == whole[1]  # a batch that was begun when the run was left comes again
+    assert first[2] + rest[2] == whole[2]
+    assert all(torch.equal(value, rest[0][name]) for name, value in whole[0].items())
 
 
 # ---------------------------------------------------------------- two processes

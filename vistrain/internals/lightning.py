@@ -6,6 +6,7 @@ functions that no type checker sees.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
@@ -119,6 +120,23 @@ def resume_with_evaluation(checkpoint: dict[str, Any]) -> None:
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
     for counts in (progress["total"], progress["current"]):
         counts["ready"] = counts["started"] = counts["processed"] + 1
+
+
+def resume_through_sampler(trainer: Trainer) -> None:
+    """Let loops that are about to be restored begin where the sampler does, be it inside an epoch or after one.
+
+    Lightning resumes a loader through its own state alone, and warns of all others. Where a run has `max_steps`, it
+    goes back into an epoch that is over: `FitLoop.restarting` asks `_iteration_based_training`. That epoch then gets a
+    batch too many, and all later epochs and evaluations are late.
+    """
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+    loop: Any = trainer.fit_loop
+    loop._iteration_based_training = _false
+
+
+def _false() -> bool:
+    """In place of what Lightning would answer."""
+    return False
 
 
 # ---------------------------------------------------------------- signals and processes

@@ -488,8 +488,7 @@ class Task(Contract, LightningModule):
         regroup(checkpoint, names_of(self.model, self.parameter_groups()))
         self._samples_then = checkpoint["vistrain"].get("samples") if progress["consumed"] else None
         self.datamodule.resume = (progress["epoch"], progress["consumed"])
-        # Lightning knows one way to resume a loader, through its own state; ours resumes through the sampler.
-        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+        internals.resume_through_sampler(self.trainer)
         if progress["world_size"] != self.trainer.world_size:
             said = "resuming on %d processes what ran on %d: results will not be equal to the bit"
             log.warning(said, self.trainer.world_size, progress["world_size"])
