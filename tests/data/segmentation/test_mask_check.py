@@ -236,7 +236,7 @@ def test_a_split_of_which_all_is_ignored_is_refused(tmp_path):
     assert "every pixel of the masks is ignored: nothing can be measured -> " in advised(report, "val")
     splits = {s: MaskSplit(f"images/{s}", f"masks/{s}") for s in ("train", "val")}
     data = MaskFolders(**splits, classes=NAMES, root=str(tmp_path), batch_size=1)
-    with pytest.raises(DataError, match="val: .*every pixel of the masks is ignored"):
+    with pytest.raises(DataError, match=r"val: .*every pixel of the masks is ignored"):
         data.setup("fit")
 
 
