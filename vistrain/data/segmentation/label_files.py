@@ -185,13 +185,18 @@ class LabelRule:
         dtype: of label maps: uint8 (int16).
 
     Raises:
-        ConfigError: a class's value is ignored as well, or the palette does not fit the classes.
+        ConfigError: a class's value is ignored as well, or the palette does not fit the classes or has no colours.
     """
 
     def __init__(self, classes: ClassList, ignore: Ignore = (255,), colours: bool = False) -> None:
         count = len(classes.names)
         if classes.palette and len(classes.palette) != count:
             raise ConfigError("data.palette", f"{len(classes.palette)} colours for {count} classes")
+        for colour in classes.palette:
+            if len(colour) != 3 or not all(0 <= c <= 255 for c in colour):
+                raise ConfigError(
+                    "data.palette", f"{list(colour)} is no colour", "give three whole numbers of 0 to 255"
+                )
         if colours and len(set(classes.palette)) < count:
             problem = "masks with colours need one of its own for each class"
             raise ConfigError("data.palette", problem, "give data.palette, or colours in the class file")

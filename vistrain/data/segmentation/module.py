@@ -24,7 +24,7 @@ from vistrain.data.segmentation.label_files import LabelRule
 from vistrain.data.segmentation.mask_advice import half_read, nothing_told, one_class
 from vistrain.data.segmentation.mask_pairs import MaskPair, Pairing
 from vistrain.data.segmentation.rare_classes import RareClasses, class_pixels
-from vistrain.data.segmentation.transforms import EvalBands, EvalScale, MaskAugment
+from vistrain.data.segmentation.transforms import EvalBands, EvalScale, MaskAugment, refuse_large_sides
 from vistrain.errors import DataError, refuse_below
 from vistrain.structures import LabelSpace
 
@@ -178,6 +178,7 @@ class SegmentationData(DataModule):
     ) -> None:
         super().__init__(batch_size=batch_size, **base)
         refuse_below(1, eval_multiple=eval_multiple, eval_scale=min(eval_scale or (1,)))
+        refuse_large_sides("data.eval_scale", eval_scale or (1, 1))
         self.augment = MaskAugment() if augment is None else augment
         self.eval_scale, self.eval_multiple, self.unpaired = eval_scale, eval_multiple, unpaired
         self.regions, self.rare_classes = regions, rare_classes
