@@ -102,14 +102,16 @@ def _strangers(name: str, split: MaskSplitReport, rule: LabelRule, stored: Mappi
     if follow and str(end) in split.strangers and used <= {*classes, 0, 255, end}:
         if first or _share("0", stored) >= RARE:  # 0 is a class as others are: nothing is shifted
             kept = () if rule.ignore == "others" else rule.ignore
-            line = f"data.ignore={_listed(sorted({*kept, end, *used & {255} - classes}))} if {end} is void, or name "
-            line += "its class in data.classes"
+            ignored = _listed(sorted({*kept, *map(int, split.strangers)}))
+            line = f"data.ignore={ignored} if {end} is void, or name its class in data.classes"
             if not first and 0 in used:
-                line += f"; where 0 is no class, data.first_value=1 data.ignore={_listed([0, 255])}"
-            return Advice(name, f"{problem}: it follows the last class, {rule.classes.names[-1]!r}", line, stops=True)
+                line += f"; where 0 is no class, data.first_value=1 data.ignore=[0,255]"
+            return Advice(
+                name, f"{problem}: {end} follows the last class, {rule.classes.names[-1]!r}", line, stops=True
+            )
         problem = f"values run from {min(used - {0})} to {end}, classes from {first}: off by one"
-        ignore = _listed([0, 255] if "0" in stored else [255])
-        return Advice(name, problem, f"data.first_value={first + 1} data.ignore={ignore}", stops=True)
+        border = _listed([0, 255] if "0" in stored else [255])
+        return Advice(name, problem, f"data.first_value={first + 1} data.ignore={border}", stops=True)
     if follow and first and first - 1 in used and not used - {*range(first - 1, end - 1), 255}:
         problem = f"values run from {first - 1} to {max(used - {255})}, classes from {first}: off by one"
         return Advice(name, problem, f"data.first_value={first - 1} data.ignore=[255]", stops=True)
