@@ -105,7 +105,7 @@ def _strangers(name: str, split: MaskSplitReport, rule: LabelRule, stored: Mappi
             ignored = _listed(sorted({*kept, *map(int, split.strangers)}))
             line = f"data.ignore={ignored} if {end} is void, or name its class in data.classes"
             if not first and 0 in used:
-                line += f"; where 0 is no class, data.first_value=1 data.ignore=[0,255]"
+                line += "; where 0 is no class, data.first_value=1 data.ignore=[0,255]"
             return Advice(
                 name, f"{problem}: {end} follows the last class, {rule.classes.names[-1]!r}", line, stops=True
             )
