@@ -12,7 +12,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError
-from vistrain.losses import LovaszSoftmax, PixelCrossEntropy, PixelFocal, PixelTopK
+from vistrain.losses import (
+    AsymmetricLoss,
+    Charbonnier,
+    FrequencyLoss,
+    LovaszSoftmax,
+    OhemCrossEntropy,
+    PixelCrossEntropy,
+    PixelDice,
+    PixelFocal,
+    PixelTopK,
+    PSNRLoss,
+    SetCriterion,
+)
 
 IGNORED = 255
 
@@ -90,6 +102,27 @@ def test_focal_pixel_by_pixel(gamma: float) -> None:
     assert PixelFocal(gamma, weights, over_all=True)(logits, labels, IGNORED).item() == pytest.approx(total / 40)
     counted = PixelFocal(gamma, weights)(logits, labels, IGNORED, torch.tensor(50.0))
     assert counted.item() == pytest.approx(total / 50)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "value"),
+    [
+        ("label_smoothing", PixelCrossEntropy, 2.0),
+        ("label_smoothing", PixelCrossEntropy, float("nan")),
+        ("gamma", PixelFocal, -1.0),
+        ("threshold", OhemCrossEntropy, 1.5),
+        ("smooth", PixelDice, -1.0),
+        ("gamma_negative", AsymmetricLoss, -2.0),
+        ("focal_alpha", SetCriterion, 1.25),
+        ("focal_gamma", SetCriterion, float("inf")),
+        ("eps", Charbonnier, -1e-3),
+        ("eps", PSNRLoss, -1.0),
+        ("norm", FrequencyLoss, "none"),
+    ],
+)
+def test_numbers_that_no_loss_can_be_computed_with_are_refused(name: str, make: type, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name}: "):
+        make(**{name: value})
 
 
 def test_focal_without_focus_is_the_cross_entropy() -> None:

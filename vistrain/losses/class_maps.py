@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from vistrain.errors import ConfigError
 from vistrain.layers.axis import Axis
 from vistrain.layers.conv import resize
-from vistrain.layers.loss_weights import refuse_negative
+from vistrain.layers.loss_weights import refuse_negative, refuse_no_exponent, refuse_no_share
 from vistrain.layers.precision import at_least_float32
 
 CACHED = 1 << 19  # logits of a tile, which stay in a processor's caches
@@ -95,6 +95,7 @@ class PixelCrossEntropy(PixelLoss):
         weight: float = 1.0,
     ) -> None:
         super().__init__(weight)
+        refuse_no_share(label_smoothing=label_smoothing)
         self.over_all, self.label_smoothing = over_all, label_smoothing
         refuse_negative(class_weights=class_weights)
         self.register_buffer("class_weights", torch.tensor(class_weights) if class_weights else None, persistent=False)
@@ -196,6 +197,7 @@ class PixelFocal(PixelLoss):
         self, gamma: float = 2.0, class_weights: Sequence[float] = (), over_all: bool = False, weight: float = 1.0
     ) -> None:
         super().__init__(weight)
+        refuse_no_exponent(gamma=gamma)
         self.gamma, self.over_all = gamma, over_all
         refuse_negative(class_weights=class_weights)
         self.register_buffer("class_weights", torch.tensor(class_weights) if class_weights else None, persistent=False)
@@ -261,6 +263,7 @@ class OhemCrossEntropy(PixelLoss):
         weight: float = 1.0,
     ) -> None:
         super().__init__(weight)
+        refuse_no_share(threshold=threshold)
         self.threshold, self.min_kept = threshold, max(1, min_kept)
         refuse_negative(class_weights=class_weights)
         self.register_buffer("class_weights", torch.tensor(class_weights) if class_weights else None, persistent=False)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.errors import ConfigError
+from vistrain.layers.loss_weights import refuse_no_exponent
 from vistrain.layers.precision import at_least_float32
 
 
@@ -74,6 +75,7 @@ class AsymmetricLoss(nn.Module):
 
     def __init__(self, gamma_negative: float = 4.0, gamma_positive: float = 1.0, margin: float = 0.05) -> None:
         super().__init__()
+        refuse_no_exponent(gamma_negative=gamma_negative, gamma_positive=gamma_positive)
         self.gamma_negative, self.gamma_positive = gamma_negative, gamma_positive
         self.margin = _share("margin", margin)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vistrain.errors import ConfigError
+from vistrain.layers.loss_weights import refuse_no_exponent
 from vistrain.losses.class_maps import PixelLoss
 
 
@@ -28,6 +29,7 @@ class PixelDice(PixelLoss):
         self, smooth: float = 1.0, squared: bool = False, background: bool = True, weight: float = 1.0
     ) -> None:
         super().__init__(weight)
+        refuse_no_exponent(smooth=smooth)
         self.smooth, self.squared, self.background = smooth, squared, background
 
     def compute(self, logits: Tensor, labels: Tensor, ignore_index: int, count: Tensor | None) -> Tensor:

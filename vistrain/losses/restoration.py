@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vistrain.layers.loss_weights import refuse_negative
+from vistrain.errors import ConfigError
+from vistrain.layers.loss_weights import refuse_negative, refuse_no_exponent
+
+NORMS = ("backward", "ortho", "forward")  # of Fourier transforms, as torch calls them
 
 
 class ImageLoss(nn.Module):
@@ -73,6 +76,7 @@ class Charbonnier(ImageLoss):
 
     def __init__(self, eps: float = 1e-3, weight: float = 1.0) -> None:
         super().__init__(weight)
+        refuse_no_exponent(eps=eps)
         self.eps = eps
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
@@ -92,6 +96,8 @@ class FrequencyLoss(ImageLoss):
 
     def __init__(self, weight: float = 0.1, norm: str = "backward") -> None:
         super().__init__(weight)
+        if norm not in NORMS:
+            raise ConfigError("norm", f"{norm!r}", f"one of {', '.join(NORMS)}")
         self.norm = norm
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
@@ -112,6 +118,7 @@ class PSNRLoss(ImageLoss):
 
     def __init__(self, weight: float = 1.0, eps: float = 1e-8) -> None:
         super().__init__(weight)
+        refuse_no_exponent(eps=eps)
         self.eps = eps
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:

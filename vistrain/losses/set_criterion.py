@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vistrain.devices import upload
 from vistrain.layers.boxes import cxcywh_to_xyxy, giou
-from vistrain.layers.loss_weights import refuse_all_zero
+from vistrain.layers.loss_weights import refuse_all_zero, refuse_no_exponent, refuse_no_share
 from vistrain.layers.precision import at_least_float32
 from vistrain.losses.focal import focal_loss_sums
 
@@ -74,6 +74,8 @@ class SetCriterion:
         giou_eps: float = 0.0,
     ) -> None:
         refuse_all_zero(class_weight=class_weight, box_weight=box_weight, giou_weight=giou_weight)
+        refuse_no_share(focal_alpha=focal_alpha)
+        refuse_no_exponent(focal_gamma=focal_gamma, giou_eps=giou_eps)
         self.class_weight, self.box_weight, self.giou_weight = class_weight, box_weight, giou_weight
         self.focal_alpha, self.focal_gamma, self.giou_eps = focal_alpha, focal_gamma, giou_eps
 

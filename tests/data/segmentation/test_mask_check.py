@@ -177,15 +177,76 @@ def test_fewer_images_than_a_batch_are_refused_as_a_run_refuses_them(tmp_path):
 
 
 def test_labels_that_count_from_one(tmp_path):
-    write(tmp_path, {"a": stripes(0, 1, 2, 3)})
+    masks = stripes(1, 1, 1, 2, 2, 2, 3, 3, 3)
+    masks[0, 0] = 0  # a slip
+    write(tmp_path, {"a": masks})
+    write(tmp_path, {"v": stripes(1, 2, 3)}, "val")
     report = look(tmp_path)
-    assert "values run from 1 to 3, classes from 0: off by one -> data.first_value=1 data.ignore=[0,255]" in advised(
-        report
-    )
+    for split in ("train", "val"):
+        said = advised(report, split)
+        assert "values run from 1 to 3, classes from 0: off by one -> data.first_value=1 data.ignore=[0,255]" in said
     assert not report.ok
     assert "values that are no class: 3" in report.splits["train"].bad_files[str(tmp_path / "masks/train/a.png")]
     write(tmp_path, {"v": stripes(1, 2, 3)}, "val")
     assert look(tmp_path, first_value=1, ignore=(0, 255)).ok
+
+
+def test_void_that_is_the_highest_value(tmp_path):
+    """Nothing is off by one where 0 is there, in whichever split a mask lacks it."""
+    names = tuple("abcdefghijk")
+    write(tmp_path, {"a": stripes(*range(12)), "b": stripes(*range(12))})
+    write(tmp_path, {"v": stripes(*range(1, 12))}, "val")
+    report = look(tmp_path, classes=names)
+    for split in ("train", "val"):
+        said = advised(report, split)
+        assert "off by one" not in said
+        assert "the values 11 are no class" in said
+        assert "-> data.ignore=[11,255] if 11 is void, or name its class in data.classes" in said
+    assert look(tmp_path, classes=names, ignore=(11, 255)).ok
+    shifted = advised(look(tmp_path, classes=names, first_value=1, ignore=(0, 255)))  # by one who takes 0 for void
+    assert "0 is ignored, 9 %" not in shifted  # a share as ADE20K has it
+    write(tmp_path, {"a": stripes(0, 0, *range(12))})
+    shifted = advised(look(tmp_path, classes=names, first_value=1, ignore=(0, 255)))
+    assert "is it a class, and 11 void? -> if so, data.first_value=0 data.ignore=[11,255]" in shifted
+
+
+def test_a_border_of_255_is_no_shift(tmp_path):
+    write(tmp_path, {"a": stripes(0, 1, 2, 255)})
+    said = advised(look(tmp_path, ignore=()))
+    assert "the values 255 are no class, in up to 1 files -> data.ignore=[255] leaves them out" in said
+    report = look(tmp_path, first_value=1, ignore=(0, 255))  # the last class is nowhere, all others are
+    assert not report.ok
+    assert "do values count from 0? -> if so, data.first_value=0 data.ignore=[255]" in advised(report)
+
+
+def test_jpeg_by_another_name_is_refused(tmp_path):
+    write(tmp_path, {"a": stripes(0, 1, 2), "b": stripes(0, 1, 2)})
+    path = tmp_path / "masks/train/b.png"
+    Image.fromarray(stripes(0, 1, 2)).save(path, format="JPEG", quality=100)
+    report = look(tmp_path)
+    assert not report.ok
+    assert "is JPEG, which changes the values of labels" in report.splits["train"].bad_files[str(path)]
+
+
+def test_a_split_of_which_all_is_ignored_is_refused(tmp_path):
+    write(tmp_path, {"a": stripes(0, 1, 2)})
+    write(tmp_path, {"v": stripes(255), "w": stripes(255)}, "val")
+    report = look(tmp_path)
+    assert not report.ok
+    assert "every pixel of the masks is ignored: nothing can be measured -> " in advised(report, "val")
+    splits = {s: MaskSplit(f"images/{s}", f"masks/{s}") for s in ("train", "val")}
+    data = MaskFolders(**splits, classes=NAMES, root=str(tmp_path), batch_size=1)
+    with pytest.raises(DataError, match=r"val: .*every pixel of the masks is ignored"):
+        data.setup("fit")
+
+
+def test_a_single_black_and_white_mask_is_named(tmp_path):
+    write(tmp_path, {"a": stripes(0, 1, 2), "b": stripes(0, 255), "c": stripes(0, 1)})
+    assert f"1 masks hold 0 and 255 alone, others never 255, such as {tmp_path / 'masks/train/b.png'}" in advised(
+        look(tmp_path)
+    )
+    write(tmp_path, {"a": stripes(0, 1, 2, 255)})  # a border, here and there
+    assert "0 and 255 alone" not in advised(look(tmp_path))
 
 
 def test_labels_that_count_from_zero(tmp_path):

@@ -234,6 +234,44 @@ def folders(root: Path, content: dict[str, Any] | None = None, numbers: Any = ((
     return PanopticFolders(train=split, val=split, root=str(root), batch_size=1, workers=0)
 
 
+@pytest.mark.parametrize(("listed", "annotated"), [(1, "1"), ("1", 1)])
+def test_ids_that_are_text_in_one_place_alone(listed: Any, annotated: Any) -> None:
+    content = content_of()
+    content["images"][0]["id"], content["annotations"][0]["image_id"] = listed, annotated
+    _, (fault,) = examined(content, Path("x.json"))
+    assert f"image_id {annotated!r} is" in fault.problem
+    assert f"the image's id {listed!r} is" in fault.problem
+    assert fault.remedy == "write ids as integers in both"
+
+
+def test_a_size_that_the_json_alone_has(tmp_path: Path) -> None:
+    content = content_of()
+    content["images"][0] |= {"width": 3, "height": 2}
+    data = folders(tmp_path, content)
+    for split in ("train", "val"):
+        error = data.dataset(split)[0]
+        assert isinstance(error, DataError)
+        assert "a.png: is 2x2 pixels, its JSON says 3x2 of image a_1" in str(error)
+    report = data.check(tmp_path / "out")
+    assert not report.ok
+    assert "its JSON says 3x2" in report.splits["train"].bad_files[str(tmp_path / "masks/a.png")]
+    content["images"][0]["width"] = 2
+    assert folders(tmp_path, content).check(tmp_path / "out").ok
+
+
+def test_pngs_of_which_the_json_lists_nothing(tmp_path: Path) -> None:
+    content = content_of()
+    content["annotations"][0]["segments_info"] = []
+    data = folders(tmp_path, content)
+    error = data.dataset("val")[0]
+    assert isinstance(error, DataError)
+    assert "the JSON lists no segments of this image" in str(error)
+    report = data.check(tmp_path / "out")
+    assert not report.ok
+    assert report.splits["train"].unlisted == [str(tmp_path / "masks/a.png")]
+    assert not report.splits["train"].strangers
+
+
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
     data = folders(tmp_path)
     data.find("train")

@@ -23,6 +23,7 @@ from vistrain.data import (
     PascalContext,
     PascalVOC,
     Scenes,
+    SegmentAugment,
 )
 from vistrain.data.segmentation.known_sets import ADE20K_NAMES, voc_colour
 from vistrain.data.segmentation.mask_pairs import find_pairs
@@ -232,11 +233,42 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
     ):
         with pytest.raises(DataError, match=problem):
             find_pairs(tmp_path, MaskSplit("images/train", masks))
+    (tmp_path / "none.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"none\.txt: lists no names"):
+        find_pairs(tmp_path, MaskSplit("images/train", "masks/train", names="none.txt"))
     Image.open(tmp_path / "images/train/a.png").save(tmp_path / "images/train/a.jpg")
     with pytest.raises(DataError, match="is called as"):
         find_pairs(tmp_path, MaskSplit("images/train", "masks/train"))
     with pytest.raises(ConfigError, match="name each class once"):
         folders(tmp_path, classes=("a", "a"))
+
+
+@pytest.mark.parametrize(
+    ("palette", "problem"),
+    [
+        (((1, 2, 3), (1, 2, 3), (3, 0, 0)), r"data\.palette: \[1, 2, 3\] stands there twice"),
+        (((1, 2, 3), (1, 2, 4), (300, 0, 0)), r"data\.palette: \[300, 0, 0\] is no colour"),
+        (((1, 2, 3), (1, 2, 4), (0, -1, 0)), r"data\.palette: \[0, -1, 0\] is no colour"),
+    ],
+)
+def test_palettes_that_are_none_are_refused(tmp_path, palette, problem):
+    pair(tmp_path, "a")
+    with pytest.raises(ConfigError, match=problem):
+        _ = folders(tmp_path, classes=("a", "b", "c"), palette=palette).rule
+
+
+def test_sizes_that_nobody_has_the_memory_for_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.augment\.scale: \[100000, 100000\] makes images of 200000 x 200000"):
+        MaskAugment(scale=(100000, 100000))
+    MaskAugment(scale=(100000, 512))  # a bound that only long images reach
+    with pytest.raises(ConfigError, match=r"data\.eval_scale: "):
+        folders(tmp_path, eval_scale=(100000, 100000))
+    for key, wrong in (
+        ("jitter", {"jitter": (1.0, 1000.0)}),
+        ("short_sides", {"jitter": None, "short_sides": (99999,)}),
+    ):
+        with pytest.raises(ConfigError, match=rf"data\.augment\.{key}: "):
+            SegmentAugment(**wrong)
 
 
 def test_a_bad_sample_is_an_error_with_the_files_name(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -19,6 +20,7 @@ from vistrain.pictures import coloured, legend, overlaid
 from vistrain.predictions import Segmentation
 from vistrain.run.predict import load_predictor, predict_paths
 from vistrain.structures import LabelSpace
+from vistrain.tasks.base.worst import write_table
 from vistrain.tasks.segmentation.pictures import truth_and_prediction
 from vistrain.tasks.segmentation.predictor import SegmentationPredictor, write_label_file
 
@@ -167,3 +169,9 @@ def test_label_files_of_16_bits(tmp_path):
     write_label_file(tmp_path / "a.png", np.array([[0, 1]]), LABELS)
     assert read_label_file(tmp_path / "a.png").tolist() == [[3, 300]]
     assert SegmentationPredictor.pictures == "pictures"
+
+
+def test_names_that_are_no_utf_8_are_escaped_in_tables(tmp_path):
+    write_table(tmp_path / "per_image.csv", [["image", "miou"], ["caf\udce9, 2", "0.5"]])
+    with (tmp_path / "per_image.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file)) == [["image", "miou"], ["caf\\udce9, 2", "0.5"]]

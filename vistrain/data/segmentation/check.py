@@ -50,6 +50,8 @@ class MaskSplitReport(SplitFindings):
         class_images: class -> images that it occurs in.
         ignored: share of the pixels that is ignored, 0..1.
         unlabelled: files of which every pixel is ignored.
+        black_and_white: files that hold 0 and 255 alone.
+        bordered: how many of the others hold 255.
         strangers: stored value (of colours `r g b`) that is no class -> `[pixels, files]`.
         values: all stored values (colours) -> pixels.
         bare: images without a mask.
@@ -65,6 +67,8 @@ class MaskSplitReport(SplitFindings):
     class_images: dict[str, int] = field(default_factory=dict)
     ignored: float = 0.0
     unlabelled: list[str] = field(default_factory=list)
+    black_and_white: list[str] = field(default_factory=list)
+    bordered: int = 0
     strangers: dict[str, list[int]] = field(default_factory=dict)
     values: dict[str, int] = field(default_factory=dict)
     bare: list[str] = field(default_factory=list)
@@ -201,6 +205,10 @@ def _open_all(
         sizes[seen.size] += 1
         palettes |= {seen.palette} if seen.palette else set()
         values.update(seen.values)
+        if set(seen.values) == {"0", "255"}:
+            found.black_and_white.append(str(pair.mask))
+        else:
+            found.bordered += "255" in seen.values
         pixels.update({names[channel]: count for channel, count in seen.channels.items()})
         images.update(names[channel] for channel in seen.channels)
         ignored += seen.ignored

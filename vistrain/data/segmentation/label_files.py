@@ -35,11 +35,11 @@ def read_label_file(path: str | Path, colours: bool = False) -> np.ndarray:
     """The values that an image file stores, see `label_values`.
 
     Args:
-        path: PNG, BMP, TIFF, GIF, WebP, PGM or PPM (or JPEG, whose values are not those that were saved).
+        path: PNG, BMP, TIFF, GIF, WebP, PGM or PPM, whatever the file is called.
         colours: look palettes up, and give colours of any file, uint8 `[H, W, 3]`.
 
     Raises:
-        DataError: the file is missing, empty, no image, damaged, or holds floating-point values.
+        DataError: the file is missing, empty, no image, damaged, JPEG, or holds floating-point values.
     """
     image = open_label_file(path)
     return np.array(image.convert("RGB")) if colours else label_values(image, path)
@@ -49,7 +49,7 @@ def open_label_file(path: str | Path) -> Image.Image:
     """A decoded label file; of Cityscapes' polygons (`.json`) what they draw.
 
     Raises:
-        DataError: the file is missing, empty, no image, or damaged.
+        DataError: the file is missing, empty, no image, damaged, or JPEG, whose values are not those that were saved.
     """
     if Path(path).suffix.lower() == POLYGONS:
         return read_cityscapes_polygons(path)
@@ -58,6 +58,8 @@ def open_label_file(path: str | Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken notes in the file; what matters is raised
             image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.format in ("JPEG", "MPO"):
+                raise DataError(str(path), "is JPEG, which changes the values of labels", "export it again, as PNG")
             refuse_large(path, image.height, image.width)
             image.load()
     except UnidentifiedImageError as error:
@@ -183,13 +185,18 @@ class LabelRule:
         dtype: of label maps: uint8 (int16).
 
     Raises:
-        ConfigError: a class's value is ignored as well, or the palette does not fit the classes.
+        ConfigError: a class's value is ignored as well, or the palette does not fit the classes or has no colours.
     """
 
     def __init__(self, classes: ClassList, ignore: Ignore = (255,), colours: bool = False) -> None:
         count = len(classes.names)
         if classes.palette and len(classes.palette) != count:
             raise ConfigError("data.palette", f"{len(classes.palette)} colours for {count} classes")
+        for colour in classes.palette:
+            if len(colour) != 3 or not all(0 <= c <= 255 for c in colour):
+                raise ConfigError(
+                    "data.palette", f"{list(colour)} is no colour", "give three whole numbers of 0 to 255"
+                )
         if colours and len(set(classes.palette)) < count:
             problem = "masks with colours need one of its own for each class"
             raise ConfigError("data.palette", problem, "give data.palette, or colours in the class file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ NAMED = 8  # values, colours or classes that a line lists
 LOOKED_AT = 32  # masks that a run looks at before it begins
 LEAVE_OUT = "data.unpaired=skip leaves them out"
 TOO_MANY = 64  # colours that classes are not painted in
+RARE = 0.01  # share of the pixels below which a value is a border, or a slip
+MUCH = 0.1  # share of the pixels above which hardly anyone leaves them out
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,16 @@ def advice(splits: Mapping[str, MaskSplitReport], rule: LabelRule) -> list[Advic
         rule: what the config says of the values.
     """
     found: list[Advice] = []
+    stored = sum((Counter(split.values) for split in splits.values()), Counter[str]())
     for name, split in splits.items():
         if split.strangers:
-            found.append(_strangers(name, split, rule))
+            found.append(_strangers(name, split, rule, stored))
         else:
-            found += _quiet(name, split, rule)
+            found += _quiet(name, split, rule, stored)
+        if split.black_and_white and not split.bordered and not _half_told(split, rule) and _needs_more(rule):
+            files = split.black_and_white
+            problem = f"{len(files)} masks hold 0 and 255 alone, others never 255, such as {files[0]}"
+            found.append(Advice(name, problem, "export them as the others are; 255 is not what a class has there"))
         if split.bare or split.lonely:
             found += _alone(name, split)
         if split.palettes > 1 and not rule.colours:
@@ -61,8 +69,8 @@ def advice(splits: Mapping[str, MaskSplitReport], rule: LabelRule) -> list[Advic
             kinds = ", ".join(f"{count} {kind}" for kind, count in split.kinds.items())
             found.append(Advice(name, f"label files of several kinds: {kinds}", "are all of them exported alike?"))
         sound = split.kinds and not split.strangers and not split.bad_files and not _half_told(split, rule)
-        if name == "train" and sound and len(split.pixels) < 2:
-            found.append(Advice(name, *_one(tuple(split.pixels), rule), stops=True))
+        if sound and len(split.pixels) < (2 if name == "train" else 1):
+            found.append(Advice(name, *_one(tuple(split.pixels), rule, name), stops=True))
         if split.unlabelled:
             problem = f"{len(split.unlabelled)} masks are ignored as a whole, such as {split.unlabelled[0]}"
             found.append(Advice(name, problem, "label them, or leave them out"))
@@ -70,8 +78,13 @@ def advice(splits: Mapping[str, MaskSplitReport], rule: LabelRule) -> list[Advic
     return found + _never(told, rule.labels.names)
 
 
-def _strangers(name: str, split: MaskSplitReport, rule: LabelRule) -> Advice:
-    """Values or colours that no class has."""
+def _share(value: str, stored: Mapping[str, int]) -> float:
+    """Of the pixels that are not 255, those of a value, 0..1."""
+    return stored.get(value, 0) / max(sum(count for other, count in stored.items() if other != "255"), 1)
+
+
+def _strangers(name: str, split: MaskSplitReport, rule: LabelRule, stored: Mapping[str, int]) -> Advice:
+    """Values or colours that no class has; `stored` are the values of all splits, which count alike."""
     files = max(files for _, files in split.strangers.values())
     listed = ", ".join(list(split.strangers)[:NAMED])
     if any(" " in value for value in split.values):
@@ -84,16 +97,24 @@ def _strangers(name: str, split: MaskSplitReport, rule: LabelRule) -> Advice:
         return Advice(name, problem, "data.values=[0,255] data.ignore=[]", stops=True)
     if _half_told(split, rule):
         return Advice(name, *_half(rule), stops=True)
-    first = min(classes)
-    if classes == set(range(first, first + count)):
-        for shift in (1, -1):
-            moved = {value + shift for value in classes}
-            rest = used - moved - {255}
-            if rest <= {0} and (used & moved) and first + shift >= 0:
-                problem = f"values run from {min(used - rest)} to {max(used & moved)}, classes from {first}: off by one"
-                ignore = sorted({0, 255} if rest else {255})
-                line = f"data.first_value={first + shift} data.ignore={_listed(ignore)}"
-                return Advice(name, problem, line, stops=True)
+    first, end = min(classes), max(classes) + 1
+    follow = classes == set(range(first, end))
+    if follow and str(end) in split.strangers and used <= {*classes, 0, 255, end}:
+        if first or _share("0", stored) >= RARE:  # 0 is a class as others are: nothing is shifted
+            kept = () if rule.ignore == "others" else rule.ignore
+            ignored = _listed(sorted({*kept, *map(int, split.strangers)}))
+            line = f"data.ignore={ignored} if {end} is void, or name its class in data.classes"
+            if not first and 0 in used:
+                line += "; where 0 is no class, data.first_value=1 data.ignore=[0,255]"
+            return Advice(
+                name, f"{problem}: {end} follows the last class, {rule.classes.names[-1]!r}", line, stops=True
+            )
+        problem = f"values run from {min(used - {0})} to {end}, classes from {first}: off by one"
+        border = _listed([0, 255] if "0" in stored else [255])
+        return Advice(name, problem, f"data.first_value={first + 1} data.ignore={border}", stops=True)
+    if follow and first and first - 1 in used and not used - {*range(first - 1, end - 1), 255}:
+        problem = f"values run from {first - 1} to {max(used - {255})}, classes from {first}: off by one"
+        return Advice(name, problem, f"data.first_value={first - 1} data.ignore=[255]", stops=True)
     strangers = [int(value) for value in split.strangers]
     if len(strangers) > TOO_MANY:
         return Advice(name, problem, "interpolated while resizing? resize masks with nearest neighbours", stops=True)
@@ -102,15 +123,21 @@ def _strangers(name: str, split: MaskSplitReport, rule: LabelRule) -> Advice:
     return Advice(name, problem, line, stops=True)
 
 
-def _quiet(name: str, split: MaskSplitReport, rule: LabelRule) -> list[Advice]:
+def _quiet(name: str, split: MaskSplitReport, rule: LabelRule, stored: Mapping[str, int]) -> list[Advice]:
     """Values that fit the config, and yet hardly mean what it says."""
     used, values, names = set(split.values), rule.classes.values, rule.classes.names
     if _half_told(split, rule):
         return [Advice(name, *_half(rule), stops=True)]
-    last = names[values.index(max(values))]
-    if min(values) == 1 and "0" in used and last not in split.pixels and str(max(values) - 1) in used:
+    if min(values) != 1 or "0" not in used:
+        return []
+    last, share = names[values.index(max(values))], _share("0", stored)
+    if str(max(values)) not in stored and str(max(values) - 1) in used:
         problem = f"0 is ignored, and {last!r}, the last class, never occurs: do values count from 0?"
-        return [Advice(name, problem, "if so, data.first_value=0 data.ignore=[255]")]
+        shifted = share >= RARE and all(str(value - 1) in stored for value in values)  # nothing else is missing
+        return [Advice(name, problem, "if so, data.first_value=0 data.ignore=[255]", stops=shifted)]
+    if share >= MUCH and rule.ignore != "others":
+        problem = f"0 is ignored, {100 * share:.0f} % of the pixels: is it a class, and {max(values)} void?"
+        return [Advice(name, problem, f"if so, data.first_value=0 data.ignore=[{max(values)},255]")]
     return []
 
 
@@ -156,6 +183,20 @@ def half_read(files: Sequence[Path], rule: LabelRule) -> DataError | None:
     return None
 
 
+def nothing_told(files: Sequence[Path], rule: LabelRule, split: str) -> DataError | None:
+    """What is wrong with a split's masks of which every pixel is ignored; or None.
+
+    Masks are read until one has a class, which most often is the first. Where one cannot be read, nobody knows.
+    """
+    for path in files:
+        try:
+            if (rule.read(path) != rule.ignored).any():
+                return None
+        except DataError:
+            return None
+    return DataError(f"{split}: {files[0].parent}", *_one((), rule, split)) if files else None
+
+
 def one_class(files: Sequence[Path], rule: LabelRule) -> DataError | None:
     """What is wrong with masks of which one class at the most can be learned, as all else is ignored; or None.
 
@@ -173,11 +214,13 @@ def one_class(files: Sequence[Path], rule: LabelRule) -> DataError | None:
     return DataError(str(files[0].parent), *_one([rule.labels.names[channel] for channel in seen], rule))
 
 
-def _one(names: Sequence[str], rule: LabelRule) -> tuple[str, str]:
+def _one(names: Sequence[str], rule: LabelRule, split: str = "train") -> tuple[str, str]:
     """Masks of one class, or none: the problem, and what mends it."""
     remedy = "name what surrounds it as a class of its own"
     if not names:
-        return "every pixel of the masks is ignored: nothing can be learned", "correct data.classes, or data.ignore"
+        what = "learned" if split == "train" else "measured"
+        problem = f"every pixel of the masks is ignored: nothing can be {what}"
+        return problem, f"correct data.classes, data.ignore or data.{split}"
     if len(rule.classes.names) == 1 and not rule.colours and rule.ignore != "others" and rule.ignore:
         value = rule.classes.values[0]
         remedy += f": data.classes=[other,{names[0]}] data.values=[{rule.ignore[0]},{value}] data.ignore=[]"

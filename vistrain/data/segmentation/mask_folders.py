@@ -36,7 +36,7 @@ class MaskFolders(SegmentationData):
         base: see `SegmentationData`.
 
     Raises:
-        ConfigError: no classes, or two of one name.
+        ConfigError: no classes, or two of one name, or (of `rule`) one colour.
     """
 
     def __init__(
@@ -73,7 +73,11 @@ class MaskFolders(SegmentationData):
                 listed = read_classes(self.root / self.classes, self.first_value)
             else:
                 listed = ClassList(self.classes, tuple(range(self.first_value, self.first_value + len(self.classes))))
-            listed = replace(listed, palette=self.palette) if self.palette else listed
+            if self.palette:
+                twice = next((c for i, c in enumerate(self.palette) if c in self.palette[:i]), None)
+                if twice is not None:
+                    raise ConfigError("data.palette", f"{list(twice)} stands there twice", "give each class its own")
+                listed = replace(listed, palette=self.palette)
             if self.values:
                 if len(set(self.values)) != len(listed.names) or len(self.values) != len(listed.names):
                     problem = f"{list(self.values)} for {len(listed.names)} classes"

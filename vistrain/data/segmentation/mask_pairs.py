@@ -133,6 +133,8 @@ def named_files(
 def _listed(path: Path, pictures: dict[str, Path], suffixes: tuple[str, ...]) -> list[str]:
     """The pictures that a file lists."""
     lines = [line.split()[0] for line in read_text(path, what="list of names").splitlines() if line.strip()]
+    if not lines:
+        raise DataError(str(path), "lists no names", "write a line for each image, or leave names out")
     found = []
     for line in lines:
         parts = Path(line).with_suffix("").parts if Path(line).suffix.lower() in suffixes else Path(line).parts

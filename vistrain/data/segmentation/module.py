@@ -21,10 +21,10 @@ from vistrain.data.base.images import image_size, read_image
 from vistrain.data.base.module import DataModule, SplitName
 from vistrain.data.base.samplers import ResumableSampler
 from vistrain.data.segmentation.label_files import LabelRule
-from vistrain.data.segmentation.mask_advice import half_read, one_class
+from vistrain.data.segmentation.mask_advice import half_read, nothing_told, one_class
 from vistrain.data.segmentation.mask_pairs import MaskPair, Pairing
 from vistrain.data.segmentation.rare_classes import RareClasses, class_pixels
-from vistrain.data.segmentation.transforms import EvalBands, EvalScale, MaskAugment
+from vistrain.data.segmentation.transforms import EvalBands, EvalScale, MaskAugment, refuse_large_sides
 from vistrain.errors import DataError, refuse_below
 from vistrain.structures import LabelSpace
 
@@ -178,6 +178,7 @@ class SegmentationData(DataModule):
     ) -> None:
         super().__init__(batch_size=batch_size, **base)
         refuse_below(1, eval_multiple=eval_multiple, eval_scale=min(eval_scale or (1,)))
+        refuse_large_sides("data.eval_scale", eval_scale or (1, 1))
         self.augment = MaskAugment() if augment is None else augment
         self.eval_scale, self.eval_multiple, self.unpaired = eval_scale, eval_multiple, unpaired
         self.regions, self.rare_classes = regions, rare_classes
@@ -233,7 +234,7 @@ class SegmentationData(DataModule):
 
     def find(self, split: SplitName) -> None:
         """Finds the pairs of a split; masks of which one half is read are refused in training, elsewhere a warning, and
-        so are, in training, masks of one class.
+        so are, in training, masks of one class, in any split those of none.
 
         Raises:
             DataError: see `pairs`, `mask_advice.half_read` and `mask_advice.one_class`.
@@ -243,6 +244,8 @@ class SegmentationData(DataModule):
         problem = half_read(masks, self.rule)
         if problem is None and split == "train":
             problem = one_class(masks, self.rule)
+        if split != "train" and (empty := nothing_told(masks, self.rule, split)) is not None:
+            raise empty
         if problem is not None and split == "train":
             raise problem
         if self.bands is not None:

@@ -26,7 +26,7 @@ from vistrain.data.segmentation.mask_pairs import MaskPair
 from vistrain.data.segmentation.module import sized_image
 from vistrain.data.segmentation.panoptic_files import Category, Segments, read_numbers, read_panoptic, segment_map
 from vistrain.data.segmentation.segment_transforms import SegmentAugment
-from vistrain.data.segmentation.transforms import EvalScale
+from vistrain.data.segmentation.transforms import EvalScale, refuse_large_sides
 from vistrain.errors import ConfigError, DataError, refuse_below
 from vistrain.layers.packed_masks import PackedMasks
 from vistrain.structures import LabelSpace
@@ -111,11 +111,13 @@ class SegmentedImages(SampleSet):
         """
         numbers, classes, crowd = self.listed.of(index)
         found, strangers = segment_map(read_numbers(self.pairs[index].mask), numbers)
+        path = self.pairs[index].mask
         if strangers and not found.any():
             problem = "none of the segments that the JSON lists is in this PNG, whose pixels have other numbers"
-            raise DataError(
-                str(self.pairs[index].mask), problem, "see `vistrain check`; are these the PNGs of this JSON?"
-            )
+            if not len(numbers):
+                problem = "the JSON lists no segments of this image (its segments_info is empty), this PNG has some"
+            raise DataError(str(path), problem, "see `vistrain check`; are these the PNGs of this JSON?")
+        self.listed.refuse_other_size(index, path, found.shape)
         image = sized_image(self.pairs[index], found.shape)
         size = found.shape[0], found.shape[1]
         labels = np.array([self.channels[c] for c in classes.tolist()], np.int64)
@@ -221,6 +223,7 @@ class JitteredData(DataModule):
     ) -> None:
         super().__init__(batch_size=batch_size, **base)
         refuse_below(1, eval_scale=min(eval_scale or (1,)))
+        refuse_large_sides("data.eval_scale", eval_scale or (1, 1))
         self.augment = SegmentAugment() if augment is None else augment
         self.eval_scale = eval_scale
 

@@ -48,6 +48,7 @@ class PanopticSplitReport(SplitFindings):
         void: share of the pixels that belong to no segment, 0..1.
         hidden: image -> numbers of segments that its PNG lacks.
         strangers: image -> how many pixels have numbers that the JSON lacks.
+        unlisted: images of which the JSON lists no segment at all, while the PNG has some.
         skipped: what the annotations list in vain -> how often.
     """
 
@@ -60,6 +61,7 @@ class PanopticSplitReport(SplitFindings):
     void: float = 0.0
     hidden: dict[str, list[int]] = field(default_factory=dict)
     strangers: dict[str, int] = field(default_factory=dict)
+    unlisted: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
 
 
@@ -80,7 +82,9 @@ class PanopticReport(Findings):
     @property
     def ok(self) -> bool:
         """Whether a run can go through and learns what is annotated: also, PNGs and JSON agree."""
-        return super().ok and not any(split.hidden or split.strangers for split in self.splits.values())
+        return super().ok and not any(
+            split.hidden or split.strangers or split.unlisted for split in self.splits.values()
+        )
 
     def table(self) -> RenderableType:
         """What a terminal shows: print it with a Rich console."""
@@ -90,6 +94,7 @@ class PanopticReport(Findings):
             for found, text in (
                 (split.hidden, "have segments that their PNG lacks: they can only be missed"),
                 (split.strangers, "have pixels whose number the JSON lacks: they are void"),
+                (split.unlisted, "have segments in their PNG, of which the JSON lists none: segments_info is empty"),
             ):
                 if found:
                     first = escape(", ".join(list(found)[:3]))
@@ -180,7 +185,7 @@ def _open_all(
     segments, pixels, hashes, void = Counter[str](), Counter[str](), list[tuple[bytes, str]](), 0
 
     def look(index: int) -> _Seen:
-        return _look(pairs[index], listed.of(index)[0])
+        return _look(pairs[index], listed, index)
 
     found.images, found.crowds = len(pairs), int(listed.crowds.sum())
     for index, seen in opened(range(len(pairs)), look, f"opening {name}"):
@@ -191,7 +196,9 @@ def _open_all(
         hidden = numbers[seen.areas[1:] == 0].tolist()
         if hidden:
             found.hidden[str(pairs[index].mask)] = hidden
-        if seen.strangers:
+        if seen.strangers and not len(numbers):
+            found.unlisted.append(str(pairs[index].mask))
+        elif seen.strangers:
             found.strangers[str(pairs[index].mask)] = seen.strangers
         void += int(seen.areas[0])
         found.most = max(found.most, len(numbers))
@@ -204,14 +211,16 @@ def _open_all(
     return hashes
 
 
-def _look(pair: MaskPair, numbers: np.ndarray) -> _Seen:
+def _look(pair: MaskPair, listed: Segments, index: int) -> _Seen:
     """Open a pair.
 
     Raises:
         DataError: a file cannot be read, or their sizes differ.
     """
+    numbers = listed.of(index)[0]
     segments, strangers = segment_map(read_numbers(pair.mask), numbers)
     pixels = sized_image(pair, segments.shape)
+    listed.refuse_other_size(index, pair.mask, segments.shape)
     return _Seen(np.bincount(segments.reshape(-1), minlength=len(numbers) + 1), strangers, pixel_hash(pixels))
 
 

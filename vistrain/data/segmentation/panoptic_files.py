@@ -14,6 +14,8 @@ each image a PNG whose colours are numbers of segments, R + 256 G + 65536 B; 0 i
 | pixels whose number the JSON lacks                | void                                                      |
 | PNG of another size than the image                | refused                                                   |
 | width or height that no image has                 | refused (where they are listed; they are not needed)      |
+| width or height that the PNG does not have        | the image is refused (where they are listed)              |
+| id that is text here and an integer there         | refused                                                   |
 
 `vistrain check` counts them all.
 """
@@ -69,6 +71,7 @@ class Segments:
         first: `[I + 1]`: the segments of image i are `first[i]:first[i + 1]`.
         numbers, classes: `[S]` int64: the number of each segment in the PNG, and its category id.
         crowds: `[S]` bool.
+        sizes: `[I, 2]` int64: height and width that are listed of each image, 0 where they are not.
         skipped: finding -> the first few examples, and how many there are.
     """
 
@@ -80,6 +83,7 @@ class Segments:
     numbers: np.ndarray
     classes: np.ndarray
     crowds: np.ndarray
+    sizes: np.ndarray
     skipped: Mapping[str, tuple[list[str], int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -89,6 +93,18 @@ class Segments:
         """Numbers, category ids and crowds of an image's segments, `[N]` each."""
         mine = slice(int(self.first[index]), int(self.first[index + 1]))
         return self.numbers[mine], self.classes[mine], self.crowds[mine]
+
+    def refuse_other_size(self, index: int, path: Path, size: tuple[int, ...]) -> None:
+        """Refuses an image whose PNG, `path`, has another height and width, `size`, than the file lists.
+
+        Raises:
+            DataError: it has.
+        """
+        height, width = self.sizes[index].tolist()
+        if (height or size[0], width or size[1]) != size[:2]:
+            listed = f"{width or size[1]}x{height or size[0]}"
+            problem = f"is {size[1]}x{size[0]} pixels, its JSON says {listed} of image {self.ids[index]}"
+            raise DataError(str(path), problem, "correct width and height in the JSON; or is it another image's?")
 
 
 def read_panoptic(path: Path) -> Segments:
@@ -115,7 +131,7 @@ def examined(content: Any, path: Path, truth: bool = True) -> tuple[Segments, li
     """
     faults: list[DataError] = []
     none = np.zeros(0, np.int64)
-    nothing = Segments((), [], [], [], np.zeros(1, np.int64), none, none, none.astype(bool))
+    nothing = Segments((), [], [], [], np.zeros(1, np.int64), none, none, none.astype(bool), none.reshape(0, 2))
     for section in ("annotations", "categories", *(("images",) if truth else ())):
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
             remedy = "a panoptic file has images, annotations with segments_info, and categories"
@@ -125,6 +141,7 @@ def examined(content: Any, path: Path, truth: bool = True) -> tuple[Segments, li
     categories = _categories(content["categories"], path, faults)
     known = {category.id for category in categories}
     images = _images(content["images"], path, faults) if truth else None
+    spelt = {str(key): key for key in images or ()}
     rows: dict[int | str, tuple[str, list[tuple[int, int, bool]]]] = {}
     skipped: dict[str, tuple[list[str], int]] = {}
     for position, entry in enumerate(content["annotations"]):
@@ -133,6 +150,10 @@ def examined(content: Any, path: Path, truth: bool = True) -> tuple[Segments, li
             key, name = _named(entry, "image_id", where)
             if key in rows:
                 raise DataError(where, f"image {key} is annotated twice", "keep one of them")
+            if images and key not in images and (meant := spelt.get(str(key))) is not None:
+                kinds = ("text", "an integer") if isinstance(key, str) else ("an integer", "text")
+                problem = f"image_id {shown(key)} is {kinds[0]}, the image's id {shown(meant)} is {kinds[1]}"
+                raise DataError(where, problem, "write ids as integers in both")
             segments = _segments(entry.get("segments_info"), known, f"{path}: image {key}")
         except DataError as fault:
             faults.append(fault)
@@ -141,17 +162,19 @@ def examined(content: Any, path: Path, truth: bool = True) -> tuple[Segments, li
             _skip(skipped, NO_IMAGE, str(key))
         else:
             rows[key] = name, segments
-    for key, name in (images or {}).items():
+    for key, image in (images or {}).items():
         if key not in rows:
-            _skip(skipped, BARE, name)
+            _skip(skipped, BARE, image[0])
     if not rows and not faults:
         faults.append(DataError(str(path), "annotates no image", "is it the right file?"))
     flat = np.array([s for _, segments in rows.values() for s in segments], np.int64).reshape(-1, 3)
     first = np.cumsum([0, *(len(segments) for _, segments in rows.values())])
-    names = [(images or {}).get(key, name) for key, (name, _) in rows.items()]
+    entries = [(images or {}).get(key, (name, 0, 0)) for key, (name, _) in rows.items()]
+    names = [name for name, *_ in entries]
+    sizes = np.array([size for _, *size in entries], np.int64).reshape(-1, 2)
     masks = [name for name, _ in rows.values()]
     columns = flat[:, 0], flat[:, 1], flat[:, 2].astype(bool)
-    return Segments(categories, list(rows), names, masks, first, *columns, skipped), faults
+    return Segments(categories, list(rows), names, masks, first, *columns, sizes, skipped), faults
 
 
 def _skip(skipped: dict[str, tuple[list[str], int]], finding: str, example: str) -> None:
@@ -180,8 +203,9 @@ def _categories(entries: list[Any], path: Path, faults: list[DataError]) -> tupl
     return tuple(found.values())
 
 
-def _images(entries: list[Any], path: Path, faults: list[DataError]) -> dict[int | str, str]:
-    found: dict[int | str, str] = {}
+def _images(entries: list[Any], path: Path, faults: list[DataError]) -> dict[int | str, tuple[str, int, int]]:
+    """File name, height and width (0: not listed) of each image."""
+    found: dict[int | str, tuple[str, int, int]] = {}
     for position, entry in enumerate(entries):
         where = f"{path}: images[{position}]"
         try:
@@ -189,7 +213,7 @@ def _images(entries: list[Any], path: Path, faults: list[DataError]) -> dict[int
             if key in found:
                 raise DataError(where, f"image id {key} is used twice", "number the images anew")
             refuse_size(f"{path}: image {key}", entry, [side for side in SIZES if side in entry])
-            found[key] = name
+            found[key] = name, int(entry.get("height", 0)), int(entry.get("width", 0))
         except DataError as fault:
             faults.append(fault)
     if not entries:

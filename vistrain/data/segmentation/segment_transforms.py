@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vistrain.data.segmentation.transforms import distorted, scaled_size
+from vistrain.data.segmentation.transforms import distorted, refuse_large_sides, scaled_size
 from vistrain.errors import ConfigError
 
 
@@ -72,6 +72,11 @@ class SegmentAugment:
             if self.crop is None or self.short_sides:
                 problem = "goes with a crop, and without short_sides"
                 raise ConfigError("data.augment.jitter", problem, "set jitter to null, or correct the others")
+            else:
+                refuse_large_sides("data.augment.jitter", self.crop, self.jitter[1])
+        if self.short_sides:
+            most = max(self.short_sides)
+            refuse_large_sides("data.augment.short_sides", (self.long_side or most, most))
         if self.short_sides and min(self.short_sides) < 1:
             raise ConfigError("data.augment.short_sides", f"{list(self.short_sides)} are no sides in pixels")
         if not 0 <= self.flip <= 1:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vistrain.data.base.bands import MatchedBands
+from vistrain.data.base.images import PIXELS
 from vistrain.data.base.transform import EvalTransform
 from vistrain.errors import ConfigError, DataError
 
@@ -33,6 +34,18 @@ def scaled_size(height: int, width: int, bounds: tuple[int, int]) -> tuple[int, 
     side into the smaller one (mmcv's `rescale_size`)."""
     factor = min(max(bounds) / max(height, width), min(bounds) / min(height, width))
     return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+
+def refuse_large_sides(key: str, bounds: tuple[int, int], factor: float = 1.0) -> None:
+    """Refuse bounds, see `scaled_size`, up to which nobody has the memory to enlarge a square image.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    side = min(bounds) * factor
+    if side * side > PIXELS:
+        problem = f"{list(bounds)} makes images of {side:.0f} x {side:.0f} pixels"
+        raise ConfigError(key, problem, f"{PIXELS / 1e6:.0f} million pixels are the most")
 
 
 @dataclass(frozen=True)
@@ -183,6 +196,8 @@ class MaskAugment:
         for name, pair in (("crop", self.crop), ("scale", self.scale)):
             if pair is not None and min(pair) < 1:
                 raise ConfigError(f"data.augment.{name}", f"{list(pair)} are no sides in pixels")
+        if self.scale is not None:
+            refuse_large_sides("data.augment.scale", self.scale, self.ratio[1])
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ConfigError("data.augment.ratio", f"{list(self.ratio)}", "two factors, the smaller one first")
         for name, value in (("category_ratio", self.category_ratio), ("flip", self.flip)):

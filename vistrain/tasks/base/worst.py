@@ -23,12 +23,15 @@ WORST = 8
 
 
 def write_table(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    """Write a CSV file, whole or not at all.
+    """Write a CSV file, whole or not at all; of names that are no UTF-8, what no encoding takes is escaped (`\\udce9`).
 
     Raises:
         DataError: it cannot be written.
     """
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with (
+        whole_file(path) as partial,
+        partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
         csv.writer(file).writerows(rows)
 
 

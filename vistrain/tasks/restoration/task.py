@@ -101,7 +101,9 @@ class RestorationTask(Task):
             cells = (f"{record[key]:.{DIGITS[key]}f}" if key in record else "" for key in numbers)
             rows.append([name, str(record["id"]), *cells])
         with whole_file(path.with_name("per_image.csv")) as partial:
-            partial.write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
+            partial.write_text(
+                "".join(",".join(row) + "\n" for row in rows), encoding="utf-8", errors="backslashreplace"
+            )
 
     @classmethod
     def evaluate_file(
