@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,29 @@ def picture_paths(files: Sequence[InputFile], folder: Path, lossless: bool = Fal
         if os.path.realpath(paths[-1]) in inputs:
             raise DataError(str(paths[-1]), "the picture would replace an input", "choose another --output")
     return paths
+
+
+def bare_names(names: Sequence[str]) -> dict[str, str]:
+    """What files that are made of others are called, before a suffix of their own: as those, without their suffix; where
+    several differ in that alone (`a.png` and `a.jpg`), each by its whole name. No two are the same.
+
+    Args:
+        names: relative paths, each once.
+    """
+
+    def bare(name: str) -> str:
+        return str(Path(name).with_suffix(""))
+
+    counts = Counter(bare(name).lower() for name in names)
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
+        called = bare(name) if counts[bare(name).lower()] == 1 else name
+        while called.lower() in taken:  # lower: some file systems do not tell `A` from `a`
+            called += "_"
+        taken.add(called.lower())
+        found[name] = called
+    return found
 
 
 def save_picture(image: np.ndarray, path: Path) -> None:
