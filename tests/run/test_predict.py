@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from vistrain.cli import main
 from vistrain.data.detection.transforms import EvalResize
 from vistrain.devices import choose_device
 from vistrain.errors import ConfigError, DataError, WeightsError
@@ -454,6 +456,26 @@ def test_what_was_found_before_a_stop_is_kept(tmp_path, error: BaseException) ->
             DetectionPredictor(Stumbles(error), "cpu", labels=LABELS), find_images([tmp_path]), tmp_path / "out"
         )
     assert [e["file"] for e in read(tmp_path / "out")["images"]] == ["a.png"]
+
+
+def test_what_was_found_before_a_sigterm_is_kept_and_the_code_says_so(tmp_path, monkeypatch, capsys) -> None:
+    for name, width in (("a.png", 120), ("b.png", 200), ("c.png", 120)):
+        red_picture(width).save(tmp_path / name)
+
+    class Told(Stumbles):
+        def predict(self, batch: dict) -> list[Detections]:
+            if batch["image"].shape[-1] == 200:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return FindsRed.predict(self, batch)
+
+    told = DetectionPredictor(Told(ValueError()), "cpu", labels=LABELS)
+    monkeypatch.setattr("vistrain.run.predict.load_predictor", lambda *_, **__: told)
+    before = signal.getsignal(signal.SIGTERM)
+    words = ["predict", "--ckpt", "any.ckpt", "--input", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert main(words) == 75
+    assert "vistrain: told to stop - run the same command again" in capsys.readouterr().err.splitlines()
+    assert [e["file"] for e in read(tmp_path / "out")["images"]] == ["a.png"]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_very_large_pictures_are_drawn_smaller() -> None:
