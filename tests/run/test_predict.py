@@ -287,6 +287,25 @@ def test_an_input_is_never_replaced(tmp_path) -> None:
         predict_files(predictor(), find_images([folder]), tmp_path / "file")
 
 
+def test_what_earlier_runs_wrote_among_the_inputs_is_no_input(tmp_path) -> None:
+    for name in ("a.png", "pictures/b.png"):  # a folder of the name alone is looked into
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        red_picture().save(tmp_path / "photos" / name)
+    for output in ("first", "second"):
+        for given in (tmp_path / "photos", f"{tmp_path}/photos/**/*.png"):
+            files = DetectionPredictor.find([given], tmp_path / "photos" / output)
+            assert [file.name for file in files] == ["a.png", "pictures/b.png"]
+            predict_files(predictor(), files, tmp_path / "photos" / output)
+    asked = DetectionPredictor.find([tmp_path / "photos/first/pictures"], tmp_path / "photos/second")
+    assert [file.name for file in asked] == ["a.png", "pictures/b.png"]
+
+
+@pytest.mark.parametrize("command", ["predict", "export", "import-data", "average", "check"])
+def test_an_output_without_a_name_is_refused(command: str, capsys) -> None:
+    assert main([command, "--output", ""]) == 2
+    assert "vistrain: --output: is empty" in capsys.readouterr().err
+
+
 def test_wrong_arguments_are_config_errors(tmp_path) -> None:
     red_picture().save(tmp_path / "a.png")
     with pytest.raises(ConfigError, match="1 or more"):

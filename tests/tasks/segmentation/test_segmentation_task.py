@@ -105,11 +105,14 @@ def test_windows_agree_with_the_whole_where_one_window_is_enough(trained, monkey
         {"window": 32, "stride": 64},
         {"stride": 8},
         {"window": -1},
+        {"window": 0, "stride": 8},
+        {"window": 0, "merge": "cut"},
+        {"merge": "blend"},
         {"opacity": 2.0},
         {"scales": [0.0]},
         {"scales": [1.0, math.nan]},
     ):
-        with pytest.raises(ConfigError, match=r"--(window|stride|opacity|scales)"):
+        with pytest.raises(ConfigError, match=r"--(window|stride|merge|opacity|scales)"):
             load_predictor("run/best.ckpt", "cpu", **wrong)
 
 
@@ -132,7 +135,10 @@ def test_probabilities_are_written_on_request(trained, monkeypatch, tmp_path):
 
 def test_names_that_differ_in_their_suffix_alone_lose_nothing(trained, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(trained)
-    grey, noise = (np.full((32, 32, 3), 128, np.uint8), np.random.default_rng(1).integers(0, 256, (24, 32, 3), np.uint8))
+    grey, noise = (
+        np.full((32, 32, 3), 128, np.uint8),
+        np.random.default_rng(1).integers(0, 256, (24, 32, 3), np.uint8),
+    )
     (tmp_path / "in").mkdir()
     for name, pixels in (("same.png", grey), ("same.jpg", noise), ("same.png.png", grey), ("other.jpg", noise)):
         Image.fromarray(pixels).save(tmp_path / "in" / name)
@@ -158,6 +164,11 @@ def test_names_that_differ_in_their_suffix_alone_lose_nothing(trained, monkeypat
         )
         assert main(["evaluate", str(tmp_path / "out"), "-c", str(root / "mine.yaml")]) == 0
         assert "100.0" in capsys.readouterr().out
+    mask.resize((30, 20)).save(root / "masks/same.png")
+    Image.new("RGB", (30, 20)).save(root / "images" / image)
+    assert main(["evaluate", str(tmp_path / "out"), "-c", str(root / "mine.yaml")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vistrain: ")]
+    assert f"masks/{stored}: is 32 x 32 pixels (height x width), its truth {root / 'masks/same.png'} 20 x 30" in line
 
 
 LABELS = LabelSpace(("road", "sky"), (3, 300), ignore_index=255, palette=((255, 0, 0), (0, 0, 255)))

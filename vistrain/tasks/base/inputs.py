@@ -20,6 +20,7 @@ from vistrain.data.base.storage import walk
 from vistrain.errors import DataError
 from vistrain.writing import whole_file
 
+RECORD = "predictions.json"  # what prediction writes beside its pictures
 LONGEST = 250  # bytes of a picture's name, with room for telling two apart
 
 
@@ -46,7 +47,8 @@ def find_files(
             `*`, `?`, `[...]` and `**`. A file that is named itself may have any suffix.
         suffixes: what names of the kind end in, lower case (`.png`, `.nii.gz`).
         noun: what one such file is called, for messages.
-        exclude: a folder to leave out when searching one around it (pictures of an earlier run).
+        exclude: a folder to leave out when searching one around it (pictures of an earlier run); so are others of its
+            name beside a list of predictions.
 
     Raises:
         DataError: an input does not exist, or holds no such file.
@@ -164,15 +166,27 @@ def _expand(given: str, suffixes: tuple[str, ...], noun: str, exclude: Path | No
     else:
         matches = [Path(m) for m in glob.glob(str(path))]
     paths = [p for p in matches if p.is_file() and p.name.lower().endswith(suffixes)]
+    if exclude is not None:
+        folders = {p.parent for p in paths}
+        made = {f for f in folders if any(_is_predicted(x, exclude) for x in (f, *f.parents) if base in x.parents)}
+        paths = [p for p in paths if p.parent not in made]
     if not paths:
         raise DataError(given, f"none of the {len(matches)} matches is a {noun}" if matches else "nothing matches")
     return base, paths
 
 
+def _is_predicted(folder: Path, exclude: Path) -> bool:
+    """Whether a folder holds what was made of pictures: that to leave out, or another like it of an earlier run."""
+    if folder.name == exclude.name and (folder.parent / RECORD).is_file():
+        return True
+    return folder.resolve() == exclude.resolve()
+
+
 def _walk(folder: Path, suffixes: tuple[str, ...], exclude: Path | None) -> Iterator[Path]:
-    left_out = exclude.resolve() if exclude else None
     for parent, folders, names in walk(folder):
-        folders[:] = [f for f in folders if not f.startswith(".") and Path(parent, f).resolve() != left_out]
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        if exclude is not None:
+            folders[:] = [f for f in folders if not _is_predicted(Path(parent, f), exclude)]
         for name in names:
             if not name.startswith(".") and name.lower().endswith(suffixes):
                 yield Path(parent, name)

@@ -67,6 +67,9 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
             raise ConfigError("--opacity", f"{opacity} is not in 0..1")
         if window is None and stride is not None:
             raise ConfigError("--stride", "means nothing without windows", "give --window, too")
+        if window == 0 and (stride is not None or merge is not None):
+            word = "--merge" if stride is None else "--stride"
+            raise ConfigError(word, "means nothing without windows", "give --window a side, or leave it out")
         self.opacity, self.probabilities, self._folder = opacity, probabilities, Path()
         self._bare: dict[Path, str] = {}
         if probabilities is not None and not isinstance(self.model, SemanticNetwork):
@@ -77,6 +80,8 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
             return
         if not isinstance(self.model, SemanticNetwork):
             raise ConfigError(f"--{wanted[0]}", f"{type(self.model).__name__} takes images whole, once", "leave it out")
+        if merge is not None and window is None and self.model.window is None:
+            raise ConfigError("--merge", "means nothing without windows", "give --window, too")
         if scales is not None:
             check_scales(scales, "--scales")
         self.model.scales = self.model.scales if scales is None else tuple(scales)
