@@ -36,8 +36,8 @@ class LeftOut:
 
     Attributes:
         name: our parameter name.
-        file_shape, model_shape: the shapes that disagreed; None where there is no such weight. The same where the file's
-            classes are others.
+        file_shape, model_shape: the shapes that disagreed; None where there is no such weight. The same where
+            the file's classes are others.
     """
 
     name: str

@@ -117,7 +117,7 @@ class _Run(_Network):
 
 
 def labels_in(content: Mapping[str, Any]) -> LabelSpace | None:
-    """The classes that a file's network was trained for; None where the file does not say them, as no other program's."""
+    """The classes that a file's network was trained for; None where the file does not say it."""
     facts = content.get("vistrain")
     try:
         known = _Labels.model_validate(facts.get("labels") if isinstance(facts, Mapping) else None)

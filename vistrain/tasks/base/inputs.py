@@ -97,7 +97,7 @@ def picture_paths(files: Sequence[InputFile], folder: Path, lossless: bool = Fal
 
 
 def bare_names(names: Sequence[str]) -> dict[str, str]:
-    """What files that are made of others are called, before a suffix of their own: as those, without their suffix; where
+    """What files that are made of others are called, before a suffix of their own: as those, without theirs; where
     several differ in that alone (`a.png` and `a.jpg`), each by its whole name. No two are the same.
 
     Args:
