@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             refuse_no_folder()
             arguments = parse(sys.argv[1:] if argv is None else argv)
             allow_packages(vars(arguments).get("allow") or ())
-            code: int = arguments.run(arguments)
+            with processes.leaving_in_order():
+                code: int = arguments.run(arguments)
             output.flush()
             if code == 0 and output.failure is not None and not output.was_cut_off and arguments.command != "fit":
                 raise ConfigError("standard output", f"cannot be written ({output.failure.strerror})", "make room")
@@ -89,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         except SystemExit as error:  # of argparse, or of a run that was told to stop
             if not processes.came_of_interrupt(error):
+                if error.code == processes.REQUEUE and arguments is not None and arguments.command != "fit":
+                    sys.stderr.write("vistrain: told to stop - run the same command again\n")
                 return error.code if isinstance(error.code, int) else int(error.code is not None)
             return _interrupted(arguments)
         except BaseException as error:

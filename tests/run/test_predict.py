@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from vistrain.cli import main
 from vistrain.data.detection.transforms import EvalResize
 from vistrain.devices import choose_device
 from vistrain.errors import ConfigError, DataError, WeightsError
@@ -285,6 +287,25 @@ def test_an_input_is_never_replaced(tmp_path) -> None:
         predict_files(predictor(), find_images([folder]), tmp_path / "file")
 
 
+def test_what_earlier_runs_wrote_among_the_inputs_is_no_input(tmp_path) -> None:
+    for name in ("a.png", "pictures/b.png"):  # a folder of the name alone is looked into
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        red_picture().save(tmp_path / "photos" / name)
+    for output in ("first", "second"):
+        for given in (tmp_path / "photos", f"{tmp_path}/photos/**/*.png"):
+            files = DetectionPredictor.find([given], tmp_path / "photos" / output)
+            assert [file.name for file in files] == ["a.png", "pictures/b.png"]
+            predict_files(predictor(), files, tmp_path / "photos" / output)
+    asked = DetectionPredictor.find([tmp_path / "photos/first/pictures"], tmp_path / "photos/second")
+    assert [file.name for file in asked] == ["a.png", "pictures/b.png"]
+
+
+@pytest.mark.parametrize("command", ["predict", "export", "import-data", "average", "check"])
+def test_an_output_without_a_name_is_refused(command: str, capsys) -> None:
+    assert main([command, "--output", ""]) == 2
+    assert "vistrain: --output: is empty" in capsys.readouterr().err
+
+
 def test_wrong_arguments_are_config_errors(tmp_path) -> None:
     red_picture().save(tmp_path / "a.png")
     with pytest.raises(ConfigError, match="1 or more"):
@@ -454,6 +475,26 @@ def test_what_was_found_before_a_stop_is_kept(tmp_path, error: BaseException) ->
             DetectionPredictor(Stumbles(error), "cpu", labels=LABELS), find_images([tmp_path]), tmp_path / "out"
         )
     assert [e["file"] for e in read(tmp_path / "out")["images"]] == ["a.png"]
+
+
+def test_what_was_found_before_a_sigterm_is_kept_and_the_code_says_so(tmp_path, monkeypatch, capsys) -> None:
+    for name, width in (("a.png", 120), ("b.png", 200), ("c.png", 120)):
+        red_picture(width).save(tmp_path / name)
+
+    class Told(Stumbles):
+        def predict(self, batch: dict) -> list[Detections]:
+            if batch["image"].shape[-1] == 200:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return FindsRed.predict(self, batch)
+
+    told = DetectionPredictor(Told(ValueError()), "cpu", labels=LABELS)
+    monkeypatch.setattr("vistrain.run.predict.load_predictor", lambda *_, **__: told)
+    before = signal.getsignal(signal.SIGTERM)
+    words = ["predict", "--ckpt", "any.ckpt", "--input", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert main(words) == 75
+    assert "vistrain: told to stop - run the same command again" in capsys.readouterr().err.splitlines()
+    assert [e["file"] for e in read(tmp_path / "out")["images"]] == ["a.png"]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_very_large_pictures_are_drawn_smaller() -> None:

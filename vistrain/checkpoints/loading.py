@@ -19,8 +19,10 @@ from vistrain.checkpoints.finding import find_state_dict, strip_prefixes
 from vistrain.checkpoints.keymap import KeyMap
 from vistrain.checkpoints.likeness import looks_like
 from vistrain.checkpoints.reading import load_file
+from vistrain.checkpoints.schema import labels_in
 from vistrain.errors import WeightsError
 from vistrain.internals.pages import FileMemory
+from vistrain.structures import LabelSpace
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,8 @@ class LeftOut:
 
     Attributes:
         name: our parameter name.
-        file_shape, model_shape: the shapes that disagreed; None where there is no such weight.
+        file_shape, model_shape: the shapes that disagreed; None where there is no such weight. The same where
+            the file's classes are others.
     """
 
     name: str
@@ -42,6 +45,8 @@ class LeftOut:
     model_shape: tuple[int, ...] | None
 
     def __str__(self) -> str:
+        if self.file_shape == self.model_shape:
+            return f"{self.name}: of other classes, or of the same in another order"
         shapes = [None if shape is None else list(shape) for shape in (self.file_shape, self.model_shape)]
         return f"{self.name}: {shapes[0] or 'not'} in the file, {shapes[1] or 'not'} here"
 
@@ -121,12 +126,14 @@ def load_weights(
     scale_layers: Sequence[str] = (),
     input_layers: Sequence[str] = (),
     resize_tables: bool = False,
+    labels: LabelSpace | None = None,
     where: str = "",
 ) -> LoadReport:
     """Loads weights strictly: every tensor of the model comes from the file, every tensor of the file is used.
 
     Four things are excused. Parameters that match `class_layers` and whose shape differs keep their initial values,
-    since a network for other classes is still a good start; so do those that match `scale_layers`, which may even be
+    since a network for other classes is still a good start, and all of them where the file names other classes than
+    `labels`, or the same in another order; so do those that match `scale_layers`, which may even be
     missing on either side, since enlarging four times takes more layers than twice. `num_batches_tracked` may be absent
     on either side: frozen and older batch norms do not count batches. Weights of `input_layers` for images of another
     number of channels are adapted, see `with_channels`; tables of relative positions may be resized, see `with_window`.
@@ -140,6 +147,7 @@ def load_weights(
             some of them.
         input_layers: the same of the layers that see the image itself, whose second axis is its channels.
         resize_tables: whether Swin's tables of positions may be of windows of another size.
+        labels: the classes that the model is for; None: they are not compared with those of the file.
         where: what messages call the source; default its path, or `state dict`.
 
     Returns:
@@ -153,6 +161,7 @@ def load_weights(
     content = source if path is None else load_file(path, mapped=True)
     assert isinstance(content, Mapping)
     foreign, picked = find_state_dict(content, where)
+    theirs = None if labels is None else labels_in(content)
     del content
     own = model.state_dict()
     foreign = strip_prefixes(foreign, own)
@@ -160,6 +169,8 @@ def load_weights(
     weights, adapted = _with_our_channels(weights, own, input_layers)
     weights, resized = _with_our_windows(weights, own) if resize_tables else (weights, ())
     left_out, problems = disagreements(weights, own, class_layers, scale_layers)
+    if labels is not None and theirs is not None and theirs.name_of != labels.name_of:
+        left_out = (*left_out, *_of_classes(weights, own, class_layers, left_out))
     if problems:
         naming = f"{recognised.name} names" if recognised else "names of vistrain"
         alike = looks_like(foreign)
@@ -355,6 +366,15 @@ def disagreements(
             misshaped.append(f"{name} {list(there)} for {list(here)}")
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
     return tuple(left_out), [f"{len(names)} {kind}: {_few(names)}" for kind, names in kinds if names]
+
+
+def _of_classes(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], class_layers: Sequence[str], known: Sequence[LeftOut]
+) -> tuple[LeftOut, ...]:
+    """The class layers that are not left out for their shapes."""
+    names = [n for n in own if n in weights and any(re.search(pattern, n) for pattern in class_layers)]
+    done = {item.name for item in known}
+    return tuple(LeftOut(n, tuple(weights[n].shape), tuple(own[n].shape)) for n in names if n not in done)
 
 
 def _fill(model: nn.Module, weights: dict[str, Tensor], memory: FileMemory) -> None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vistrain.commands.shared import import_run, start_logging
+from vistrain.commands.shared import import_run, output_path, start_logging
 
 SUMMARY = "average the weights of several checkpoints of one network"
 USAGE = "FILE [FILE ...] -o FILE"
@@ -25,7 +25,7 @@ averaged as the weights are.
 def options(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument("checkpoints", metavar="FILE", type=Path, nargs="+", help="checkpoints that `fit` wrote")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="the file to write")
+    parser.add_argument("-o", "--output", metavar="FILE", type=output_path, required=True, help="the file to write")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vistrain.commands.shared import allow_option, composed, config_option, import_run, start_logging
+from vistrain.commands.shared import allow_option, composed, config_option, import_run, output_path, start_logging
 from vistrain.errors import ConfigError
 
 SUMMARY = "look at the data, and at all that a run would refuse, before a GPU is spent on it"
@@ -22,7 +22,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     config_option(parser)
     parser.add_argument(
-        "--output", metavar="FOLDER", type=Path, help="for the report, pictures and plans (default: check/<name>)"
+        "--output",
+        metavar="FOLDER",
+        type=output_path,
+        help="for the report, pictures and plans (default: check/<name>)",
     )
     parser.add_argument(
         "--repair", metavar="FILE", type=Path, help="write a copy of the annotations with mended ids and sizes"

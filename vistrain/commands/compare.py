@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vistrain.commands.shared import start_logging
+from vistrain.commands.shared import output_path, start_logging
 
 SUMMARY = "put runs side by side: numbers, configs, curves"
 USAGE = "RUN RUN [RUN ...] [--output FOLDER]"
@@ -27,7 +27,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="the folder of a run, or of folds")
     parser.add_argument(
-        "--output", metavar="FOLDER", type=Path, default=Path("compared"),
+        "--output", metavar="FOLDER", type=output_path, default=Path("compared"),
         help="for compare.html, compare.md and curves.png (default: %(default)s)",
     )  # fmt: skip
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from vistrain.commands.shared import allow_option, import_run, start_logging
+from vistrain.commands.shared import allow_option, import_run, output_path, start_logging
 
 SUMMARY = "rename weights: published ones to ours, or ours to the published names"
 USAGE = "FILE --as CONFIG -o FILE [--official [NAMES]] [OPTIONS] [KEY=VALUE ...]"
@@ -29,7 +28,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--as", metavar="CONFIG", dest="config", required=True, help="such as det/focus_detr, or a file"
     )
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="the file to write")
+    parser.add_argument("-o", "--output", metavar="FILE", type=output_path, required=True, help="the file to write")
     parser.add_argument(
         "--official", metavar="NAMES", nargs="?", const="", default=None,
         help="write published names: the first that the network knows, or the one called NAMES",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from vistrain import processes
-from vistrain.commands.shared import allow_option, composed, import_run, network_options, start_logging
+from vistrain.commands.shared import allow_option, composed, import_run, network_options, output_path, start_logging
 from vistrain.errors import ConfigError
 
 SUMMARY = "write a network as ONNX or a torch.export program, and compare it; or its backbone's weights"
@@ -33,7 +32,11 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     network_options(parser, "a checkpoint of a run")
     parser.add_argument(
-        "--output", metavar="FILE", type=Path, required=True, help="the file to write: .onnx or .pt2; of a part, any"
+        "--output",
+        metavar="FILE",
+        type=output_path,
+        required=True,
+        help="the file to write: .onnx or .pt2; of a part, any",
     )
     parser.add_argument(
         "--measure", action="store_true", help="evaluate the network and the file on the test split, side by side"

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vistrain.commands.shared import start_logging
+from vistrain.commands.shared import output_path, start_logging
 from vistrain.errors import ConfigError
 
 SUMMARY = "turn what other tools export into COCO's format, or outlines into masks"
@@ -41,7 +41,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("layout", metavar="LAYOUT", choices=LAYOUTS, help=f"of the export: {', '.join(LAYOUTS)}")
     parser.add_argument("source", metavar="SOURCE", type=Path, help="the export: a folder, or its file")
     parser.add_argument(
-        "--output", metavar="FOLDER", type=Path, required=True, help="for train.json, val.json, ... or masks"
+        "--output", metavar="FOLDER", type=output_path, required=True, help="for train.json, val.json, ... or masks"
     )
     parser.add_argument("--images", metavar="FOLDER", type=Path, help="the pictures, if they are not in the export")
     parser.add_argument(

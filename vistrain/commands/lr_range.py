@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from vistrain import processes
-from vistrain.commands.shared import allow_option, composed, config_option, import_run, start_logging
+from vistrain.commands.shared import allow_option, composed, config_option, import_run, output_path, start_logging
 
 SUMMARY = "train with a rising learning rate, draw the loss over it, and suggest one"
 USAGE = "--config FILE [OPTIONS] [KEY=VALUE ...]"
@@ -29,7 +29,11 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lowest", type=float, default=1e-7, metavar="LR", help="first rate (default: %(default)s)")
     parser.add_argument("--highest", type=float, default=1.0, metavar="LR", help="last rate (default: %(default)s)")
     parser.add_argument(
-        "--output", metavar="FILE", type=Path, default=Path("lr_range.png"), help="the picture (default: %(default)s)"
+        "--output",
+        metavar="FILE",
+        type=output_path,
+        default=Path("lr_range.png"),
+        help="the picture (default: %(default)s)",
     )
     allow_option(parser)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from vistrain.commands import task_options
-from vistrain.commands.shared import allow_option, composed, network_options, start_logging
+from vistrain.commands.shared import allow_option, composed, network_options, output_path, start_logging
 from vistrain.errors import ConfigError
 
 SUMMARY = "run a network on images"
@@ -28,7 +27,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input", metavar="IMAGES", nargs="+", required=True, help="files, folders, or patterns in quotes"
     )
-    parser.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="for predictions.json, pictures")
+    parser.add_argument(
+        "--output", metavar="FOLDER", type=output_path, required=True, help="for predictions.json, pictures"
+    )
     parser.add_argument("--batch-size", type=int, default=1, help="images at a time (default: %(default)s)")
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps; an accelerator if there is one by default"

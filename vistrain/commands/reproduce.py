@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from vistrain import processes
-from vistrain.commands.shared import allow_option, composed, config_option, import_run, start_logging
+from vistrain.commands.shared import allow_option, composed, config_option, import_run, output_path, start_logging
 from vistrain.errors import ConfigError
 
 SUMMARY = "evaluate published weights, and compare with the published numbers"
@@ -40,7 +40,9 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="FILE", action="append", default=[],
         help="the published checkpoint; with --all files or folders, as often as there are",
     )  # fmt: skip
-    parser.add_argument("--output", metavar="FOLDER", type=Path, help="for the record (default: reproduced/<name>)")
+    parser.add_argument(
+        "--output", metavar="FOLDER", type=output_path, help="for the record (default: reproduced/<name>)"
+    )
     parser.add_argument("--all", action="store_true", help="all shipped configs that --data and --weights suffice for")
     parser.add_argument(
         "--data", metavar="FOLDER", type=Path, action="append", default=[],

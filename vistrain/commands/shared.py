@@ -17,6 +17,17 @@ from vistrain import processes
 from vistrain.errors import ConfigError
 
 
+def output_path(text: str) -> Path:
+    """What `--output` names.
+
+    Raises:
+        ConfigError: it is empty, such as a variable of a script that is not set.
+    """
+    if not text.strip():
+        raise ConfigError("--output", "is empty", "name one; the current folder is .")
+    return Path(text)
+
+
 def config_option(parser: argparse.ArgumentParser) -> None:
     """Declare `--config`."""
     parser.add_argument(

@@ -174,6 +174,7 @@ def load_named(model: Network, weights: str | Path) -> LoadReport:
         scale_layers=model.scale_layers,
         input_layers=model.input_layers,
         resize_tables=True,
+        labels=model.labels,
     )
 
 
@@ -201,10 +202,18 @@ def refuse_other_classes(path: Path, trained: LabelSpace, data: LabelSpace) -> N
     if (trained.names, trained.ids, trained.name) == (data.names, data.ids, data.name):
         return
     missing = [name for name in trained.names if name not in data.names][:3]
+    remedy = "evaluate on data of the same classes, or fine-tune with run.weights"
+    if sorted(trained.names) == sorted(data.names) and trained.name == data.name:
+        pairs = list(zip(trained.names, data.names, trained.ids, data.ids, strict=True))
+        number, (one, other, *ids) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1] or p[2] != p[3])
+        problem = f"the same classes in another order: class {number} was {one}, and is {other} in the data"
+        if one == other:
+            problem = f"classes of other ids: {one} had the id {ids[0]}, and has {ids[1]} in the data"
+        raise WeightsError(str(path), f"it was trained on {problem}", remedy)
     raise WeightsError(
         str(path),
         f"it was trained on {len(trained.names)} classes ({trained.name}), "
         f"the data has {len(data.names)} ({data.name})"
         + (f"; not in the data: {', '.join(missing)}" if missing else ""),
-        "evaluate on data of the same classes, or fine-tune with run.weights",
+        remedy,
     )

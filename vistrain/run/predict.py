@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vistrain.errors import ConfigError, DataError
-from vistrain.tasks.base.inputs import InputFile
+from vistrain.tasks.base.inputs import RECORD, InputFile
 from vistrain.tasks.base.predictor import Predictor
 from vistrain.writing import json_line, whole_file
 
@@ -254,7 +254,7 @@ def _write_json(predictor: Predictor[Any], summary: Summary) -> None:
     for key, found in (("failed", summary.failed), ("unwritten", summary.unwritten)):
         if found or key == "failed":
             content[key] = [{"file": name, "reason": reason} for name, reason in found]
-    with whole_file(summary.output / "predictions.json") as partial:
+    with whole_file(summary.output / RECORD) as partial:
         lines = ",\n".join(f'"{key}": {text(value)}' for key, value in content.items())
         partial.write_text("{" + lines + "}\n", encoding="utf-8")
     predictor.write(summary.entries, summary.output)

@@ -195,6 +195,13 @@ def test_masks_are_loaded_on_request(tmp_path: Path) -> None:
     masks = collate([sample])["target"][0]["masks"]
     assert masks.shape == (3, 30, 40)
     assert masks.unpacked().sum((1, 2)).tolist() == [120, 120, 120]
+    damaged = next(a for a in content["annotations"] if a["image_id"] == int(sample.id) and not a["iscrowd"])
+    damaged["segmentation"] = {"size": [30, 40], "counts": [0, 7]}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    data = CocoDetection(train, train, root=str(tmp_path), masks=True, eval_short_side=30, workers=0)
+    named = rf"{tmp_path / 'train.json'}: annotation {damaged['id']} of \S+\.jpg: run lengths do not add up"
+    with pytest.raises(DataError, match=named):
+        data.dataset("val").sample(3)
 
 
 def test_collate_pads_bottom_and_right() -> None:

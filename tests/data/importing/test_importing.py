@@ -303,7 +303,7 @@ def test_cvat_shapes(tmp_path: Path) -> None:
         layouts.cvat_box("cat", 10, 15, 20, 10, 'rotation="90.00"')
         + '<polygon label="dog" points="1.0,1.0;9.0,1.0;9.0,5.0"></polygon>'
         + '<ellipse label="cat" cx="25" cy="20" rx="10" ry="5"></ellipse>'
-        + '<mask label="dog" rle="1, 2, 3" left="3" top="4" width="5" height="6"></mask>'
+        + '<mask label="dog" rle="1, 29" left="3" top="4" width="5" height="6"></mask>'
         + '<points label="cat" points="1,1"></points><tag label="dog"></tag>'
     )
     layouts.write(source / "annotations.xml", layouts.cvat_xml(layouts.cvat_image("a", items)))

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from pycocotools import mask as mask_tools
 
 from vistrain.cli import main
 from vistrain.data import MaskFolders, MaskSplit
 from vistrain.data.segmentation.label_files import read_label_file
+from vistrain.metrics.coco_masks import encode_mask
 
 LARGE, SMALL = [[2, 2], [17, 2], [17, 12], [2, 12]], [[5, 5], [9, 5], [9, 8], [5, 8]]
 
@@ -81,6 +83,44 @@ def test_cvat_obeys_the_order_in_depth(tmp_path, capsys):
     (tmp_path / "set/annotations.xml").write_text(f"<annotations>{images}</annotations>")
     assert main(["import-data", "cvat", str(tmp_path / "set"), "--masks", "--output", str(tmp_path / "out")]) == 0
     assert read_label_file(tmp_path / "out/masks/a.png")[6, 6] == 2
+
+
+def cvat_masks(folder: Path, **runs: str) -> Path:
+    images = ""
+    for name, rle in runs.items():
+        picture(folder / f"{name}.png")
+        mask = f'<mask label="car" rle="{rle}" left="3" top="2" width="4" height="3"/>'
+        images += f'<image name="{name}.png" width="20" height="16">{mask}</image>'
+    (folder / "annotations.xml").write_text(f"<annotations>{images}</annotations>")
+    return folder
+
+
+def test_masks_of_cvat_are_pixels_row_by_row(tmp_path, capsys):
+    expected = np.zeros((16, 20), bool)
+    expected[2, 4:6], expected[3, 3:7] = True, True  # the box's rows: 0110, 1111, 0000
+    source = cvat_masks(tmp_path / "set", a="1, 2, 1, 4, 4", b="0, 1, 11")
+    words = ["import-data", "cvat", str(source), "--val", "0", "--output"]
+    assert main([*words, str(tmp_path / "drawn"), "--masks"]) == 0
+    assert "without an outline" not in capsys.readouterr().out
+    np.testing.assert_array_equal(read_label_file(tmp_path / "drawn/masks/a.png") == 1, expected)
+    assert main([*words, str(tmp_path / "out")]) == 0
+    assert "det/custom_instances" in capsys.readouterr().out
+    first, second = json.loads((tmp_path / "out/train.json").read_text())["annotations"]
+    runs = encode_mask("a", first["segmentation"], 16, 20)
+    np.testing.assert_array_equal(mask_tools.decode(runs).astype(bool), expected)
+    assert (first["area"], first["bbox"], second["area"]) == (6, [3, 2, 4, 3], 1)
+
+
+@pytest.mark.parametrize("rle", ["1, 2, 1, 4, 3", "1, 2, 1, 4, 5", "-1, 13", "1.5, 10.5", "a, b", ""])
+def test_damaged_masks_of_cvat_are_named(tmp_path, capsys, rle: str):
+    source = cvat_masks(tmp_path / "set", a="1, 2, 1, 4, 4", b=rle)
+    assert main(["import-data", "cvat", str(source), "--masks", "--output", str(tmp_path / "out")]) == 0
+    assert "1 x mask whose numbers cannot be read: car in b.png" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "out/masks").iterdir()) == ["a.png"]
+    cvat_masks(tmp_path / "set", a=rle, b=rle)
+    assert main(["import-data", "cvat", str(source), "--output", str(tmp_path / "none")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "mask whose numbers cannot be read" in line
 
 
 def test_coco_crowds_are_ignored_and_boxes_are_filled_and_told(tmp_path, capsys):

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vistrain.cli import main
 from vistrain.data import GeneratedLanes
 from vistrain.data.segmentation.lane_files import read_json_lines, read_lines
 from vistrain.errors import ConfigError, DataError
-from vistrain.run.predict import load_predictor
-from vistrain.tasks.segmentation.lanes import LaneTask
+from vistrain.run.predict import load_predictor, predict_paths
+from vistrain.tasks.segmentation.lanes import LaneTask, _of_names, _read_all
 
 CONFIG = """
 base: vistrain:demo/lanes
@@ -67,6 +68,18 @@ def test_predict_writes_the_sets_formats_and_evaluate_reads_them(trained, monkey
         again = capsys.readouterr().out
         for line in (row for row in said.splitlines() if "F1" in row or "recall" in row):
             assert line in again
+
+
+def test_pictures_that_differ_in_their_suffix_alone_keep_their_lanes_apart(trained, monkeypatch, tmp_path):
+    monkeypatch.chdir(trained)
+    source = next(Path("data").glob("lanes-*/images/val/*.jpg"))
+    for name in ("a.jpg", "a.png", "b.png"):
+        Image.open(source).save(tmp_path / name)
+    predict_paths("run/best.ckpt", tmp_path, "apart", device="cpu")
+    written = sorted(path.name for path in Path("apart/pictures/lanes").iterdir())
+    assert written == ["a.jpg.lines.txt", "a.png.lines.txt", "b.lines.txt"]
+    found = _read_all(Path("apart"))
+    assert set(_of_names(found, ["x/a.jpg", "x/a.png", "x/b.png"], Path("apart"))) == {"x/a.jpg", "x/a.png", "x/b.png"}
 
 
 def test_perfect_lanes_are_perfect(trained, monkeypatch):

@@ -107,11 +107,14 @@ def test_windows_agree_with_the_whole_where_one_window_is_enough(trained, monkey
         {"window": 32, "stride": 64},
         {"stride": 8},
         {"window": -1},
+        {"window": 0, "stride": 8},
+        {"window": 0, "merge": "cut"},
+        {"merge": "blend"},
         {"opacity": 2.0},
         {"scales": [0.0]},
         {"scales": [1.0, math.nan]},
     ):
-        with pytest.raises(ConfigError, match=r"--(window|stride|opacity|scales)"):
+        with pytest.raises(ConfigError, match=r"--(window|stride|merge|opacity|scales)"):
             load_predictor("run/best.ckpt", "cpu", **wrong)
 
 
@@ -130,6 +133,44 @@ def test_probabilities_are_written_on_request(trained, monkeypatch, tmp_path):
         classes = load_predictor("run/best.ckpt", "cpu", window=window, stride=options["stride"]).predict(pixels)
         chosen = np.take_along_axis(share, classes[None], 0)[0]
         assert (chosen >= share.max(0) - 0.005).all()
+
+
+def test_names_that_differ_in_their_suffix_alone_lose_nothing(trained, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(trained)
+    grey, noise = (
+        np.full((32, 32, 3), 128, np.uint8),
+        np.random.default_rng(1).integers(0, 256, (24, 32, 3), np.uint8),
+    )
+    (tmp_path / "in").mkdir()
+    for name, pixels in (("same.png", grey), ("same.jpg", noise), ("same.png.png", grey), ("other.jpg", noise)):
+        Image.fromarray(pixels).save(tmp_path / "in" / name)
+    predict_paths("run/best.ckpt", tmp_path / "in", tmp_path / "out", device="cpu", probabilities="uint8")
+    names = ["other", "same.jpg", "same.png", "same.png_"]
+    for folder, suffix in (("masks", ".png"), ("probabilities", ".npy")):
+        written = sorted(p.name for p in (tmp_path / "out/pictures" / folder).iterdir())
+        assert written == [f"{name}{suffix}" for name in names]
+    assert Image.open(tmp_path / "out/pictures/masks/same.jpg.png").size == (32, 24)
+    assert Image.open(tmp_path / "out/pictures/masks/same.png.png").size == (32, 32)
+    for image, stored in (("same.jpg", "same.jpg.png"), ("same.png", "same.png.png")):  # each is found by its image
+        root = tmp_path / image
+        for part in ("images", "masks"):
+            (root / part).mkdir(parents=True)
+        Image.open(tmp_path / "in" / image).save(root / "images" / image)
+        mask = Image.open(tmp_path / "out/pictures/masks" / stored)
+        mask.save(root / "masks/same.png")
+        (root / "classes.txt").write_text("1\tground\n2\tstar\n3\tcircle\n")
+        split = "{images: images, masks: masks}"
+        (root / "mine.yaml").write_text(
+            f"task: {{type: tasks.SegmentationTask}}\ndata: {{type: data.MaskFolders, root: {root}, "
+            f"classes: classes.txt, train: {split}, val: {split}}}\n"
+        )
+        assert main(["evaluate", str(tmp_path / "out"), "-c", str(root / "mine.yaml")]) == 0
+        assert "100.0" in capsys.readouterr().out
+    mask.resize((30, 20)).save(root / "masks/same.png")
+    Image.new("RGB", (30, 20)).save(root / "images" / image)
+    assert main(["evaluate", str(tmp_path / "out"), "-c", str(root / "mine.yaml")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vistrain: ")]
+    assert f"masks/{stored}: is 32 x 32 pixels (height x width), its truth {root / 'masks/same.png'} 20 x 30" in line
 
 
 LABELS = LabelSpace(("road", "sky"), (3, 300), ignore_index=255, palette=((255, 0, 0), (0, 0, 255)))

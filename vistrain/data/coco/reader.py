@@ -426,6 +426,8 @@ class Annotations:
         first: `[I + 1]`: the targets of image i are `first[i]:first[i + 1]`.
         boxes: `[A, 4]` float32 xyxy pixels, clipped to the image, all with area, crowds left out.
         categories: `[A]` category ids, int64.
+        numbers: `[A]` ids of the annotations, int64.
+        source: the file that they stand in.
         segmentations: one for each target, or None where masks were not asked for.
     """
 
@@ -435,6 +437,8 @@ class Annotations:
     first: np.ndarray
     boxes: np.ndarray
     categories: np.ndarray
+    numbers: np.ndarray
+    source: Path
     segmentations: Segmentations | None = None
 
     def __len__(self) -> int:
@@ -446,30 +450,24 @@ def targets(coco: Listing, keep_empty: bool, masks: bool = False) -> Annotations
 
     Args:
         coco: a split; what is dropped is added to its `problems`.
-        keep_empty: keep images that have nothing but crowds or no annotation at all; detectron2 drops them in training.
+        keep_empty: keep images of crowds alone or without any annotation; detectron2 drops them in training.
         masks: keep the segmentations, and of the objects only those that have one.
     """
-    kept = [
-        image
-        for image in coco.images
-        if keep_empty or any(not a["iscrowd"] for a in coco.annotations.get(image["id"], ()))
-    ]
+    entries = coco.annotations
+    kept = [i for i in coco.images if keep_empty or any(not a["iscrowd"] for a in entries.get(i["id"], ()))]
     rows: list[list[float]] = []
-    categories: list[int] = []
-    segmentations: list[Any] = []
+    taken: list[dict[str, Any]] = []
     first = [0]
     for image in kept:
-        for entry in coco.annotations.get(image["id"], ()):
+        for entry in entries.get(image["id"], ()):
             box = None if entry["iscrowd"] else _clip(entry, image, coco.problems)
             if box is not None and masks and not has_mask(entry.get("segmentation")):
                 coco.problems.add(NO_MASK, f"annotation {entry['id']} of {image['file_name']}")
             elif box is not None:
                 rows.append(box)
-                categories.append(entry["category_id"])
-                if masks:
-                    segmentations.append(entry["segmentation"])
-                    if left_out_of(entry["segmentation"]):
-                        coco.problems.add(PARTLY, f"annotation {entry['id']} of {image['file_name']}")
+                taken.append(entry)
+                if masks and left_out_of(entry["segmentation"]):
+                    coco.problems.add(PARTLY, f"annotation {entry['id']} of {image['file_name']}")
         first.append(len(rows))
     return Annotations(
         ids=np.array([i["id"] for i in kept], dtype=np.int64),
@@ -477,8 +475,10 @@ def targets(coco: Listing, keep_empty: bool, masks: bool = False) -> Annotations
         sizes=np.array([[i["height"], i["width"]] for i in kept], dtype=np.int64).reshape(-1, 2),
         first=np.array(first, dtype=np.int64),
         boxes=np.array(rows, dtype=np.float32).reshape(-1, 4),
-        categories=np.array(categories, dtype=np.int64),
-        segmentations=Segmentations(segmentations) if masks else None,
+        categories=np.array([e["category_id"] for e in taken], dtype=np.int64),
+        numbers=np.array([e["id"] for e in taken], dtype=np.int64),
+        source=coco.path,
+        segmentations=Segmentations(e["segmentation"] for e in taken) if masks else None,
     )
 
 

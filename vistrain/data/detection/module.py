@@ -93,8 +93,15 @@ class BoxedImages(SampleSet):
         mine = slice(int(data.first[index]), int(data.first[index + 1]))
         masks = None
         if data.segmentations is not None:
-            where = f"a segmentation of {data.files[index]}"
-            runs = [encode_mask(where, data.segmentations[i], height, width) for i in range(mine.start, mine.stop)]
+            runs = [
+                encode_mask(
+                    f"{data.source}: annotation {data.numbers[i]} of {data.files[index]}",
+                    data.segmentations[i],
+                    height,
+                    width,
+                )
+                for i in range(mine.start, mine.stop)
+            ]
             masks = InstanceMasks.of(runs, (height, width))
         boxes, labels, name = data.boxes[mine].copy(), self.labels[mine].copy(), str(data.files[index])
         return Sample(image, int(data.ids[index]), (height, width), boxes, labels, masks, name)

@@ -23,6 +23,7 @@ from vistrain.data.importing.outlines import CLASS_FILE, MASKS, USUAL, Overlap, 
 from vistrain.data.importing.voc import read_voc
 from vistrain.data.importing.yolo import read_yolo
 from vistrain.errors import DataError
+from vistrain.metrics.coco_masks import plain_runs
 from vistrain.writing import whole_file
 
 READERS: Mapping[str, Callable[[Path, Options], Export]] = {
@@ -199,6 +200,10 @@ def _inside(picture: Labelled, name: str, size: Size, export: Export) -> list[Sh
             picture.damage.add("object that ends before it begins", where)
         elif box[2] <= box[0] or box[3] <= box[1]:
             export.notes.add("object without area in its picture, left out", where)
+        elif shape.mask is not None and raw != box:
+            picture.damage.add("mask that reaches outside its picture", where)
+        elif shape.mask is not None and not any(shape.mask.runs[1::2]):
+            export.notes.add("object without area in its picture, left out", where)
         else:
             if max(abs(a - b) for a, b in zip(raw, box, strict=True)) > 1:
                 export.notes.add("object that reaches outside its picture, cut", where)
@@ -206,7 +211,7 @@ def _inside(picture: Labelled, name: str, size: Size, export: Export) -> list[Sh
                 tuple(round(min(max(v * scale[i % 2], 0), (width, height)[i % 2]), DIGITS) for i, v in enumerate(p))
                 for p in shape.polygons
             )
-            made = Shape(shape.name, (box[0], box[1], box[2], box[3]), polygons, shape.ignored)
+            made = Shape(shape.name, (box[0], box[1], box[2], box[3]), polygons, shape.ignored, shape.mask)
             if made in found:
                 export.notes.add("object that is there twice, taken once", where)
             found[made] = None
@@ -239,7 +244,7 @@ def _write(placed: Mapping[str, Sequence[Placed]], classes: Sequence[str], outpu
         annotations: list[dict[str, Any]] = []
         for picture in ordered:
             for shape in picture.shapes:
-                entry = _entry(shape, image_number[picture.name], number[shape.name])
+                entry = _entry(shape, picture.size, image_number[picture.name], number[shape.name])
                 annotations.append({"id": len(annotations) + 1, **entry})
         images = [
             {"id": image_number[p.name], "file_name": p.name, "width": p.size[1], "height": p.size[0]} for p in ordered
@@ -256,17 +261,22 @@ def _write(placed: Mapping[str, Sequence[Placed]], classes: Sequence[str], outpu
     return lines
 
 
-def _entry(shape: Shape, image: int, category: int) -> dict[str, Any]:
+def _entry(shape: Shape, size: Size, image: int, category: int) -> dict[str, Any]:
     left, top, right, bottom = shape.box
     bbox = [left, top, round(right - left, DIGITS), round(bottom - top, DIGITS)]
     area = sum(map(_area, shape.polygons)) or bbox[2] * bbox[3]
+    segmentation: Any = [list(polygon) for polygon in shape.polygons]
+    if shape.mask is not None:
+        x, y, _, _ = shape.mask.box
+        area = float(sum(shape.mask.runs[1::2]))
+        segmentation = {"size": list(size), "counts": plain_runs(shape.mask.pixels(), y, x, size)}
     return {
         "image_id": image,
         "category_id": category,
         "bbox": bbox,
         "area": round(area, DIGITS),
         "iscrowd": int(shape.ignored),
-        "segmentation": [list(polygon) for polygon in shape.polygons],
+        "segmentation": segmentation,
     }
 
 
@@ -288,7 +298,7 @@ def _config_lines(images: Path, output: Path, placed: Mapping[str, Sequence[Plac
     """The config that uses the set: of masks where every object has an outline, of boxes elsewhere."""
     chosen = _chosen(list(placed))
     pictures = [picture for split in placed.values() for picture in split]
-    outlined = [bool(shape.polygons) for picture in pictures for shape in picture.shapes]
+    outlined = [shape.is_outlined for picture in pictures for shape in picture.shapes]
     base, other = ("custom_instances", "custom_coco") if all(outlined) else ("custom_coco", "custom_instances")
     lines = [f"base: vistrain:det/{base}", "data:", "  type: data.CocoDetection", f"  root: {_quoted(str(output))}"]
     if all(outlined):

@@ -11,6 +11,7 @@ from xml.etree.ElementTree import Element
 from vistrain.data.importing.export import (
     Export,
     Labelled,
+    Mask,
     Notes,
     Options,
     Shape,
@@ -91,6 +92,19 @@ def _shape(item: Element, picture: str, notes: Notes, damage: Notes) -> Shape | 
     return shape
 
 
+def _mask(item: Element, label: str, values: tuple[float, ...]) -> Shape | None:
+    """The pixels of a box, row by row, in runs of which the first is outside (`0, 3` begins inside)."""
+    runs = numbers(item.get("rle", "").split(","))
+    if runs is None or min(*values, *runs) < 0 or not all(v.is_integer() for v in (*values, *runs)):
+        return None
+    left, top, width, height = map(int, values)
+    if sum(runs) != width * height:
+        return None
+    whole = tuple(map(int, runs))
+    box = (float(left), float(top), float(left + width), float(top + height))
+    return Shape(label, box, mask=Mask((left, top, width, height), whole))
+
+
 def _outline(item: Element, label: str) -> Shape | None:
     if item.tag == "polygon":
         points = points_of([pair.split(",") for pair in item.get("points", "").split(";") if pair.strip()])
@@ -101,8 +115,7 @@ def _outline(item: Element, label: str) -> Shape | None:
     if values is None or degrees is None:
         return None
     if item.tag == "mask":
-        left, top, width, height = values
-        return Shape(label, (left, top, left + width, top + height))
+        return _mask(item, label, values)
     if item.tag == "ellipse":
         x, y, across, down = values
         return Shape.outlined(label, flat(turned(ellipse((x, y), across, down), (x, y), degrees)))

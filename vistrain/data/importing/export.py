@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 Point = tuple[float, float]
 Size = tuple[int, int]  # height, width
 
@@ -65,6 +67,24 @@ class Notes:
 
 
 @dataclass(frozen=True)
+class Mask:
+    """The pixels of an object, in a box.
+
+    Attributes:
+        box: x, y, width, height, whole pixels.
+        runs: how many pixels are outside the object, inside, outside ..., row by row of the box; as many as it has.
+    """
+
+    box: tuple[int, int, int, int]
+    runs: tuple[int, ...]
+
+    def pixels(self) -> np.ndarray:
+        """The box as bool `[height, width]`, True inside the object."""
+        inside = np.arange(len(self.runs)) % 2 == 1
+        return np.repeat(inside, self.runs).reshape(self.box[3], self.box[2])
+
+
+@dataclass(frozen=True)
 class Shape:
     """One object.
 
@@ -73,12 +93,19 @@ class Shape:
         box: x1, y1, x2, y2, pixels or shares of the sides (`Export.shares`).
         polygons: x1, y1, x2, y2, ... of each part of its outline, in the same unit; empty for a plain box.
         ignored: evaluation and training look away from it, as from a crowd.
+        mask: its pixels, in place of an outline.
     """
 
     name: str
     box: tuple[float, float, float, float]
     polygons: tuple[tuple[float, ...], ...] = ()
     ignored: bool = False
+    mask: Mask | None = None
+
+    @property
+    def is_outlined(self) -> bool:
+        """Whether more is known of it than its box."""
+        return bool(self.polygons) or self.mask is not None
 
     @classmethod
     def outlined(cls, name: str, *polygons: tuple[float, ...]) -> Shape:

@@ -31,7 +31,7 @@ def write_masks(
 
     Values are 0 for what belongs to no object, and 1, 2, ... for the classes in their order; a class called
     `background` is 0, too. Objects to be ignored are 255 (65535 with 255 classes or more). A pixel belongs to an object
-    if its outline covers or touches it, as LabelMe has it; an object without an outline is its box.
+    if its outline covers or touches it, as LabelMe has it, or its mask holds it; an object of neither is its box.
 
     Args:
         placed: split -> pictures with their objects, in the order of the export.
@@ -74,7 +74,7 @@ def write_masks(
             pixels += result[0]
             contested, total = contested + result[1], total + picture.size[0] * picture.size[1]
             for shape in picture.shapes:
-                if not shape.polygons:
+                if not shape.is_outlined:
                     notes.add("object without an outline: its box was filled", f"{shape.name} in {picture.name}")
         with whole_file(output / f"{split}.txt") as partial:
             partial.write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
@@ -130,6 +130,11 @@ def label_map(picture: Placed, value: Mapping[str, int], overlap: Overlap, ignor
 
 def outline(shape: Shape, height: int, width: int) -> np.ndarray:
     """The pixels of an object, bool `[height, width]`; parts of an outline are put together."""
+    if shape.mask is not None:
+        x, y, across, down = shape.mask.box
+        found = np.zeros((height, width), bool)
+        found[y : y + down, x : x + across] = shape.mask.pixels()
+        return found
     image = Image.new("1", (width, height))
     drawer = ImageDraw.Draw(image)
     for polygon in shape.polygons:

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from vistrain.data.base.storage import walk
 from vistrain.errors import DataError
 from vistrain.writing import whole_file
 
+RECORD = "predictions.json"  # what prediction writes beside its pictures
 LONGEST = 250  # bytes of a picture's name, with room for telling two apart
 
 
@@ -45,7 +47,8 @@ def find_files(
             `*`, `?`, `[...]` and `**`. A file that is named itself may have any suffix.
         suffixes: what names of the kind end in, lower case (`.png`, `.nii.gz`).
         noun: what one such file is called, for messages.
-        exclude: a folder to leave out when searching one around it (pictures of an earlier run).
+        exclude: a folder to leave out when searching one around it (pictures of an earlier run); so are others of its
+            name beside a list of predictions.
 
     Raises:
         DataError: an input does not exist, or holds no such file.
@@ -91,6 +94,29 @@ def picture_paths(files: Sequence[InputFile], folder: Path, lossless: bool = Fal
         if os.path.realpath(paths[-1]) in inputs:
             raise DataError(str(paths[-1]), "the picture would replace an input", "choose another --output")
     return paths
+
+
+def bare_names(names: Sequence[str]) -> dict[str, str]:
+    """What files that are made of others are called, before a suffix of their own: as those, without theirs; where
+    several differ in that alone (`a.png` and `a.jpg`), each by its whole name. No two are the same.
+
+    Args:
+        names: relative paths, each once.
+    """
+
+    def bare(name: str) -> str:
+        return str(Path(name).with_suffix(""))
+
+    counts = Counter(bare(name).lower() for name in names)
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
+        called = bare(name) if counts[bare(name).lower()] == 1 else name
+        while called.lower() in taken:  # lower: some file systems do not tell `A` from `a`
+            called += "_"
+        taken.add(called.lower())
+        found[name] = called
+    return found
 
 
 def save_picture(image: np.ndarray, path: Path) -> None:
@@ -140,15 +166,27 @@ def _expand(given: str, suffixes: tuple[str, ...], noun: str, exclude: Path | No
     else:
         matches = [Path(m) for m in glob.glob(str(path))]
     paths = [p for p in matches if p.is_file() and p.name.lower().endswith(suffixes)]
+    if exclude is not None:
+        folders = {p.parent for p in paths}
+        made = {f for f in folders if any(_is_predicted(x, exclude) for x in (f, *f.parents) if base in x.parents)}
+        paths = [p for p in paths if p.parent not in made]
     if not paths:
         raise DataError(given, f"none of the {len(matches)} matches is a {noun}" if matches else "nothing matches")
     return base, paths
 
 
+def _is_predicted(folder: Path, exclude: Path) -> bool:
+    """Whether a folder holds what was made of pictures: that to leave out, or another like it of an earlier run."""
+    if folder.name == exclude.name and (folder.parent / RECORD).is_file():
+        return True
+    return folder.resolve() == exclude.resolve()
+
+
 def _walk(folder: Path, suffixes: tuple[str, ...], exclude: Path | None) -> Iterator[Path]:
-    left_out = exclude.resolve() if exclude else None
     for parent, folders, names in walk(folder):
-        folders[:] = [f for f in folders if not f.startswith(".") and Path(parent, f).resolve() != left_out]
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        if exclude is not None:
+            folders[:] = [f for f in folders if not _is_predicted(Path(parent, f), exclude)]
         for name in names:
             if not name.startswith(".") and name.lower().endswith(suffixes):
                 yield Path(parent, name)

@@ -55,6 +55,9 @@ def evaluate_masks(predictions: Path, data: DataModule, name: str = "miou") -> I
         if missing:
             continue
         truth, found = (data.rule.read(path) for path in (pair.mask, file))
+        if found.shape != truth.shape:
+            sizes = [f"{height} x {width}" for height, width in (found.shape, truth.shape)]
+            raise DataError(str(file), f"is {sizes[0]} pixels (height x width), its truth {pair.mask} {sizes[1]}")
         if (found == data.rule.ignored).any():
             raise DataError(str(file), "holds values that are ignored, not classes", "predict a class for each pixel")
         maps = [torch.from_numpy(x) for x in (truth, found)]

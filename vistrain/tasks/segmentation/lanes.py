@@ -24,7 +24,7 @@ from vistrain.network import Network
 from vistrain.pictures import draw_lanes
 from vistrain.predictions import LaneMaps
 from vistrain.segmentation.lane_network import LaneNetwork
-from vistrain.tasks.base.inputs import InputFile, picture_paths
+from vistrain.tasks.base.inputs import InputFile, bare_names, picture_paths
 from vistrain.tasks.base.looks import picture_of
 from vistrain.tasks.base.predictor import ImagePredictor
 from vistrain.tasks.base.task import Batch, Cells, Task
@@ -59,6 +59,7 @@ class LanePredictor(ImagePredictor[Lanes]):
         if not isinstance(model, LaneNetwork):
             raise ConfigError("task.type", f"{type(model).__name__} finds no lanes")
         self.decoder, self.format, self._folder = model.decoder, format, Path()
+        self._bare: dict[str, str] = {}
 
     @torch.inference_mode()
     def run(self, inputs: Sequence[np.ndarray]) -> list[Lanes]:
@@ -72,7 +73,7 @@ class LanePredictor(ImagePredictor[Lanes]):
 
     def picture_paths(self, files: Sequence[InputFile], folder: Path) -> list[Path]:
         """See `Predictor`."""
-        self._folder = folder
+        self._folder, self._bare = folder, bare_names([file.name for file in files])
         return picture_paths(files, folder / self.overlays)
 
     def draw(self, image: np.ndarray, result: Lanes) -> np.ndarray:
@@ -83,7 +84,7 @@ class LanePredictor(ImagePredictor[Lanes]):
         """See `Predictor` and the class."""
         super().write_picture(file, image, result, target)
         if self.format == "culane":
-            path = (self._folder / self.lanes / file.name).with_suffix(LINES)
+            path = self._folder / self.lanes / f"{self._bare[file.name]}{LINES}"
             with whole_file(path) as partial:
                 partial.write_text(lines_text(lane for lane in result if len(lane)), encoding="utf-8")
 
@@ -204,10 +205,11 @@ def _of_names(found: Mapping[str, Lanes], names: Sequence[str], predictions: Pat
     predictions."""
     shared = os.path.commonpath([os.path.dirname(name) for name in names])
     for depth in range(len(Path(shared).parts) + 1):
-        keys = {name: "/".join(_bare(name).split("/")[depth:]) for name in names}
+        below = {name: "/".join(name.split("/")[depth:]) for name in names}
+        keys = {name: key if key in found else _bare(key) for name, key in below.items()}  # see `bare_names`
         if set(keys.values()) <= set(found):
             return {name: found[key] for name, key in keys.items()}
-    missing = next(name for name in names if _bare(name) not in found)
+    missing = next(name for name in names if not {name, _bare(name)} & set(found))
     raise DataError(missing, f"has no prediction in {predictions}", "predict the images of the whole split")
 
 

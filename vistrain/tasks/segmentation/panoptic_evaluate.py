@@ -38,7 +38,7 @@ def evaluate_panoptic(predictions: Path, data: PanopticFolders) -> PanopticResul
     found, folder = _predicted(predictions, data)
     place, metric, records = _places(found), protocol("panoptic", labels=labels), []
     for index, pair in enumerate(data.pairs("test")):
-        names = (pair.name, truth.images[index], PurePosixPath(truth.images[index]).stem)
+        names = (truth.images[index], pair.name, PurePosixPath(truth.images[index]).stem)
         position = next((place[name] for name in names if name in place), None)
         if position is None:
             remedy = "predict all images; `image_id` is that of the annotations, or the image's file name"

@@ -16,7 +16,7 @@ from vistrain.network import Network
 from vistrain.pictures import class_colours, viewable
 from vistrain.predictions import Segmentation
 from vistrain.segmentation.semantic import SemanticNetwork, check_scales
-from vistrain.tasks.base.inputs import InputFile, picture_paths
+from vistrain.tasks.base.inputs import InputFile, bare_names, picture_paths
 from vistrain.tasks.base.predictor import ImagePredictor
 from vistrain.tasks.segmentation.pictures import picture
 from vistrain.writing import whole_file
@@ -67,7 +67,11 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
             raise ConfigError("--opacity", f"{opacity} is not in 0..1")
         if window is None and stride is not None:
             raise ConfigError("--stride", "means nothing without windows", "give --window, too")
+        if window == 0 and (stride is not None or merge is not None):
+            word = "--merge" if stride is None else "--stride"
+            raise ConfigError(word, "means nothing without windows", "give --window a side, or leave it out")
         self.opacity, self.probabilities, self._folder = opacity, probabilities, Path()
+        self._bare: dict[Path, str] = {}
         if probabilities is not None and not isinstance(self.model, SemanticNetwork):
             raise ConfigError("--probabilities", f"{type(self.model).__name__} gives none", "leave it out")
         given = {"window": window, "merge": merge, "scales": scales, "flip": flip or None}
@@ -76,6 +80,8 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
             return
         if not isinstance(self.model, SemanticNetwork):
             raise ConfigError(f"--{wanted[0]}", f"{type(self.model).__name__} takes images whole, once", "leave it out")
+        if merge is not None and window is None and self.model.window is None:
+            raise ConfigError("--merge", "means nothing without windows", "give --window, too")
         if scales is not None:
             check_scales(scales, "--scales")
         self.model.scales = self.model.scales if scales is None else tuple(scales)
@@ -109,7 +115,10 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
     def picture_paths(self, files: Sequence[InputFile], folder: Path) -> list[Path]:
         """See `Predictor`."""
         self._folder = folder
-        return picture_paths(files, folder / self.overlays)
+        paths = picture_paths(files, folder / self.overlays)
+        bare = bare_names([path.relative_to(folder / self.overlays).as_posix() for path in paths])
+        self._bare = dict(zip(paths, bare.values(), strict=True))
+        return paths
 
     def draw(self, image: np.ndarray, result: np.ndarray) -> np.ndarray:
         """The picture, small ones enlarged, under its classes, with a legend below it."""
@@ -118,10 +127,10 @@ class SegmentationPredictor(ImagePredictor[np.ndarray]):
     def write_picture(self, file: InputFile, image: np.ndarray, result: np.ndarray, target: Path) -> None:
         """See `Predictor` and the class."""
         super().write_picture(file, image, result, target)
-        name = target.relative_to(self._folder / self.overlays).with_suffix(".png")
-        write_label_file(self._folder / self.masks / name, result, self.labels)
+        name = self._bare[target]
+        write_label_file(self._folder / self.masks / f"{name}.png", result, self.labels)
         if self.probabilities is not None:
-            self._write_probabilities(image, self._folder / self.maps / name.with_suffix(".npy"))
+            self._write_probabilities(image, self._folder / self.maps / f"{name}.npy")
 
     @torch.inference_mode()
     def _write_probabilities(self, image: np.ndarray, path: Path) -> None:

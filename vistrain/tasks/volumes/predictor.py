@@ -285,9 +285,10 @@ class VolumePredictor(Predictor[VolumeResult]):
         if self.truth is not None:
             self._find_truths(Path(self.truth), files)
         paths = [folder / self.label_maps / file.name for file in files]
+        bare = [path.with_name(stem_of(path)) for path in paths]  # montages are called so
         inputs = {os.path.realpath(file.path) for file in files}
-        for path in paths:
-            if paths.count(path) > 1 or os.path.realpath(path) in inputs:
+        for path, name in zip(paths, bare, strict=True):
+            if bare.count(name) > 1 or os.path.realpath(path) in inputs:
                 raise DataError(
                     str(path), "would replace an input, or another case's labels", "choose another --output"
                 )
