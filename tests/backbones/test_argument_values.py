@@ -127,7 +127,8 @@ def test_all_that_another_backbone_was_given_is_taken_back_by_one_line(order: in
 
 
 def test_arguments_are_refused_before_data_are_generated(tmp_path: Path) -> None:
-    changes = ["model.backbone={name: attention_vit_micro, args: {attention: axial}}", f"data.root={tmp_path}"]
+    args = "{attention: axial, channels: [16, 32, 64, 128]}"
+    changes = [f"model.backbone={{name: attention_vit_micro, args: {args}}}", f"data.root={tmp_path}"]
     config = compose(["vistrain:demo/classification"], changes)
     with pytest.raises(
         ConfigError, match=r"model\.backbone\.args\.channels: .* model\.backbone\.args\.channels=null, or"
