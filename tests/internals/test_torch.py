@@ -18,6 +18,7 @@ from vistrain.internals.torch import (
     _kill_workers,
     copy_all,
     graphs_compiled,
+    leave_unscaling,
     move_towards,
     tree_flatten,
     tree_leaves,
@@ -33,6 +34,13 @@ def test_many_tensors_move_at_once() -> None:
     copy_all(ours, theirs)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     copy_all([], [])
+
+
+def test_fused_optimizers_leave_the_scale_to_others() -> None:
+    fused = torch.optim.AdamW([nn.Parameter(torch.ones(1))], fused=True)
+    assert fused._step_supports_amp_scaling  # type: ignore[attr-defined]
+    leave_unscaling(fused)
+    assert not fused._step_supports_amp_scaling  # type: ignore[attr-defined]
 
 
 def test_all_batch_norms_have_one_base() -> None:

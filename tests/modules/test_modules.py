@@ -232,7 +232,7 @@ def check_step(network: Any, batch: dict[str, Any]) -> None:
         ({"module": "eca", "module_args": {"dim": 4}}, r"args\.module_args\.dim: is not set by hand"),
         (
             {"module": [None, {"name": "ela", "norm_groups": 7}, None, None]},
-            r"args\.module_args\.norm_groups: ELA: \d+ channels are not divisible by 7",
+            r"args\.module\[1\]\.norm_groups: ELA: \d+ channels are not divisible by 7",
         ),
         ({"module": "ulsam", "module_args": {"num_splits": 5}}, r"ULSAM: \d+ channels are not divisible by 5"),
         ({"module": "fdconv", "module_args": {"kernel_num": 7}}, r"kernel_num: FDConv: \d+ frequencies are not div"),

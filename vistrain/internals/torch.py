@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.optim import Optimizer
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.data import DataLoader
 
 __all__ = [
-    "BatchNorm", "MortalLoader", "TreeSpec", "copy_all", "graphs_compiled", "move_towards", "tree_flatten",
-    "tree_leaves", "tree_unflatten", "without_content",
+    "BatchNorm", "MortalLoader", "TreeSpec", "copy_all", "graphs_compiled", "leave_unscaling", "move_towards",
+    "tree_flatten", "tree_leaves", "tree_unflatten", "without_content",
 ]  # fmt: skip
 
 
@@ -39,6 +40,15 @@ def copy_all(tensors: list[Tensor], others: list[Tensor]) -> None:
     """In place, each tensor becomes its partner, in a few kernels for all; nothing for none."""
     if tensors:
         torch._foreach_copy_(tensors, others)
+
+
+def leave_unscaling(optimizer: Optimizer) -> None:
+    """Have whoever scales a loss take the scale off its gradients again before they are clipped.
+
+    torch's fused optimizers say by `_step_supports_amp_scaling` that they do so themselves, in their step; Lightning
+    then refuses to clip gradients under any mixed precision, also under bfloat16, where nothing is scaled.
+    """
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
 
 class MortalLoader(DataLoader[Any]):

@@ -18,6 +18,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vistrain.attention.base import paths_of
@@ -231,7 +232,8 @@ def count(
         counter = FlopCounterMode(display=False)
         if isinstance(moved, Network) and type(moved).counted is not Network.counted:
             moved.forward = moved.counted  # called as it, so that the counter knows the parts by their paths
-        with torch.no_grad(), by_definition(moved), counter:
+        # As products: torch 2.11 does not count what fuses them on processors
+        with torch.no_grad(), by_definition(moved), sdpa_kernel(SDPBackend.MATH), counter:
             moved(torch.zeros(1, channels, *size))  # without padding, which a network may count token by token
         for hook in hooks:
             hook.remove()

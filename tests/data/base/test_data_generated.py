@@ -16,7 +16,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from vistrain.data.base.generated import whole_folder
-with whole_folder(Path(sys.argv[1])) as draft:
+with whole_folder(Path(sys.argv[1]), 1) as draft:
     (draft / "half.png").write_bytes(b"")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -29,9 +29,9 @@ def test_the_draft_of_a_killed_process_is_removed_by_the_next(tmp_path: Path) ->
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".set-")
     assert [path.name for path in left.iterdir()] == ["half.png"]
-    with whole_folder(folder) as draft:
+    with whole_folder(folder, 1) as draft:
         assert not left.exists()
-        with whole_folder(tmp_path / "other"):
+        with whole_folder(tmp_path / "other", 1):
             pass
         assert draft.is_dir()  # another set, and a process that lives
         (draft / "whole.png").write_bytes(b"")
@@ -40,6 +40,6 @@ def test_the_draft_of_a_killed_process_is_removed_by_the_next(tmp_path: Path) ->
 
 
 def test_what_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "set"):
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "set", 1):
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())

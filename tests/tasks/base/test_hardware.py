@@ -28,12 +28,30 @@ def on(device: str, precision: str = "bf16-mixed") -> Any:
 
 
 def test_optimizers_are_fused_on_cuda_unless_the_config_says_otherwise() -> None:
+    def is_fused(optimizer: Factory[Any], trainer: Any) -> bool:
+        made = hardware.optimizer_of(optimizer, [nn.Parameter(torch.ones(1))], trainer)
+        return bool(made.defaults.get("fused"))
+
     adam = Factory(torch.optim.AdamW, lr=1.0)
-    assert hardware.fused(adam, on("cuda")) == {"fused": True}
-    assert hardware.fused(adam, on("cpu")) == {}
-    assert hardware.fused(adam, on("cuda", "16-mixed")) == {}
-    assert hardware.fused(Factory(torch.optim.AdamW, lr=1.0, foreach=True), on("cuda")) == {}
-    assert hardware.fused(Factory(torch.optim.RMSprop, lr=1.0), on("cuda")) == {}
+    assert is_fused(adam, on("cuda"))
+    assert not is_fused(adam, on("cpu"))
+    assert not is_fused(adam, on("cuda", "16-mixed"))
+    assert not is_fused(Factory(torch.optim.AdamW, lr=1.0, foreach=True), on("cuda"))
+    assert not is_fused(Factory(torch.optim.RMSprop, lr=1.0), on("cuda"))
+
+
+def test_fused_steps_clip_gradients_in_half_precision(tmp_path: Path) -> None:
+    states = []
+    for fused in (False, True):
+        task = make_task(TinyDetector())
+        task.optimizer = Factory(torch.optim.SGD, lr=0.05, fused=fused)  # whose step is as long as the gradient
+        settings = {"precision": "bf16-mixed", "gradient_clip_val": 1e-3, "max_steps": 3, "limit_val_batches": 0}
+        before = copy.deepcopy(task.state_dict())
+        fit(tmp_path / str(fused), task, TinyData(), **settings)
+        moved = [after - before[name] for name, after in task.model.state_dict(prefix="model.").items()]
+        states.append(torch.cat([x.flatten().double() for x in moved]))
+    assert 0 < float(states[1].norm()) <= 3 * 0.05 * 1e-3 * 1.01
+    torch.testing.assert_close(states[1], states[0], rtol=1e-3, atol=1e-7)
 
 
 def test_tf32_is_what_the_config_says() -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim import Optimizer
 
-from vistrain.internals.torch import graphs_compiled
+from vistrain.internals.torch import graphs_compiled, leave_unscaling
 from vistrain.layers.recompute import keep, recompute
 from vistrain.network import Network
 from vistrain.structures import Factory
@@ -40,16 +40,18 @@ def allow_tf32(allowed: bool | None) -> None:
         torch.backends.cudnn.allow_tf32 = allowed
 
 
-def fused(optimizer: Factory[Optimizer], trainer: Trainer) -> dict[str, Any]:
-    """Arguments with which an optimizer steps in one kernel for all parameters, where it can and the config leaves it
-    open.
+def optimizer_of(optimizer: Factory[Optimizer], parameters: Any, trainer: Trainer) -> Optimizer:
+    """The optimizer of parameters, or groups of them. On CUDA it steps in one kernel for all of them, where it can and
+    the config leaves it open.
 
-    Under `16-mixed` not: it would take the scale off the gradients itself, after they are clipped.
+    Under `16-mixed` not: a kernel that takes the scale off the gradients as well would do so after they are clipped.
     """
     on_cuda = trainer.strategy.root_device.type == "cuda" and trainer.precision != "16-mixed"
     is_open = not {"fused", "foreach", "differentiable"} & set(optimizer.arguments)
     can = "fused" in inspect.signature(optimizer.target).parameters
-    return {"fused": True} if is_open and can and on_cuda else {}
+    made = optimizer(parameters, fused=True) if is_open and can and on_cuda else optimizer(parameters)
+    leave_unscaling(made)
+    return made
 
 
 def blocks(network: Network) -> list[nn.Module]:

@@ -259,7 +259,7 @@ class Task(Contract, LightningModule):
         """
         parameters = self.parameter_groups()
         self.checkpoint_facts["optimized"] = names_of(self.model, parameters)
-        optimizer = self.optimizer(parameters, **hardware.fused(self.optimizer, self.trainer))
+        optimizer = hardware.optimizer_of(self.optimizer, parameters, self.trainer)
         schedule, (total, per_epoch) = self.schedule, self.length_of_run()
         ahead.refuse_missing_numbers(self.monitored, self.evaluators, type(self))
         ahead.refuse_other_samples(self._samples_then, self._samples)
