@@ -1,8 +1,8 @@
 """Measures everything that matters on a GPU in eight minutes, the most important first.
 
     python tools/gpu_check.py --output runs/gpu                       # all parts
-    python tools/gpu_check.py --output runs/gpu --parts deformable tuning --minutes 3
-    python tools/gpu_check.py --output runs/gpu --dry                 # everything in small, also on a CPU
+    python tools/gpu_check.py --output runs/gpu_parts --parts deformable tuning --minutes 3
+    python tools/gpu_check.py --output runs/gpu_dry --dry             # everything in small, also on a CPU
 
 Rows are appended to `gpu_check.jsonl` as they are measured, so several runs add up; `gpu_check.md` and `gpu_check.png`
 show this run's. An error, or a measurement that no time is left for, is a row, too. Needs torch, torchvision, timm and
@@ -423,14 +423,16 @@ def draw(check: Check) -> None:
 def main(argv: Sequence[str] | None = None) -> Check:
     """Measures, writes, prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("runs/gpu"))
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/gpu"), help="rows are added there, table and picture are of this run"
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="what does not fit is left out, and said")
     parser.add_argument("--parts", nargs="+", help="some of: card, exactness, deformable, tuning, detection ...")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu; a dry run takes the CPU unless told")
+    parser.add_argument("--device", help="cuda (the default), cuda:1, cpu; a dry run takes the CPU unless told")
     parser.add_argument("--dry", action="store_true", help="everything in small, once, to see that it runs")
     arguments = parser.parse_args(argv)
     try:
-        device = torch.device("cpu" if arguments.dry and arguments.device == "cuda" else arguments.device)
+        device = torch.device(arguments.device or ("cpu" if arguments.dry else "cuda"))
     except RuntimeError:
         parser.error(f"--device {arguments.device} names no device: give cuda, cuda:1 or cpu")
     if not arguments.minutes > 0:

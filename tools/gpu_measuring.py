@@ -259,6 +259,8 @@ def markdown(check: Check) -> str:
     """All rows, one table for each part; what a part's rows have in common are its columns."""
     facts = ", ".join(f"{key} {value}" for key, value in check.machine.items())
     lines = [f"Measured on: {facts}.", ""]
+    if check.dry:
+        lines = [f"A dry run, everything in small: all parts run, and their numbers say nothing. On: {facts}.", ""]
     parts = list(dict.fromkeys(row["part"] for row in check.rows))
     for part in parts:
         rows = [row for row in check.rows if row["part"] == part]

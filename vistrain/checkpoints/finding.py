@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vistrain.errors import WeightsError
+from vistrain.errors import ConfigError, WeightsError
 from vistrain.layers.low_rank import merged_low_rank
+from vistrain.structures import LabelSpace
 
 # Where training programs put the state dict, averaged weights first: published numbers are theirs. mmengine's
 # `ema_state_dict` is missing on purpose: its hook swaps the two before saving, `state_dict` holds the average.
@@ -20,6 +21,24 @@ _WRAPPERS = (
 _AVERAGES = ("model_ema.", "ema_model.", "ema.")
 _STATES = ("optim", "sched", "scaler", "amp")  # of names of what is no network's, though tensors are in it
 EXPANDED = 2**26  # bytes of a tensor that repeats a few values
+
+
+def labels_in(content: Mapping[str, Any]) -> LabelSpace | None:
+    """The classes that a file's network was trained for; None where the file does not say them, as no other program's.
+
+    Checked by hand, and not by `schema`: networks load weights where torch and timm are all there is.
+    """
+    facts = content.get("vistrain")
+    labels = facts.get("labels") if isinstance(facts, Mapping) else None
+    names, ids = (labels.get(key) if isinstance(labels, Mapping) else None for key in ("names", "ids"))
+    if not (isinstance(names, list | tuple) and isinstance(ids, list | tuple) and isinstance(labels, Mapping)):
+        return None
+    if not (all(isinstance(n, str) for n in names) and all(isinstance(i, int) for i in ids)):
+        return None
+    try:
+        return LabelSpace(tuple(names), tuple(ids), str(labels.get("name")))
+    except ConfigError:
+        return None
 
 
 def find_state_dict(content: Mapping[str, Any], where: str = "state dict") -> tuple[dict[str, Tensor], str]:

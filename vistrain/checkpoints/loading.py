@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.checkpoints.fetching import locate
-from vistrain.checkpoints.finding import find_state_dict, strip_prefixes
+from vistrain.checkpoints.finding import find_state_dict, labels_in, strip_prefixes
 from vistrain.checkpoints.keymap import KeyMap
 from vistrain.checkpoints.likeness import looks_like
 from vistrain.checkpoints.reading import load_file
-from vistrain.checkpoints.schema import labels_in
 from vistrain.errors import WeightsError
 from vistrain.internals.pages import FileMemory
 from vistrain.structures import LabelSpace

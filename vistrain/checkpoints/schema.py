@@ -116,16 +116,6 @@ class _Run(_Network):
     callbacks: dict[str, Any]
 
 
-def labels_in(content: Mapping[str, Any]) -> LabelSpace | None:
-    """The classes that a file's network was trained for; None where the file does not say it."""
-    facts = content.get("vistrain")
-    try:
-        known = _Labels.model_validate(facts.get("labels") if isinstance(facts, Mapping) else None)
-        return LabelSpace(tuple(known.names), tuple(known.ids), known.name)
-    except (ValidationError, ConfigError):
-        return None
-
-
 def check_network(content: Mapping[str, Any], path: Path) -> None:
     """Check what rebuilds a network: facts, labels, preprocessing, and tensors under the network's name.
 
