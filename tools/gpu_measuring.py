@@ -51,6 +51,7 @@ class Check:
         self.rows: list[Row] = []
         self.rates: dict[str, float] = {}  # of the card: `matrix` in FLOP/s, `memory` in bytes/s
         self.machine = machine(device)
+        self.run = time.strftime("%Y-%m-%dT%H:%M:%S")  # rows of a file are of many
 
     @property
     def cuda(self) -> bool:
@@ -61,7 +62,8 @@ class Check:
         """Keep, write and print a row."""
         row = {"part": part, "name": name, **numbers}
         self.rows.append(row)
-        line = {**row, "device": self.machine["device"], "date": self.machine["date"], "dry": self.dry}
+        whence = {key: self.machine[key] for key in ("device", "torch", "triton", "date")}
+        line = {**row, "run": self.run, **whence, "dry": self.dry}
         with (self.folder / "gpu_check.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         shown = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items())

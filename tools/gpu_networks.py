@@ -10,6 +10,7 @@ from gpu_measuring import Check, flops
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vistrain.devices import triton_serves
 from vistrain.network import Network
 from vistrain.structures import LabelSpace
 
@@ -140,7 +141,8 @@ def detector(check: Check, kind: str, core: str, batch: int, how: str) -> None:
         "target": [{"boxes": b, "labels": torch.arange(7, device=check.device)} for b in boxes],
         "num_targets": torch.tensor(7.0 * batch, device=check.device),
     }
-    task(check, "detection", f"{kind}, {core}", model, given, how)
+    served = core if core != "triton" or triton_serves(check.device) else "triton is not here, a plain core"
+    task(check, "detection", f"{kind}, {served}", model, given, how)
 
 
 def segmenter(check: Check, kind: str, batch: int, how: str) -> None:

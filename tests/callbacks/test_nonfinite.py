@@ -48,13 +48,13 @@ class Pole(nn.Module):
 
 
 class Half(TinyDetector):
-    """Meets a pole in 16 bits alone, where 1.001 is 1."""
+    """Meets a pole in 16 bits alone, where 1.001 is 1; at 1.0 in 32 bits, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, near: float = 1.001) -> None:
         super().__init__()
         self.backbone.append(nn.Conv2d(4, 4, 1))
         nn.init.zeros_(self.backbone[-1].weight)
-        nn.init.constant_(self.backbone[-1].bias, 1.001)
+        nn.init.constant_(self.backbone[-1].bias, near)
         self.backbone.append(Pole())
 
 
@@ -65,6 +65,11 @@ def test_half_precision_is_told_apart(tmp_path: Path) -> None:
     assert "in bf16-mixed, it first arose in backbone.4 (Pole)" in message
     assert "in 32 bits it is finite: set trainer.precision=32-true" in message
     assert "\n" not in message
+
+
+def test_what_32_bits_do_not_help_is_said(tmp_path: Path) -> None:
+    with pytest.raises(VistrainError, match=r"in bf16-mixed, .*; in 32 bits it is not finite either: lower"):
+        fit(tmp_path, make_task(Half(near=1.0)), TinyData(), [NaNGuard()], logger=False, precision="bf16-mixed")
 
 
 def test_in_whole_precision_the_layer_is_named_too(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def two_old_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "message"),
     [
         ({"devices": [0, 2]}, r"trainer\.devices: there is no device 2: this machine has 2 - write some of \[0, 1\]"),
+        ({"devices": "0, 2"}, r"trainer\.devices: there is no device 2"),
         ({"devices": 4}, r"trainer\.devices: 4 devices: this machine has 2 - write 2, or auto"),
         (
             {"precision": "bf16-mixed"},
@@ -37,7 +38,16 @@ def two_old_cards(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_not_there_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         _refuse_missing_devices({"accelerator": "gpu", **arguments})
-    _refuse_missing_devices({"accelerator": "cpu", **arguments})
+
+
+@pytest.mark.parametrize("devices", [[3], [0], "0,1", "3,"])
+def test_processors_have_no_indices(devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for accelerator in ("cpu", "auto"):
+        with pytest.raises(ConfigError, match=r"trainer\.devices: .* a processor takes a number of processes"):
+            _refuse_missing_devices({"accelerator": accelerator, "devices": devices})
+    _refuse_missing_devices({"accelerator": "cpu", "devices": 4})
 
 
 @pytest.mark.usefixtures("two_old_cards")

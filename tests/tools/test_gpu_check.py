@@ -47,6 +47,7 @@ def test_everything_runs_in_small_on_a_bare_machine(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr[-3000:]
     rows = [json.loads(line) for line in (tmp_path / "gpu_check.jsonl").read_text().splitlines()]
     assert [row for row in rows if "error" in row] == []
+    assert {(row["torch"], row["dry"], row["run"]) for row in rows} == {(torch.__version__, True, rows[0]["run"])}
     parts = {row["part"] for row in rows}
     assert parts >= {"card", "deformable cores", "detection", "classification", "operators", "backbones", "restoration"}
     assert parts >= {"segmentation", "volumes"}

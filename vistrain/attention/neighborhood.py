@@ -169,7 +169,7 @@ class NeighborhoodAttention(AttentionOperator):
         stride: so many successive queries share a neighbourhood (generalised neighbourhood attention): 1 is NAT's, a
             stride of `kernel_size` attention in blocks.
         rpb: whether there is a bias of relative positions; generalised neighbourhood attention is published without.
-        core: one of `CORES`, see `neighborhood_attention`.
+        core: auto, tiles or triton, which compute the same; auto is tiles, see `neighborhood_attention`.
 
     Raises:
         ConfigError: a stride beyond the kernel, or an unknown core.

@@ -61,7 +61,7 @@ class NAT(StagedBackbone):
         qkv_bias, qk_scale: see `NeighborhoodAttention`.
         layer_scale: see `TokenBlock`.
         strides, rpb: of generalised neighbourhood attention, see `NeighborhoodAttention`; the former for each stage.
-        attention_core: what computes the attention, see `attention.neighborhood.neighborhood_attention`.
+        attention_core: auto, tiles or triton, which compute the same; auto is tiles (docs/gpu.md).
         proj_drop_rate, attn_drop_rate: dropout after linear layers and the stem, and of attention weights.
         drop_path_rate: of the last block; it grows evenly from 0 at the first.
         base: see `StagedBackbone`.

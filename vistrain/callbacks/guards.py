@@ -110,7 +110,9 @@ class NaNGuard(Callback):
         if not layer or not str(trainer.precision).endswith("16-mixed"):
             return layer, ""
         exact = where_it_arose(task.model, losses)
-        remedy = "" if exact else "; in 32 bits it is finite: set trainer.precision=32-true, or lower optimizer.lr"
+        remedy = "; in 32 bits it is finite: set trainer.precision=32-true, or lower optimizer.lr"
+        if exact:
+            remedy = "; in 32 bits it is not finite either: lower optimizer.lr, or look at the images"
         return f"in {trainer.precision}, {layer}", remedy
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -60,7 +60,8 @@ class DeformableDETR(SetDetector):
         position_temperature, position_offset: of the sine encoding of tokens (see `SinePositionEncoding`).
         inverse_sigmoid_eps: 1e-5 here, 1e-3 in detrex.
         activation_checkpointing: recompute transformer layers in the backward pass instead of storing them.
-        sampling_core: of `layers.deformable.deformable_sampling`.
+        sampling_core: auto, grid_sample, embedding_bag, gather or triton, which compute the same; auto takes what was
+            measured to be fastest on the device (docs/gpu.md).
         base: see `SetDetector`. `denoising` needs `two_stage`, where boxes have positions.
 
     Raises:

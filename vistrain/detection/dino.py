@@ -56,7 +56,8 @@ class DINO(SetDetector):
         position_temperature, position_offset: of the sine encoding of tokens (see `SinePositionEncoding`).
         inverse_sigmoid_eps: 1e-3 in both codes.
         activation_checkpointing: recompute transformer layers in the backward pass instead of storing them.
-        sampling_core: of `layers.deformable.deformable_sampling`.
+        sampling_core: auto, grid_sample, embedding_bag, gather or triton, which compute the same; auto takes what was
+            measured to be fastest on the device (docs/gpu.md).
         detections_per_image: (query, class) pairs kept.
         base: see `SetDetector`. By default costs are (2, 5, 2), losses (1, 5, 2) with a GIoU eps of 1e-6, as in both
             codes; denoising has 100 positives, labels noised at 0.5, boxes at 0.4, and the authors' rule for few

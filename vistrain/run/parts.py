@@ -225,14 +225,20 @@ def _refuse_missing_devices(arguments: Mapping[str, Any]) -> None:
         raise ConfigError(
             "trainer.accelerator", f"{name!r} is not here", "`vistrain doctor` says why; auto and cpu run anywhere"
         )
+    wanted = arguments.get("devices", "auto")
+    if isinstance(wanted, str) and "," in wanted:
+        wanted = [int(index) for index in wanted.split(",") if index.strip()]
+    if isinstance(wanted, list) and (name == "cpu" or (name == "auto" and not there["gpu"])):
+        problem = f"{wanted} are indices of devices; a processor takes a number of processes"
+        raise ConfigError("trainer.devices", problem, "write that; `vistrain doctor` says what there is")
     if name not in ("auto", "gpu", "cuda"):
         return
     if not torch.cuda.is_available():
         if reason := unusable_gpu():
             log.warning("%s: this run takes the processor", reason)
         return
-    count, wanted = torch.cuda.device_count(), arguments.get("devices", "auto")
-    missing = [index for index in wanted if index >= count] if isinstance(wanted, list | tuple) else []
+    count = torch.cuda.device_count()
+    missing = [index for index in wanted if index >= count] if isinstance(wanted, list) else []
     if missing:
         problem = f"there is no device {missing[0]}: this machine has {count}"
         raise ConfigError("trainer.devices", problem, f"write some of {list(range(count))}, or auto")

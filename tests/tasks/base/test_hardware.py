@@ -20,7 +20,7 @@ from vistrain.internals.lightning import take_in
 from vistrain.layers.recompute import keep, recompute
 from vistrain.structures import Factory
 from vistrain.tasks.base import fitting, hardware
-from vistrain.tasks.base.parallel import trainer_arguments
+from vistrain.tasks.base.parallel import ShardedStrategy, trainer_arguments
 
 
 def on(device: str, precision: str = "bf16-mixed") -> Any:
@@ -220,6 +220,13 @@ def test_a_processor_takes_its_whole_share_and_says_so(tmp_path: Path, caplog: p
     assert [len(ids) for ids in watch.ids] == [12, 12]
     with pytest.raises(ConfigError, match="per_device"):
         TinyData(per_device=0)
+
+
+def test_what_sharded_weights_leave_room_for_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = standing(tmp_path)
+    monkeypatch.setattr(type(task.trainer), "strategy", ShardedStrategy())
+    with pytest.raises(ConfigError, match=r"data\.per_device: auto cannot be measured where weights are sharded"):
+        fitting.settle_per_device(task)
 
 
 def test_a_gpu_takes_what_fits_and_accumulates_the_rest(

@@ -37,14 +37,14 @@ def settle_per_device(task: Task) -> None:
     data, trainer = task.datamodule, task.trainer
     if data.per_device != "auto" or trainer.state.fn != TrainerFn.FITTING:
         return
-    strategy, share = trainer.strategy, data.batch_size // trainer.world_size
-    device = strategy.root_device
+    strategy = trainer.strategy
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        raise ConfigError("data.per_device", "auto cannot be measured where weights are sharded", "write a number")
+    share, device = data.batch_size // trainer.world_size, strategy.root_device
     if device.type != "cuda":
         log.info("data.per_device=auto: all %d samples at once; what fits is measured on CUDA alone", share)
         chosen = share
     else:
-        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-            raise ConfigError("data.per_device", "auto cannot be measured where weights are sharded", "write a number")
         torch.cuda.empty_cache()
         found = fitting(task, share, lambda run: _peak(run, device), int(SHARE * torch.cuda.mem_get_info(device)[0]))
         chosen = int(strategy.reduce(torch.tensor(found, device=device), reduce_op="min"))
