@@ -5,7 +5,8 @@
     python tools/gpu_check.py --output runs/gpu_dry --dry             # everything in small, also on a CPU
 
 Rows are appended to `gpu_check.jsonl` as they are measured, so several runs add up; `gpu_check.md` and `gpu_check.png`
-show this run's. An error, or a measurement that no time is left for, is a row, too. Needs torch, torchvision, timm and
+show this run's. An error, or a measurement that no time is left for, is a row, too; the exit code is 1 if there was an
+error. The part `card` is always measured. Needs torch, torchvision, timm and
 scipy (Triton and matplotlib are used where they are there), no data and no network.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -427,7 +429,7 @@ def main(argv: Sequence[str] | None = None) -> Check:
         "--output", type=Path, default=Path("runs/gpu"), help="rows are added there, table and picture are of this run"
     )
     parser.add_argument("--minutes", type=float, default=8.0, help="what does not fit is left out, and said")
-    parser.add_argument("--parts", nargs="+", help="some of: card, exactness, deformable, tuning, detection ...")
+    parser.add_argument("--parts", nargs="+", help="beside card, some of: exactness, deformable, tuning, detection ...")
     parser.add_argument("--device", help="cuda (the default), cuda:1, cpu; a dry run takes the CPU unless told")
     parser.add_argument("--dry", action="store_true", help="everything in small, once, to see that it runs")
     arguments = parser.parse_args(argv)
@@ -435,19 +437,23 @@ def main(argv: Sequence[str] | None = None) -> Check:
         device = torch.device(arguments.device or ("cpu" if arguments.dry else "cuda"))
     except RuntimeError:
         parser.error(f"--device {arguments.device} names no device: give cuda, cuda:1 or cpu")
-    if not arguments.minutes > 0:
+    if device.type != "cuda" and device != torch.device("cpu"):
+        parser.error(f"--device {arguments.device} is not measured here: give cuda, cuda:1 or cpu")
+    if not 0 < arguments.minutes < math.inf:
         parser.error(f"--minutes {arguments.minutes} is no time: give a number above 0")
     if device.type == "cuda":
         if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
             seen = unusable_gpu() or f"this torch sees {torch.cuda.device_count()} CUDA device(s)"
-            parser.error(f"there is no {device}: {seen}; try --dry")
+            parser.error(f"there is no {device}: {seen}; --dry --device cpu runs anywhere")
         torch.cuda.set_device(device)
         if not torch.cuda.is_bf16_supported():
             parser.error(f"{torch.cuda.get_device_name(device)} has no bf16, in which everything here is measured")
     try:
         check = Check(arguments.output, device, arguments.minutes, arguments.dry)
     except OSError as error:
-        parser.error(f"--output {arguments.output} cannot be written ({error.strerror}): name another folder")
+        parser.error(
+            f"--output {arguments.output} cannot be written ({error.filename}: {error.strerror}): name another"
+        )
     work = plan(check)
     names = list(dict.fromkeys(part for part, *_ in work))
     unknown = set(arguments.parts or ()) - set(names)
@@ -457,16 +463,22 @@ def main(argv: Sequence[str] | None = None) -> Check:
     if check.dry:  # what would be compiled runs as it is
         torch.compiler.set_stance("force_eager")
     done: set[str] = set()
-    for part, name, run, seconds in work:
-        wanted = part in (arguments.parts or names) or part == "card"
-        if wanted and not (check.dry and part == "backbones" and part in done):
-            check.attempt(part, name, run, seconds)
-            done.add(part)
-            (check.folder / "gpu_check.md").write_text(markdown(check))
-    draw(check)
-    print((check.folder / "gpu_check.md").read_text())
+    try:
+        for part, name, run, seconds in work:
+            wanted = part in (arguments.parts or names) or part == "card"
+            if wanted and not (check.dry and part == "backbones" and part in done):
+                check.attempt(part, name, run, seconds)
+                done.add(part)
+                (check.folder / "gpu_check.md").write_text(markdown(check))
+        draw(check)
+    except OSError as error:  # measurements keep theirs as rows: this one is of writing
+        sys.exit(f"{check.folder}: {error.strerror or error}: what was written until then stands")
+    except KeyboardInterrupt:
+        print("stopped: rows and table hold what was measured until then", file=sys.stderr)
+        sys.exit(130)
+    print(markdown(check))
     return check
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(any("error" in row for row in main().rows))

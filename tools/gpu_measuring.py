@@ -6,6 +6,7 @@ Needs torch alone (and matplotlib for the pictures, where it is there).
 from __future__ import annotations
 
 import collections
+import errno
 import gc
 import itertools
 import json
@@ -46,6 +47,10 @@ class Check:
     def __init__(self, folder: Path, device: torch.device, minutes: float, dry: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "gpu_check.jsonl").open("a").close()  # what cannot be written is known before anything is measured
+        for path in (folder / "gpu_check.md", folder / "gpu_check.png"):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+        _begin_on_a_new_line(folder / "gpu_check.jsonl")
         self.folder, self.device, self.dry = folder, device, dry
         self.end = time.monotonic() + 60 * minutes
         self.rows: list[Row] = []
@@ -180,6 +185,21 @@ class Check:
                 spent[event.name] += event.self_device_time_total
         total = sum(spent.values()) or 1.0
         return [(_short(name), us / total) for name, us in spent.most_common(count)], total / 1000
+
+
+def _begin_on_a_new_line(path: Path) -> None:
+    """Ends the last line of a file of rows that a kill cut off; says which of its lines are no rows."""
+    text = path.read_bytes() if path.is_file() else b""
+    if text and not text.endswith(b"\n"):
+        with path.open("ab") as file:
+            file.write(b"\n")
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            is_row = isinstance(json.loads(line), dict)
+        except ValueError:
+            is_row = False
+        if not is_row:
+            print(f"{path}, line {number}: no row; it stays as it is", flush=True)
 
 
 def flops(run: Callable[[], object]) -> float:

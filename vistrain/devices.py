@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from vistrain.errors import ConfigError
 
 # The first whose `tl.range` takes `loop_unroll_factor`; with 3.1 our kernels do not compile. torch 2.11 brings 3.6.
+log = logging.getLogger(__name__)
+
 OLDEST_TRITON = (3, 2)
 DRIVER = Path("/proc/driver/nvidia/version")
 _INIT = nn.init
@@ -97,21 +101,37 @@ def triton_lacks() -> str:
     """Why our Triton kernels cannot be compiled here; empty if they can, given a GPU."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (pip install triton)"
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # of a distribution of another name
+        version, least = importlib.metadata.version("triton"), ".".join(map(str, OLDEST_TRITON))
+        if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TRITON:
+            return f"Triton {version} is older than {least} (pip install -U triton)"
     try:
-        version = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:  # of a distribution of another name
-        return ""
-    least = ".".join(map(str, OLDEST_TRITON))
-    is_old = tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TRITON
-    return f"Triton {version} is older than {least} (pip install -U triton)" if is_old else ""
+        importlib.import_module("triton.language")
+    except Exception as error:  # whatever is broken in it
+        reason = str(error).partition("\n")[0]
+        return f"Triton cannot be imported: {reason} (pip install --force-reinstall triton)"
+    return ""
+
+
+@functools.cache
+def say_without_triton(instead: str) -> None:
+    """Say once that a kernel which was asked for cannot run on this machine; nothing if it can.
+
+    Args:
+        instead: what serves.
+    """
+    reason = triton_lacks()
+    if not reason and not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        reason = "Triton's kernels want a CUDA device, and there is none"
+    if reason:
+        log.warning("%s: %s", reason, instead)
 
 
 def triton_serves(device: torch.device) -> bool:
     """Whether our Triton kernels run here: on CUDA, and on a CPU in Triton's interpreter; where results must repeat to
     the last bit, nowhere, as they add atomically."""
-    if triton_lacks() or torch.are_deterministic_algorithms_enabled():
-        return False
-    return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    runs = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    return runs and not torch.are_deterministic_algorithms_enabled() and not triton_lacks()
 
 
 def reads_freely(tensor: Tensor) -> bool:

@@ -430,6 +430,13 @@ def test_doctor_explains_a_torch_and_torchvision_that_do_not_fit(monkeypatch):
     assert "pip install" in text
 
 
+def test_doctor_names_what_cannot_be_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # which raises ImportError
+    text, is_well = doctor.report()
+    assert not is_well
+    assert "problem: timm cannot be imported (import of timm halted" in text
+
+
 def test_doctor_notices_a_stale_index_and_small_shared_memory(monkeypatch):
     entry = index.load("classes")["optim.Cosine"]
     stale = {"optim.Cosine": {**entry, "parameters": {"a": {}}}}

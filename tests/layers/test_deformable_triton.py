@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from vistrain import devices
-from vistrain.layers import deformable
 from vistrain.layers.deformable import MSDeformAttn, choose_core
 
 
@@ -33,6 +32,7 @@ def forgotten() -> Iterator[None]:
     """What was found out about Triton is found out anew."""
     yield
     devices.triton_lacks.cache_clear()
+    devices.say_without_triton.cache_clear()
 
 
 def test_where_it_runs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -50,14 +50,16 @@ def test_where_it_runs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
     assert not devices.triton_serves(torch.device("cpu"))
     monkeypatch.setattr(devices, "triton_lacks", lambda: "x")
     assert not devices.triton_serves(cuda)
-    monkeypatch.setattr(deformable, "triton_lacks", lambda: "Triton is not installed (pip install triton)")
-    deformable._say_once.cache_clear()
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            MSDeformAttn(16, 2, 1, 1, core="triton")
-    assert [record.message for record in caplog.records] == [
-        "Triton is not installed (pip install triton): deformable attention uses a plain core"
-    ]
+    monkeypatch.setattr(devices.torch.cuda, "is_available", lambda: False)
+    for reason in ("Triton is not installed (pip install triton)", ""):
+        monkeypatch.setattr(devices, "triton_lacks", lambda reason=reason: reason)
+        devices.say_without_triton.cache_clear()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            for _ in range(2):
+                MSDeformAttn(16, 2, 1, 1, core="triton")
+        reason = reason or "Triton's kernels want a CUDA device, and there is none"
+        assert [record.message for record in caplog.records] == [f"{reason}: deformable attention uses a plain core"]
 
 
 def test_what_triton_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +70,10 @@ def test_what_triton_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: object())
         monkeypatch.setattr(devices.importlib.metadata, "version", lambda name, version=version: version)
         assert lacks() == expected
+    lacks.cache_clear()
+    monkeypatch.setattr(devices.importlib.metadata, "version", lambda name: "3.9.0")
+    monkeypatch.setitem(sys.modules, "triton.language", None)  # which raises ImportError
+    assert lacks().startswith("Triton cannot be imported: import of triton.language halted")
     lacks.cache_clear()
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
     assert lacks() == "Triton is not installed (pip install triton)"

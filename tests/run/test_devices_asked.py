@@ -11,7 +11,7 @@ import torch
 
 from vistrain import devices
 from vistrain.errors import ConfigError
-from vistrain.run.parts import _refuse_missing_devices
+from vistrain.run.parts import _refuse_missing_devices, _whole_name
 
 
 @pytest.fixture
@@ -54,6 +54,16 @@ def test_processors_have_no_indices(devices: Any, monkeypatch: pytest.MonkeyPatc
 def test_what_is_there_is_not() -> None:
     for arguments in ({"devices": [1]}, {"devices": -1}, {"devices": "auto"}, {"precision": "16-mixed"}):
         _refuse_missing_devices(arguments)
+
+
+def test_precisions_have_their_whole_names(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [_whole_name(name, "auto") for name in ("16", 16, "bf16", 32, "64", "bf16-true", None)] == [
+        "16-mixed", "16-mixed", "bf16-mixed", "32-true", "64-true", "bf16-true", None
+    ]  # fmt: skip
+    assert not caplog.text
+    assert _whole_name("16", "cpu") == "bf16-mixed"
+    assert "processors compute no float16 under autocast: bf16-mixed is taken" in caplog.text
 
 
 def test_a_driver_that_does_not_fit_is_said(

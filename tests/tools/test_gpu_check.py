@@ -115,14 +115,56 @@ def test_mistakes_on_the_command_line(
 
     folder, file = tmp_path / "folder", tmp_path / "file"
     file.write_text("mine")
+    (tmp_path / "taken" / "gpu_check.md").mkdir(parents=True)
     for arguments, output, message in (
         (["--device", "cuda:99"], folder, "no cuda:99"),
         (["--device", "card"], folder, "--device card names no device"),
         (["--dry", "--parts", "x"], folder, "no part x"),
+        (["--dry", "--device", "meta"], folder, "--device meta is not measured here"),
+        (["--dry", "--device", "cpu:1"], folder, "--device cpu:1 is not measured here"),
         (["--dry", "--minutes", "nan"], folder, "--minutes nan"),
+        (["--dry", "--minutes", "inf"], folder, "--minutes inf"),
+        (["--dry"], tmp_path / "taken", "gpu_check.md: it is a folder"),
         (["--dry"], file, f"--output {file} cannot be written"),
     ):
         with pytest.raises(SystemExit):
             gpu_check.main([*arguments, "--output", str(output)])
         assert message in capsys.readouterr().err
     assert file.read_text() == "mine"
+
+
+def test_rows_begin_on_a_line_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(TOOLS)
+    from gpu_measuring import Check
+
+    file = tmp_path / "gpu_check.jsonl"
+    file.write_text('{"part": "card"}\n[1]\n{"part": "ca')
+    check = Check(tmp_path, torch.device("cpu"), minutes=1, dry=True)
+    assert capsys.readouterr().out.splitlines() == [f"{file}, line {n}: no row; it stays as it is" for n in (2, 3)]
+    check.record("part", "works")
+    *before, last = file.read_text().splitlines()
+    assert before == ['{"part": "card"}', "[1]", '{"part": "ca']
+    assert json.loads(last)["name"] == "works"
+
+
+def test_what_cannot_be_written_or_is_stopped_ends_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(TOOLS)
+    import gpu_check
+
+    for error, code, said in (
+        (OSError(28, "No space left on device"), f"{tmp_path}: No space left on device", ""),
+        (KeyboardInterrupt(), 130, "stopped: rows and table hold"),
+    ):
+
+        def stop(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr(gpu_check.Check, "attempt", stop)
+        with pytest.raises(SystemExit) as ended:
+            gpu_check.main(["--dry", "--output", str(tmp_path)])
+        assert str(ended.value.code).startswith(str(code))
+        assert said in capsys.readouterr().err

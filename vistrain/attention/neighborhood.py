@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,11 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vistrain.attention.base import AttentionOperator
-from vistrain.devices import triton_lacks, triton_serves, upload
+from vistrain.devices import say_without_triton, triton_serves, upload
 from vistrain.errors import ConfigError
 from vistrain.layers.windows import at_once, attends_by_products
-
-log = logging.getLogger(__name__)
 
 CORES = ("auto", "tiles", "triton")
 Size = tuple[int, int]
@@ -197,8 +194,8 @@ class NeighborhoodAttention(AttentionOperator):
         super().__init__()
         if core not in CORES:
             raise ConfigError("core", f"no core {core!r}", f"one of {', '.join(CORES)}")
-        if core == "triton" and triton_lacks():
-            _say_once(triton_lacks())
+        if core == "triton":
+            say_without_triton("neighbourhood attention is computed in tiles")
         self.core = core
         if not 1 <= stride <= kernel_size:
             raise ConfigError("stride", f"{stride} is not between 1 and the kernel size {kernel_size}")
@@ -363,11 +360,6 @@ def _gradients(ctx: Any, gradient: Tensor, of_total: Tensor) -> tuple[Tensor | N
 
 
 _triton.register_autograd(_gradients, setup_context=_keep)
-
-
-@functools.cache
-def _say_once(reason: str) -> None:
-    log.warning("%s: neighbourhood attention is computed in tiles", reason)
 
 
 @functools.lru_cache(maxsize=512)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import vistrain
+from vistrain.errors import first_line
 from vistrain.processes import available_cores, total_memory
 
 SUMMARY = "check the installation, and print what a bug report needs"
@@ -29,6 +30,7 @@ EXTRAS = {
     "tensorboard": "the logger tensorboard: pip install 'vistrain[tensorboard]'",
     "natten": "fused neighbourhood attention on CUDA: pip install 'vistrain[natten]'",
 }
+IMPORTED = ("lightning", "timm", "omegaconf", "pydantic", "scipy", "albumentations", "pycocotools")
 LEAST_SHARED_MEMORY = 1 << 30  # a few batches of a few loader processes; containers have 64 MB by default
 MISMATCH = (
     "torch and torchvision do not fit together (a CPU-only torch beside PyPI's torchvision, or two releases apart); "
@@ -58,7 +60,9 @@ def report() -> tuple[str, bool]:
     pair = torch_pair()
     facts.append(("torchvision.ops.nms", pair or "works"))
     problems += [pair] if pair else []
-    if not pair:
+    broken = [] if pair else unimportable()
+    problems += broken
+    if not pair and not broken:
         facts += _devices()
         from vistrain.devices import unusable_gpu
 
@@ -106,6 +110,18 @@ def torch_pair() -> str:
     return "" if kept.tolist() == [0, 2] else f"{MISMATCH} (nms gives {kept.tolist()}, not [0, 2])"
 
 
+def unimportable() -> list[str]:
+    """Of the packages that are installed and cannot be imported: what they say."""
+    found = []
+    for name in IMPORTED:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever is broken in it
+            reason = first_line(error)
+            found.append(f"{name} cannot be imported ({reason}): pip install --force-reinstall {name}")
+    return found
+
+
 def stale_names() -> list[str]:
     """Classes of ours whose constructor has other parameters than the index says, or that are gone."""
     from vistrain.config import index
@@ -133,6 +149,8 @@ def _platform() -> list[tuple[str, str]]:
 def _devices() -> list[tuple[str, str]]:
     import torch
 
+    from vistrain.devices import DRIVER, triton_lacks
+
     facts = [("CUDA of torch", str(torch.version.cuda))]
     for i in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(i)
@@ -141,7 +159,10 @@ def _devices() -> list[tuple[str, str]]:
         )
     if torch.backends.mps.is_available():
         facts.append(("mps", "available"))
-    return facts if len(facts) > 1 else [*facts, ("accelerator", "none: training runs on the processor")]
+    if len(facts) == 1:
+        why = "this torch cannot use its GPU" if DRIVER.exists() else "no driver of NVIDIA's runs here"
+        facts.append(("accelerator", f"none ({why}): training runs on the processor"))
+    return [*facts, ("triton", triton_lacks() or version_of("triton"))]
 
 
 def _shared_memory() -> tuple[str, str, str]:

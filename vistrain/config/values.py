@@ -125,7 +125,7 @@ NOT_HERE = "null: an object cannot be written there"
 
 RULES: dict[str, Rule] = {
     "seed": numbers(0, MOST_SEED, whole=True),
-    "trainer.accelerator": Rule("a name such as auto, cpu, gpu, cuda, mps", lambda v: isinstance(v, str)),
+    "trainer.accelerator": words("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     "trainer.strategy": Rule("a name such as auto, ddp, fsdp2", lambda v: isinstance(v, str)),
     "trainer.devices": Rule(
         "auto, a number of devices of 1 or more, -1 for all, or a list of their indices", _is_devices

@@ -8,8 +8,6 @@ Authors' code: github.com/fundamentalvision/Deformable-DETR, Apache-2.0 (models/
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vistrain.devices import triton_lacks, triton_serves, upload
+from vistrain.devices import say_without_triton, triton_serves, upload
 from vistrain.errors import ConfigError
 from vistrain.layers.precision import at_least_float32
-
-log = logging.getLogger(__name__)
 
 CORES = ("auto", "grid_sample", "embedding_bag", "gather", "triton")
 Shapes = Sequence[tuple[int, int]]
@@ -173,11 +169,6 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 _triton.register_autograd(_gradients, setup_context=_keep)
 
 
-@functools.cache
-def _say_once(reason: str) -> None:
-    log.warning("%s: deformable attention uses a plain core", reason)
-
-
 def _grid_sample(value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
     batch, _, heads, depth = value.shape
     queries = points.shape[1]
@@ -263,8 +254,8 @@ class MSDeformAttn(nn.Module):
             raise ConfigError("model.embed_dim", f"{embed_dim} is not divisible by {num_heads} heads")
         if core not in CORES:
             raise ConfigError("model.sampling_core", f"no core {core!r}", f"one of {', '.join(CORES)}")
-        if core == "triton" and triton_lacks():
-            _say_once(triton_lacks())
+        if core == "triton":
+            say_without_triton("deformable attention uses a plain core")
         self.num_heads, self.num_levels, self.num_points, self.core = num_heads, num_levels, num_points, core
         self.sampling_offsets = nn.Linear(embed_dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(embed_dim, num_heads * num_levels * num_points)

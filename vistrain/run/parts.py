@@ -173,6 +173,8 @@ def build_trainer(
     if arguments.get("precision") == "auto":
         arguments["precision"] = best_precision(arguments.get("accelerator", "auto"))
     _refuse_missing_devices(arguments)
+    if "precision" in arguments:
+        arguments["precision"] = _whole_name(arguments["precision"], arguments.get("accelerator", "auto"))
     callbacks = [make() for make in callbacks_of(config, allow).values()]
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         # Lightning would save and requeue by itself, inside a signal handler; `Preemption` and exit code 75 do it.
@@ -222,9 +224,8 @@ def _refuse_missing_devices(arguments: Mapping[str, Any]) -> None:
     there = {"gpu": torch.cuda.is_available() or torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(),
              "mps": torch.backends.mps.is_available()}  # fmt: skip
     if not there.get(name, True):
-        raise ConfigError(
-            "trainer.accelerator", f"{name!r} is not here", "`vistrain doctor` says why; auto and cpu run anywhere"
-        )
+        problem = f"{name!r} is not here: {unusable_gpu() or 'this torch sees no such device'}"
+        raise ConfigError("trainer.accelerator", problem, "auto and cpu run anywhere")
     wanted = arguments.get("devices", "auto")
     if isinstance(wanted, str) and "," in wanted:
         wanted = [int(index) for index in wanted.split(",") if index.strip()]
@@ -248,6 +249,16 @@ def _refuse_missing_devices(arguments: Mapping[str, Any]) -> None:
     if precision.startswith("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False):
         problem = f"{torch.cuda.get_device_name()} has no bfloat16 arithmetic"
         raise ConfigError("trainer.precision", f"{precision!r}: {problem}", "use 16-mixed or 32-true")
+
+
+def _whole_name(precision: Any, accelerator: str) -> Any:
+    """Lightning's older names of precisions by their new ones; on processors, which cast to bfloat16 alone, that."""
+    name = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}.get(str(precision), precision)
+    on_processor = accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if name == "16-mixed" and on_processor:
+        log.warning("trainer.precision=%s: processors compute no float16 under autocast: bf16-mixed is taken", name)
+        return "bf16-mixed"
+    return name
 
 
 def _directed(node: Any, where: str) -> Any:
