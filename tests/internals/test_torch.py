@@ -20,6 +20,7 @@ from vistrain.internals.torch import (
     graphs_compiled,
     leave_unscaling,
     move_towards,
+    of_compiler,
     tree_flatten,
     tree_leaves,
     tree_unflatten,
@@ -34,6 +35,19 @@ def test_many_tensors_move_at_once() -> None:
     copy_all(ours, theirs)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     copy_all([], [])
+
+
+def test_what_compiling_raises_is_known() -> None:
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    def increased(x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+    with pytest.raises(Exception, match="no compiler") as caught:
+        torch.compile(increased, backend=broken)(torch.ones(1))
+    assert of_compiler(caught.value)
+    assert not of_compiler(RuntimeError("no compiler"))
 
 
 def test_fused_optimizers_leave_the_scale_to_others() -> None:

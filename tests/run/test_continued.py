@@ -14,6 +14,7 @@ from training_tools import LABELS, TinyData, TinyDetector, fit, make_task
 
 from vistrain.callbacks import EMA, Checkpoints
 from vistrain.callbacks.loggers import CSVMetrics
+from vistrain.callbacks.preemption import Preemption
 from vistrain.checkpoints import load_file
 from vistrain.data.base.faults import Watched, dead_worker
 from vistrain.data.base.module import Loader
@@ -212,6 +213,19 @@ def test_what_other_libraries_raise_is_said_in_our_words(tmp_path: Path) -> None
     assert said(bug) is bug
     with pytest.raises(ConfigError, match="trainer"), refusals.of_run(task, data, None):
         torch.nn.Linear(-1, 2)
+
+
+def test_a_compiler_that_fails_is_the_configs_or_the_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    task, data, preemption = make_task(), TinyData(), Preemption()
+    monkeypatch.setattr(type(task), "trainer", types.SimpleNamespace(callbacks=[preemption]))
+    said = r"task\.compile: torch could not compile this network: no g\+\+"
+    with pytest.raises(ConfigError, match=said), refusals.of_run(task, data, None):
+        raise InternalTorchDynamoError("no g++")
+    preemption.wanted = 75
+    with pytest.raises(SystemExit, match="75"), refusals.of_run(task, data, None):
+        raise InternalTorchDynamoError("killed")
 
 
 def test_a_killed_worker_is_named_whatever_was_raised() -> None:

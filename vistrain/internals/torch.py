@@ -6,6 +6,7 @@ from __future__ import annotations
 import atexit
 import functools
 import signal
+import sys
 import time
 import weakref
 from contextlib import AbstractContextManager
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 
 __all__ = [
     "BatchNorm", "MortalLoader", "TreeSpec", "copy_all", "graphs_compiled", "leave_unscaling", "move_towards",
-    "tree_flatten", "tree_leaves", "tree_unflatten", "without_content",
+    "of_compiler", "tree_flatten", "tree_leaves", "tree_unflatten", "without_content",
 ]  # fmt: skip
 
 
@@ -29,6 +30,12 @@ def graphs_compiled() -> int:
     from torch._dynamo.utils import counters  # a second, which few commands need
 
     return int(counters["stats"]["unique_graphs"])
+
+
+def of_compiler(error: BaseException) -> bool:
+    """Whether an error came of compiling a graph, by torch or by the compiler that it calls."""
+    exceptions = sys.modules.get("torch._dynamo.exc")  # not loaded: nothing was compiled
+    return exceptions is not None and isinstance(error, exceptions.TorchDynamoException)
 
 
 def move_towards(tensors: list[Tensor], others: list[Tensor], share: float) -> None:

@@ -14,8 +14,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
 from vistrain import processes
+from vistrain.callbacks.preemption import Preemption
 from vistrain.data import DataModule
 from vistrain.errors import ConfigError, DataError, VistrainError, WeightsError, first_line, origin
+from vistrain.internals.lightning import callbacks_of
+from vistrain.internals.torch import of_compiler
 from vistrain.tasks import Task
 
 LIBRARIES = ("lightning", "torch", "numpy", "PIL", "lightning_utilities", "torchmetrics")
@@ -77,6 +80,10 @@ def of_run(task: Task, data: DataModule, checkpoint: Path | None) -> Iterator[No
     except VistrainError:
         raise
     except Exception as error:
+        if of_compiler(error):  # the signal that told this process to stop may have reached the compiler, too
+            told = max((c.wanted for c in callbacks_of(task.trainer) if isinstance(c, Preemption)), default=0)
+            if told:
+                raise SystemExit(told) from error
         reason = None if processes.came_of_interrupt(error) else _reason(error, task, data, checkpoint)
         if reason is None:
             raise
@@ -87,6 +94,9 @@ def _reason(error: Exception, task: Task, data: DataModule, checkpoint: Path | N
     if (died := data.explain(error)) is not None:
         return died
     message, source = str(error), origin(error)
+    if of_compiler(error):
+        problem = f"torch could not compile this network: {first_line(error)}"
+        return ConfigError("task.compile", problem, "set it to false; `vistrain doctor` for a report to torch")
     if "Expected more than 1 value per channel" in message:
         if not task.training:  # a group norm's, which says the same of one image
             problem = "a norm has one value of each channel, and no variance: an evaluated image is too small"

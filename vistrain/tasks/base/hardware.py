@@ -110,6 +110,8 @@ class Prepared:
         for block in self.recomputed:
             recompute(block)
         self.graphs, self.epochs = graphs_compiled() if self.parts else 0, 0
+        if self.parts:
+            log.info("task.compile: %s compiled in the first steps, which may take minutes", ", ".join(self.parts))
         for name in self.parts:  # a size that changes becomes a symbol with its second value
             network.get_submodule(name).compile()
 
