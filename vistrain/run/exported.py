@@ -218,11 +218,11 @@ def _noise(
 def _alike(got: Sequence[Tensor], wanted: Sequence[Tensor], close: float) -> tuple[int, int, float]:
     """Of the objects that a network finds: how many its file finds alike, how many there are, and how far the former
     are apart at most, as a share of each output's largest number."""
-    scales = [want.abs().max().clamp(min=1e-6) if len(want) else want.new_ones(()) for want in wanted]
-    rows = [
-        torch.cat([(x / scale).flatten(1) if x.dim() > 1 else (x / scale)[:, None] for x, scale in zip(found, scales)], 1)
-        for found in (wanted, got)
-    ]
+    scales = [want.abs().amax().clamp(min=1e-6) if want.is_floating_point() and len(want) else 1 for want in wanted]
+    rows = []
+    for found in (wanted, got):
+        parts = [x[:, None].flatten(1) / scale for x, scale in zip(found, scales, strict=True)]
+        rows.append(torch.cat(parts, 1))
     if not min(map(len, rows)):
         return 0, len(rows[0]), 0.0
     nearest = torch.cdist(rows[0], rows[1], p=torch.inf).amin(1)
