@@ -212,13 +212,12 @@ class TwoStageDetector(Network):
             "labels": "[M] int64, which of the classes",
         }
         reading: tuple[str, ...] = (
-            'for box, score, k in zip(found["boxes"], found["scores"], found["labels"]):',
-            "    if score >= 0.3:",
-            '        print(facts["classes"][k], f"{score:.4f}", *box.round(2))',
+            'for q in np.flatnonzero(found["scores"] >= 0.3):',
+            '    print(facts["classes"][found["labels"][q]], found["scores"][q].round(4), *found["boxes"][q].round(2))',
         )
         if self.trains_masks:
             outputs["masks"] = "[M, 28, 28] probabilities of a mask within each box"
-            reading += _PASTING
+            reading = ("numbers = np.zeros(image.size[::-1], np.uint8)", *reading, *_PASTING)
         return Exported(outputs, reading, of_one=True)
 
     def no_weight_decay(self) -> set[str]:
@@ -232,12 +231,10 @@ class TwoStageDetector(Network):
 
 # How a program without this package pastes masks, see `Exported`: Pillow enlarges each to its box in whole pixels.
 _PASTING = (
-    "numbers = np.zeros(image.size[::-1], np.uint8)",
-    'for q in np.flatnonzero(found["scores"] >= 0.3)[::-1]:',
     '    x0, y0, x1, y1 = found["boxes"][q].round().astype(int)',
-    '    mask = np.asarray(Image.fromarray(found["masks"][q]).resize((max(x1 - x0, 1), max(y1 - y0, 1)), 2)) >= 0.5',
+    '    mask = Image.fromarray(found["masks"][q]).resize((max(x1 - x0, 1), max(y1 - y0, 1)), 2)',
     "    place = numbers[y0:y1, x0:x1]",
-    "    place[mask[: len(place), : place.shape[1]]] = q + 1",
+    "    place[(np.asarray(mask)[: len(place), : place.shape[1]] >= 0.5) & (place == 0)] = q + 1",
     "Image.fromarray(numbers).save(sys.argv[2])",
 )
 
