@@ -70,7 +70,7 @@ and all for which data and weights are there, with a list of what is missing for
 
     vistrain reproduce --all --data FOLDER --weights FOLDER
 
-Templates, which want a file or a folder of yours first ({templates}), are not listed.
+{templates} more are templates, which want a file or a folder of yours first; they are named at the end.
 """
 STATES = {
     "reproduced": "the published numbers came back from the published weights, on all images",
@@ -325,14 +325,17 @@ def page(kept: Mapping[str, Any]) -> str:
         states[state] += 1
         rows.setdefault(name.partition("/")[0], []).append(_row(name, entry, parts, kept.get(name), said))
     meanings = "\n".join(f"| {state} | {meaning} | {states[state]} |" for state, meaning in STATES.items())
-    shown = ", ".join(f"`{name}`" for name in templates if "custom" in name)
-    made = [HEAD.format(states=meanings, templates=f"{shown} and {len(templates) - shown.count('`') // 2} others")]
+    made = [HEAD.format(states=meanings, templates=len(templates))]
     made.append(_measured_by(kept))
     for task, heading in TASKS.items():
         lines = sorted(rows.pop(task, []), key=lambda row: (row[1].lower(), row[0]))
         made.append(f"\n## {heading}\n\n`vistrain:{task}/...`\n\n" + _table(lines))
     if rows:
         raise SystemExit(f"no heading for {', '.join(rows)}")
+    listed = "\n".join(f"- `{name}`" for name in sorted(templates))
+    made.append(
+        f"\n## Templates\n\nUntil they are given what is yours there is nothing to build, or to measure.\n\n{listed}\n"
+    )
     return "".join(made)
 
 

@@ -166,6 +166,8 @@ def true_places(masks: Sequence[Tensor]) -> list[Tensor]:
     """
     if not masks:
         return []
+    if torch.compiler.is_exporting():  # a program's sizes are whatever it finds
+        return [mask.nonzero()[:, 0] for mask in masks]
     counts = torch.stack([mask.sum() for mask in masks]).tolist()
     if masks[0].device.type not in ("cpu", "cuda"):  # torch 2.15 has `nonzero_static` for no other
         return [mask.nonzero()[:, 0] for mask in masks]

@@ -79,10 +79,10 @@ class Network(GuardedContract, nn.Module, abc.ABC):
         then, and shapes must not depend on numbers."""
         return self(images)
 
-    def exported(self, images: Tensor) -> Any:
+    def exported(self, images: Tensor, *sizes: Tensor) -> Any:
         """What the file of an exported network computes of normalised images without a batch's padding: `forward` as
-        `predict` calls it, tensors in any containers."""
-        return self(images)
+        `predict` calls it, tensors in any containers. `sizes` are those of `Exported.of_one`, else none."""
+        return self(images, *sizes)
 
     def exported_facts(self) -> Exported:
         """What `exported` gives, tensor by tensor.

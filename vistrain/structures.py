@@ -151,10 +151,13 @@ class Exported:
             where that takes more than a few. They have `found`, arrays by the outputs' names without the batch's axis;
             `facts`, what is written beside the file; `image`, the PIL picture; `pixels` `[h, w, C]`, what it was
             resized to; and `sys.argv[2]`, where a picture that they make goes.
+        of_one: it takes one image at a time and, beside it, `size` and `original_size`, see `Network`: int64 `[1, 2]`.
+            Its outputs, a row for each object, have no axis of a batch.
     """
 
     outputs: dict[str, str]
     reading: tuple[str, ...] = ()
+    of_one: bool = False
 
 
 class Factory(Generic[T]):

@@ -82,9 +82,9 @@ def test_a_transform_says_itself_in_python(transform: EvalTransform, size: tuple
 
 def test_the_longest_examples_are_short_and_need_three_packages(checkpoint: Path) -> None:
     model, _ = run.load(checkpoint)
-    reading = model.exported_facts().reading
+    described = model.exported_facts()
     lines = EvalScale((100, 60), multiple=32).in_python()
-    text = example("mine", 1, lines, reading, Preprocessing(channel_order="bgr", size_divisor=32))
+    text = example("mine", 1, lines, described, Preprocessing(channel_order="bgr", size_divisor=32))
     assert len(text.splitlines()) <= 30
     names = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
     imported = {n.module if isinstance(n, ast.ImportFrom) else n.names[0].name for n in names}

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from vistrain.devices import upload
 
+Size = tuple[int, int] | Tensor  # (height, width) of an image, numbers or int64 `[2]`
+
 MAX_RATIO = abs(math.log(16 / 1000))  # of a side to its anchor's, as a logarithm
 
 
@@ -68,7 +70,7 @@ class BoxDeltas:
         offsets = torch.cat(((to_centre - centre) / size, (to_size / size).log()), 1)
         return offsets / upload(self.stds, anchors.device, anchors.dtype)
 
-    def decode(self, anchors: Tensor, offsets: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def decode(self, anchors: Tensor, offsets: Tensor, size: Size | None = None) -> Tensor:
         """The inverse of `encode`; sides change 62.5 times at the most.
 
         Args:
@@ -87,9 +89,10 @@ class BoxDeltas:
         return boxes if size is None else clip_boxes(boxes, size)
 
 
-def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def clip_boxes(boxes: Tensor, size: Size) -> Tensor:
     """`[..., 4]` xyxy cut at the borders of an image of (height, width)."""
-    return boxes.clamp(min=0).minimum(upload((size[1], size[0], size[1], size[0]), boxes.device, boxes.dtype))
+    sides = size if isinstance(size, Tensor) else upload(size, boxes.device)
+    return boxes.clamp(min=0).minimum(sides.flip(0).repeat(2).to(boxes))
 
 
 def _centres(boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vistrain.backbones import Backbone, DenseBackbone
+from vistrain.detection.anchors import Size
 from vistrain.detection.mask_rcnn import POOLED, RoIHead, TwoStageDetector, of_class
 from vistrain.detection.roi_heads import BOX_SIDE, MASK_SIDE, BoxHead, MaskHead, Samples, on_host, pool
 from vistrain.detection.rpn import RPNHead
@@ -107,7 +108,7 @@ class CascadeMaskRCNN(TwoStageDetector):
         logits: Tensor,
         offsets: Tensor,
         samples: Sequence[Samples],
-        sizes: Sequence[tuple[int, int]],
+        sizes: Sequence[Size],
     ) -> list[Tensor]:
         """The next stage's proposals: this one's regions, moved; the annotated boxes among them join anew."""
         counts, found = [len(s.boxes) for s in samples], []
@@ -118,14 +119,14 @@ class CascadeMaskRCNN(TwoStageDetector):
         return found
 
     def regions(
-        self, levels: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+        self, levels: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[Size]
     ) -> list[tuple[Tensor, Tensor]]:
         """See `TwoStageDetector`: the last stage's boxes, and the stages' mean logits."""
         boxes, total = list(proposals), [torch.zeros(()) for _ in proposals]
         heads = list(self.roi_head.bbox_head)
         for stage, head in enumerate(heads):
             logits, offsets = head(pool(levels, self.neck.strides[:POOLED], boxes, BOX_SIDE))
-            counts = [len(p) for p in boxes]
+            counts = [p.shape[0] for p in boxes]
             split = list(zip(logits.split(counts), offsets.split(counts), strict=True))
             total = [before.to(own) + own / len(heads) for before, (own, _) in zip(total, split, strict=True)]
             if stage < len(heads) - 1:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vistrain.backbones import Backbone, DenseBackbone
+from vistrain.detection.anchors import Size
 from vistrain.detection.dense_detector import MMDET
 from vistrain.detection.roi_heads import (
     BOX_SIDE,
@@ -30,13 +31,14 @@ from vistrain.detection.roi_heads import (
 from vistrain.detection.rpn import RPNHead
 from vistrain.detection.set_detector import layers_of_backbone
 from vistrain.detection.targets import check_labels, host_sizes
+from vistrain.devices import upload
 from vistrain.errors import DataError
 from vistrain.layers.padding import Normalize
 from vistrain.matching.overlap import OverlapAssigner, RandomSampler
 from vistrain.necks import FPN
 from vistrain.network import Network
 from vistrain.predictions import Detections, InstanceDetections
-from vistrain.structures import Factory, LabelSpace
+from vistrain.structures import Exported, Factory, LabelSpace
 
 SAMPLER = RandomSampler(512, 0.25)
 POOLED = 4  # levels that regions are pooled from; the proposals' coarser ones are not
@@ -100,7 +102,7 @@ class TwoStageDetector(Network):
 
     @abc.abstractmethod
     def regions(
-        self, levels: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+        self, levels: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[Size]
     ) -> list[tuple[Tensor, Tensor]]:
         """Boxes `[P, K or 1, 4]` within each image, pixels of the batch, and logits `[P, K + 1]` of proposals."""
 
@@ -108,12 +110,38 @@ class TwoStageDetector(Network):
         """Probabilities `[M, 28, 28]` within boxes `[M, 4]` of each image; only where `trains_masks`."""
         raise NotImplementedError
 
-    def forward(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Normalised images `[B, C, H, W]` -> boxes and logits of their regions, see `regions`."""
-        levels = self.neck(self.backbone(images))
-        sizes = [(images.shape[2], images.shape[3])] * len(images)
+    def forward(
+        self, images: Tensor, size: Tensor | None = None, original_size: Tensor | None = None
+    ) -> list[tuple[Tensor, ...]]:
+        """What is found in normalised images `[B, C, H, W]`.
+
+        Args:
+            images: zero on padding.
+            size: int64 `[B, 2]`, (height, width) without padding; None: nothing is padded.
+            original_size: the same before any transform, in whose pixels boxes are; None: `size`.
+
+        Returns:
+            of each image boxes `[M, 4]` xyxy, scores `[M]` and labels `[M]` int64, best first; and probabilities
+            `[M, 28, 28]` within the boxes where masks are trained.
+        """
+        if size is None:
+            size = upload([images.shape[2:]] * images.shape[0], images.device)
+        levels, sizes = self.neck(self.backbone(images)), size.unbind()
         proposals = self.rpn_head.propose(self.rpn_head(levels), sizes)
-        return self.regions(levels[:POOLED], proposals, sizes)
+        levels, found, scales = levels[:POOLED], [], []
+        originals = sizes if original_size is None else original_size.unbind()
+        regions = self.regions(levels, proposals, sizes)
+        for (boxes, logits), own, original in zip(regions, sizes, originals, strict=True):
+            scale = (original / own).flip(0).repeat(2).to(boxes)
+            scores = logits.softmax(1)[:, :-1]
+            limits = (self.score_threshold, self.nms_threshold, self.detections_per_image)
+            found.append(best_boxes(boxes * scale, scores, *limits))
+            scales.append(scale)
+        if not self.trains_masks:
+            return [*found]
+        shrunk = [box / scale for (box, _, _), scale in zip(found, scales, strict=True)]
+        masks = self.masks(levels, shrunk, [label for _, _, label in found])
+        return [(*each, mask) for each, mask in zip(found, masks, strict=True)]
 
     def counted(self, images: Tensor) -> None:
         """See `Network`: all proposals' boxes and as many masks as an image can have objects, as OpenMMLab counts."""
@@ -167,26 +195,30 @@ class TwoStageDetector(Network):
             batch: `image`, `size` and `original_size`.
         """
         images, _ = self.normalize(batch["image"], batch["size"])
-        sizes = host_sizes(batch)
-        originals = [(h, w) for h, w in batch["original_size"].tolist()]
-        levels = self.neck(self.backbone(images))
-        proposals = self.rpn_head.propose(self.rpn_head(levels), sizes)
-        levels, found, scales = levels[:POOLED], [], []
-        regions = self.regions(levels, proposals, sizes)
-        for (boxes, logits), size, original in zip(regions, sizes, originals, strict=True):
-            scale = boxes.new_tensor((original[1] / size[1], original[0] / size[0])).repeat(2)
-            scores = logits.softmax(1)[:, :-1]
-            limits = (self.score_threshold, self.nms_threshold, self.detections_per_image)
-            found.append(best_boxes(boxes * scale, scores, *limits))
-            scales.append(scale)
+        found = self(images, size=batch["size"], original_size=batch["original_size"])
         if not self.trains_masks:
             return [Detections(*each) for each in found]
-        shrunk = [box / scale for (box, _, _), scale in zip(found, scales, strict=True)]
-        masks = self.masks(levels, shrunk, [label for _, _, label in found])
+        originals = [(h, w) for h, w in batch["original_size"].tolist()]
         return [
             InstanceDetections(box, score, label, paste(mask, box, original, self.mask_threshold))
-            for (box, score, label), mask, original in zip(found, masks, originals, strict=True)
+            for (box, score, label, mask), original in zip(found, originals, strict=True)
         ]
+
+    def exported_facts(self) -> Exported:
+        """See `Network`."""
+        outputs = {
+            "boxes": "[M, 4] (x1, y1, x2, y2) in pixels of the original image, best first",
+            "scores": f"[M] in {self.score_threshold}..1, M at most {self.detections_per_image}",
+            "labels": "[M] int64, which of the classes",
+        }
+        reading: tuple[str, ...] = (
+            'for q in np.flatnonzero(found["scores"] >= 0.3):',
+            '    print(facts["classes"][found["labels"][q]], found["scores"][q].round(4), *found["boxes"][q].round(2))',
+        )
+        if self.trains_masks:
+            outputs["masks"] = "[M, 28, 28] probabilities of a mask within each box"
+            reading = ("numbers = np.zeros(image.size[::-1], np.uint8)", *reading, *_PASTING)
+        return Exported(outputs, reading, of_one=True)
 
     def no_weight_decay(self) -> set[str]:
         """See `Network`: what the backbone's authors exempt."""
@@ -195,6 +227,16 @@ class TwoStageDetector(Network):
     def layers_above(self) -> dict[str, int] | None:
         """See `Network`: layers of the backbone; all that stands upon it is the top."""
         return layers_of_backbone(self.backbone)
+
+
+# How a program without this package pastes masks, see `Exported`: Pillow enlarges each to its box in whole pixels.
+_PASTING = (
+    '    x0, y0, x1, y1 = found["boxes"][q].round().astype(int)',
+    '    mask = Image.fromarray(found["masks"][q]).resize((max(x1 - x0, 1), max(y1 - y0, 1)), 2)',
+    "    place = numbers[y0:y1, x0:x1]",
+    "    place[(np.asarray(mask)[: len(place), : place.shape[1]] >= 0.5) & (place == 0)] = q + 1",
+    "Image.fromarray(numbers).save(sys.argv[2])",
+)
 
 
 class RoIHead(nn.Module):
@@ -258,12 +300,12 @@ class FasterRCNN(TwoStageDetector):
         return losses
 
     def regions(
-        self, levels: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+        self, levels: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[Size]
     ) -> list[tuple[Tensor, Tensor]]:
         """See `TwoStageDetector`."""
         head = self.roi_head.bbox_head
         logits, offsets = head(pool(levels, self.neck.strides[:POOLED], proposals, BOX_SIDE))
-        counts = [len(p) for p in proposals]
+        counts = [p.shape[0] for p in proposals]
         parts = zip(proposals, logits.split(counts), offsets.split(counts), sizes, strict=True)
         return [(head.deltas.decode(box[:, None], offset, size), own) for box, own, offset, size in parts]
 
@@ -300,5 +342,5 @@ class MaskRCNN(FasterRCNN):
 def of_class(masks: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
     """`[M, K, h, w]` of all images -> per image `[M_b, h, w]`, those of the labels."""
     label = torch.cat(list(labels))
-    chosen = masks[torch.arange(len(label), device=label.device), label]
-    return list(chosen.split([len(x) for x in labels]))
+    chosen = masks[torch.arange(label.shape[0], device=label.device), label]
+    return list(chosen.split([x.shape[0] for x in labels]))

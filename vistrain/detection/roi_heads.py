@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align  # type: ignore[import-untyped]
 
-from vistrain.detection.anchors import BoxDeltas
+from vistrain.detection.anchors import BoxDeltas, Size
 from vistrain.detection.rpn import smooth_l1
-from vistrain.devices import upload
+from vistrain.devices import true_places, upload
 from vistrain.layers.boxes import box_area, clamped_giou, nms_by_group
 from vistrain.layers.conv import ConvModule
 from vistrain.layers.loss_weights import refuse_negative
@@ -113,18 +113,22 @@ def pool(
     Returns:
         `[N, C, side, side]`, image by image.
     """
-    image = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
+    image = torch.cat([torch.full_like(box[:, :1], i) for i, box in enumerate(boxes)])
     regions = torch.cat(list(boxes))
-    level_of = _level_of(regions, len(levels)).cpu().numpy() if where is None else np.concatenate(where)
-    order = np.argsort(level_of, kind="stable")
-    rois = torch.cat((image, regions), 1).float()[upload(order, regions.device)]
-    counts = np.bincount(level_of, minlength=len(levels)).tolist()
+    if where is None:
+        level_of = _level_of(regions, len(levels))
+        places = true_places([level_of == i for i in range(len(levels))])
+    else:
+        known = np.concatenate(where)
+        counts = np.bincount(known, minlength=len(levels)).tolist()
+        places = list(upload(np.argsort(known, kind="stable"), regions.device).split(counts))
+    rois = torch.cat((image, regions), 1).float()
     with torch.autocast(regions.device.type, enabled=False):
         found = [
-            roi_align(level.float(), own, side, 1 / stride, 0, aligned=True)
-            for level, stride, own in zip(levels, strides, rois.split(counts), strict=True)
+            roi_align(level.float(), rois[place], side, 1 / stride, 0, aligned=True)
+            for level, stride, place in zip(levels, strides, places, strict=True)
         ]
-    return torch.cat(found)[upload(np.argsort(order), regions.device)]
+    return torch.cat(found)[torch.cat(places).argsort()]
 
 
 def _level_of(regions: Tensor, count: int) -> Tensor:
@@ -208,14 +212,14 @@ class BoxHead(nn.Module):
             total = smooth_l1(chosen, self.deltas.encode(boxes, targets), self.smooth)
         return loss_class, self.box_weight * total / max(len(labels), 1) + offsets.sum() * 0.0
 
-    def refine(self, boxes: Tensor, offsets: Tensor, labels: Tensor, size: tuple[int, int]) -> Tensor:
+    def refine(self, boxes: Tensor, offsets: Tensor, labels: Tensor, size: Size) -> Tensor:
         """Regions `[N, 4]` moved by the offsets of their classes, within the image."""
         return self.deltas.decode(boxes, self._of_class(offsets, labels), size)
 
     def _of_class(self, offsets: Tensor, labels: Tensor) -> Tensor:
         if self.class_agnostic:
             return offsets[:, 0]
-        return offsets[torch.arange(len(labels), device=labels.device), labels]
+        return offsets[torch.arange(labels.shape[0], device=labels.device), labels]
 
 
 class MaskHead(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vistrain.detection.anchors import BoxDeltas, anchor_grid
+from vistrain.detection.anchors import BoxDeltas, Size, anchor_grid
 from vistrain.detection.dense_detector import by_anchor
 from vistrain.devices import true_places, upload
 from vistrain.layers.boxes import nms_by_group
@@ -101,7 +101,7 @@ class RPNHead(nn.Module):
         }
 
     @torch.no_grad()
-    def propose(self, outputs: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    def propose(self, outputs: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[Size]) -> list[Tensor]:
         """Boxes `[P, 4]` of each image, best first, within it. Waits for the device once, for which boxes are empty,
         and in each image for what torchvision's suppression left over: how many these are only the device knows, and
         suppressing all images at once would shift, and so round, coordinates otherwise (see `nms_by_group`)."""
@@ -111,9 +111,9 @@ class RPNHead(nn.Module):
             boxes, scores, levels = [], [], []
             for level, ((logits, offsets), anchors) in enumerate(zip(outputs, grids, strict=True)):
                 score, order = by_anchor(logits[i], 1)[:, 0].sigmoid().sort(descending=True)
-                order = order[: self.num_candidates[mode]]
+                order = order[: torch.sym_min(order.shape[0], self.num_candidates[mode])]
                 boxes.append(self.deltas.decode(anchors[order], by_anchor(offsets[i], 4)[order], size))
-                scores.append(score[: len(order)])
+                scores.append(score[: order.shape[0]])
                 levels.append(torch.full_like(order, level))
             candidates.append((torch.cat(boxes), torch.cat(scores), torch.cat(levels)))
         there = true_places([(box[:, 2:] > box[:, :2]).all(1) for box, _, _ in candidates])

@@ -210,7 +210,7 @@ class SetDetector(Network):
         limits = self.detections_per_image, self.clip_boxes
         return top_detections(last["pred_logits"], last["pred_boxes"], batch["original_size"], *limits)
 
-    def exported(self, images: Tensor) -> dict[str, Tensor]:
+    def exported(self, images: Tensor, *sizes: Tensor) -> dict[str, Tensor]:
         """See `Network`."""
         found: dict[str, Tensor] = self(images, last_only=True)
         return found

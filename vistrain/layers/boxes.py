@@ -91,7 +91,7 @@ def nms_by_group(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float
     lies exactly on the threshold.
 
     Args:
-        boxes: `[N, 4]` xyxy.
+        boxes: `[N, 4]` xyxy, not all left of and above the image.
         scores: `[N]`.
         groups: `[N]` int64.
         threshold: boxes that overlap a better one by a larger IoU are dropped.
@@ -99,7 +99,6 @@ def nms_by_group(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float
     Returns:
         `[M]` indices of what is kept, best first.
     """
-    if not len(boxes):
-        return groups
-    shift = groups.to(boxes) * (boxes.max() + 1)
+    highest = torch.cat((boxes.flatten(), boxes.new_zeros(1))).max()  # of no boxes, too
+    shift = groups.to(boxes) * (highest + 1)
     return nms(boxes + shift[:, None], scores, threshold)

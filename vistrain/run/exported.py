@@ -21,7 +21,7 @@ from vistrain.internals.torch import tree_leaves
 from vistrain.layers.deformable import MSDeformAttn
 from vistrain.network import Network
 from vistrain.regular_files import refuse_to_replace
-from vistrain.run.exported_example import write_facts
+from vistrain.run.exported_example import SIZES, write_facts
 from vistrain.run.exported_runtime import INSTALL, reason, refuse_missing_runtime, runtime_of
 from vistrain.run.networks import task_class
 from vistrain.structures import Preprocessing
@@ -34,6 +34,7 @@ SUFFIXES = (".onnx", ".pt2")
 OLDEST_OPSET = 18  # what torch.onnx writes at least
 PICTURES = ((480, 640), (641, 427))  # what evaluation makes of these sides says whether sides are free
 CLOSE = {"float32": 1e-3, "float16": 0.1}  # of outputs, as a share of the largest
+ENOUGH = 0.9  # of the objects of a network that its file must find alike: of nearly equal scores either may be the last
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Form:
         precision: of weights and arithmetic: `float32` or `float16`; inputs and outputs are float32.
         opset: of ONNX; None: of no ONNX, or torch's choice.
         sampling: how deformable attention samples: `grid_sample` or `gather`.
+        of_one: whether it takes one image at a time, and its sizes, see `Exported`.
     """
 
     size: tuple[int, ...]
@@ -53,10 +55,11 @@ class Form:
     precision: str = "float32"
     opset: int | None = None
     sampling: str = "grid_sample"
+    of_one: bool = False
 
 
 class Traced(nn.Module):
-    """What is written: normalised float32 images in, float32 tensors out, in one flat tuple.
+    """What is written: normalised float32 images in, float32 tensors (and whole numbers) out, in one flat tuple.
 
     Args:
         network: in evaluation mode.
@@ -68,10 +71,10 @@ class Traced(nn.Module):
         self.network = network.half() if halved else network
         self.halved = halved
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor, *sizes: Tensor) -> tuple[Tensor, ...]:
         """`[B, C, *S]` -> the leaves of `Network.exported`."""
-        found = self.network.exported(images.half() if self.halved else images)
-        return tuple(leaf.float() for leaf in tree_leaves(found))
+        found = self.network.exported(images.half() if self.halved else images, *sizes)
+        return tuple(leaf.float() if leaf.is_floating_point() else leaf for leaf in tree_leaves(found))
 
 
 def export_network(
@@ -120,7 +123,7 @@ def export_network(
         traced,
         sides,
         varies,
-        Form(sides[0], varies, precision, opset, sampling),
+        Form(sides[0], varies, precision, opset, sampling, described.of_one),
         output.suffix == ".pt2" or not _runs(),
     )
     names = list(described.outputs)
@@ -167,9 +170,9 @@ def _traced(
     holds none of the program's assertions about sides."""
     if varies:
         try:
-            program = _program(traced, sides[0], free=True)
+            program = _program(traced, form, free=True)
             if checked:
-                _refuse_other_output(program, traced, sides[1])
+                _refuse_other_output(program, traced, sides[1], form)
         except Exception as error:
             log.warning(
                 "sides cannot be left free (%s): they are fixed at those of the first size",
@@ -178,35 +181,68 @@ def _traced(
         else:
             return program, form
     try:
-        return _program(traced, sides[0], free=False), replace(form, is_free=False)
+        return _program(traced, form, free=False), replace(form, is_free=False)
     except Exception as error:
         name = type(traced.network).__name__
         raise ConfigError("export", f"{name} cannot be exported: {reason(error)}", "try another --size") from error
 
 
-def _refuse_other_output(program: ExportedProgram, traced: Traced, size: tuple[int, ...]) -> None:
+def _refuse_other_output(program: ExportedProgram, traced: Traced, size: tuple[int, ...], form: Form) -> None:
     """Raise `ValueError` where a program computes something else at sides that it was not traced at."""
     if traced.halved:
         return  # processors have few operators of these: the written file is compared
-    images = torch.randn(1, traced.network.channels, *size, generator=torch.Generator().manual_seed(0))
+    inputs = _noise(traced, 1, size, form, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        pairs = zip(program.module()(images), traced(images), strict=True)
-        if any(a.shape != b.shape or not torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in pairs):
-            raise ValueError(f"at {'x'.join(map(str, size))} pixels something else comes out")
+        got, wanted = program.module()(*inputs), traced(*inputs)
+    if form.of_one:
+        alike, count, _ = _alike(got, wanted, CLOSE[form.precision])
+        differs = alike < ENOUGH * count
+    else:
+        pairs = zip(got, wanted, strict=True)
+        differs = any(a.shape != b.shape or not torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in pairs)
+    if differs:
+        raise ValueError(f"at {'x'.join(map(str, size))} pixels something else comes out")
 
 
-def _program(traced: Traced, size: tuple[int, ...], free: bool) -> ExportedProgram:
-    """Traced without computing anything; batches are of any size."""
-    images = torch.zeros(2, traced.network.channels, *size)
+def _noise(
+    traced: Traced, batch: int, size: tuple[int, ...], form: Form, generator: torch.Generator
+) -> tuple[Tensor, ...]:
+    """What a file takes: images of noise and, with one, its sizes, as if a little of it were padding."""
+    images = torch.randn(batch, traced.network.channels, *size, generator=generator)
+    if not form.of_one:
+        return (images,)
+    own = torch.tensor([[max(1, side - 5) for side in size]])
+    return images, own, 2 * own
+
+
+def _alike(got: Sequence[Tensor], wanted: Sequence[Tensor], close: float) -> tuple[int, int, float]:
+    """Of the objects that a network finds: how many its file finds alike, how many there are, and how far the former
+    are apart at most, as a share of each output's largest number."""
+    scales = [want.abs().amax().clamp(min=1e-6) if want.is_floating_point() and len(want) else 1 for want in wanted]
+    rows = []
+    for found in (wanted, got):
+        parts = [x[:, None].flatten(1) / scale for x, scale in zip(found, scales, strict=True)]
+        rows.append(torch.cat(parts, 1))
+    if not min(map(len, rows)):
+        return 0, len(rows[0]), 0.0
+    nearest = torch.cdist(rows[0], rows[1], p=torch.inf).amin(1)
+    nearest = nearest[nearest <= close]
+    return len(nearest), len(rows[0]), float(nearest.max()) if len(nearest) else 0.0
+
+
+def _program(traced: Traced, form: Form, free: bool) -> ExportedProgram:
+    """Traced without computing anything; batches are of any size, unless they are of one."""
+    inputs = _noise(traced, 1 if form.of_one else 2, form.size, form, torch.Generator().manual_seed(0))
     divisor = traced.network.preprocessing.size_divisor
-    dims: dict[int, Any] = {0: Dim.DYNAMIC}
-    for axis in range(len(size)) if free else ():
+    dims: dict[int, Any] = {} if form.of_one else {0: Dim.DYNAMIC}
+    for axis in range(len(form.size)) if free else ():
         dims[axis + 2] = divisor * Dim(f"side{axis}", min=1) if divisor > 1 else Dim.DYNAMIC
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.export.export(
-            traced, (images,), dynamic_shapes=(dims,), strict=False, prefer_deferred_runtime_asserts_over_guards=True
-        )
+            traced, inputs, dynamic_shapes=(dims, (None,) * (len(inputs) - 1)), strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )  # fmt: skip
 
 
 def _write(program: ExportedProgram, output: Path, names: Sequence[str], form: Form) -> Form:
@@ -220,8 +256,8 @@ def _write(program: ExportedProgram, output: Path, names: Sequence[str], form: F
         warnings.simplefilter("ignore")
         try:
             made = torch.onnx.export(
-                program, dynamo=True, verbose=False, opset_version=form.opset, input_names=["images"],
-                output_names=list(names),
+                program, dynamo=True, verbose=False, opset_version=form.opset,
+                input_names=["images", *SIZES] if form.of_one else ["images"], output_names=list(names),
             )  # fmt: skip
         except Exception as error:
             raise ConfigError("export", f"ONNX cannot say it: {reason(error)}", "try a .pt2 file") from error
@@ -238,7 +274,8 @@ def _write(program: ExportedProgram, output: Path, names: Sequence[str], form: F
 
 
 def _compared(traced: Traced, output: Path, sides: Sequence[tuple[int, ...]], form: Form) -> list[str]:
-    """What the written file computes beside what the network does, at each of the sizes, in batches of one and two.
+    """What the written file computes beside what the network does, at each of the sizes, in batches of one and two if
+    it can.
 
     Raises:
         ConfigError: something else, where sides are free.
@@ -246,22 +283,32 @@ def _compared(traced: Traced, output: Path, sides: Sequence[tuple[int, ...]], fo
     """
     if output.suffix == ".onnx" and not _runs():
         return [f"not compared with the network: onnxruntime is not installed ({INSTALL})"]
-    run, worst = runtime_of(output, trusted=True), 0.0
+    run, worst, alike, count = runtime_of(output, trusted=True), 0.0, 0, 0
     generator = torch.Generator().manual_seed(0)
     for batch, size in zip((1, 2), sides if form.is_free else [form.size] * 2, strict=True):
-        images = torch.randn(batch, traced.network.channels, *size, generator=generator)
+        inputs = _noise(traced, 1 if form.of_one else batch, size, form, generator)
         with torch.no_grad():
-            wanted = traced(images)
-        for got, want in zip(run(images), wanted, strict=True):
+            wanted = traced(*inputs)
+        found = run(*inputs)
+        if form.of_one:
+            same, objects, far = _alike(found, wanted, CLOSE[form.precision])
+            alike, count, worst = alike + same, count + objects, max(worst, far)
+            continue
+        for got, want in zip(found, wanted, strict=True):
             if got.shape != want.shape:
                 raise ConfigError(str(output), f"gives {list(got.shape)} for {list(want.shape)}", "give --size")
             worst = max(worst, float((got - want).abs().max() / want.abs().max().clamp(min=1e-6)))
-    if not worst <= CLOSE[form.precision]:
+    if not worst <= CLOSE[form.precision] or alike < ENOUGH * count:
         problem = f"{worst:.1g} of the largest output off the network's"
+        if form.of_one:
+            problem = f"far from the network, as {count - alike} of {count} objects on noise are not the same"
         if form.is_free and form.precision == "float32":
             raise ConfigError(str(output), problem, "give --size")
         log.warning("%s is %s: measure it", output, problem)
-    return [f"on noise it differs from the network by {worst:.1g} of the largest output"]
+    if form.of_one and not count:
+        return ["on noise the network finds no objects to compare: measure the file"]
+    objects = f"finds {alike} of the network's {count} objects, and " if form.of_one else ""
+    return [f"on noise it {objects}differs from the network by {worst:.1g} of the largest output"]
 
 
 def refuse_form(output: Path, opset: int | None = None, half: bool = False) -> None:
@@ -315,7 +362,7 @@ def _shape(model: Network, form: Form) -> str:
     sides: Mapping[int, str] = dict(enumerate(map(str, form.size)))
     if form.is_free:
         sides = dict(enumerate(("height", "width", "depth")[: len(form.size)]))
-    return f"[batch, {model.channels}, {', '.join(sides.values())}]"
+    return f"[{1 if form.of_one else 'batch'}, {model.channels}, {', '.join(sides.values())}]"
 
 
 def _runs() -> bool:

@@ -39,6 +39,15 @@ RUN = """\
 x = x.transpose(2, 0, 1)[None].astype(np.float32)
 found = {name: value[0] for name, value in zip(facts["outputs"], session.run(None, {"images": x}))}
 """
+RUN_ONE = """\
+sizes = {"size": np.array([pixels.shape[:2]]), "original_size": np.array([image.size[::-1]])}
+x = x.transpose(2, 0, 1)[None].astype(np.float32)
+found = dict(zip(facts["outputs"], session.run(None, {"images": x, **sizes})))
+"""
+SIZES = {
+    "size": "int64 [1, 2], height and width of the image without the zeros that are padded, pixels",
+    "original_size": "int64 [1, 2], the same before it was resized, for boxes in its pixels",
+}
 
 
 def write_facts(
@@ -74,7 +83,8 @@ def write_facts(
         "task": facts["task"],
         "network": type(model).__name__,
         **{key: form[key] for key in ("precision", "opset", "sampling")},
-        "input": {"images": ["batch", model.channels, *sides], "type": "float32"},
+        "input": {"images": [1 if described.of_one else "batch", model.channels, *sides], "type": "float32"},
+        "sizes": SIZES if described.of_one else None,
         "outputs": described.outputs,
         "rule": None if transform is None else transform.to_node(),
         "brightest": 255,
@@ -91,21 +101,22 @@ def write_facts(
     if output.suffix != ".onnx" or not lines or not described.reading or model.channels not in MODES:
         return told
     script = output.with_suffix(".py")
-    _write(script, example(output.stem, model.channels, lines, described.reading, preprocessing))
+    _write(script, example(output.stem, model.channels, lines, described, preprocessing))
     return [*told, f"{script}: an example that runs it"]
 
 
 def example(
-    name: str, channels: int, resize: tuple[str, ...], reading: tuple[str, ...], preprocessing: Preprocessing
+    name: str, channels: int, resize: tuple[str, ...], described: Exported, preprocessing: Preprocessing
 ) -> str:
     """The example's text, see `EvalTransform.in_python` and `Exported.reading`."""
+    reading = described.reading
     words = "PICTURE RESULT.png" if any("sys.argv[2]" in line for line in reading) else "PICTURE"
     text = BEGIN.format(name=name, words=words, mode=MODES[channels]) + "\n".join(resize) + "\n"
     if channels == 1:
         text += "pixels = pixels[..., None]\n"
     text += NORMALISE.format(channels="[..., ::-1]" if preprocessing.channel_order == "bgr" else "")
     text += PAD if preprocessing.size_divisor > 1 else ""
-    return text + RUN + "\n".join(reading) + "\n"
+    return text + (RUN_ONE if described.of_one else RUN) + "\n".join(reading) + "\n"
 
 
 def _write(path: Path, text: str) -> None:

@@ -17,7 +17,8 @@ from vistrain.internals.torch import TreeSpec, tree_flatten, tree_unflatten
 from vistrain.network import Network
 
 INSTALL = "pip install 'vistrain[export]'"
-Run = Callable[[Tensor], list[Tensor]]  # normalised float32 images [B, C, *S] -> float32 outputs, on the CPU
+# Normalised float32 images [B, C, *S], and sizes where one is taken at a time -> outputs, on the CPU
+Run = Callable[..., list[Tensor]]
 
 
 def runtime_of(path: Path, trusted: bool = False) -> Run:
@@ -38,7 +39,7 @@ def runtime_of(path: Path, trusted: bool = False) -> Run:
             remedy = "measure it where it is made: `vistrain export --measure`"
             raise ConfigError(str(path), "loading a program of torch's may run anything that is in it", remedy)
         program = torch.export.load(path).module()
-        return lambda images: list(program(images))
+        return lambda *inputs: list(program(*inputs))
     refuse_missing_runtime()
     import onnxruntime
 
@@ -48,9 +49,13 @@ def runtime_of(path: Path, trusted: bool = False) -> Run:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of its own kinds, which have no common one
         raise DataError(str(path), f"onnxruntime cannot run it: {reason(error)}", "export it again") from error
-    wanted = session.get_inputs()[0]
+    inputs = session.get_inputs()
+    wanted = inputs[0]
 
-    def run(images: Tensor) -> list[Tensor]:
+    def run(images: Tensor, *sizes: Tensor) -> list[Tensor]:
+        if wanted.shape[0] == 1 != images.shape[0]:
+            problem = f"takes one image at a time, not {images.shape[0]}"
+            raise ConfigError(str(path), problem, "set data.eval_batch_size=1")
         fixed = [(want, got) for want, got in zip(wanted.shape, images.shape, strict=True) if isinstance(want, int)]
         if any(want != got for want, got in fixed):
             sides = "x".join(str(side) for side in wanted.shape[2:])
@@ -58,7 +63,8 @@ def runtime_of(path: Path, trusted: bool = False) -> Run:
             remedy = f"export it with --size {given.replace('x', ' ')}, or without where sides can be free"
             raise ConfigError(str(path), f"takes images of {sides} pixels alone, not {given}", remedy)
         try:
-            found = session.run(None, {wanted.name: images.float().cpu().numpy()})
+            values = (images.float(), *sizes)
+            found = session.run(None, {i.name: x.cpu().numpy() for i, x in zip(inputs, values, strict=True)})
         except Exception as error:
             raise DataError(str(path), f"onnxruntime cannot run it: {reason(error)}", "export it again") from error
         return [torch.from_numpy(np.ascontiguousarray(value)) for value in found]
@@ -87,7 +93,7 @@ class Replaced:
         network.forward = self
 
     def __call__(self, images: Tensor, mask: Tensor | None = None, **options: Any) -> Any:
-        """As `forward`.
+        """As `forward`; options that are tensors are inputs of a file, too.
 
         Raises:
             ConfigError: images are padded in their batch.
@@ -103,7 +109,8 @@ class Replaced:
             if self._form is None:  # how the network packs what it gives
                 self._form = tree_flatten(self._forward(images, *given, **options))[1]
             began = time.perf_counter()
-            found = tree_unflatten([value.to(images.device) for value in self._run(images)], self._form)
+            sizes = [value for value in options.values() if isinstance(value, Tensor)]
+            found = tree_unflatten([value.to(images.device) for value in self._run(images, *sizes)], self._form)
         self._calls += 1
         if self._calls > 1:
             self.seconds.append((time.perf_counter() - began) / images.shape[0])

@@ -216,7 +216,7 @@ class MaskClassifier(Network):
             self.describe(logits[i], masks[i], padded, tuple(sizes[i]), tuple(originals[i])) for i in range(len(images))
         ]
 
-    def exported(self, images: Tensor) -> dict[str, Tensor]:
+    def exported(self, images: Tensor, *sizes: Tensor) -> dict[str, Tensor]:
         """See `Network`."""
         found: dict[str, Tensor] = self(images, last_only=True)
         return found
