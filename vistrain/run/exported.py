@@ -291,8 +291,8 @@ def _compared(traced: Traced, output: Path, sides: Sequence[tuple[int, ...]], fo
             wanted = traced(*inputs)
         found = run(*inputs)
         if form.of_one:
-            same, objects, far = _alike(found, wanted, CLOSE[form.precision])
-            alike, count, worst = alike + same, count + objects, max(worst, far)
+            same, there, far = _alike(found, wanted, CLOSE[form.precision])
+            alike, count, worst = alike + same, count + there, max(worst, far)
             continue
         for got, want in zip(found, wanted, strict=True):
             if got.shape != want.shape:
