@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +15,6 @@ from vistrain.errors import DataError
 
 CHANNELS = (1, 3, 4)
 TAKEN = "give a path, bytes, an open file, a PIL image, or an array uint8 [H, W, 3] RGB or [H, W]"
-
-
-@runtime_checkable
-class Readable(Protocol):
-    """An open file of whatever library."""
-
-    def read(self) -> Any:
-        """The bytes from where it stands to its end."""
 
 
 def read_picture(source: Any) -> np.ndarray:
@@ -43,7 +35,7 @@ def read_picture(source: Any) -> np.ndarray:
         return _of_pil(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return _of_bytes(bytes(source), f"{len(source)} bytes")
-    if isinstance(source, Readable):
+    if hasattr(source, "read"):
         return _of_file(source)
     if isinstance(source, torch.Tensor):
         return _of_array(_values(source), kind_of(source), of_torch=True)
@@ -72,7 +64,7 @@ def _of_bytes(data: bytes, where: str) -> np.ndarray:
     return read_image(where, data=data)
 
 
-def _of_file(file: Readable) -> np.ndarray:
+def _of_file(file: Any) -> np.ndarray:
     name = file.name if isinstance(file, io.BufferedReader | io.FileIO | io.TextIOWrapper) else "open file"
     try:
         if isinstance(file, io.TextIOBase):
