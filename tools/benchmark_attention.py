@@ -94,6 +94,7 @@ class Rows:
         print("  ".join(f"{key}={value}" for key, value in row.items() if value != ""), flush=True)
 
 
+ON_PAGE = {"32": "cost", "bf16": "cost in bf16"}  # precision -> its table of docs/attention.md
 COST_KEYS = ("operator", "tokens", "device", "precision")
 TRAIN_KEYS = ("task", "operator", "seed")
 PLAIN_KEYS = ("operator", "pass")
@@ -468,9 +469,10 @@ def write_tables(arguments: argparse.Namespace) -> int:
         (folder / f"cost_{device}_{precision}.md").write_text(table)
         draw_cost(rows, folder / f"cost_{device}_{precision}.png", device, precision)
         print(f"{device}, {precision}\n\n{table}")
-        if arguments.write and (device, precision) == ("cpu", "32"):
-            draw_cost(rows, PAGE.with_name("attention_cost.png"), device, precision, dpi=60)
-            write_on_page("cost", table)
+        if arguments.write and device == "cpu" and precision in ON_PAGE:
+            write_on_page(ON_PAGE[precision], table)
+            if precision == "32":
+                draw_cost(rows, PAGE.with_name("attention_cost.png"), device, precision, dpi=60)
     table = training_table(Rows(folder / "training.csv", TRAIN_KEYS))
     (folder / "training.md").write_text(table)
     print(table)
