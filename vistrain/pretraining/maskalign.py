@@ -103,8 +103,8 @@ class MaskAlign(Pretrainer):
 
 
 def first_mixture(taught: int, learning: int) -> Tensor:
-    """What each of the teacher's blocks is compared with at first, `[taught, learning]`: the student's block of the same
-    place, nearly, where both have as many; else the mean of all."""
+    """What each of the teacher's blocks is compared with at first, `[taught, learning]`: nearly the student's block of
+    the same place where both have as many, else the mean of all."""
     if taught == learning:
         return torch.eye(taught) + 0.01
     return torch.full((taught, learning), 1 / learning)
