@@ -23,7 +23,7 @@ SHARED = (
     "data/base", "devices.py", "errors.py", "internals", "layers", "network.py", "optim", "pictures", "processes.py",
     "run", "structures.py", "surroundings.py", "tasks/base", "writing.py",
 )  # fmt: skip
-TASKS = re.compile(r"detect(ion|or)|classif(ication|ier)|restor(ation|er)|segment(ation|er)", re.I)
+TASKS = re.compile(r"detect(ion|or)|classif(ication|ier)|restor(ation|er)|segment(ation|er)|correspondence", re.I)
 # Names of configs, and of the folders of their runs, as help texts and messages show them.
 ADDRESSES = re.compile(r"(vistrain:|configs/|runs/)\S+")
 
