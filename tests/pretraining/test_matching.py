@@ -93,6 +93,9 @@ def test_a_matcher_starts_from_a_croco(tmp_path: Path) -> None:
     torch.save({"state_dict": {"model.decoder.weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
     with pytest.raises(WeightsError, match=r"other.ckpt: has no .* weights of encoder and decoder - is it a CroCo's"):
         matcher(pretrained=str(tmp_path / "other.ckpt"))
+    with pytest.raises(ConfigError, match=r"^model\.pretrained: .* - name a checkpoint file"):
+        matcher(pretrained=True)
+    matcher(pretrained=False)
     with pytest.raises(WeightsError, match=r"croco.ckpt: .* is \[.*\], here"):
         matcher(pretrained=str(tmp_path / "croco.ckpt"), decoder_dim=32)
 

@@ -93,7 +93,7 @@ class CroCoMatcher(CroCo):
 
     Args:
         finds: `disparity` or `flow`.
-        pretrained: checkpoint of a `CroCo` of the same sizes; None starts from scratch.
+        pretrained: checkpoint of a `CroCo` of the same sizes; None or false starts from scratch.
         hooks: of all blocks, the encoder's and then the decoder's, counted from 0, the four that the head reads; empty:
             the paper's, for decoders of 8, 12 or 24 blocks.
         widths, head_width: interpretation: see `DPTHead`.
@@ -110,7 +110,7 @@ class CroCoMatcher(CroCo):
     def __init__(
         self,
         finds: Literal["disparity", "flow"] = "disparity",
-        pretrained: str | None = None,
+        pretrained: str | bool | None = None,
         hooks: tuple[int, ...] = (),
         widths: tuple[int, ...] = (96, 192, 384, 768),
         head_width: int = 256,
@@ -133,7 +133,9 @@ class CroCoMatcher(CroCo):
         wide, narrow = self.enc_norm.weight.numel(), self.dec_norm.weight.numel()
         dims = [wide if hook < depth else narrow for hook in hooks]
         self.head = DPTHead(dims, self.axes + 1, widths, head_width)
-        if pretrained is not None:
+        if pretrained is True:
+            raise ConfigError("model.pretrained", "there are no weights to download", "name a checkpoint file")
+        if pretrained:
             self._start_from(Path(pretrained))
 
     def match(self, images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

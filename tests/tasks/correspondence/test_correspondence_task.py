@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ SMALL = {
 
 
 def compose(root: Path, folder: Path, finds: str = "disparity", **more: Any) -> dict[str, Any]:
-    changes = {
+    changes: dict[str, Any] = {
         "data": {"root": str(root), "finds": finds, "train_images": 4, "val_images": 2, "height": 40, "width": 56,
                  "batch_size": 2, "workers": 0, "largest_shift": 4.0},
-        "model": {**SMALL, "finds": finds}, "metrics": [finds], "schedule": {"warmup_steps": 1},
+        "model": {**SMALL, "finds": finds}, "metrics": [finds], "schedule": {"type": "optim.Constant"},
         "trainer": {"max_epochs": 1, "accelerator": "cpu", "log_every_n_steps": 1, "check_val_every_n_epoch": 1},
         "run": {"folder": str(folder)},
     }  # fmt: skip
@@ -78,16 +79,17 @@ def test_pairs_are_predicted_from_the_checkpoint_alone(finished: Path, data_root
     stored = read_displacement(fields[0], "flow" if axes == 2 else "disparity")
     np.testing.assert_allclose(stored, found.numpy(), atol=1e-4)
     assert Image.open(tmp_path / "out/pictures/colours/0000.png").size[0] > 3 * 56
-    assert main([*words, "--output", str(tmp_path / "kitti"), "--kitti"]) == 0
+    assert main([*words, "--output", str(tmp_path / "kitti"), "--kitti", "true"]) == 0
     assert {file.suffix for file in (tmp_path / "kitti/pictures/fields").iterdir()} == {".png"}
 
 
-def test_a_stopped_run_ends_with_the_bits_of_a_whole_one(data_root: Path, tmp_path: Path) -> None:
-    whole = compose(data_root, tmp_path / "whole", trainer={"max_epochs": 2})
-    assert run.fit(whole) == 0
-    assert run.fit(compose(data_root, tmp_path / "part", trainer={"max_epochs": 2, "max_steps": 3})) == 0
-    part = compose(data_root, tmp_path / "part", trainer={"max_epochs": 2})
-    assert run.fit(part, resume=tmp_path / "part") == 0
+def test_a_run_that_goes_on_ends_with_the_bits_of_a_whole_one(finished: Path, data_root: Path, tmp_path: Path) -> None:
+    if finished.name == "flow":
+        return  # the same code
+    shutil.copytree(finished, tmp_path / "part")
+    more = {"trainer": {"max_epochs": 2}}
+    assert run.fit(compose(data_root, tmp_path / "part", **more), resume=tmp_path / "part") == 0
+    assert run.fit(compose(data_root, tmp_path / "whole", **more)) == 0
     one, other = (load_file(tmp_path / name / "last.ckpt")["state_dict"] for name in ("whole", "part"))
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 

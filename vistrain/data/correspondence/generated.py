@@ -49,7 +49,7 @@ class GeneratedMatches(MatchingFolders):
         val_images: int = 20,
         height: int = 96,
         width: int = 128,
-        largest_shift: float = 6.0,
+        largest_shift: float = 4.0,
         matches_seed: int = 0,
         **base: Any,
     ) -> None:
@@ -139,9 +139,9 @@ def smooth(draw: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 
 def texture_of(draw: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """A coloured texture with detail of all sizes from 2 pixels on, uint8 `[H, W, 3]`."""
+    """A coloured texture with detail of 4 to 16 pixels, uint8 `[H, W, 3]`."""
     total = np.zeros((*size, 3), np.float32)
-    for cell in (2, 4, 8, 16):
+    for cell in (4, 8, 16):
         grid = draw.normal(size=(size[0] // cell + 2, size[1] // cell + 2, 3)).astype(np.float32)
         total += cv2.resize(grid, size[::-1], interpolation=cv2.INTER_CUBIC) * cell**0.5
     total = (total - total.mean()) / total.std() * 50 + 128
