@@ -43,7 +43,7 @@ PROBES = {
     "config/builder.py": (2, "any module's contents, by a path that a config writes"),
     "config/compose.py": (3, "errors of YAML and OmegaConf, which have no common fields"),
     "contract.py": (1, "`sets_itself`, which classes have that need it"),
-    "data/base/module.py": (2, "signals that Windows has not"),
+    "data/base/workers.py": (2, "signals that Windows has not"),
     "data/classification/transforms.py": (2, "timm's transforms, which hold their steps under two names"),
     "layers/norms.py": (1, "the activation that timm's norms have"),
     "processes.py": (3, "what systems other than Linux have not"),

@@ -101,7 +101,7 @@ def refuse_before_writing(config: Mapping[str, Any], data: DataModule, allow: Co
             refuse_unreadable(file)
     state = torch.get_rng_state()  # a run whose data are there already draws the same first values
     with seeded(0):
-        _parts_upon(data, without_pretrained(config), allow).task.refuse_data(data)
+        _parts_upon(data, without_pretrained(dict(config)), allow).task.refuse_data(data)
     torch.set_rng_state(state)
 
 

@@ -128,7 +128,8 @@ def _open_all(samples: ImagePairs, name: str, found: MatchingSplitReport, crop: 
 
 def _draw(samples: ImagePairs, name: str, found: MatchingSplitReport, output: Path) -> list[str]:
     """Writes a split's pictures; returns their paths."""
-    rows, captions = [], []
+    rows: list[list[np.ndarray]] = []
+    captions: list[list[str]] = []
     for index in np.random.default_rng(0).permutation(len(samples)).tolist():  # the same ones each time
         files = samples.files[index]
         bad = {str(path) for path in (files.first, files.second, files.truth)} & found.bad_files.keys()
