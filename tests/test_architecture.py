@@ -23,7 +23,7 @@ SHARED = (
     "data/base", "devices.py", "errors.py", "internals", "layers", "network.py", "optim", "pictures", "processes.py",
     "run", "structures.py", "surroundings.py", "tasks/base", "writing.py",
 )  # fmt: skip
-TASKS = re.compile(r"detect(ion|or)|classif(ication|ier)|restor(ation|er)|segment(ation|er)", re.I)
+TASKS = re.compile(r"detect(ion|or)|classif(ication|ier)|restor(ation|er)|segment(ation|er)|correspondence", re.I)
 # Names of configs, and of the folders of their runs, as help texts and messages show them.
 ADDRESSES = re.compile(r"(vistrain:|configs/|runs/)\S+")
 
@@ -43,7 +43,7 @@ PROBES = {
     "config/builder.py": (2, "any module's contents, by a path that a config writes"),
     "config/compose.py": (3, "errors of YAML and OmegaConf, which have no common fields"),
     "contract.py": (1, "`sets_itself`, which classes have that need it"),
-    "data/base/module.py": (2, "signals that Windows has not"),
+    "data/base/workers.py": (2, "signals that Windows has not"),
     "data/classification/transforms.py": (2, "timm's transforms, which hold their steps under two names"),
     "layers/norms.py": (1, "the activation that timm's norms have"),
     "processes.py": (3, "what systems other than Linux have not"),

@@ -48,7 +48,7 @@ SHOWN = 2  # numbers of a trained run
 ROUNDED = 1e-4  # of numbers in records
 TASKS = {
     "cls": "Classification", "det": "Detection and instances", "seg": "Segmentation and lanes", "med": "Medical",
-    "restore": "Restoration", "pretrain": "Pre-training", "demo": "Demonstrations",
+    "restore": "Restoration", "pretrain": "Pre-training", "match": "Correspondence", "demo": "Demonstrations",
 }  # fmt: skip
 HEAD = """\
 # Results

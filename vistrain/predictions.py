@@ -136,6 +136,17 @@ class Restored:
 
 
 @dataclass(frozen=True)
+class Displacement:
+    """Where each pixel of the first image of a pair is in the second one.
+
+    Attributes:
+        field: `[1, H, W]` float32, pixels to the left (disparity), or `[2, H, W]`, pixels to the right and down (flow).
+    """
+
+    field: Tensor
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """What a network that was shown a part of an image makes of the rest.
 

@@ -16,7 +16,7 @@ import torchvision
 from parity import fixtures
 from torch import Tensor, nn
 
-from vistrain.backbones import Backbone
+from vistrain.backbones import Backbone, DepthPyramid
 from vistrain.backbones.resnet_keys import (
     CLASSIFIER,
     COUNTERS,
@@ -411,6 +411,34 @@ def test_simple_pyramid_gives_a_plain_vit_its_strides() -> None:
         SimplePyramid((8,), (16,), embed_dim=8, scales=(3.0, 2.0, 1.0, 0.5))
     with pytest.raises(ConfigError, match="4 scales for 3 levels"):
         SimplePyramid((8,), (16,), num_levels=3)
+
+
+def test_four_depths_of_a_plain_vit_are_four_levels(tmp_path: Path) -> None:
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 6, "num_heads": 2}
+    backbone = DepthPyramid("vit_tiny_patch16_224", args=args)
+    assert (backbone.strides, backbone.channels) == ((2, 4, 8, 16), (32,) * 4)
+    given: dict[int, torch.Tensor] = {}
+    for number, block in enumerate(backbone.body.blocks, 1):
+        block.register_forward_hook(lambda _, __, out, number=number: given.update({number: out}))
+    levels = backbone(torch.randn(2, 3, 50, 37))  # neither side a multiple of the patch
+    assert [tuple(x.shape) for x in levels] == [(2, 32, 25, 19), (2, 32, 13, 10), (2, 32, 7, 5), (2, 32, 4, 3)]
+    maps = {number: out[:, 1:].mT.unflatten(2, (7, 5)) for number, out in given.items()}
+    assert torch.equal(levels[2], maps[4])
+    assert torch.equal(levels[3], torch.nn.functional.max_pool2d(maps[6], 2, ceil_mode=True))
+    assert torch.equal(levels[1], backbone.levels[1](maps[3])[..., :13, :10])
+    sum(x.square().mean() for x in levels).backward()  # type: ignore[union-attr]
+    assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
+    assert set(backbone.layers_above().values()) == set(range(1, 8))
+    whole = timm.create_model("vit_tiny_patch16_224", num_classes=0, **args)
+    torch.save(whole.state_dict(), tmp_path / "vit.pth")
+    larger = DepthPyramid("vit_tiny_patch16_224", str(tmp_path / "vit.pth"), {**args, "img_size": 48})
+    assert torch.equal(larger.body.blocks[5].mlp.fc1.weight, whole.blocks[5].mlp.fc1.weight)
+    assert larger.body.pos_embed.shape == (1, 37, 32)
+    for given_blocks in ((1, 2, 3, 7), (2, 2, 3, 4), (0, 1, 2, 3)):
+        with pytest.raises(ConfigError, match=r"^blocks: .* are not four of 6 blocks"):
+            DepthPyramid("vit_tiny_patch16_224", args=args, blocks=given_blocks)
+    with pytest.raises(ConfigError, match=r"^name: resnet10t has maps of several strides"):
+        DepthPyramid("resnet10t")
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,7 @@ GENERATED = {
     "tasks.SegmentationTask": ({"type": "data.GeneratedMasks", "train_images": 4, "val_images": 2, "scale": 0.5}, ()),
     "tasks.PanopticTask": ({"type": "data.GeneratedPanoptic", "train_images": 4, "val_images": 2, "scale": 0.5}, ()),
     "tasks.VolumeTask": ({"type": "data.GeneratedTumours", "number": 5, "side": 24, "patches": 1, "workers": 0}, ()),
+    "tasks.CorrespondenceTask": ({"type": "data.GeneratedMatches", "train_images": 4, "val_images": 1}, ("crop",)),
     "tasks.PretrainingTask": ({"type": "data.GeneratedPatterns", "train_images": 1, "val_images": 1}, ()),
 }
 REGIONS_AND_ANCHORS = ("faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "retinanet", "atss", "gfl")
@@ -231,6 +232,7 @@ STEPS = {
     "seg/mask2former_coco_panoptic_r50": {"batch_size": 2, "augment": {"crop": [64, 64]}},
     "med/agunet_meningioma": {"batch_size": 2, "patch": [16, 16, 16]},
     "pretrain/mae_base_1600": {"batch_size": 2},
+    "demo/matching": {"batch_size": 2},
 }
 
 

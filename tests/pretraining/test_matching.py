@@ -31,7 +31,7 @@ def pair(height: int = 32, width: int = 48, axes: int = 1) -> dict[str, Any]:
     sizes = torch.tensor([[height, width]] * 2)
     return {
         "image": images[0], "views": images[1:], "size": sizes, "id": ["a", "b"],
-        "target": [{"displacement": truth}] * 2,
+        "target": [{"flow" if axes == 2 else "disparity": truth}] * 2,
     }  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_steps_and_what_a_checkpoint_holds(finds: str, axes: int) -> None:
     again.load_state_dict(saved[1])
     step(other, again, axes)
     assert [n for n, v in network.state_dict().items() if not torch.equal(v, other.state_dict()[n])] == []
-    assert network.predict(pair(axes=axes))[1].shape == (axes, 32, 48)
+    assert network.predict(pair(axes=axes))[1].field.shape == (axes, 32, 48)
 
 
 def test_larger_images_are_cut_into_tiles_and_smaller_ones_extended() -> None:
@@ -68,11 +68,11 @@ def test_larger_images_are_cut_into_tiles_and_smaller_ones_extended() -> None:
         covered[rows, columns] += 1
         assert (rows.stop - rows.start, columns.stop - columns.start) == (32, 48)
     assert covered.min() >= 1
-    assert network.predict(pair(40, 100))[0].shape == (1, 40, 100)
-    assert network.predict(pair(20, 48))[0].shape == (1, 20, 48)
+    assert network.predict(pair(40, 100))[0].field.shape == (1, 40, 100)
+    assert network.predict(pair(20, 48))[0].field.shape == (1, 20, 48)
     one = pair()
     images, others = network.pair(one)
-    torch.testing.assert_close(network.predict(one)[0], network.match(images, others)[0][0])
+    torch.testing.assert_close(network.predict(one)[0].field, network.match(images, others)[0][0])
 
 
 def test_the_likelihood_is_that_of_a_laplace_distribution() -> None:
@@ -93,6 +93,9 @@ def test_a_matcher_starts_from_a_croco(tmp_path: Path) -> None:
     torch.save({"state_dict": {"model.decoder.weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
     with pytest.raises(WeightsError, match=r"other.ckpt: has no .* weights of encoder and decoder - is it a CroCo's"):
         matcher(pretrained=str(tmp_path / "other.ckpt"))
+    with pytest.raises(ConfigError, match=r"^model\.pretrained: .* - name a checkpoint file"):
+        matcher(pretrained=True)
+    matcher(pretrained=False)
     with pytest.raises(WeightsError, match=r"croco.ckpt: .* is \[.*\], here"):
         matcher(pretrained=str(tmp_path / "croco.ckpt"), decoder_dim=32)
 

@@ -254,6 +254,24 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
     assert same.distances(images, given).max() < 1e-6
 
 
+@pytest.mark.parametrize("depth", [2, 3])
+def test_a_teacher_of_other_patches_and_depth_is_asked_at_as_many_patches(depth: int) -> None:
+    """As 196 pixels in patches of 14 beside 224 in patches of 16; its own table is for a third size."""
+    network = MaskAlign(encoder(), teacher(embed_dim=48, patch_size=7, img_size=35, depth=depth), layers=2)
+    assert network.distill_weights.shape == (depth, 2)
+    assert torch.equal(network.distill_weights.sum(1), torch.tensor([1.02 if depth == 2 else 1.0] * depth))
+    images = network.teacher.prepared(batch(), (4, 4))
+    assert images.shape == (4, 3, 28, 28)
+    hidden, attention = network.teacher.hidden(images)
+    assert len(hidden) == depth
+    assert attention.shape[-1] == hidden[0].shape[1] == 1 + 16
+    before = network.distill_weights.detach().clone()
+    losses = learn(network, optimizer_of(network), 0)
+    assert 0 < losses["loss_align"] < 4
+    assert not torch.equal(network.distill_weights, before)
+    assert "distill_weights" in network.no_weight_decay()
+
+
 def test_less_and_less_of_what_is_alike_is_shown() -> None:
     network = HybridDistillation(encoder(), teacher(), teacher(), RandomMasking(0.5), masking_steps=4)
     tokens = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0))
@@ -296,7 +314,7 @@ def test_what_does_not_go_together_is_refused() -> None:
         MiniLM(encoder(), teacher(num_heads=4))
     with pytest.raises(ConfigError, match=r"there are positions for 32x32"):
         MP3(encoder()).check_size(32, 40)
-    with pytest.raises(ConfigError, match="has 3 blocks, the student 2"):
+    with pytest.raises(ConfigError, match=r"^model\.layers: 5 of the 3 blocks of vit_tiny_patch16_224 - use 1 to 3"):
         MaskAlign(encoder(), teacher(depth=3))
     with pytest.raises(ConfigError, match="tokens before its patches"):
         MaskAlign(encoder(), teacher(reg_tokens=4))

@@ -22,7 +22,8 @@ from vistrain.callbacks import Checkpoints, Unreadable
 from vistrain.checkpoints import load_file, save_durably
 from vistrain.data.base.dataset import SampleSet
 from vistrain.data.base.faults import Watched, dead_worker, replacement
-from vistrain.data.base.module import Loader, start_worker
+from vistrain.data.base.module import Loader
+from vistrain.data.base.workers import start_worker
 from vistrain.errors import ConfigError, DataError
 
 SLURM = REPOSITORY / "tools" / "slurm"
@@ -178,7 +179,8 @@ def test_a_process_that_ends_takes_its_workers_along() -> None:
     """An error in an evaluation ends a run while the training set's workers wait for work, deaf to SIGTERM."""
     program = """
 import sys
-from vistrain.data.base.module import Loader, start_worker
+from vistrain.data.base.module import Loader
+from vistrain.data.base.workers import start_worker
 loader = Loader(list(range(64)), batch_size=1, num_workers=2, persistent_workers=True, worker_init_fn=start_worker)
 batches = iter(loader)
 next(batches)

@@ -5,9 +5,10 @@ import pkgutil
 
 from vistrain.backbones.backbone import Backbone
 from vistrain.backbones.dense import DenseBackbone
+from vistrain.backbones.depth_pyramid import DepthPyramid
 from vistrain.backbones.timm_model import TimmModel
 
-__all__ = ["Backbone", "DenseBackbone", "TimmModel"]
+__all__ = ["Backbone", "DenseBackbone", "DepthPyramid", "TimmModel"]
 
 # A paper is one file here and no edit elsewhere: each registers its variants when it is imported.
 for _file in pkgutil.iter_modules(__path__):

@@ -14,6 +14,9 @@ from vistrain.data.classification.module import ClassificationData
 from vistrain.data.classification.sets import CIFAR10, CIFAR100, MNIST, Digits, EuroSAT, FashionMNIST
 from vistrain.data.classification.transforms import EvalCrop, ImageAugment
 from vistrain.data.classification.unlabelled import UnlabelledFolder
+from vistrain.data.correspondence.generated import GeneratedMatches
+from vistrain.data.correspondence.module import MatchingFolders
+from vistrain.data.correspondence.pair_files import PairSplit
 from vistrain.data.detection.coco2017 import Coco2017
 from vistrain.data.detection.coco_sets import CocoDetection, CocoSplit
 from vistrain.data.detection.collate import Sample, collate
@@ -107,6 +110,7 @@ __all__ = [
     "GaussianNoise",
     "GeneratedLanes",
     "GeneratedMasks",
+    "GeneratedMatches",
     "GeneratedPanoptic",
     "GeneratedPatterns",
     "GeneratedShapes",
@@ -125,8 +129,10 @@ __all__ = [
     "MaskFolders",
     "MaskSplit",
     "MatchedBands",
+    "MatchingFolders",
     "PIDray",
     "PIDrayInstances",
+    "PairSplit",
     "PanopticFolders",
     "PanopticSplit",
     "PascalContext",

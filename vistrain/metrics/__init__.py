@@ -14,6 +14,7 @@ from vistrain.metrics.binary_pixels import BinaryPixels
 from vistrain.metrics.boundary_iou import BoundaryIoU
 from vistrain.metrics.cityscapes_iou import CityscapesIoU
 from vistrain.metrics.coco import CocoBoundary, CocoBox, CocoMask
+from vistrain.metrics.displacement_error import DISPLACEMENTS, DisplacementError
 from vistrain.metrics.image_quality import QUALITY, ImageQuality
 from vistrain.metrics.lane_metrics import CULaneF1, TuSimpleAccuracy
 from vistrain.metrics.lesions import LESIONS, LesionOverlap
@@ -45,6 +46,7 @@ PROTOCOLS: dict[str, Callable[..., Metric]] = {
     "panoptic": PanopticQuality,
     "culane": CULaneF1,
     "tusimple": TuSimpleAccuracy,
+    **{name: functools.partial(DisplacementError, name) for name in DISPLACEMENTS},
     "reconstruction": ReconstructionLoss,
     "probes": ProbeAccuracy,
 }
@@ -68,11 +70,13 @@ METRICS: tuple[type[Metric], ...] = (
     PanopticQuality,
     CULaneF1,
     TuSimpleAccuracy,
+    DisplacementError,
     ReconstructionLoss,
     ProbeAccuracy,
 )
 
 __all__ = [
+    "DISPLACEMENTS",
     "IOU",
     "LESIONS",
     "PROTOCOLS",
@@ -87,6 +91,7 @@ __all__ = [
     "CocoBoundary",
     "CocoBox",
     "CocoMask",
+    "DisplacementError",
     "ImageQuality",
     "LesionOverlap",
     "Lpips",

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from vistrain.checkpoints import load_file, state_dict_in
 from vistrain.errors import ConfigError, DataError, WeightsError
+from vistrain.losses.set_criterion import average_over_processes
+from vistrain.predictions import Displacement
 from vistrain.pretraining.croco import CroCo
 
 STEPS = {8: 3, 12: 4, 24: 8}  # blocks from one depth that the head reads to the next, by the decoder's depth
@@ -86,12 +88,12 @@ class DPTHead(nn.Module):
 class CroCoMatcher(CroCo):
     """Disparity or optical flow from the first image of a pair to the second, `views[0]` of a batch.
 
-    `target` of a batch holds `displacement`, float `[1, H, W]` (disparity, pixels to the left) or `[2, H, W]` (flow:
-    pixels to the right and down), not finite where it is not known.
+    `target` of a batch holds `disparity`, float `[1, h, w]`, pixels to the left, or `flow`, `[2, h, w]`, pixels to the
+    right and down, not finite where it is not known.
 
     Args:
         finds: `disparity` or `flow`.
-        pretrained: checkpoint of a `CroCo` of the same sizes; None starts from scratch.
+        pretrained: checkpoint of a `CroCo` of the same sizes; None or false starts from scratch.
         hooks: of all blocks, the encoder's and then the decoder's, counted from 0, the four that the head reads; empty:
             the paper's, for decoders of 8, 12 or 24 blocks.
         widths, head_width: interpretation: see `DPTHead`.
@@ -103,13 +105,12 @@ class CroCoMatcher(CroCo):
         WeightsError: the checkpoint has no encoder, or other sizes.
     """
 
-    learns_from = ("displacement",)
     entrances = ("losses", "predict")
 
     def __init__(
         self,
         finds: Literal["disparity", "flow"] = "disparity",
-        pretrained: str | None = None,
+        pretrained: str | bool | None = None,
         hooks: tuple[int, ...] = (),
         widths: tuple[int, ...] = (96, 192, 384, 768),
         head_width: int = 256,
@@ -127,11 +128,14 @@ class CroCoMatcher(CroCo):
         if len(widths) != 4 or min(widths) < 1 or head_width < 2 or not 0 <= tile_overlap < 1:
             problem = f"widths={list(widths)}, head_width={head_width}, tile_overlap={tile_overlap}"
             raise ConfigError("model", problem, "four widths above 0, 2 or more, and a share in 0..1")
+        self.finds, self.learns_from = finds, (finds,)
         self.hooks, self.tile_overlap, self.axes = hooks, tile_overlap, 2 if finds == "flow" else 1
         wide, narrow = self.enc_norm.weight.numel(), self.dec_norm.weight.numel()
         dims = [wide if hook < depth else narrow for hook in hooks]
         self.head = DPTHead(dims, self.axes + 1, widths, head_width)
-        if pretrained is not None:
+        if pretrained is True:
+            raise ConfigError("model.pretrained", "there are no weights to download", "name a checkpoint file")
+        if pretrained:
             self._start_from(Path(pretrained))
 
     def match(self, images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,24 +164,46 @@ class CroCoMatcher(CroCo):
         return out[:, : self.axes], out[:, self.axes]
 
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """`loss_displacement`, see `laplace_losses`; the mean over all pixels whose displacement is known.
+        """`loss_displacement`, see `laplace_losses`; the mean over all pixels whose displacement is known, those of the
+        whole accumulated batch where it says how many they are (`num_targets`).
 
         Raises:
             ConfigError: the batch has no second image.
             DataError: the images of a pair differ in size.
         """
         images, others = self.pair(batch)
-        truth = torch.stack([target["displacement"] for target in batch["target"]]).to(images)
+        self.check_size(*images.shape[-2:])
+        truth = images.new_full((len(images), self.axes, *images.shape[-2:]), torch.nan)
+        for own, target in zip(truth, batch["target"], strict=True):
+            height, width = target[self.finds].shape[-2:]
+            own[:, :height, :width] = target[self.finds]
         found, scale = self.match(images, others)
         known = truth.isfinite().all(1)
         errors = laplace_losses(found, scale, torch.where(known[:, None], truth, 0))
-        return {"loss_displacement": (errors * known).sum() / known.sum().clamp(min=1)}
+        count = known.sum()
+        if "num_targets" in batch:
+            count = average_over_processes(batch["num_targets"], images.device, batch.get("micro_batches", 1))
+        return {"loss_displacement": (errors * known).sum() / count.clamp(min=1)}
 
     @torch.no_grad()
-    def predict(self, batch: Mapping[str, Any]) -> list[Tensor]:  # type: ignore[override]
-        """Displacements `[1 or 2, H, W]` of each pair; larger images are cut into tiles, which are merged by their
-        confidence, the inverse of the scale."""
+    def predict(self, batch: Mapping[str, Any]) -> list[Displacement]:  # type: ignore[override]
+        """Of each pair of a batch; larger images are cut into tiles, which are merged by their confidence, the inverse
+        of the scale. A batch's padding is cut off first: pairs of several sizes are looked at one by one."""
         images, others = self.pair(batch)
+        sizes = [tuple(size) for size in batch["size"].tolist()]
+        if len(set(sizes)) == 1:
+            height, width = sizes[0]
+            return [
+                Displacement(field) for field in self.tiled(images[..., :height, :width], others[..., :height, :width])
+            ]
+        return [
+            Displacement(self.tiled(one[None, :, :height, :width], other[None, :, :height, :width])[0])
+            for one, other, (height, width) in zip(images, others, sizes, strict=True)
+        ]
+
+    def tiled(self, images: Tensor, others: Tensor) -> Tensor:
+        """Displacements `[B, 1 or 2, H, W]` of normalised images `[B, C, H, W]` twice, tile by tile; small ones are
+        extended by their borders to a tile."""
         height, width = images.shape[-2:]
         extra = [max(tile - side, 0) for tile, side in zip(self.size, (height, width), strict=True)]
         images, others = (F.pad(x, (0, extra[1], 0, extra[0]), mode="replicate") for x in (images, others))
@@ -188,10 +214,14 @@ class CroCoMatcher(CroCo):
             trust = (-scale).exp()[:, None]
             total[..., rows, columns] += trust * found
             weights[..., rows, columns] += trust
-        return list((total / weights)[..., :height, :width])
+        return (total / weights)[..., :height, :width]
 
     def check_size(self, *size: int) -> None:
-        """Takes images of any size: they are cut into tiles."""
+        """Refuse windows to train on whose sides are no multiples of a patch's; others are predicted in tiles."""
+        side, wanted = self.patch[0], list(self.size)
+        if any(pixels < side or pixels % side for pixels in size):
+            problem = f"{list(size)} is no multiple of the patch of {side}x{side}"
+            raise ConfigError("data.crop", problem, f"use the model's tiles, {wanted}")
 
     def pair(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Both images of a batch, normalised."""

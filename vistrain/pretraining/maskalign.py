@@ -3,6 +3,9 @@
 The student reads the patches that a trained teacher attends to, and learns the teacher's tokens of these patches; a
 learned mixture of its blocks is compared with each of the teacher's. Written from the paper and from the description of
 OpenDriveLab/maskalign (Apache-2.0), of whose code only the names of weights are here.
+
+Where a teacher's images are of another size (224 pixels in patches of 16 beside 196 in patches of 14), they are resized
+with antialiasing here, and so is its table of positions; the authors resize both without.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ class MaskAlign(Pretrainer):
     """Alignment with a teacher, without a decoder.
 
     Args:
-        teacher: a trained ViT with as many blocks; it may have another width.
+        teacher: a trained ViT; it may have another width, depth and patch.
         layers: the topmost blocks of the teacher that are learned, K.
         backbone, masking: see `Pretrainer`; 70 % are hidden if None. Training draws which patches are shown by the
             teacher's attention, whatever the masking.
@@ -45,18 +48,16 @@ class MaskAlign(Pretrainer):
         self, backbone: PatchEncoder, teacher: FrozenViT, masking: Masking | None = None, layers: int = 5
     ) -> None:
         super().__init__(backbone, masking or RandomMasking(0.7))
-        depth = len(backbone.body.blocks)
+        depth = teacher.depth
         refuse_other_grid(teacher.network, backbone)
-        if teacher.depth != depth:
-            problem = f"{teacher.network.name} has {teacher.depth} blocks, the student {depth}"
-            raise ConfigError("model.teacher", problem, "take a teacher with as many")
         if not 1 <= layers <= depth:
-            raise ConfigError("model.layers", f"{layers} of {depth} blocks", f"use 1 to {depth}")
+            problem = f"{layers} of the {depth} blocks of {teacher.network.name}"
+            raise ConfigError("model.layers", problem, f"use 1 to {depth}")
         backbone.body.blocks.apply(start_linear)
         # What is learned is taken before the final norm, which no loss reaches.
         backbone.body.norm.requires_grad_(False)
         self.top = layers
-        self.distill_weights = nn.Parameter(torch.eye(depth) + 0.01)
+        self.distill_weights = nn.Parameter(first_mixture(depth, len(backbone.body.blocks)))
         self.distill_heads = nn.ModuleList(nn.Linear(backbone.dim, teacher.dim) for _ in range(depth)).apply(
             start_linear
         )
@@ -93,8 +94,20 @@ class MaskAlign(Pretrainer):
         parts = [torch.cat((x[:, :prefix], take(x[:, prefix:], shown)), 1) for x in hidden]
         return [F.layer_norm(x, x.shape[-1:]) for x in parts]
 
+    def no_weight_decay(self) -> set[str]:
+        """See `Network`: the mixture is not decayed either."""
+        return super().no_weight_decay() | {"distill_weights"}
+
     def _ask(self, images: Tensor, batch: Mapping[str, Any]) -> tuple[list[Tensor], Tensor]:
         return self.teacher.hidden(self.teacher.prepared(batch, self.backbone.grid(*images.shape[-2:])))
+
+
+def first_mixture(taught: int, learning: int) -> Tensor:
+    """What each of the teacher's blocks is compared with at first, `[taught, learning]`: nearly the student's block of
+    the same place where both have as many, else the mean of all."""
+    if taught == learning:
+        return torch.eye(taught) + 0.01
+    return torch.full((taught, learning), 1 / learning)
 
 
 def importance(attention: Tensor, prefix: int = 1) -> Tensor:

@@ -149,6 +149,14 @@ class PatchEncoder(nn.Module):
         )
         return resized
 
+    def says_of(self, height: int, width: int) -> str:
+        """What becomes of its table of positions for images of these sides, pixels; empty: it is for them."""
+        if self.grid(height, width) == self.grid(*self.size):
+            return ""
+        became = "sines are computed for these" if self._sines else "they are resized at each step"
+        (rows, columns), built = self.size, "model.backbone.args.img_size"
+        return f"images of {height}x{width} pixels, positions for {rows}x{columns} ({built}): {became}"
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches in an image of these sides, pixels.
 

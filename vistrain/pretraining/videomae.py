@@ -172,6 +172,10 @@ class VideoMAE(Network):
                 raise ConfigError(key, f"clips of {side} {what}", f"use multiples of {part}")
         self.masking.kept(size[1] // self.cube[1] * (size[2] // self.cube[2]))
 
+    def no_weight_decay(self) -> set[str]:
+        """See `Network`: the token of hidden cubes."""
+        return {"mask_token"}
+
     def _errors(self, clips: Tensor, split: TokenSplit) -> Tensor:
         wanted = take(self.target(clips), split.removed)
         return (self.complete(clips, split).float() - wanted).square().mean((1, 2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,15 @@ def refuse_backbones(config: Mapping[str, Any]) -> None:
                 check_arguments(str(name), args)
             except ConfigError as error:
                 raise ConfigError(f"{node.where}.{error.where}", error.problem, error.remedy) from error
+
+
+def pretrained_files(node: Any) -> Iterator[str]:
+    """The files of pretrained weights that a network's config names, of backbones and teachers anywhere in it."""
+    for key, value in node.items() if isinstance(node, Mapping) else ():
+        if key == "pretrained" and isinstance(value, str):
+            yield value
+        else:
+            yield from pretrained_files(value)
 
 
 def build_without_memory(config: dict[str, Any], allow: Collection[str] = ()) -> Network:

@@ -22,15 +22,17 @@ from torch.optim import Optimizer
 
 from vistrain import metrics, processes
 from vistrain.callbacks import default_callbacks, make_loggers
-from vistrain.config import compose
+from vistrain.checkpoints import refuse_unreadable
+from vistrain.config import compose, without_pretrained
 from vistrain.config.builder import build
 from vistrain.data import DataModule
 from vistrain.devices import unusable_gpu
 from vistrain.errors import ConfigError
+from vistrain.layers.seeding import seeded
 from vistrain.network import Network
 from vistrain.optim import ParameterGroups, Schedule
 from vistrain.run import refusals
-from vistrain.run.networks import build_model, refuse_backbones, section
+from vistrain.run.networks import build_model, pretrained_files, refuse_backbones, section
 from vistrain.structures import Factory
 from vistrain.tasks import Task
 from vistrain.tasks.base.ahead import together
@@ -80,8 +82,30 @@ def build_parts(config: Mapping[str, Any], allow: Collection[str] = (), stage: s
     data = data_of(config, allow)
     if stage is not None:
         refuse_backbones(config)
+        refuse_before_writing(config, data, allow)
         data.prepare_data()
         data.setup(stage)
+    return _parts_upon(data, config, allow)
+
+
+def refuse_before_writing(config: Mapping[str, Any], data: DataModule, allow: Collection[str] = ()) -> None:
+    """Refuse what cannot be built of a config, where its data would be generated or prepared first, which takes longer.
+
+    Raises:
+        ConfigError, WeightsError: something is the user's to mend.
+    """
+    if not data.unwritten:
+        return
+    if not (config.get("run") or {}).get("weights"):
+        for file in pretrained_files(config.get("model")):
+            refuse_unreadable(file)
+    state = torch.get_rng_state()  # a run whose data are there already draws the same first values
+    with seeded(0):
+        _parts_upon(data, without_pretrained(dict(config)), allow).task.refuse_data(data)
+    torch.set_rng_state(state)
+
+
+def _parts_upon(data: DataModule, config: Mapping[str, Any], allow: Collection[str]) -> Parts:
     model = build_model(config, data.labels, data.channels, allow)
     data.preprocessing = model.preprocessing
     made = {name: make() for name, make in parts_of_task(config, data.batch_size, allow).items()}

@@ -28,7 +28,7 @@ from vistrain.errors import ConfigError, DataError, VistrainError
 from vistrain.internals.lightning import take_in
 from vistrain.network import Network
 from vistrain.run import refusals
-from vistrain.run.networks import build_model, load_named
+from vistrain.run.networks import build_model, load_named, pretrained_files
 from vistrain.run.parts import (
     Parts,
     build_task,
@@ -37,6 +37,7 @@ from vistrain.run.parts import (
     data_of,
     monitored,
     parts_of_task,
+    refuse_before_writing,
     stage_configs,
 )
 from vistrain.structures import LabelSpace
@@ -107,9 +108,9 @@ def rehearse(
 ) -> None:
     """Build all that a run consists of, and ask all that is asked before its first step.
 
-    A network is built without memory for its weights, unless `run.weights` are to be loaded; pretrained weights are not
-    fetched, of files of them only the beginning is read; loggers are not begun. Devices and packages are those of this
-    machine.
+    A network is built without memory for its weights, unless `run.weights` are to be loaded, or data to be written;
+    pretrained weights are not fetched, of files of them only the beginning is read; loggers are not begun. Devices and
+    packages are those of this machine.
 
     Args:
         config: composed; with stages, that of each is looked at.
@@ -121,10 +122,14 @@ def rehearse(
         _rehearse(config, heard, data, allow)
     elif not heard.concern("stages") and (stages := heard.result(lambda: stage_configs(config))):
         outer = heard.before
+        stages[1:] = map(without_pretrained, stages[1:])  # these go on from the weights of the one before
+        for number, stage in enumerate([] if heard.found else stages):  # before data are written for any
+            heard.before = f"{outer}stages[{number}]: "
+            with heard.heard():
+                refuse_before_writing(stage, data_of(stage, allow), allow)
         for number, stage in enumerate(stages):
             heard.before = f"{outer}stages[{number}]: "
-            # Later ones go on from the weights of the one before.
-            rehearse(without_pretrained(stage) if number else stage, heard, None, allow)
+            rehearse(stage, heard, None, allow)
         heard.before = outer
 
 
@@ -134,15 +139,18 @@ def _rehearse(config: dict[str, Any], heard: Refusals, data: DataModule | None, 
         with heard.heard():
             processes.refuse_waiting_alone(nodes)
     if not heard.concern("model") and not (config.get("run") or {}).get("weights"):
-        for file in _pretrained(config.get("model")):
+        for file in pretrained_files(config.get("model")):
             with heard.heard():
                 refuse_unreadable(file)
     if data is None and not heard.concern("data"):
         data = heard.result(lambda: data_of(config, allow))
     with heard.heard():
         if data is not None:
-            data.prepare_data()
-            data.setup("fit")
+            if not heard.found:
+                refuse_before_writing(config, data, allow)
+            if not (heard.found and data.unwritten):
+                data.prepare_data()
+                data.setup("fit")
     labels = None if data is None else heard.result(lambda: data.labels)
     made: dict[str, Any] = {}
     for name, make in parts_of_task(config, 1 if data is None else data.batch_size, allow).items():
@@ -166,22 +174,13 @@ def _rehearse(config: dict[str, Any], heard: Refusals, data: DataModule | None, 
             return
         data.preprocessing = model.preprocessing
         task = heard.result(lambda: build_task(config, model, made, allow))
-        if task is None or heard.concern("trainer"):
+        if task is None or heard.concern("trainer") or data.unwritten:
             return
         parts = Parts(data, model, task)
         config = {**config, "callbacks": {}} if heard.concern("callbacks") else config
         trainer = heard.result(lambda: build_trainer(config, parts, Path(folder), allow, evaluate_only=True))
         if trainer is not None:
             _ask(config, heard, parts, trainer)
-
-
-def _pretrained(node: Any) -> Iterator[str]:
-    """The files of pretrained weights that a network's config names, of backbones and teachers anywhere in it."""
-    for key, value in node.items() if isinstance(node, Mapping) else ():
-        if key == "pretrained" and isinstance(value, str):
-            yield value
-        else:
-            yield from _pretrained(value)
 
 
 def _network(config: dict[str, Any], labels: LabelSpace, channels: int, allow: Collection[str]) -> Network:

@@ -2,6 +2,7 @@
 
 from vistrain.tasks.base.task import Task
 from vistrain.tasks.classification.task import ClassificationTask, NeighbourTask
+from vistrain.tasks.correspondence.task import CorrespondenceTask
 from vistrain.tasks.detection.analysis import ErrorAnalysis
 from vistrain.tasks.detection.task import DetectionTask
 from vistrain.tasks.pretraining.task import PretrainingTask
@@ -13,6 +14,7 @@ from vistrain.tasks.volumes.task import VolumeTask
 
 __all__ = [
     "ClassificationTask",
+    "CorrespondenceTask",
     "DetectionTask",
     "ErrorAnalysis",
     "LaneTask",

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from vistrain.data import Coco2017, CocoDetection, CocoSplit, DetrAugment, Sample
-from vistrain.data.base import module
+from vistrain.data.base import workers
 from vistrain.data.detection.collate import collate
 from vistrain.errors import ConfigError, DataError
 from vistrain.structures import Preprocessing
@@ -344,8 +344,8 @@ def test_too_little_shared_memory_is_refused_before_the_run(tmp_path: Path, monk
     class Usage:
         free = 64 * 2**20  # what Docker gives
 
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: Usage)
-    monkeypatch.setattr(module, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(workers, "SHARED_MEMORY", tmp_path)
     data = make(tmp_path, batch_size=8, workers=8, augment=DetrAugment())
     with pytest.raises(
         DataError, match=r"64 MB of shared memory are free, 8 data workers may need 391 MB.*--shm-size=2g"

@@ -263,10 +263,38 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("change", REFUSED)
-def test_what_cannot_be_is_refused_in_one_line(change: str, data_root: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused_in_one_line_before_data_are_generated(change: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=REFUSED[change]):
-        run.fit(config.compose([], [change], start=compose(data_root, tmp_path / "run")))
+        run.fit(config.compose([], [change], start=compose(tmp_path / "data", tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "data").exists()
+
+
+def test_teachers_that_do_not_go_with_it_are_refused_before_data_are_generated(tmp_path: Path) -> None:
+    teacher = {"name": "vit_tiny_patch16_224", "pretrained": False, "args": {**VIT, "reg_tokens": 4}}
+    model = {"type": "pretraining.MaskAlign", "teacher": teacher, "backbone": {"name": "vit_tiny_patch16_224"}}
+    start = compose(tmp_path / "data", tmp_path / "run")
+    start["model"] = {**model, "backbone": start["model"]["backbone"]}
+    with pytest.raises(ConfigError, match=r"^model\.teacher: .* has 5 tokens before its patches"):
+        run.fit(start)
+    teacher |= {"args": VIT, "pretrained": str(tmp_path / "none.pth")}
+    with pytest.raises(WeightsError, match=r"none\.pth: no such file"):
+        run.fit(start)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(("side", "positions", "said"), [(32, "fixed", ""), (40, "fixed", "sines are computed"),
+                                                        (40, "learned", "they are resized")])  # fmt: skip
+def test_images_of_another_size_than_the_positions_are_said_once(
+    side: int, positions: str, said: str, data_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = {"data": {"image_size": side}, "model": {"backbone": {"positions": positions}}, "task": {"probes": []},
+            "trainer": {"limit_train_batches": 1, "limit_val_batches": 1}}  # fmt: skip
+    with caplog.at_level("INFO", logger="vistrain"):
+        assert run.fit(compose(data_root, tmp_path / "run", **more)) == 0
+    lines = [r.getMessage() for r in caplog.records if "positions for" in r.getMessage()]
+    wanted = f"images of {side}x{side} pixels, positions for 32x32 (model.backbone.args.img_size): {said}"
+    assert [line.startswith(wanted) for line in lines] == [True] * bool(said)
 
 
 def test_probes_want_classes(tmp_path: Path) -> None:

@@ -195,6 +195,11 @@ class Concatenated(DataModule):
         """Refused: sets are checked one by one."""
         raise ConfigError("data.type", "several sets are not checked at once", "run `vistrain check` on each of them")
 
+    @property
+    def unwritten(self) -> bool:
+        """Whether one of the sets would write files."""
+        return any(part.unwritten for part in self.sets)
+
     def prepare_data(self) -> None:
         """Makes what the sets generate."""
         for part in self.sets:

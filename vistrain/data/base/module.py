@@ -6,16 +6,12 @@ import functools
 import logging
 import math
 import os
-import shutil
-import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
-import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset
 
@@ -27,6 +23,7 @@ from vistrain.data.base.faults import Watched, dead_worker
 from vistrain.data.base.samplers import BlockSampler, ResumableSampler
 from vistrain.data.base.subset import Part, part_of, refuse_no_share
 from vistrain.data.base.transform import EvalTransform
+from vistrain.data.base.workers import check_shared_memory, start_worker
 from vistrain.errors import ConfigError, DataError, VistrainError, refuse_below
 from vistrain.internals.torch import MortalLoader
 from vistrain.processes import available_cores, is_stopped
@@ -35,9 +32,7 @@ from vistrain.structures import LabelSpace, Preprocessing
 log = logging.getLogger(__name__)
 
 SplitName = Literal["train", "val", "test"]
-SHARED_MEMORY = Path("/dev/shm")
 PREFETCH = 2  # batches per worker; eight were no faster
-LAST_SECONDS = 600  # that a worker outlives a SIGTERM
 # What each of Lightning's stages needs.
 STAGES: dict[str, tuple[SplitName, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
@@ -125,6 +120,11 @@ class DataModule(Contract, LightningDataModule, ABC):
     def labels(self) -> LabelSpace:
         """The classes; may read an annotation file the first time. Data without classes has an empty label space."""
         return LabelSpace((), ())
+
+    @property
+    def unwritten(self) -> bool:
+        """Whether `prepare_data` would write files, which takes time: what a config cannot have is refused before."""
+        return False
 
     @abstractmethod
     def dataset(self, split: SplitName) -> Dataset[Any]:
@@ -456,41 +456,3 @@ class Loader(MortalLoader):
             for batch in group:
                 yield {**batch, **facts}
             size = self.group
-
-
-def start_worker(worker: int) -> None:
-    """One thread per loader process: there is a process per core already.
-
-    Signals that tell a run to stop often reach its whole process group. The worker stays, as the run still needs it to
-    get to the end of the step; it ends with the run.
-    """
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-    signal.set_wakeup_fd(-1)  # the run's, which is told of its own signals alone
-    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(LAST_SECONDS))
-
-
-def check_shared_memory(needed: int, workers: int) -> None:
-    """Refuses to start loader processes whose batches would not fit into shared memory; later it would be a bus error.
-
-    Args:
-        needed: bytes that may be in flight at once.
-        workers: loader processes per device; without any, nothing is shared.
-
-    Raises:
-        DataError: less is free; Docker gives 64 MB unless told otherwise.
-    """
-    if workers == 0 or not SHARED_MEMORY.is_dir():
-        return
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    if free < needed:
-        raise DataError(
-            str(SHARED_MEMORY),
-            f"{free / 2**20:.0f} MB of shared memory are free, {workers} data workers may need {needed / 2**20:.0f} MB",
-            f"start the container with --shm-size={-(-needed // 2**30) + 1}g or --ipc=host, or lower data.workers",
-        )

@@ -100,9 +100,14 @@ class GeneratedPatterns(ImageFolder):
         """The ten classes; needs no file."""
         return LabelSpace(tuple(PATTERNS), tuple(range(len(PATTERNS))))
 
+    @property
+    def unwritten(self) -> bool:
+        """Whether it is not there yet."""
+        return not self.root.is_dir()
+
     def prepare_data(self) -> None:
         """Writes the set unless it is there. Safe with several processes: the first to finish wins, whole."""
-        if not self.root.is_dir():
+        if self.unwritten:
             write_patterns(self.root, self.counts, self.patterns_seed)
 
     def find(self, split: SplitName) -> None:

@@ -91,9 +91,14 @@ class GeneratedShapes(CocoDetection):
         ids = tuple(sorted(self.scenes.categories))
         return LabelSpace(tuple(CATEGORIES[i] for i in ids), ids, self.label_space)
 
+    @property
+    def unwritten(self) -> bool:
+        """Whether it is not there yet."""
+        return not self.root.is_dir()
+
     def prepare_data(self) -> None:
         """Writes the set unless it is there. Safe with several processes: the first to finish wins, whole."""
-        if not self.root.is_dir():
+        if self.unwritten:
             write_shapes(self.root, self.counts, self.shapes_seed, self.scale, self.scenes)
 
     def require(self, split: SplitName) -> None:

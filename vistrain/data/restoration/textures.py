@@ -60,9 +60,14 @@ class GeneratedTextures(RestorationData):
         super().__init__(train=ImageSet("train"), val=val, root=str(folder), patch=patch, **base)
         self.counts, self.textures_seed = {"train": train_images, "val": val_images}, textures_seed
 
+    @property
+    def unwritten(self) -> bool:
+        """Whether it is not there yet."""
+        return not self.root.is_dir()
+
     def prepare_data(self) -> None:
         """Writes the set unless it is there. Safe with several processes: the first to finish wins, whole."""
-        if not self.root.is_dir():
+        if self.unwritten:
             write_textures(self.root, self.counts, self.textures_seed)
 
 

@@ -81,9 +81,14 @@ class GeneratedMasks(MaskFolders):
             self._rule = LabelRule(ClassList(names, tuple(range(1, len(names) + 1))), (0,))
         return self._rule
 
+    @property
+    def unwritten(self) -> bool:
+        """Whether it is not there yet."""
+        return not self.root.is_dir()
+
     def prepare_data(self) -> None:
         """Writes the set unless it is there. Safe with several processes: the first to finish wins, whole."""
-        if not self.root.is_dir():
+        if self.unwritten:
             write_masks(self.root, self.counts, self.scenes_seed, self.scale, self.scenes)
 
     def find(self, split: SplitName) -> None:

@@ -56,9 +56,14 @@ class GeneratedLanes(CULane):
         name = f"lanes-v{VERSION}-{train_images}-{val_images}-seed{scenes_seed}-x{scale:g}"
         super().__init__(root=str(data_root(root) / name), num_lanes=LANES, **base)
 
+    @property
+    def unwritten(self) -> bool:
+        """Whether it is not there yet."""
+        return not self.root.is_dir()
+
     def prepare_data(self) -> None:
         """Writes the set unless it is there. Safe with several processes: the first to finish wins, whole."""
-        if not self.root.is_dir():
+        if self.unwritten:
             write_lanes(self.root, self.counts, self.scenes_seed, self.scale)
 
     def find(self, split: SplitName) -> None:

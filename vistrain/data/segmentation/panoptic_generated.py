@@ -78,9 +78,14 @@ class GeneratedPanoptic(PanopticFolders):
         """The ground and the shapes drawn; needs no file."""
         return categories(self.scenes, self.stuff)
 
+    @property
+    def unwritten(self) -> bool:
+        """Whether it is not there yet."""
+        return not self.root.is_dir()
+
     def prepare_data(self) -> None:
         """Writes the set unless it is there. Safe with several processes: the first to finish wins, whole."""
-        if not self.root.is_dir():
+        if self.unwritten:
             write_segments(self.root, self.counts, self.scenes_seed, self.scale, self.scenes, self.stuff)
 
     def find(self, split: SplitName) -> None:

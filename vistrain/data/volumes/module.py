@@ -207,6 +207,11 @@ class VolumeData(DataModule):
             parent = str(data_root(None) / "prepared" / f"{Path(place).name}-{digest}")
         return Cache(Path(parent), self.eval_transform, self.rule)
 
+    @property
+    def unwritten(self) -> bool:
+        """Whether none of its cases is prepared yet."""
+        return not self.store.folder.is_dir()
+
     def prepare_data(self) -> None:
         """Prepares all cases that are not; one process does it for all of a machine."""
         self.prepared(self.cases())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from vistrain.data.base.module import DataModule, SplitName
 from vistrain.errors import ConfigError, DataError, VistrainError, nearest
 from vistrain.internals.lightning import is_cut_short
-from vistrain.metrics import Metric, protocol
+from vistrain.metrics import PROTOCOLS, Metric, protocol
 from vistrain.network import Network
 from vistrain.optim import Schedule
 
@@ -39,6 +39,26 @@ def metric_of(data: DataModule, split: str, name: str, **facts: Any) -> Metric:
         where = data.place(cast(SplitName, split))
         raise DataError(f"{where}: {error.where}" if where else error.where, error.problem, error.remedy) from error
     return found
+
+
+def refuse_other_metrics(metrics: Sequence[str], protocols: Sequence[str], task: type) -> None:
+    """Refuse metrics that are named twice, or that measure what another task's networks predict.
+
+    Args:
+        metrics: their names.
+        protocols: those that are known to go with the task; empty: it does not say.
+        task: its class.
+
+    Raises:
+        ConfigError: one is.
+    """
+    twice = [name for name in metrics if list(metrics).count(name) > 1]
+    if twice:
+        raise ConfigError("metrics", f"{twice[0]!r} is named {metrics.count(twice[0])} times", "name it once")
+    for name in metrics:
+        if protocols and name in PROTOCOLS and name not in protocols:
+            problem = f"{name!r} does not measure what {task.__name__}'s networks predict"
+            raise ConfigError("metrics", problem, f"there are: {', '.join(protocols)}")
 
 
 def refuse_missing_numbers(

@@ -28,7 +28,7 @@ from vistrain.contract import Contract
 from vistrain.data.base.module import DataModule
 from vistrain.errors import ConfigError
 from vistrain.internals import lightning as internals
-from vistrain.metrics import PROTOCOLS, Metric, Record, Unit
+from vistrain.metrics import Metric, Record, Unit
 from vistrain.metrics.base import numbers_of_sets
 from vistrain.metrics.halves import Tested
 from vistrain.network import Network
@@ -115,13 +115,7 @@ class Task(Contract, LightningModule):
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        twice = [name for name in metrics if list(metrics).count(name) > 1]
-        if twice:
-            raise ConfigError("metrics", f"{twice[0]!r} is named {metrics.count(twice[0])} times", "name it once")
-        for name in metrics:
-            if self.protocols and name in PROTOCOLS and name not in self.protocols:
-                problem = f"{name!r} does not measure what {type(self).__name__}'s networks predict"
-                raise ConfigError("metrics", problem, f"there are: {', '.join(self.protocols)}")
+        ahead.refuse_other_metrics(metrics, self.protocols, type(self))
         if channels_last:
             hardware.order_weights(model)
         self.model = model
@@ -222,6 +216,9 @@ class Task(Contract, LightningModule):
 
     # ---------------------------------------------------------------- setting up
 
+    def refuse_data(self, data: DataModule) -> None:
+        """Refuse data, before a file of them is read, of which the network takes no image. Nothing, here."""
+
     def setup(self, stage: str) -> None:
         """Build the metrics before anything is trained: a wrong name must not surface after the first epoch."""
         if self.analysis_folder is not None and type(self).analyse is Task.analyse:
@@ -229,6 +226,7 @@ class Task(Contract, LightningModule):
         hardware.allow_tf32(self.tf32)
         split = "test" if stage == "test" else "val"
         self.evaluators[split] = self.build_metrics(split)
+        self.refuse_data(self.datamodule)
 
     def teardown(self, stage: str) -> None:
         """Let go of ground truth and process group: a later `fit` copies this module."""

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from vistrain.classification import Classifier
 from vistrain.classification.probes import vote
+from vistrain.data.base.module import DataModule
 from vistrain.data.classification.module import ClassificationData
 from vistrain.errors import ConfigError
 from vistrain.network import Network
@@ -40,11 +41,13 @@ class ClassificationTask(Task):
     protocols = ("accuracy", "multi_label")
 
     def setup(self, stage: str) -> None:
-        """Build the metrics, and refuse an image size that the network cannot take before anything is trained."""
+        """See `Task`."""
         super().setup(stage)
         # Lightning takes what is frozen on purpose for an oversight.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
-        data = self.datamodule
+
+    def refuse_data(self, data: DataModule) -> None:
+        """See `Task`: an image size that the network cannot take."""
         if not isinstance(data, ClassificationData):
             return
         for key, size in data.image_sizes().items():

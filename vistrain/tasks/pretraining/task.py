@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, cast
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Subset
 
 from vistrain.classification.probes import LinearProbe, vote
+from vistrain.data.base.module import DataModule
 from vistrain.data.classification.clips import ClipFolder
 from vistrain.data.classification.module import ClassificationData
 from vistrain.errors import ConfigError
@@ -25,6 +27,8 @@ from vistrain.tasks.base.looks import picture_of
 from vistrain.tasks.base.task import Batch, Cells, Task
 from vistrain.tasks.pretraining.pictures import cells
 from vistrain.tasks.pretraining.predictor import ReconstructionPredictor
+
+log = logging.getLogger(__name__)
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # of the votes, as DINO has them
 
@@ -67,11 +71,18 @@ class PretrainingTask(Task):
         return cast(Pretrainer, self.model)
 
     def setup(self, stage: str) -> None:
-        """Build the metrics, and refuse image sizes, masks and probes that cannot be before anything is trained."""
+        """See `Task`."""
         super().setup(stage)
         # Lightning takes teachers, which never learn, for an oversight.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
         data = self.datamodule
+        if stage == "fit" and isinstance(data, ClassificationData) and isinstance(self.model, Pretrainer):
+            said = self.model.backbone.says_of(*data.train_size)
+            if said and self.global_rank == 0:
+                log.info("%s", said)
+
+    def refuse_data(self, data: DataModule) -> None:
+        """See `Task`: image sizes, masks and probes that cannot be."""
         if self.probes and (not isinstance(data, ClassificationData) or data.multi_label or not data.labels.names):
             problem = f"{type(data).__name__} has not one class for each image"
             raise ConfigError("task.probes", problem, "leave them out, or train on data.ImageFolder")

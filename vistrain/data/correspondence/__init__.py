@@ -1,0 +1,1 @@
+"""Pairs of images, and where each pixel of the first is in the second."""

@@ -1,0 +1,1 @@
+"""Dense correspondence between two images: disparity and optical flow."""
