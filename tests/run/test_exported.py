@@ -94,6 +94,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                 "pixel_decoder": {"type": "segmentation.PEMPixelDecoder", "embed_dim": 32, "mask_dim": 16},
                 "decoder": {"type": "segmentation.PEMDecoder", **QUERIES},
                 "object_threshold": 0.1,
+                "outputs": ["panoptic"],
             },
         },
     ),

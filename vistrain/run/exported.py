@@ -233,6 +233,7 @@ def _alike(got: Sequence[Tensor], wanted: Sequence[Tensor], close: float) -> tup
 def _program(traced: Traced, form: Form, free: bool) -> ExportedProgram:
     """Traced without computing anything; batches are of any size, unless they are of one."""
     inputs = _noise(traced, 1 if form.of_one else 2, form.size, form, torch.Generator().manual_seed(0))
+    _, *sizes = inputs
     divisor = traced.network.preprocessing.size_divisor
     dims: dict[int, Any] = {} if form.of_one else {0: Dim.DYNAMIC}
     for axis in range(len(form.size)) if free else ():
@@ -240,7 +241,7 @@ def _program(traced: Traced, form: Form, free: bool) -> ExportedProgram:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.export.export(
-            traced, inputs, dynamic_shapes=(dims, (None,) * (len(inputs) - 1)), strict=False,
+            traced, inputs, dynamic_shapes=(dims, (None,) * len(sizes)) if sizes else (dims,), strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )  # fmt: skip
 
