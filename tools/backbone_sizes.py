@@ -58,7 +58,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; end with 1 if the page is not up to date")
     arguments = parser.parse_args(argv)
-    lines = "".join(line(name, *count(name)) for name in ours())
+    names = list(ours())
+    lines = ""
+    for i, name in enumerate(names, start=1):
+        print(f"{i}/{len(names)} {name}", file=sys.stderr)
+        lines += line(name, *count(name))
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)
     written = before + BEGIN + HEAD + lines + END + rest.split(END)[1]

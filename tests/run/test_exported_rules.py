@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,11 +86,24 @@ def test_the_longest_examples_are_short_and_need_three_packages(checkpoint: Path
     model, _ = run.load(checkpoint)
     described = model.exported_facts()
     lines = EvalScale((100, 60), multiple=32).in_python()
-    text = example("mine", 1, lines, described, Preprocessing(channel_order="bgr", size_divisor=32))
+    text = example("mine", 1, lines, described, Preprocessing(channel_order="bgr", size_divisor=32), True)
     assert len(text.splitlines()) <= 30
     names = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
     imported = {n.module if isinstance(n, ast.ImportFrom) else n.names[0].name for n in names}
     assert imported == {"json", "sys", "pathlib", "numpy", "onnxruntime", "PIL"}
+
+
+def test_the_example_of_a_file_of_fixed_sides_refuses_others(checkpoint: Path) -> None:
+    model, _ = run.load(checkpoint)
+    parts = "mine", 3, ("pixels = np.asarray(image)",), model.exported_facts(), Preprocessing()
+    free, fixed = (example(*parts, is_free).splitlines() for is_free in (True, False))
+    more = [line for line in fixed if line not in free]
+    assert len(fixed) == len(free) + len(more)
+    facts = {"input": {"images": ["batch", 3, 4, 6]}}
+    exec("\n".join(more), {"x": np.zeros((1, 3, 4, 6)), "facts": facts, "sys": sys})
+    there = SimpleNamespace(argv=["", "a.png"], exit=sys.exit)
+    with pytest.raises(SystemExit, match=r"a\.png: \[6, 4\] pixels, the file takes \[4, 6\] alone"):
+        exec("\n".join(more), {"x": np.zeros((1, 3, 6, 4)), "facts": facts, "sys": there})
 
 
 def test_counts_of_tokens_without_floating_point() -> None:

@@ -32,16 +32,21 @@ image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("{mode}")
 NORMALISE = """\
 x = (pixels{channels} / 255 - facts["mean"]) / facts["std"]
 """
+PLANES = """\
+x = x.transpose(2, 0, 1)[None].astype(np.float32)
+"""
 PAD = """\
 x = np.pad(x, [(0, -side % facts["size_divisor"]) for side in x.shape[:2]] + [(0, 0)])
 """
 RUN = """\
-x = x.transpose(2, 0, 1)[None].astype(np.float32)
 found = {name: value[0] for name, value in zip(facts["outputs"], session.run(None, {"images": x}))}
+"""
+FIXED = """\
+if [*x.shape[2:]] != (sides := facts["input"]["images"][2:]):
+    sys.exit(f"{sys.argv[1]}: {[*x.shape[2:]]} pixels, the file takes {sides} alone")
 """
 RUN_ONE = """\
 sizes = {"size": np.array([pixels.shape[:2]]), "original_size": np.array([image.size[::-1]])}
-x = x.transpose(2, 0, 1)[None].astype(np.float32)
 found = dict(zip(facts["outputs"], session.run(None, {"images": x, **sizes})))
 """
 SIZES = {
@@ -101,14 +106,19 @@ def write_facts(
     if output.suffix != ".onnx" or not lines or not described.reading or model.channels not in MODES:
         return told
     script = output.with_suffix(".py")
-    _write(script, example(output.stem, model.channels, lines, described, preprocessing))
+    _write(script, example(output.stem, model.channels, lines, described, preprocessing, form["is_free"]))
     return [*told, f"{script}: an example that runs it"]
 
 
 def example(
-    name: str, channels: int, resize: tuple[str, ...], described: Exported, preprocessing: Preprocessing
+    name: str,
+    channels: int,
+    resize: tuple[str, ...],
+    described: Exported,
+    preprocessing: Preprocessing,
+    is_free: bool,
 ) -> str:
-    """The example's text, see `EvalTransform.in_python` and `Exported.reading`."""
+    """The example's text, see `EvalTransform.in_python` and `Exported.reading`; whether sides are free."""
     reading = described.reading
     words = "PICTURE RESULT.png" if any("sys.argv[2]" in line for line in reading) else "PICTURE"
     text = BEGIN.format(name=name, words=words, mode=MODES[channels]) + "\n".join(resize) + "\n"
@@ -116,6 +126,7 @@ def example(
         text += "pixels = pixels[..., None]\n"
     text += NORMALISE.format(channels="[..., ::-1]" if preprocessing.channel_order == "bgr" else "")
     text += PAD if preprocessing.size_divisor > 1 else ""
+    text += PLANES + ("" if is_free else FIXED)
     return text + (RUN_ONE if described.of_one else RUN) + "\n".join(reading) + "\n"
 
 
