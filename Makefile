@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 ALONE  := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 TESTS  := -m pytest -n 2 --dist worksteal
 
-.PHONY: help install install-oldest demo test test-fast test-oldest lint format index results leaves docs clean
+.PHONY: help install install-oldest demo test test-fast test-oldest long lint format index results leaves docs clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -44,10 +44,13 @@ demo: install ## train a small detector, evaluate it, draw what it finds (about 
 test: lint ## ruff, mypy, import contracts, all tests
 	$(ALONE) $(BIN)/python $(TESTS)
 
-test-fast: install ## the tests that are not marked slow
-	$(ALONE) $(BIN)/python $(TESTS) -m "not slow"
+test-fast: install ## the tests of less than a second
+	$(ALONE) $(BIN)/python $(TESTS) -m "not slow and not long"
 
-test-oldest: install-oldest ## the same tests with the oldest versions that pyproject.toml allows
+long: install ## write anew which tests take a second or more (tests/long.txt)
+	$(ALONE) $(BIN)/python $(TESTS) -m "not slow" --note-long
+
+test-oldest: install-oldest ## the tests that are not marked slow, with the oldest versions that pyproject.toml allows
 	$(ALONE) $(OLDEST)/bin/python $(TESTS) -m "not slow"
 
 lint: install ## ruff (lint, format), mypy, import contracts

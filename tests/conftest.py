@@ -16,21 +16,34 @@ from parity import fixtures
 
 PARITY = Path(__file__).parent / "parity"
 EXPECTED = PARITY / "expected.txt"
+LONG = Path(__file__).parent / "long.txt"
 FILES = 10  # of the longest ones are told
+SECONDS = 1.0  # from which a test is long
 
 
 class Durations:
-    """Seconds that each file takes; the longest are told ("What a paper costs", docs/architecture.md)."""
+    """Seconds that each file takes; the longest are told ("What a paper costs", docs/architecture.md). With
+    `--note-long`, tests of a second or more are listed in `tests/long.txt`, and files that make things so long for all
+    of their tests: `make test-fast` leaves them out."""
 
-    def __init__(self) -> None:
+    def __init__(self, noted: bool) -> None:
         self.seconds: Counter[str] = Counter()
         self.tests: Counter[str] = Counter()
+        self.noted, self.long = noted, set[str]()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Set-up, test and tear-down report each for itself."""
         file = report.nodeid.partition("::")[0]
         self.seconds[file] += report.duration
         self.tests[file] += report.when == "call"
+        if report.duration >= SECONDS:
+            self.long.add(report.nodeid if report.when == "call" else file)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the list, in the process that saw all tests."""
+        if self.noted and not hasattr(session.config, "workeroutput"):
+            first = "# Tests of a second or more, and files that take that before their first: written by `make long`"
+            LONG.write_text("\n".join([first, *sorted(self.long)]) + "\n")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
@@ -107,6 +120,11 @@ def _whole(config: pytest.Config) -> bool:
     return covers and not config.option.collectonly and not config.option.ignore
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What `make long` asks for."""
+    parser.addoption("--note-long", action="store_true", help=f"write {LONG.name}: tests of {SECONDS:g} s or more")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the counter; an environment variable that points nowhere is an error, not a reason to skip."""
     os.fsync = lambda descriptor: None  # no test outlives a power cut, and each file would wait for the disk
@@ -115,12 +133,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "parity: equality with stored results of the authors' code")
     if (problem := fixtures.problem()) is not None:
         raise pytest.UsageError(problem)
-    config.pluginmanager.register(Durations(), "file-durations")
+    config.pluginmanager.register(Durations(config.option.note_long), "file-durations")
     config.pluginmanager.register(ParityCount(), "parity-count")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that hold slow tests come first, each in one piece: fixtures are made once for a file."""
+    """Files that hold slow tests come first, each in one piece: fixtures are made once for a file. What is listed as
+    long is marked."""
+    listed = set(LONG.read_text().splitlines()) if LONG.is_file() else set()
+    for item in items:
+        if {item.nodeid, item.nodeid.partition("::")[0]} & listed:
+            item.add_marker("long")
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
 

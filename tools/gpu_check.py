@@ -13,6 +13,7 @@ scipy (Triton and matplotlib are used where they are there), no data and no netw
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import math
 import sys
@@ -460,16 +461,16 @@ def main(argv: Sequence[str] | None = None) -> Check:
     if unknown:
         parser.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(names)}")
     print(check.machine, flush=True)
-    if check.dry:  # what would be compiled runs as it is
-        torch.compiler.set_stance("force_eager")
     done: set[str] = set()
     try:
-        for part, name, run, seconds in work:
-            wanted = part in (arguments.parts or names) or part == "card"
-            if wanted and not (check.dry and part == "backbones" and part in done):
-                check.attempt(part, name, run, seconds)
-                done.add(part)
-                (check.folder / "gpu_check.md").write_text(markdown(check))
+        # What would be compiled runs as it is when dry.
+        with torch.compiler.set_stance("force_eager") if check.dry else contextlib.nullcontext():
+            for part, name, run, seconds in work:
+                wanted = part in (arguments.parts or names) or part == "card"
+                if wanted and not (check.dry and part == "backbones" and part in done):
+                    check.attempt(part, name, run, seconds)
+                    done.add(part)
+                    (check.folder / "gpu_check.md").write_text(markdown(check))
         draw(check)
     except OSError as error:  # measurements keep theirs as rows: this one is of writing
         sys.exit(f"{check.folder}: {error.strerror or error}: what was written until then stands")
