@@ -253,7 +253,7 @@ def _refuse_missing_devices(arguments: Mapping[str, Any]) -> None:
     wanted = arguments.get("devices", "auto")
     if isinstance(wanted, str) and "," in wanted:
         wanted = [int(index) for index in wanted.split(",") if index.strip()]
-    if isinstance(wanted, list) and (name == "cpu" or (name == "auto" and not there["gpu"])):
+    if isinstance(wanted, list) and _takes_processor(name):
         problem = f"{wanted} are indices of devices; a processor takes a number of processes"
         raise ConfigError("trainer.devices", problem, "write that; `vistrain doctor` says what there is")
     if name not in ("auto", "gpu", "cuda"):
@@ -275,11 +275,15 @@ def _refuse_missing_devices(arguments: Mapping[str, Any]) -> None:
         raise ConfigError("trainer.precision", f"{precision!r}: {problem}", "use 16-mixed or 32-true")
 
 
+def _takes_processor(accelerator: str) -> bool:
+    there = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return accelerator == "cpu" or (accelerator == "auto" and not there)
+
+
 def _whole_name(precision: Any, accelerator: str) -> Any:
     """Lightning's older names of precisions by their new ones; on processors, which cast to bfloat16 alone, that."""
     name = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}.get(str(precision), precision)
-    on_processor = accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    if name == "16-mixed" and on_processor:
+    if name == "16-mixed" and _takes_processor(accelerator):
         log.warning("trainer.precision=%s: processors compute no float16 under autocast: bf16-mixed is taken", name)
         return "bf16-mixed"
     return name
