@@ -289,8 +289,7 @@ def _compared(traced: Traced, output: Path, sides: Sequence[tuple[int, ...]], fo
     for batch, size in zip((1, 2), sides if form.is_free else [form.size] * 2, strict=True):
         inputs = _noise(traced, 1 if form.of_one else batch, size, form, generator)
         with torch.no_grad():
-            wanted = traced(*inputs)
-        found = run(*inputs)
+            wanted, found = traced(*inputs), run(*inputs)
         if form.of_one:
             same, there, far = _alike(found, wanted, CLOSE[form.precision])
             alike, count, worst = alike + same, count + there, max(worst, far)
